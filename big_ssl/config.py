@@ -1,0 +1,167 @@
+"""What a config may hold, checked before anything slow happens."""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Mapping
+
+from big_ssl.data import sources
+from big_ssl.evals.suite import EVALUATORS
+from big_ssl.models.encoders import ENCODERS
+from big_ssl.objectives.build import OBJECTIVES
+from big_ssl.training import schedules
+
+
+class ConfigError(ValueError):
+    """A config that can't be run; the message is one line that names the key."""
+
+
+# A type, or a mapping of the same; ANY leaves a subtree to the table its `kind` chooses from.
+ANY = object()
+NUMBER = (int, float)
+TEXTS = (tuple, list)
+SCHEMA: Mapping = dict(
+    name=str,
+    seed=int,
+    total_steps=int,
+    dtype=str,
+    mesh=dict(data=int, fsdp=int, tensor=int),
+    requires=dict(devices=int, gib_per_device=NUMBER, preset_here=str),
+    tokenizer=dict(vocabulary=str, length=int),
+    streams=ANY,
+    views=ANY,
+    encoders=ANY,
+    optimizer=dict(
+        name=str,
+        b1=NUMBER,
+        b2=NUMBER,
+        eps=NUMBER,
+        weight_decay=NUMBER,
+        decay_exclude=TEXTS,
+        adapt_exclude=TEXTS,
+        clip_norm=NUMBER,
+    ),
+    learning_rate=dict(kind=str, peak=NUMBER, warmup_steps=int, start=NUMBER, final=NUMBER),
+    ema=NUMBER,
+    log_every=int,
+    eval_every=int,
+    checkpoint=dict(every=int, keep=int, best=str),
+    faults=dict(skipped_in_a_row=int, replaced_fraction=NUMBER),
+    evals=ANY,
+)
+_STREAM = dict(batch_size=int, data=ANY, objectives=ANY)
+_DATA = dict(source=ANY, captions=ANY, resize=int, crop=int, threads=int)
+_VIEW = dict(mean=TEXTS, std=TEXTS, flip=bool)
+
+
+def validate(config: Mapping) -> None:
+    """Raises ConfigError for an unknown or missing key (naming the nearest known one), a wrong
+    type, or values that cannot go together."""
+    _check(config, SCHEMA, "")
+    for name, stream in config["streams"].items():
+        path = f"streams.{name}"
+        _check(stream, _STREAM, path)
+        _check(stream["data"], _DATA, f"{path}.data")
+        _check_choice(stream["data"]["source"], sources.SOURCES, f"{path}.data.source")
+        for kind, options in stream["objectives"].items():
+            _check_options(options, _choose(kind, OBJECTIVES, f"{path}.objectives"), f"{path}.objectives.{kind}")
+        if stream["data"]["crop"] > stream["data"]["resize"]:
+            raise ConfigError(f"{path}.data.crop is larger than {path}.data.resize")
+    for name, view in config["views"].items():
+        _check(view, _VIEW, f"views.{name}")
+    for name, encoder in config["encoders"].items():
+        given = ("dtype", "vocab_size", "max_len")
+        _check_choice(encoder, ENCODERS, f"encoders.{name}", given)
+    for name, options in config["evals"].items():
+        _check_options(options, _choose(name, EVALUATORS, "evals"), f"evals.{name}", ("system", "tokenizer", "mesh", "sizes"))
+    _check_values(config)
+
+
+def _check_values(config):
+    for key in ("total_steps", "log_every", "eval_every"):
+        if config[key] < 1:
+            raise ConfigError(f"{key} is {config[key]}; it must be at least 1")
+    if config["dtype"] not in ("float32", "bfloat16"):
+        raise ConfigError(f"dtype is {config['dtype']!r}; use float32 or bfloat16")
+    if config["optimizer"]["name"] not in ("adamw", "lamb"):
+        raise ConfigError(f"optimizer.name is {config['optimizer']['name']!r}; use adamw or lamb")
+    if not 0 <= config["ema"] < 1:
+        raise ConfigError(f"ema is {config['ema']}; it must lie in [0, 1), 0 for none")
+    try:
+        schedules.build(config["learning_rate"], config["total_steps"])
+    except ValueError as error:
+        raise ConfigError(f"learning_rate: {error}") from error
+
+
+def _check(value, schema, path):
+    """value against a type, a tuple of types, or a mapping of such."""
+    if schema is ANY:
+        return
+    if not isinstance(schema, Mapping):
+        _check_type(value, schema, path)
+        return
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path} is {value!r}; it must be a dict of {', '.join(schema)}")
+    _check_keys(value, schema, schema, path)
+    for key in schema:
+        _check(value[key], schema[key], f"{path}.{key}".lstrip("."))
+
+
+def _check_type(value, types, path):
+    types = types if isinstance(types, tuple) else (types,)
+    # bool is an int to Python, and never meant as one here.
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        names = " or ".join(t.__name__ for t in types)
+        raise ConfigError(f"{path} is {value!r}, of type {type(value).__name__}; it must be {names}")
+
+
+def _check_keys(value, known, required, path):
+    prefix = f"{path}." if path else ""
+    for key in value:
+        if key not in known:
+            raise ConfigError(f"{prefix}{key} is no known key{_nearest(key, known)}")
+    for key in required:
+        if key not in value:
+            raise ConfigError(f"{prefix}{key} is missing")
+
+
+def _check_choice(value, table, path, given=()):
+    """A subtree whose `kind` names an entry of table, the other keys its options."""
+    if "kind" not in value:
+        raise ConfigError(f"{path}.kind is missing; it must be one of {', '.join(table)}")
+    options = {key: value[key] for key in value if key != "kind"}
+    _check_options(options, _choose(value["kind"], table, f"{path}.kind"), path, given)
+
+
+def _choose(kind, table, path):
+    if kind not in table:
+        raise ConfigError(f"{path}: {kind!r} is unknown{_nearest(kind, table)}; there are {', '.join(table)}")
+    return table[kind]
+
+
+def _check_options(options, build, path, given=()):
+    """options against the parameters that `build` takes, those in `given` left out."""
+    accepted = _parameters(build)
+    known = {key: default for key, default in accepted.items() if key not in given}
+    _check_keys(options, known, [key for key, default in known.items() if default is _REQUIRED], path)
+
+
+_REQUIRED = inspect.Parameter.empty
+
+
+def _parameters(build):
+    """{name: default}; a builder with **options takes the fields of what it returns as well."""
+    parameters = inspect.signature(build).parameters
+    known = {k: p.default for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    if len(known) < len(parameters):
+        made = inspect.signature(build).return_annotation
+        fields = dataclasses.fields(made)
+        known |= {f.name: None for f in fields if f.name not in ("parent", "name", "stages")}
+    known.pop("parent", None)
+    known.pop("name", None) if dataclasses.is_dataclass(build) else None
+    return known
+
+
+def _nearest(key, known):
+    close = difflib.get_close_matches(str(key), list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"

@@ -1,0 +1,51 @@
+"""From encoded pictures to uint8 arrays, on the host."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+
+class BadImage(ValueError):
+    """A picture that cannot be decoded."""
+
+
+def decode(encoded: bytes, size: int) -> np.ndarray:
+    """uint8[size, size, 3]: transparency over white, shorter side resized, centre cropped.
+
+    Bicubic with antialiasing. Raises BadImage for what Pillow can't read: truncated or not a
+    picture, empty, or so large that Pillow takes it for a decompression bomb.
+    """
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        image.load()
+        return _square(_on_white(image), size)
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadImage(f"{type(error).__name__}: {error}") from error
+
+
+def random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A uniformly placed [size, size, 3] window of a larger or equal square picture."""
+    top, left = rng.integers(0, image.shape[0] - size + 1, 2)
+    return image[top : top + size, left : left + size]
+
+
+def center_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The middle [size, size, 3] window of a larger or equal square picture."""
+    margin = (image.shape[0] - size) // 2
+    return image[margin : margin + size, margin : margin + size]
+
+
+def _on_white(image):
+    image = image.convert("RGBA")
+    background = Image.new("RGBA", image.size, "white")
+    background.alpha_composite(image)
+    return background.convert("RGB")
+
+
+def _square(image, size):
+    scale = size / min(image.size)
+    resized = tuple(max(size, round(side * scale)) for side in image.size)
+    left, top = ((side - size) // 2 for side in resized)
+    image = image.resize(resized, Image.Resampling.BICUBIC)
+    return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -1,0 +1,89 @@
+"""Image-text batches by Grain, as a pure function of (seed, step)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import grain
+import numpy as np
+
+from big_ssl.data import decode, sources
+from big_ssl.data.sources import Record
+
+# How many neighbours may stand in for one bad record before the data counts as unusable.
+_MAX_NEIGHBOURS = 100
+
+
+class BadText(ValueError):
+    """A caption that is no text, or that says nothing once tokenised."""
+
+
+class LoadPair(grain.transforms.RandomMap):
+    """Index -> dict(image: uint8[crop, crop, 3], text: dict(ids, mask), faults: {name: bool}).
+
+    A bad picture or caption is replaced by the next record that is good, so that the same
+    (seed, step) gives the same batch, and marked in `faults`.
+
+    captions: {kind: probability} over the kinds of text that a record has.
+    """
+
+    def __init__(self, source, tokenizer, captions: Mapping[str, float], resize: int, crop: int):
+        self._source, self._tokenizer, self._captions = source, tokenizer, captions
+        self._resize, self._crop = resize, crop
+
+    def random_map(self, index: int, rng: np.random.Generator):
+        faults = dict(replaced_images=False, replaced_texts=False)
+        for offset in range(_MAX_NEIGHBOURS):
+            record = self._source[(index + offset) % len(self._source)]
+            try:
+                return self._load(record, rng) | dict(faults=faults)
+            except decode.BadImage:
+                faults["replaced_images"] = True
+            except BadText:
+                faults["replaced_texts"] = True
+        raise ValueError(f"data: records {index} to {index + _MAX_NEIGHBOURS - 1} are all unusable")
+
+    def _load(self, record: Record, rng):
+        tokens = self._tokenizer([draw_caption(record.texts, self._captions, rng)])
+        text = {key: value[0] for key, value in tokens.items()}
+        if self._tokenizer.is_empty(text["ids"]):
+            raise BadText("nothing left after tokenisation")
+        image = decode.random_crop(decode.decode(record.image, self._resize), self._crop, rng)
+        return dict(image=image, text=text)
+
+
+def draw_caption(texts: Mapping[str, Sequence], captions: Mapping[str, float], rng) -> str:
+    """One text of a record: a kind by its probability among those present, then a candidate.
+
+    Of "tags" it draws a random subset in random order, as one text. Raises BadText where the
+    record has none, or the one drawn is not a string.
+    """
+    kinds = [kind for kind in captions if len(texts.get(kind, ()))]
+    if not kinds:
+        raise BadText("no caption")
+    weights = np.array([captions[kind] for kind in kinds])
+    kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
+    candidates = texts[kind]
+    count = rng.integers(1, len(candidates) + 1) if kind == "tags" else 1
+    drawn = [candidates[i] for i in rng.permutation(len(candidates))[:count]]
+    if not all(isinstance(text, str) for text in drawn):
+        raise BadText(f"a caption of type {type(drawn[0]).__name__}")
+    return " ".join(drawn)
+
+
+def batches(load, records: int, batch_size: int, seed: int, start: int, threads: int, shard=(0, 1)) -> Iterator:
+    """Batches from step `start` on, for ever, shuffled anew each epoch.
+
+    load: a grain RandomMap of record indices; batch_size: of all processes together;
+    shard: (process, processes), each of which gets its part of the same global batches.
+    """
+    process, processes = shard
+    order = grain.MapDataset.range(records).seed(seed).shuffle().repeat()
+    examples = order.random_map(load)[process::processes]
+    batched = examples.batch(batch_size // processes, drop_remainder=True)[start:]
+    return iter(batched.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+
+
+def build(config: Mapping, tokenizer) -> tuple[LoadPair, int]:
+    """The loader of one stream's records and their number, from its `data` config."""
+    source = sources.build(config["source"])
+    load = LoadPair(source, tokenizer, dict(config["captions"]), config["resize"], config["crop"])
+    return load, len(source)

@@ -1,0 +1,107 @@
+"""Sources of image-text records: random access, nothing decoded."""
+
+import hashlib
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow.compute
+import pyarrow.parquet
+from etils import epath
+
+
+class Record(NamedTuple):
+    """One raw example. image: encoded bytes; texts: {kind: candidates}, e.g. "tags"."""
+
+    image: bytes
+    texts: Mapping[str, Sequence[Any]]
+
+
+class EmojiPairs(Sequence[Record]):
+    """The embedded emoji drawings with their names.
+
+    styles: which drawings; concepts: "seen" leaves out the held-out fifth of concept stems,
+    "unseen" keeps only that, "all" keeps both. `rows` carries every column but the picture.
+    """
+
+    def __init__(self, styles: Sequence[str], concepts: str = "all"):
+        table = _read_embedded()
+        table = table.filter(pyarrow.compute.is_in(table["style"], pyarrow.array(list(styles))))
+        missing = set(styles) - set(table["style"].to_pylist())
+        if missing:
+            raise ValueError(f"emoji: no style {sorted(missing)[0]!r}; there are {', '.join(emoji_styles())}")
+        if concepts != "all":
+            keep = [is_held_out(unified) == (concepts == "unseen") for unified in table["unified"].to_pylist()]
+            table = table.filter(pyarrow.array(keep))
+        self.rows = table.drop_columns(["webp"]).to_pylist()
+        self._images = table["webp"].combine_chunks()
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        row = self.rows[index]
+        names = [name.replace("_", " ") for name in row["short_names"]]
+        texts = {"label": [row["label"]], "name": [row["name"]], "short_names": names, "tags": row["tags"]}
+        return Record(self._images[index].as_py(), texts)
+
+
+class TfdsPairs(Sequence[Record]):
+    """A TFDS dataset prepared in a random-access format (array_record), read without TensorFlow.
+
+    name, split, data_dir: as for tfds.data_source; image_key, text_keys: its feature names.
+    Raises FileNotFoundError where data_dir holds no such dataset.
+    """
+
+    def __init__(self, name: str, split: str, data_dir: str, image_key: str, text_keys: Sequence[str]):
+        import tensorflow_datasets as tfds  # slow to import, and needed only here
+
+        try:
+            builder = tfds.builder(name, data_dir=data_dir)
+        except tfds.core.registered.DatasetNotFoundError as error:
+            raise FileNotFoundError(f"data: no TFDS dataset {name!r} in {data_dir!r}") from error
+        decoders = {image_key: tfds.decode.SkipDecoding()}
+        self._source = builder.as_data_source(split=split, decoders=decoders)
+        self._image_key, self._text_keys = image_key, tuple(text_keys)
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        example = self._source[index]
+        return Record(example[self._image_key], {key: _texts(example[key]) for key in self._text_keys})
+
+
+SOURCES = {"emoji": EmojiPairs, "tfds": TfdsPairs}
+
+
+def build(config: Mapping) -> Sequence[Record]:
+    """The source that config["kind"] names, built from the other keys."""
+    options = {key: value for key, value in config.items() if key != "kind"}
+    return SOURCES[config["kind"]](**options)
+
+
+def is_held_out(unified: str) -> bool:
+    """Whether a concept ('1F468-200D-1F33E') is kept out of training: a fifth of the stems.
+
+    By stem, the first codepoint, so that the variants of one concept stay on one side.
+    """
+    stem = unified.split("-")[0]
+    return int(hashlib.sha1(stem.encode()).hexdigest(), 16) % 5 == 0
+
+
+def emoji_styles() -> list[str]:
+    """The names of the embedded drawing styles, openmoji (evaluation only) included."""
+    return sorted(set(_read_embedded(["style"])["style"].to_pylist()))
+
+
+def _read_embedded(columns=None):
+    folder = epath.Path(importlib.resources.files("big_ssl.data") / "embedded")
+    files = ("emoji_styles.parquet", "openmoji_eval.parquet")
+    return pyarrow.concat_tables(pyarrow.parquet.read_table(folder / name, columns=columns) for name in files)
+
+
+def _texts(value):
+    """A TFDS text feature's candidates: one text or several, bytes decoded as UTF-8."""
+    values = [value] if isinstance(value, (bytes, str)) else list(value)
+    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]

@@ -1,0 +1,57 @@
+"""Text to token ids: WordPiece, from a vocabulary file, by the tokenizers library."""
+
+import importlib.resources
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tokenizers
+from etils import epath
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class WordPiece:
+    """BERT's uncased WordPiece over a vocabulary file, one token a line.
+
+    Called with texts, gives ids: int32[B, L] and mask: bool[B, L], True where a token stands;
+    [CLS] first, [SEP] last, truncated to L. Raises FileNotFoundError, or ValueError where the
+    file lacks a special token.
+    """
+
+    def __init__(self, path: str, length: int):
+        words = epath.Path(path).read_text(encoding="utf-8").splitlines()
+        missing = [token for token in SPECIAL if token not in words]
+        if missing:
+            raise ValueError(f"vocabulary {path} lacks the special token {missing[0]}")
+        vocabulary = {word: i for i, word in enumerate(words)}
+        self._tokenizer = tokenizers.BertWordPieceTokenizer(vocabulary, lowercase=True)
+        self._tokenizer.enable_truncation(length)
+        self._tokenizer.enable_padding(length=length, pad_id=vocabulary["[PAD]"])
+        self.vocab_size = len(words)
+        self._special = {vocabulary[token] for token in SPECIAL if token != "[UNK]"}
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        encoded = self._tokenizer.encode_batch(list(texts))
+        ids = np.array([e.ids for e in encoded], np.int32)
+        return dict(ids=ids, mask=np.array([e.attention_mask for e in encoded], bool))
+
+    def is_empty(self, ids: np.ndarray) -> bool:
+        """Whether ids: int32[L] hold nothing but special tokens: a text that says nothing."""
+        return self._special.issuperset(ids.tolist())
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int) -> list[str]:
+    """A WordPiece vocabulary of at most vocab_size words for these texts, special tokens first."""
+    trainer = tokenizers.BertWordPieceTokenizer(lowercase=True)
+    trainer.train_from_iterator(
+        texts, vocab_size=vocab_size, min_frequency=2, show_progress=False, special_tokens=list(SPECIAL)
+    )
+    vocabulary = trainer.get_vocab()
+    return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+def vocabulary_path(name: str) -> str:
+    """The vocabulary file of config.tokenizer.vocabulary: "emoji" is the embedded one."""
+    if name == "emoji":
+        return str(importlib.resources.files("big_ssl.data") / "embedded" / "emoji_wordpiece.txt")
+    return name

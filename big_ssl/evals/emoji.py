@@ -1,0 +1,95 @@
+"""The evaluation sets of the embedded emoji: unseen styles, unseen concepts, flags or not."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from big_ssl.data import decode, sources
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedImages:
+    """Pictures with one right name each.
+
+    images: uint8[N, H, W, 3]; names: M texts; labels: int[N] into names; unseen, flag:
+    bool[M], whether a name's concept was held out of training, and whether it is a flag.
+    """
+
+    images: np.ndarray
+    names: Sequence[str]
+    labels: np.ndarray
+    unseen: np.ndarray
+    flag: np.ndarray
+
+    def positives(self, images: np.ndarray, names: np.ndarray) -> np.ndarray:
+        """bool[n, m]: right pairs among the chosen images (bool[N]) and names (bool[M])."""
+        return self.labels[images, None] == np.flatnonzero(names)[None]
+
+
+def load(style: str, resize: int, crop: int) -> NamedImages:
+    """All drawings of one style, against the names of every concept in the embedded set."""
+    source, concepts = sources.EmojiPairs([style]), _concepts()
+    images = load_images(source, resize, crop)
+    index = {row["unified"]: i for i, row in enumerate(concepts)}
+    return NamedImages(
+        images=images,
+        names=[row["label"] for row in concepts],
+        labels=np.array([index[row["unified"]] for row in source.rows]),
+        unseen=np.array([sources.is_held_out(row["unified"]) for row in concepts]),
+        flag=np.array([row["category"] == "Flags" for row in concepts]),
+    )
+
+
+def load_images(source: sources.EmojiPairs, resize: int, crop: int) -> np.ndarray:
+    """uint8[N, crop, crop, 3], the centre crops of a source's pictures."""
+    decoded = (decode.decode(source[i].image, resize) for i in range(len(source)))
+    return np.stack([decode.center_crop(image, crop) for image in decoded])
+
+
+def subsets(data: NamedImages) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yields (suffix, images: bool[N], names: bool[M]) of each way the results are split.
+
+    Without flags, flags are neither asked nor offered; of unseen concepts only the pictures
+    are chosen here, so that they compete with every name, seen ones included.
+    """
+    every, no_flags = np.ones_like(data.flag), ~data.flag
+    for suffix, asked, offered in (
+        ("", every, every),
+        ("_no_flags", no_flags, no_flags),
+        ("_unseen", data.unseen, every),
+        ("_unseen_no_flags", data.unseen & no_flags, no_flags),
+    ):
+        yield suffix, asked[data.labels], offered
+
+
+def pixel_scores(data: NamedImages, training_styles: Sequence[str]) -> np.ndarray:
+    """float[N, M], what plain pixels know: minus the distance from each picture to the nearest
+    training picture of each concept, on 16 x 16 mean-free pixels; -inf for unseen concepts.
+    """
+    source = sources.EmojiPairs(training_styles, "seen")
+    index = {row["unified"]: i for i, row in enumerate(_concepts())}
+    labels = np.array([index[row["unified"]] for row in source.rows])
+    train, test = _pixels(load_images(source, 16, 16)), _pixels(_shrink(data.images))
+    distances = (test**2).sum(1)[:, None] - 2 * test @ train.T + (train**2).sum(1)
+    order = np.argsort(labels, kind="stable")
+    present, starts = np.unique(labels[order], return_index=True)
+    scores = np.full((len(test), len(data.names)), -np.inf, np.float32)
+    scores[:, present] = -np.minimum.reduceat(distances[:, order], starts, axis=1)
+    return scores
+
+
+def _concepts():
+    """A row for each concept, in a fixed order: twemoji draws them all."""
+    return sources.EmojiPairs(["twemoji"]).rows
+
+
+def _pixels(images):
+    flat = images.reshape(len(images), -1).astype(np.float32) / 255
+    return flat - flat.mean(1, keepdims=True)
+
+
+def _shrink(images):
+    small = (Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC) for image in images)
+    return np.stack([np.asarray(image) for image in small])

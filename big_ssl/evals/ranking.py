@@ -1,0 +1,35 @@
+"""Metrics of ranked candidates, from a score matrix."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """int[N]: how many wrong candidates stand at or above each query's best right one.
+
+    scores: float[N, M], higher is nearer; positives: bool[N, M], at least one a row. A tie
+    counts against the query, so that a constant score is never rewarded.
+    """
+    best = np.where(positives, scores, -np.inf).max(1, keepdims=True)
+    return ((scores >= best) & ~positives).sum(1)
+
+
+def recall_at(rank: np.ndarray, k: int) -> float:
+    """The fraction of queries with a right candidate among the first k."""
+    return float((rank < k).mean())
+
+
+def chance_at(positives: np.ndarray, k: int) -> float:
+    """What recall_at(., k) expects of random scores: one right candidate in M gives k / M."""
+    candidates, right = positives.shape[1], positives.sum(1)
+    miss = np.ones(len(positives))
+    for i in range(min(k, candidates)):
+        miss *= np.clip(candidates - right - i, 0, None) / (candidates - i)
+    return float((1 - miss).mean())
+
+
+def recalls(scores, positives, ks: Sequence[int], prefix: str) -> dict[str, float]:
+    """{prefix + k: recall at k} for each k."""
+    rank = ranks(scores, positives)
+    return {f"{prefix}{k}": recall_at(rank, k) for k in ks}

@@ -1,0 +1,163 @@
+"""EfficientNet (Tan and Le 2019, arXiv 1905.11946), B0 to B7 and L2 (Xie et al. 2020)."""
+
+import functools
+import math
+from typing import Callable, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from big_ssl.models import convolutions
+from big_ssl.models.batch_norm import BatchNorm
+
+
+class Stage(NamedTuple):
+    """One row of Table 1 of the paper, before scaling."""
+
+    kernel: int
+    channels: int
+    repeats: int
+    stride: int
+    expand: int
+
+
+B0_STAGES = (
+    Stage(3, 16, 1, 1, 1),
+    Stage(3, 24, 2, 2, 6),
+    Stage(5, 40, 2, 2, 6),
+    Stage(3, 80, 3, 2, 6),
+    Stage(5, 112, 3, 1, 6),
+    Stage(5, 192, 4, 2, 6),
+    Stage(3, 320, 1, 1, 6),
+)
+
+# (width, depth) multipliers of each published size.
+VARIANTS = {
+    "b0": (1.0, 1.0),
+    "b1": (1.0, 1.1),
+    "b2": (1.1, 1.2),
+    "b3": (1.2, 1.4),
+    "b4": (1.4, 1.8),
+    "b5": (1.6, 2.2),
+    "b6": (1.8, 2.6),
+    "b7": (2.0, 3.1),
+    "l2": (4.3, 5.3),
+}
+
+
+def round_channels(channels: float, width: float, divisor: int = 8) -> int:
+    """Scales a channel count and rounds to a multiple of divisor, never down by over 10%."""
+    scaled = channels * width
+    rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * scaled else rounded
+
+
+def round_repeats(repeats: int, depth: float) -> int:
+    """Scales a stage's number of blocks, rounded up."""
+    return math.ceil(depth * repeats)
+
+
+# Normal with variance 2 / fan_out, as in the published code; a depthwise kernel [k, k, C]
+# has fan-out k * k.
+_dense_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def _depthwise_init(key, shape):
+    return jax.random.normal(key, shape) * math.sqrt(2 / (shape[0] * shape[1]))
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gates from the pooled map (Hu et al. 2018). x: [C, B, H, W], same shape out."""
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[0]
+        pooled = x.mean((2, 3)).T  # [B, C]
+        gate = nn.silu(nn.Dense(self.hidden, kernel_init=_dense_init, dtype=x.dtype, name="reduce")(pooled))
+        gate = nn.Dense(channels, kernel_init=_dense_init, dtype=x.dtype, name="expand")(gate)
+        return x * nn.sigmoid(gate).T[:, :, None, None]
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck: expand 1x1, depthwise k x k, squeeze-excite, project 1x1.
+
+    The squeeze width is a quarter of the block's *input* channels. drop_rate: the chance
+    that an example skips the residual branch while training (drop-connect).
+    """
+
+    stage: Stage
+    drop_rate: float
+    norm: Callable[..., nn.Module]  # builds a batch norm, given its name
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        channels, stage, inputs = x.shape[0], self.stage, x
+        hidden = channels * stage.expand
+        if stage.expand > 1:
+            kernel = self.param("expand", _dense_init, (channels, hidden))
+            x = convolutions.pointwise_conv(x, kernel.astype(x.dtype))
+            x = nn.silu(self.norm(name="expand_bn")(x, train))
+        kernel = self.param("depthwise", _depthwise_init, (stage.kernel, stage.kernel, hidden))
+        padding = convolutions.spatial_padding(x, stage.kernel, stage.stride)
+        x = convolutions.depthwise_conv(x, kernel.astype(x.dtype), stage.stride, padding)
+        x = nn.silu(self.norm(name="depthwise_bn")(x, train))
+        x = SqueezeExcite(max(1, channels // 4), name="squeeze_excite")(x)
+        kernel = self.param("project", _dense_init, (hidden, stage.channels))
+        x = convolutions.pointwise_conv(x, kernel.astype(x.dtype))
+        x = self.norm(name="project_bn")(x, train)
+        if stage.stride > 1 or x.shape != inputs.shape:
+            return x
+        return inputs + self._drop_connect(x, train)
+
+    def _drop_connect(self, x, train):
+        if not train or not self.drop_rate:
+            return x
+        keep = 1 - self.drop_rate
+        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, (1, x.shape[1], 1, 1))
+        return x * (mask / keep).astype(x.dtype)
+
+
+class EfficientNet(nn.Module):
+    """The network up to the last block's output and its spatial mean, without the top 1x1
+    convolution: ALIGN pools the block output itself (arXiv 2102.05918 section 4.1).
+
+    width, depth: compound-scaling multipliers (see VARIANTS).
+    drop_connect: rate at the last block; block i of n has drop_connect * i / n.
+    group_size: of batch norm; 0 is the global batch.
+
+    images: float[B, H, W, 3], normalised -> dict(
+      pooled: float32[B, C], patches: dtype[B, H', W', C]), C = round_channels(320, width).
+    """
+
+    width: float = 1.0
+    depth: float = 1.0
+    stages: tuple[Stage, ...] = B0_STAGES
+    stem_stride: int = 2
+    drop_connect: float = 0.2
+    group_size: int = 0
+    bn_momentum: float = 0.99
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train: bool = False):
+        norm = functools.partial(BatchNorm, self.group_size, self.bn_momentum)
+        x = images.astype(self.dtype).transpose(3, 0, 1, 2)
+        kernel = self.param("stem", _dense_init, (3, 3, 3, round_channels(32, self.width)))
+        padding = convolutions.spatial_padding(x, 3, self.stem_stride)
+        x = convolutions.conv(x, kernel.astype(self.dtype), self.stem_stride, padding)
+        x = nn.silu(norm(name="stem_bn")(x, train))
+        blocks = list(self._blocks())
+        for i, (name, stage) in enumerate(blocks):
+            x = MBConv(stage, self.drop_connect * i / len(blocks), norm, name=name)(x, train)
+        return dict(pooled=x.astype(jnp.float32).mean((2, 3)).T, patches=x.transpose(1, 2, 3, 0))
+
+    def _blocks(self):
+        """Yields (name, stage) of every block after scaling; only a stage's first strides."""
+        for i, stage in enumerate(self.stages):
+            stage = Stage(*stage)
+            stage = stage._replace(channels=round_channels(stage.channels, self.width))
+            for j in range(round_repeats(stage.repeats, self.depth)):
+                yield f"stage{i}_block{j}", stage if j == 0 else stage._replace(stride=1)

@@ -1,0 +1,31 @@
+"""Encoders by name, as configs choose them."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from big_ssl.models import bert, efficientnet
+
+
+def efficientnet_from(strides, **options) -> efficientnet.EfficientNet:
+    """EfficientNet with the published stages at these seven strides."""
+    stages = tuple(
+        stage._replace(stride=stride)
+        for stage, stride in zip(efficientnet.B0_STAGES, strides, strict=True)
+    )
+    return efficientnet.EfficientNet(stages=stages, **options)
+
+
+ENCODERS = {"efficientnet": efficientnet_from, "bert": bert.Bert}
+
+
+def build(config: Mapping, dtype, vocab_size: int, text_length: int) -> nn.Module:
+    """The encoder that config["kind"] names, from its other keys.
+
+    dtype: of the computation; vocab_size, text_length: what the tokenizer gives a text tower.
+    """
+    options = {key: value for key, value in config.items() if key != "kind"}
+    if config["kind"] == "bert":
+        options |= dict(vocab_size=vocab_size, max_len=text_length)
+    return ENCODERS[config["kind"]](dtype=jnp.dtype(dtype), **options)

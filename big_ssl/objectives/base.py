@@ -1,0 +1,46 @@
+"""The contract between an objective and the one training step. See docs/architecture.md."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+
+Metrics = dict[str, jax.Array]
+
+
+class Pass(NamedTuple):
+    """One run of one encoder over one view; objectives that need equal passes share the run.
+
+    encoder: a key of config.encoders; view: a key of the batch, "image" or "text" say.
+    """
+
+    encoder: str
+    view: str
+
+
+class Objective(Protocol):
+    """One weighted term of the loss: a frozen value with four parts.
+
+    needs: the passes whose outputs it reads.
+    head: a linen module with its own parameters, called with {pass: encoder output}; returns
+      features, arrays with a leading example axis, and scalars such as a temperature.
+    scope: "batch" where the loss couples examples, "example" where it is a mean over them.
+    loss: pure and float32, over the global batch.
+    """
+
+    needs: tuple[Pass, ...]
+    head: nn.Module
+    scope: Literal["batch", "example"]
+
+    def loss(self, features: Mapping[str, jax.Array], batch: Any, mutable: Any, step: jax.Array):
+        """Returns (float32[], metrics, mutable): the unweighted term and the new `mutable`."""
+        ...
+
+    def initial_mutable(self) -> Any:
+        """What the term keeps between steps (centres, say); {} for nothing."""
+        ...
+
+    def project(self, head_params):
+        """Puts the head's parameters back into their allowed range after an update."""
+        ...

@@ -1,0 +1,100 @@
+"""Image-text contrastive learning: ALIGN and CLIP are settings of this one objective."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from big_ssl.losses.contrastive import l2_normalize, softmax_contrastive
+from big_ssl.objectives.base import Pass
+
+IMAGE, TEXT = Pass("image", "image"), Pass("text", "text")
+
+# The smallest temperature that an update may leave: logits within +-100, CLIP's cap.
+_MIN_TEMPERATURE = 0.01
+
+
+class ContrastiveHead(nn.Module):
+    """Projects both towers' pooled outputs into one space of `dim` dimensions.
+
+    image_projection: ALIGN has none, its pooled image is the embedding; text_bias: ALIGN's
+    text projection has a bias, CLIP's has not. temperature_form: "raw" learns the temperature
+    itself (ALIGN), "log" the logarithm of its inverse (CLIP), whose steps are relative.
+    """
+
+    dim: int
+    image_projection: bool = False
+    text_bias: bool = True
+    temperature: float = 1.0
+    temperature_form: str = "raw"
+
+    @nn.compact
+    def __call__(self, outputs):
+        """outputs: {Pass: encoder output}, one tower or both.
+
+        Returns image, text: float32[B, dim], L2-normalised, of the towers given, and
+        temperature: float32[].
+        """
+        features = dict(temperature=self._temperature())
+        if IMAGE in outputs:
+            features["image"] = l2_normalize(self._image(outputs[IMAGE]["pooled"]))
+        if TEXT in outputs:
+            text = outputs[TEXT]["pooled"]
+            features["text"] = l2_normalize(self._project("text_projection", text, self.text_bias))
+        return features
+
+    def _image(self, pooled):
+        if self.image_projection:
+            return self._project("image_projection", pooled, bias=False)
+        if pooled.shape[-1] != self.dim:
+            raise ValueError(
+                f"contrastive: dim is {self.dim} but the image tower gives {pooled.shape[-1]}; "
+                "set dim to that or image_projection to True"
+            )
+        return pooled
+
+    def _project(self, name, pooled, bias):
+        init = nn.initializers.normal(pooled.shape[-1] ** -0.5)
+        return nn.Dense(self.dim, use_bias=bias, kernel_init=init, name=name)(pooled)
+
+    def _temperature(self):
+        if self.temperature_form == "raw":
+            return self.param("temperature", nn.initializers.constant(self.temperature), ())
+        init = nn.initializers.constant(-math.log(self.temperature))
+        return jnp.exp(-self.param("logit_scale", init, ()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrastive:
+    """The softmax contrastive term; weight 1 sums both directions (ALIGN), 1/2 averages (CLIP)."""
+
+    head: ContrastiveHead
+    label_smoothing: float = 0.0
+
+    needs: ClassVar = (IMAGE, TEXT)
+    scope: ClassVar = "batch"
+
+    def loss(self, features, batch, mutable, step):
+        """See objectives.base.Objective."""
+        del batch, step
+        loss, metrics = softmax_contrastive(
+            features["image"], features["text"], features["temperature"], self.label_smoothing
+        )
+        return loss, metrics | dict(temperature=features["temperature"]), mutable
+
+    def initial_mutable(self):
+        """Keeps nothing between steps."""
+        return {}
+
+    def project(self, head_params):
+        """Keeps the temperature at or above 0.01.
+
+        After the update, not in the forward pass, where a clip would cut the gradient and the
+        temperature could never come back.
+        """
+        if "temperature" in head_params:
+            return head_params | dict(temperature=jnp.maximum(head_params["temperature"], _MIN_TEMPERATURE))
+        limit = -math.log(_MIN_TEMPERATURE)
+        return head_params | dict(logit_scale=jnp.minimum(head_params["logit_scale"], limit))

@@ -1,0 +1,55 @@
+"""The device mesh: axes ("data", "fsdp", "tensor")."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
+    """A mesh over all devices. sizes: {axis: size}, one of which may be -1, "what is left".
+
+    On fewer devices than the sizes ask for, the axes shrink to (n, 1, 1): every config runs
+    on one device. Raises ValueError where the sizes cannot divide the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [sizes[axis] for axis in AXES]
+    fixed = math.prod(size for size in shape if size != -1)
+    if fixed > len(devices):
+        shape, fixed = [-1, 1, 1], 1
+    if len(devices) % fixed or (-1 not in shape and fixed != len(devices)):
+        raise ValueError(f"mesh: {dict(sizes)} does not divide {len(devices)} devices")
+    shape = [len(devices) // fixed if size == -1 else size for size in shape]
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over data and fsdp."""
+    return NamedSharding(mesh, BATCH)
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def global_batch(mesh: Mesh, batch):
+    """The global arrays of which this process holds `batch`, NumPy arrays [local B, ...].
+
+    Not device_put: with several hosts that wants the same array on each of them.
+    """
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def from_every_host(mesh: Mesh, batch):
+    """Global arrays, split like a batch, of NumPy arrays that every process holds whole."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index, x=x: x[index]), batch
+    )

@@ -1,0 +1,60 @@
+"""From a config to the parts of a run."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from big_ssl.data import pipeline
+from big_ssl.data.device_views import ImageView
+from big_ssl.data.tokenizers import WordPiece, vocabulary_path
+from big_ssl.models import encoders
+from big_ssl.objectives import build as objectives
+from big_ssl.training import schedules
+from big_ssl.training.system import System, Term
+
+
+def tokenizer(config: Mapping) -> WordPiece:
+    """The tokenizer of the config's texts."""
+    return WordPiece(vocabulary_path(config["tokenizer"]["vocabulary"]), config["tokenizer"]["length"])
+
+
+def system(config: Mapping, vocab_size: int) -> System:
+    """The encoders, views and weighted terms of the config."""
+    length = config["tokenizer"]["length"]
+    towers = {
+        name: encoders.build(options, config["dtype"], vocab_size, length)
+        for name, options in config["encoders"].items()
+    }
+    views = {name: ImageView(**options) for name, options in config["views"].items()}
+    terms = {
+        kind: Term(
+            stream,
+            objectives.build(kind, options),
+            schedules.build(options["weight"], config["total_steps"]),
+        )
+        for stream, parts in config["streams"].items()
+        for kind, options in parts["objectives"].items()
+    }
+    return System(towers, views, terms)
+
+
+def abstract_batch(config: Mapping) -> dict:
+    """Zeros of the shapes of one example of every stream, to initialise the parameters with."""
+    length = config["tokenizer"]["length"]
+    text = dict(ids=np.zeros((1, length), np.int32), mask=np.ones((1, length), bool))
+    return {
+        name: dict(image=np.zeros((1, *2 * (stream["data"]["crop"],), 3), np.uint8), text=text)
+        for name, stream in config["streams"].items()
+    }
+
+
+def batches(config: Mapping, tokens: WordPiece, start: int, shard: tuple[int, int]):
+    """An endless iterator of {stream: batch}, NumPy, this process's part, from step `start`."""
+    iterators = {}
+    for name, stream in config["streams"].items():
+        load, records = pipeline.build(stream["data"], tokens)
+        iterators[name] = pipeline.batches(
+            load, records, stream["batch_size"], config["seed"], start, stream["data"]["threads"], shard
+        )
+    while True:
+        yield {name: next(iterator) for name, iterator in iterators.items()}

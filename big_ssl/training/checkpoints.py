@@ -1,0 +1,77 @@
+"""Checkpoints by orbax: asynchronous, the last N and the best kept, damaged ones passed over."""
+
+import time
+from collections.abc import Mapping
+
+import jax
+from absl import logging
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+
+class Checkpoints:
+    """The checkpoints of one run, in workdir/checkpoints/<step>.
+
+    keep: how many of the latest stay; best: the metric whose best checkpoint stays as well,
+    "" for none. A save that the process does not survive leaves no checkpoint behind, since
+    orbax renames the folder into place when it is complete.
+    """
+
+    def __init__(self, workdir, keep: int, best: str = ""):
+        self._workdir, self._best = epath.Path(workdir), best
+        policies = ocp.training.preservation_policies
+        kept: list = [policies.LatestN(keep)]
+        if best:
+            kept.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+        self._open = lambda: ocp.training.Checkpointer(
+            self._workdir / "checkpoints",
+            # When to save is the loop's decision: every call saves.
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
+        )
+        self._checkpointer = self._open()
+
+    def save(self, state, metrics: Mapping[str, float]) -> None:
+        """Starts saving in the background; waits first for the save before it."""
+        step, metrics = int(state.step), {self._best: metrics[self._best]} if self._best in metrics else None
+        if step not in self.steps():
+            self._checkpointer.save_async(step, state, metrics=metrics)
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, ascending."""
+        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+
+    def restore_latest(self, abstract_state):
+        """The newest state that reads back whole, on abstract_state's shardings; None for none.
+
+        A checkpoint that doesn't is moved to workdir/damaged_checkpoints, with a warning.
+        Raises RuntimeError where there are checkpoints but not one can be read.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self._checkpointer.load(step, abstract_state)
+            except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
+                self._set_aside(step, error)
+        if steps:
+            raise RuntimeError(f"checkpoints: none of {steps} in {self._workdir} can be read")
+        return None
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._checkpointer.close()
+
+    def _set_aside(self, step, error):
+        aside = self._workdir / "damaged_checkpoints" / f"{step}_{int(time.time())}"
+        logging.warning("checkpoint %d can't be read (%s); moved to %s", step, str(error).split("\n")[0], aside)
+        if jax.process_index() == 0:
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            (self._workdir / "checkpoints" / str(step)).rename(aside)
+        jax.experimental.multihost_utils.sync_global_devices("set aside a damaged checkpoint")
+        self._checkpointer.close()
+        self._checkpointer = self._open()

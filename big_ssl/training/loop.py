@@ -1,0 +1,200 @@
+"""The one training loop."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from big_ssl.evals import suite
+from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.parallel.sharding import replicated, state_shardings
+from big_ssl.training import build, optimizers, progress, requirements, schedules
+from big_ssl.training import state as state_lib
+from big_ssl.training.checkpoints import Checkpoints
+from big_ssl.training.metrics import MetricsWriter
+from big_ssl.training.step import make_step
+from big_ssl.training.stopping import StopRequest, check_health
+from big_ssl.training.system import System
+
+
+class Setup(NamedTuple):
+    """The parts of a run that do not change while it runs.
+
+    init: () -> TrainState, jitted; step: (state, batch) -> (state, metrics), jitted, donating
+    the state; abstract_state: shapes, dtypes and shardings.
+    """
+
+    mesh: Mesh
+    system: System
+    tokenizer: Any
+    init: Callable
+    step: Callable
+    abstract_state: state_lib.TrainState
+
+
+class Result(NamedTuple):
+    """What a run leaves in memory. finished: False where it was asked to stop before its end."""
+
+    state: state_lib.TrainState
+    setup: Setup
+    evaluators: Mapping[str, suite.EmojiSuite]
+    finished: bool
+
+
+def set_up(config: Mapping, devices=None) -> Setup:
+    """Everything up to the first compilation; nothing is computed yet."""
+    mesh = mesh_lib.make_mesh(config["mesh"], devices)
+    for name, stream in config["streams"].items():
+        if stream["batch_size"] % mesh_lib.batch_ways(mesh):
+            raise ValueError(
+                f"streams.{name}.batch_size is {stream['batch_size']}; "
+                f"it must be a multiple of data x fsdp = {mesh_lib.batch_ways(mesh)}"
+            )
+    tokenizer = build.tokenizer(config)
+    system = build.system(config, tokenizer.vocab_size)
+    optimizer = optimizers.build(config["optimizer"])
+    rate = schedules.build(config["learning_rate"], config["total_steps"])
+
+    def init():
+        key = jax.random.key(config["seed"])
+        params, mutable = system.init(key, build.abstract_batch(config))
+        return state_lib.create(params, mutable, optimizer, use_ema=config["ema"] > 0)
+
+    shardings = state_shardings(mesh, jax.eval_shape(init))
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(init),
+        shardings,
+    )
+    step = make_step(system, optimizer, rate, _ema_momentum(config["ema"]), config["seed"])
+    return Setup(
+        mesh=mesh,
+        system=system,
+        tokenizer=tokenizer,
+        init=jax.jit(init, out_shardings=shardings),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+        abstract_state=abstract,
+    )
+
+
+def train(config: Mapping, workdir) -> Result:
+    """Trains to config["total_steps"], from the newest checkpoint in workdir if there is one.
+
+    Writes metrics.jsonl, TensorBoard events and checkpoints. SIGTERM makes it save and return
+    early. Raises requirements.Unrunnable before anything slow where the workdir won't do, and
+    stopping.TrainingFailed where the run has gone wrong.
+    """
+    setup = set_up(config)
+    size = requirements.state_bytes(setup.abstract_state)
+    requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
+    progress.print_parameters(
+        setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
+    )
+    if jax.process_index() == 0:
+        (epath.Path(workdir) / "config.json").write_text(json.dumps(config, indent=2))
+    checkpoints = Checkpoints(workdir, config["checkpoint"]["keep"], config["checkpoint"]["best"])
+    state = checkpoints.restore_latest(setup.abstract_state)
+    if state is None:
+        state = setup.init()
+    run = _Run(config, workdir, setup, checkpoints, int(state.step))
+    try:
+        state, finished = run.go(state)
+        return Result(state, setup, run.evaluators, finished)
+    finally:
+        run.close()
+
+
+class _Run:
+    """One process's stretch of a run, from its first step to its last."""
+
+    def __init__(self, config, workdir, setup, checkpoints, start):
+        self.config, self.setup, self.checkpoints = config, setup, checkpoints
+        self.start, self.total = start, config["total_steps"]
+        self.writer = MetricsWriter(workdir, start)
+        self.stop = StopRequest()
+        self.examples = sum(stream["batch_size"] for stream in config["streams"].values())
+        sizes = [(s["data"]["resize"], s["data"]["crop"]) for s in config["streams"].values()][0]
+        self.evaluators = suite.build(
+            config["evals"], system=setup.system, tokenizer=setup.tokenizer, mesh=setup.mesh, sizes=sizes
+        )
+        self.progress = progress.Progress(start, self.total, self.examples)
+        self.times = dict.fromkeys(("data", "step", "evaluation", "checkpoint"), 0.0)
+
+    def go(self, state):
+        """Steps until the end or a request to stop. Returns (state, whether it is the end)."""
+        shard = (jax.process_index(), jax.process_count())
+        batches = build.batches(self.config, self.setup.tokenizer, self.start, shard)
+        previous = None
+        for step in range(self.start + 1, self.total + 1):
+            began = time.monotonic()
+            batch = mesh_lib.global_batch(self.setup.mesh, next(batches))
+            fetched = time.monotonic()
+            state, metrics = self.setup.step(state, batch)
+            # Waiting for the step before keeps one step in flight, and bad ones from passing by.
+            if previous is not None:
+                self._check(previous, step - 1)
+            previous = metrics
+            self.times["data"] += fetched - began
+            self.times["step"] += time.monotonic() - fetched
+            self.progress.step(step)
+            stop = self.stop.reached(step)
+            self._after(step, state, metrics, last=stop or step == self.total)
+            if stop:
+                return state, step == self.total
+        return state, True
+
+    def _after(self, step, state, metrics, last):
+        """Logs, evaluates and saves where the config wants it after this step."""
+        if last or step % self.config["log_every"] == 0:
+            self._log(step, jax.device_get(metrics))
+        found: dict[str, float] = {}
+        if step % self.config["eval_every"] == 0 or step == self.total:
+            found = self._timed("evaluation", self._evaluate, step, state)
+        if last or step % self.config["checkpoint"]["every"] == 0:
+            self._timed("checkpoint", self.checkpoints.save, state, found)
+
+    def _log(self, step, metrics):
+        self._check(metrics, step)
+        line = {f"train/{key}": value for key, value in metrics.items()}
+        line |= {f"time/{key}": value for key, value in self.times.items()}
+        self.writer.write(step, line | {"time/examples_per_second": self.progress.rate(step)})
+        self.progress.report(step, f"loss {metrics['loss']:.4f}")
+
+    def _evaluate(self, step, state):
+        variables = state_lib.evaluation_variables(state)
+        found = {}
+        for evaluator in self.evaluators.values():
+            found |= {f"eval/{key}": value for key, value in evaluator.metrics(variables).items()}
+        if found:
+            self.writer.write(step, found)
+            top1 = (f"{key.split('/')[2]} {value:.1%}" for key, value in found.items() if key.endswith("/top1"))
+            self.progress.report(step, "zero-shot top-1: " + ", ".join(top1))
+        return found
+
+    def _check(self, metrics, step):
+        counters = jax.device_get({name: metrics[name] for name in state_lib.COUNTERS})
+        check_health(counters, step, step * self.examples, self.config["faults"])
+
+    def _timed(self, part, function, *arguments):
+        began = time.monotonic()
+        result = function(*arguments)
+        seconds = time.monotonic() - began
+        self.times[part] += seconds
+        self.progress.pause(seconds)
+        return result
+
+    def close(self):
+        """Waits for the last checkpoint and closes the files."""
+        self.progress.close()
+        self.checkpoints.close()
+        self.writer.close()
+        self.stop.restore()
+
+
+def _ema_momentum(momentum):
+    """The average's momentum by step: a short memory at first, so that it forgets the start."""
+    return lambda step: jax.numpy.minimum(momentum, (1 + step) / (10 + step))

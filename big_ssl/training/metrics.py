@@ -1,0 +1,58 @@
+"""Where the numbers of a run go: metrics.jsonl and TensorBoard events."""
+
+import json
+import math
+from collections.abc import Mapping
+
+import jax
+from etils import epath
+from tensorboardX import SummaryWriter
+
+
+class MetricsWriter:
+    """Appends scalars to workdir/metrics.jsonl, one object a line, and to TensorBoard events.
+
+    A resumed run first drops the lines after `start_step`, so that the file reads like that of
+    a run never stopped. Only process 0 writes. NaN and infinities are written as null.
+    """
+
+    def __init__(self, workdir, start_step: int = 0):
+        self._path = epath.Path(workdir) / "metrics.jsonl"
+        self._active = jax.process_index() == 0
+        if self._active:
+            self._drop_after(start_step)
+            self._events = SummaryWriter(str(workdir), purge_step=start_step + 1)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line, on disk when this returns."""
+        if not self._active:
+            return
+        values = {key: float(value) for key, value in metrics.items()}
+        line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for key, value in values.items():
+            self._events.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        """Flushes the events."""
+        if self._active:
+            self._events.close()
+
+    def _drop_after(self, step):
+        kept = [line for line in read_lines(self._path) if line["step"] <= step]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(self._path)
+
+
+def read_lines(path) -> list[dict]:
+    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    path = epath.Path(path)
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines

@@ -1,0 +1,29 @@
+"""Schedules: functions of the step, built from plain values."""
+
+from collections.abc import Mapping
+
+import optax
+
+
+def build(value, total_steps: int) -> optax.Schedule:
+    """A schedule from a config value: a number stays constant, a mapping is one of
+
+    dict(kind="linear" | "cosine", peak=..., warmup_steps=..., final=0.0, start=0.0): linear
+    warm-up from `start` to `peak`, then linear or cosine decay to `final` at the last step.
+    Raises ValueError naming an unknown kind, or a warm-up that does not fit into the run.
+    """
+    if not isinstance(value, Mapping):
+        return optax.constant_schedule(float(value))
+    kind, warmup, peak = value["kind"], value["warmup_steps"], value["peak"]
+    if not 0 <= warmup < total_steps:
+        raise ValueError(f"schedule: warmup_steps {warmup} must be below total_steps {total_steps}")
+    decay_steps, final = total_steps - warmup, value.get("final", 0.0)
+    if kind == "linear":
+        decay = optax.linear_schedule(peak, final, decay_steps)
+    elif kind == "cosine":
+        # optax counts the floor as a fraction of the peak.
+        decay = optax.cosine_decay_schedule(peak, decay_steps, alpha=final / peak)
+    else:
+        raise ValueError(f'schedule: kind {kind!r} is unknown; "linear" and "cosine" are known')
+    rise = optax.linear_schedule(value.get("start", 0.0), peak, warmup)
+    return optax.join_schedules([rise, decay], [warmup]) if warmup else decay

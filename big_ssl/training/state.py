@@ -1,0 +1,53 @@
+"""Everything a run carries from step to step, in one pytree."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """The whole state of a run: all of it is sharded, and all of it is checkpointed.
+
+    step: int32[], steps taken, skipped ones included; the data position follows from it.
+    params: {"encoders": {name: ...}, "heads": {objective: ...}}, float32.
+    opt_state: the optimiser's.
+    mutable: {"encoders": {name: collections}, "objectives": {name: ...}}: batch statistics,
+      centres, and what else changes without a gradient.
+    ema: None, or the averaged {"params": params, "encoders": mutable["encoders"]}.
+    counters: int32[] each: skipped, skipped_in_a_row, replaced_images, replaced_texts.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    mutable: Any
+    ema: Any
+    counters: dict[str, jax.Array]
+
+
+COUNTERS = ("skipped", "skipped_in_a_row", "replaced_images", "replaced_texts")
+
+
+def create(params, mutable, optimizer, use_ema: bool) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        mutable=mutable,
+        # A copy, since the step donates its input and no buffer can be donated twice.
+        ema=jax.tree.map(jnp.copy, averaged(params, mutable)) if use_ema else None,
+        counters={name: jnp.zeros((), jnp.int32) for name in COUNTERS},
+    )
+
+
+def averaged(params, mutable):
+    """What a moving average follows: the parameters and the encoders' running statistics."""
+    return {"params": params, "encoders": mutable["encoders"]}
+
+
+def evaluation_variables(state: TrainState):
+    """What evaluation uses: the average where there is one, else the current weights."""
+    return averaged(state.params, state.mutable) if state.ema is None else state.ema

@@ -1,0 +1,61 @@
+"""The one training step of every method."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from big_ssl.training import state as state_lib
+from big_ssl.training.random_keys import step_key
+from big_ssl.training.state import TrainState
+
+
+def make_step(system, optimizer, learning_rate, ema_momentum, seed: int):
+    """Returns step(state, batch) -> (state, metrics), pure and jittable.
+
+    system: training.system.System; optimizer: of unit rate; learning_rate, ema_momentum:
+    functions of the step (ema_momentum is read only where the state has an average).
+    A step whose loss or gradient is not finite changes nothing but the step and the counters,
+    so neither the optimiser's moments nor any running statistic sees it.
+    """
+
+    def step(state: TrainState, batch):
+        grad_fn = jax.value_and_grad(system.loss, has_aux=True)
+        (loss, (metrics, mutable)), grads = grad_fn(
+            state.params, state.mutable, batch, step_key(seed, state.step), state.step
+        )
+        grad_norm = optax.global_norm(grads)
+        rate = learning_rate(state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, updates))
+        params = system.project(params)
+        ema = _update_average(state, params, mutable, ema_momentum)
+        new = state.replace(params=params, opt_state=opt_state, mutable=mutable, ema=ema)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        counters = _count(state.counters, finite, batch)
+        metrics |= dict(loss=loss, grad_norm=grad_norm, learning_rate=rate) | counters
+        return new.replace(step=state.step + 1, counters=counters), metrics
+
+    return step
+
+
+def _update_average(state, params, mutable, momentum):
+    if state.ema is None:
+        return None
+    m = momentum(state.step)
+    return jax.tree.map(
+        lambda old, new: m * old + (1 - m) * new, state.ema, state_lib.averaged(params, mutable)
+    )
+
+
+def _count(counters, finite, batch):
+    """The counters after a step; a stream's "faults" are {counter: bool[B]}, records replaced."""
+    skipped = 1 - finite.astype(jnp.int32)
+    counters = counters | dict(
+        skipped=counters["skipped"] + skipped,
+        skipped_in_a_row=(counters["skipped_in_a_row"] + 1) * skipped,
+    )
+    for stream in batch.values():
+        for name, replaced in stream["faults"].items():
+            counters = counters | {name: counters[name] + replaced.sum(dtype=jnp.int32)}
+    return counters

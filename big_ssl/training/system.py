@@ -1,0 +1,125 @@
+"""Encoders and weighted objectives, put together: the model and the loss of a run."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from big_ssl.data.device_views import ImageView
+from big_ssl.objectives.base import Objective, Pass
+from big_ssl.training.random_keys import named_key
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One objective on one stream, with its weight as a function of the step."""
+
+    stream: str
+    objective: Objective
+    weight: Callable[[jax.Array], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """All that is trained, as pure functions of (params, mutable, batch, key).
+
+    encoders: {name: linen module}; views: {view: ImageView}, what happens on the device to a
+    batch's images before an encoder sees them; terms: {name: Term}.
+    A batch is {stream: {view: uint8 images or dict(ids, mask)}}.
+    """
+
+    encoders: Mapping[str, nn.Module]
+    views: Mapping[str, ImageView]
+    terms: Mapping[str, Term]
+
+    def init(self, key, batch):
+        """(params, mutable) as in TrainState; of the batch only shapes and dtypes matter."""
+        encoders, outputs = {}, {}
+        for stream, item in self.passes():
+            inputs = self._inputs(item.view, batch[stream], None)
+            init = self.encoders[item.encoder].init_with_output
+            outputs[stream, item], encoders[item.encoder] = init(named_key(key, item.encoder), **inputs)
+        heads = {}
+        for name, term in self.terms.items():
+            read = {item: outputs[term.stream, item] for item in term.objective.needs}
+            heads[name] = term.objective.head.init(named_key(key, name), read)["params"]
+        params = {"encoders": {k: v["params"] for k, v in encoders.items()}, "heads": heads}
+        states = {k: {c: v[c] for c in v if c != "params"} for k, v in encoders.items()}
+        kept = {name: term.objective.initial_mutable() for name, term in self.terms.items()}
+        return params, {"encoders": states, "objectives": kept}
+
+    def loss(self, params, mutable, batch, key, step):
+        """The weighted sum of all terms: (float32[], (metrics, new mutable)).
+
+        metrics: each term unweighted under its name and weighted under "<name>_weighted", and
+        what the terms report of themselves.
+        """
+        outputs, encoder_state = self.forward(params, mutable["encoders"], batch, key)
+        total, metrics, kept = jnp.zeros(()), {}, {}
+        for name, term in self.terms.items():
+            features = self._features(name, params, {i: outputs[term.stream, i] for i in term.objective.needs})
+            value, own, kept[name] = term.objective.loss(
+                features, batch[term.stream], mutable["objectives"][name], step
+            )
+            weighted = term.weight(step) * value
+            total += weighted
+            metrics |= own | {name: value, f"{name}_weighted": weighted}
+        return total, (metrics, {"encoders": encoder_state, "objectives": kept})
+
+    def forward(self, params, encoder_state, batch, key):
+        """Runs each distinct pass once, in training mode.
+
+        Returns ({(stream, pass): encoder output}, the encoders' new state).
+        """
+        outputs = {}
+        for stream, item in self.passes():
+            view_key, dropout_key = (
+                named_key(key, f"{stream}/{what}") for what in (item.view, f"{item.encoder}/{item.view}")
+            )
+            state = encoder_state[item.encoder]
+            output, state = self.encoders[item.encoder].apply(
+                {"params": params["encoders"][item.encoder], **state},
+                **self._inputs(item.view, batch[stream], view_key),
+                train=True,
+                mutable=list(state),
+                rngs={"dropout": dropout_key},
+            )
+            outputs[stream, item] = output
+            encoder_state = encoder_state | {item.encoder: state}
+        return outputs, encoder_state
+
+    def embed(self, variables, name, views):
+        """The features that term `name` makes of the given views, in evaluation mode.
+
+        variables: {"params", "encoders"} as state.evaluation_variables gives; views: {view:
+        batch}, any part of what the term needs. Returns the head's dict for those views.
+        """
+        outputs = {}
+        for item in self.terms[name].objective.needs:
+            if item.view in views:
+                collections = {"params": variables["params"]["encoders"][item.encoder]}
+                collections |= variables["encoders"][item.encoder]
+                inputs = self._inputs(item.view, views, None)
+                outputs[item] = self.encoders[item.encoder].apply(collections, **inputs, train=False)
+        return self._features(name, variables["params"], outputs)
+
+    def project(self, params):
+        """Each objective's constraint on its head, applied after an update."""
+        heads = {name: term.objective.project(params["heads"][name]) for name, term in self.terms.items()}
+        return params | {"heads": heads}
+
+    def passes(self) -> Iterator[tuple[str, Pass]]:
+        """Every (stream, pass) that some term needs, once each, in the terms' order."""
+        needed = ((term.stream, item) for term in self.terms.values() for item in term.objective.needs)
+        return iter(dict.fromkeys(needed))
+
+    def _features(self, name, params, outputs):
+        return self.terms[name].objective.head.apply({"params": params["heads"][name]}, outputs)
+
+    def _inputs(self, view, batch, key):
+        if view in self.views:
+            return {"images": self.views[view](batch[view], key)}
+        return batch[view]

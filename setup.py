@@ -1,0 +1,65 @@
+"""Packaging for big_ssl; every tool's settings live in pyproject.toml."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+
+# Read as text: importing big_ssl here would import jax before it is installed.
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "big_ssl/__init__.py").read_text(), re.M).group(1)
+
+CORE = [
+    # jax 0.11 dropped Python 3.11, which therefore stays on 0.10; both ends are tested.
+    "jax>=0.10,<0.13",
+    "flax>=0.12",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "grain>=0.2.18",
+    "tensorflow-datasets>=4.9.10",
+    "importlib_resources>=6.0",  # tensorflow-datasets imports it and does not declare it
+    "sentencepiece>=0.2.1",
+    "tokenizers>=0.22",
+    "ml_collections>=1.1",
+    "numpy>=2.2",
+    "absl-py>=2.1",
+    "pillow>=11.0",
+    "pyarrow>=20.0",
+    "etils[epath]>=1.12",
+    "rich>=14.0",
+    "tensorboardX>=2.6.4",
+    "matplotlib>=3.10",
+    "jinja2>=3.1.6",
+]
+
+SCIKIT_LEARN = "scikit-learn>=1.7"
+
+EXTRAS = {
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda12]"],
+    "eval": [SCIKIT_LEARN],
+    "curation": ["apache-beam>=2.66"],  # wants older pillow, pyarrow and protobuf than the locks pin
+    "notebooks": ["jupyterlab>=4.4", "nbclient>=0.10.2", "ipykernel>=6.29"],
+    "dev": ["pytest>=9.0", "ruff>=0.14", "mypy>=1.18", SCIKIT_LEARN],
+}
+
+setup(
+    name="big-ssl",
+    version=VERSION,
+    description="Vision foundation models in JAX: CLIP, ALIGN, iBOT, DINOv2 and Florence, one training step",
+    license="Apache-2.0",
+    license_files=["LICENSE", "ATTRIBUTION.md"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["big_ssl", "big_ssl.*"]),
+    package_data={
+        "big_ssl": [
+            "py.typed",
+            "data/embedded/*.parquet",
+            "data/embedded/*.txt",
+            "evals/templates/*.html",
+        ]
+    },
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)
