@@ -48,7 +48,7 @@ setup(
     name="big-ssl",
     version=VERSION,
     description="Vision foundation models in JAX: CLIP, ALIGN, iBOT, DINOv2 and Florence, one training step",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE", "ATTRIBUTION.md"],
     python_requires=">=3.11",
     packages=find_packages(include=["big_ssl", "big_ssl.*"]),
