@@ -64,7 +64,9 @@ def validate(config: Mapping) -> None:
         _check(stream["data"], _DATA, f"{path}.data")
         _check_choice(stream["data"]["source"], sources.SOURCES, f"{path}.data.source")
         for kind, options in stream["objectives"].items():
-            _check_options(options, _choose(kind, OBJECTIVES, f"{path}.objectives"), f"{path}.objectives.{kind}")
+            _check_options(
+                options, _choose(kind, OBJECTIVES, f"{path}.objectives"), f"{path}.objectives.{kind}"
+            )
         if stream["data"]["crop"] > stream["data"]["resize"]:
             raise ConfigError(f"{path}.data.crop is larger than {path}.data.resize")
     for name, view in config["views"].items():
@@ -73,7 +75,12 @@ def validate(config: Mapping) -> None:
         given = ("dtype", "vocab_size", "max_len")
         _check_choice(encoder, ENCODERS, f"encoders.{name}", given)
     for name, options in config["evals"].items():
-        _check_options(options, _choose(name, EVALUATORS, "evals"), f"evals.{name}", ("system", "tokenizer", "mesh", "sizes"))
+        _check_options(
+            options,
+            _choose(name, EVALUATORS, "evals"),
+            f"evals.{name}",
+            ("system", "tokenizer", "mesh", "sizes"),
+        )
     _check_values(config)
 
 

@@ -8,7 +8,6 @@ Exit code 0: training finished, or was asked to stop and saved. 1: it failed, an
 2: it can't run here as asked, said before anything is compiled.
 """
 
-import json
 import shlex
 import sys
 
@@ -51,9 +50,18 @@ def main(argv) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax and grain log every step of a save
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     command = shlex.join(["python", "-m", "big_ssl.main", *sys.argv[1:]])
-    sys.exit(run(_CONFIG.value.to_dict(), _WORKDIR.value, config_file, command))
+    sys.exit(run(_CONFIG.value.to_dict(), str(_WORKDIR.value), config_file, command))
+
+
+def parse_flags(argv):
+    """The command line, with a mistake in --config told in one line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        print(f"--config: {str(error).strip()}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

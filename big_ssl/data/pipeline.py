@@ -69,7 +69,9 @@ def draw_caption(texts: Mapping[str, Sequence], captions: Mapping[str, float], r
     return " ".join(drawn)
 
 
-def batches(load, records: int, batch_size: int, seed: int, start: int, threads: int, shard=(0, 1)) -> Iterator:
+def batches(
+    load, records: int, batch_size: int, seed: int, start: int, threads: int, shard=(0, 1)
+) -> Iterator:
     """Batches from step `start` on, for ever, shuffled anew each epoch.
 
     load: a grain RandomMap of record indices; batch_size: of all processes together;
@@ -79,7 +81,9 @@ def batches(load, records: int, batch_size: int, seed: int, start: int, threads:
     order = grain.MapDataset.range(records).seed(seed).shuffle().repeat()
     examples = order.random_map(load)[process::processes]
     batched = examples.batch(batch_size // processes, drop_remainder=True)[start:]
-    return iter(batched.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+    return iter(
+        batched.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    )
 
 
 def build(config: Mapping, tokenizer) -> tuple[LoadPair, int]:

@@ -31,7 +31,9 @@ class EmojiPairs(Sequence[Record]):
         if missing:
             raise ValueError(f"emoji: no style {sorted(missing)[0]!r}; there are {', '.join(emoji_styles())}")
         if concepts != "all":
-            keep = [is_held_out(unified) == (concepts == "unseen") for unified in table["unified"].to_pylist()]
+            keep = [
+                is_held_out(unified) == (concepts == "unseen") for unified in table["unified"].to_pylist()
+            ]
             table = table.filter(pyarrow.array(keep))
         self.rows = table.drop_columns(["webp"]).to_pylist()
         self._images = table["webp"].combine_chunks()

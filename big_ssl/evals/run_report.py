@@ -25,7 +25,7 @@ QUERIES = (
 def write_run_report(config, workdir, command: str, result):
     """Writes workdir/report/index.html and returns its path."""
     variables = state_lib.evaluation_variables(result.state)
-    scenes, encode_text = {}, None
+    scenes, encode_text = {}, _no_text
     for evaluator in result.evaluators.values():
         scenes |= evaluator.scenes(variables)
         encode_text = evaluator.encode_text(variables)
@@ -37,6 +37,11 @@ def write_run_report(config, workdir, command: str, result):
         queries=QUERIES,
         facts=_facts(config, result, command),
     )
+
+
+def _no_text(texts):
+    """Stands in where no evaluator has a text tower; the report asks only if there are scenes."""
+    raise ValueError(f"this run has no text tower to embed {len(texts)} texts with")
 
 
 def _facts(config, result, command):

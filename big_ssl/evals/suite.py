@@ -16,9 +16,13 @@ class EmojiSuite:
     baseline; the pictures are resized and cropped as in the config's first stream.
     """
 
-    def __init__(self, styles: Sequence[str], training_styles: Sequence[str], *, system, tokenizer, mesh, sizes):
+    def __init__(
+        self, styles: Sequence[str], training_styles: Sequence[str], *, system, tokenizer, mesh, sizes
+    ):
         self._sets = {style: emoji.load(style, *sizes) for style in styles}
-        self._pixels = {style: emoji.pixel_scores(data, training_styles) for style, data in self._sets.items()}
+        self._pixels = {
+            style: emoji.pixel_scores(data, training_styles) for style, data in self._sets.items()
+        }
         self._embedder = Embedder(system, "contrastive", tokenizer, mesh)
 
     def metrics(self, variables) -> dict[str, float]:
@@ -26,7 +30,10 @@ class EmojiSuite:
         found: dict[str, float] = {}
         for style, scene in self.scenes(variables).items():
             scores = scene.image_embeddings @ scene.text_embeddings.T
-            for kind, measure in (("zero_shot", zero_shot.classification), ("retrieval", zero_shot.retrieval)):
+            for kind, measure in (
+                ("zero_shot", zero_shot.classification),
+                ("retrieval", zero_shot.retrieval),
+            ):
                 values = measure(self._sets[style], scores, self._pixels[style], style)
                 found |= {f"{kind}/{key}": value for key, value in values.items()}
         return found

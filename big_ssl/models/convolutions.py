@@ -110,7 +110,7 @@ def depthwise_shifted(x, kernel, *, stride, padding):
     """k*k shifted multiply-adds."""
     k = kernel.shape[0]
     weights = kernel.reshape(k * k, -1, 1, 1, 1)
-    return sum(tap * weight for tap, weight in zip(_taps(x, k, stride, padding), weights))
+    return sum(tap * weight for tap, weight in zip(_taps(x, k, stride, padding), weights, strict=True))
 
 
 def depthwise_dense(x, kernel, *, stride, padding):
@@ -136,7 +136,7 @@ def _taps(x, k, stride, padding):
 
 
 def _output_sizes(x, k, stride, padding):
-    return tuple((n + sum(pad) - k) // stride + 1 for n, pad in zip(x.shape[2:], padding))
+    return tuple((n + sum(pad) - k) // stride + 1 for n, pad in zip(x.shape[2:], padding, strict=True))
 
 
 def _placement(size, out, k, stride, before):

@@ -1,6 +1,6 @@
 """Encoders by name, as configs choose them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,13 +11,12 @@ from big_ssl.models import bert, efficientnet
 def efficientnet_from(strides, **options) -> efficientnet.EfficientNet:
     """EfficientNet with the published stages at these seven strides."""
     stages = tuple(
-        stage._replace(stride=stride)
-        for stage, stride in zip(efficientnet.B0_STAGES, strides, strict=True)
+        stage._replace(stride=stride) for stage, stride in zip(efficientnet.B0_STAGES, strides, strict=True)
     )
     return efficientnet.EfficientNet(stages=stages, **options)
 
 
-ENCODERS = {"efficientnet": efficientnet_from, "bert": bert.Bert}
+ENCODERS: dict[str, Callable[..., nn.Module]] = {"efficientnet": efficientnet_from, "bert": bert.Bert}
 
 
 def build(config: Mapping, dtype, vocab_size: int, text_length: int) -> nn.Module:

@@ -6,8 +6,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 import flax.linen as nn
 import jax
 
-Metrics = dict[str, jax.Array]
-
 
 class Pass(NamedTuple):
     """One run of one encoder over one view; objectives that need equal passes share the run.
@@ -29,9 +27,14 @@ class Objective(Protocol):
     loss: pure and float32, over the global batch.
     """
 
-    needs: tuple[Pass, ...]
-    head: nn.Module
-    scope: Literal["batch", "example"]
+    @property
+    def needs(self) -> tuple[Pass, ...]: ...
+
+    @property
+    def head(self) -> nn.Module: ...
+
+    @property
+    def scope(self) -> Literal["batch", "example"]: ...
 
     def loss(self, features: Mapping[str, jax.Array], batch: Any, mutable: Any, step: jax.Array):
         """Returns (float32[], metrics, mutable): the unweighted term and the new `mutable`."""

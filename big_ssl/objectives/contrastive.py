@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -73,8 +73,8 @@ class Contrastive:
     head: ContrastiveHead
     label_smoothing: float = 0.0
 
-    needs: ClassVar = (IMAGE, TEXT)
-    scope: ClassVar = "batch"
+    needs: ClassVar[tuple[Pass, ...]] = (IMAGE, TEXT)
+    scope: ClassVar[Literal["batch", "example"]] = "batch"
 
     def loss(self, features, batch, mutable, step):
         """See objectives.base.Objective."""

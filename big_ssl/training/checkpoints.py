@@ -38,9 +38,9 @@ class Checkpoints:
 
     def save(self, state, metrics: Mapping[str, float]) -> None:
         """Starts saving in the background; waits first for the save before it."""
-        step, metrics = int(state.step), {self._best: metrics[self._best]} if self._best in metrics else None
+        step, judged = int(state.step), {k: v for k, v in metrics.items() if k == self._best}
         if step not in self.steps():
-            self._checkpointer.save_async(step, state, metrics=metrics)
+            self._checkpointer.save_async(step, state, metrics=judged or None)
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
@@ -68,7 +68,9 @@ class Checkpoints:
 
     def _set_aside(self, step, error):
         aside = self._workdir / "damaged_checkpoints" / f"{step}_{int(time.time())}"
-        logging.warning("checkpoint %d can't be read (%s); moved to %s", step, str(error).split("\n")[0], aside)
+        logging.warning(
+            "checkpoint %d can't be read (%s); moved to %s", step, str(error).split("\n")[0], aside
+        )
         if jax.process_index() == 0:
             aside.parent.mkdir(parents=True, exist_ok=True)
             (self._workdir / "checkpoints" / str(step)).rename(aside)

@@ -117,7 +117,7 @@ class _Run:
         self.writer = MetricsWriter(workdir, start)
         self.stop = StopRequest()
         self.examples = sum(stream["batch_size"] for stream in config["streams"].values())
-        sizes = [(s["data"]["resize"], s["data"]["crop"]) for s in config["streams"].values()][0]
+        sizes = next((s["data"]["resize"], s["data"]["crop"]) for s in config["streams"].values())
         self.evaluators = suite.build(
             config["evals"], system=setup.system, tokenizer=setup.tokenizer, mesh=setup.mesh, sizes=sizes
         )
@@ -171,7 +171,9 @@ class _Run:
             found |= {f"eval/{key}": value for key, value in evaluator.metrics(variables).items()}
         if found:
             self.writer.write(step, found)
-            top1 = (f"{key.split('/')[2]} {value:.1%}" for key, value in found.items() if key.endswith("/top1"))
+            top1 = (
+                f"{key.split('/')[2]} {value:.1%}" for key, value in found.items() if key.endswith("/top1")
+            )
             self.progress.report(step, "zero-shot top-1: " + ", ".join(top1))
         return found
 

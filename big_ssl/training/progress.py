@@ -34,12 +34,17 @@ class Progress:
 
     def __init__(self, start: int, total: int, examples_per_step: int):
         self._total, self._examples = total, examples_per_step
-        self._first, self._began = start, None
-        self._paused = 0.0
-        columns = rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn()
-        columns += rich.progress.MofNCompleteColumn(), rich.progress.TextColumn("{task.fields[text]}")
+        self._first, self._paused = start, 0.0
+        self._began: float | None = None
         live = console.is_terminal and jax.process_index() == 0
-        self._bar = rich.progress.Progress(*columns, console=console, disable=not live)
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[text]}"),
+            console=console,
+            disable=not live,
+        )
         self._task = self._bar.add_task("training", total=total, completed=start, text="compiling")
         self._bar.start()
 
@@ -47,7 +52,9 @@ class Progress:
         """Says that `step` steps are done."""
         if self._began is None:  # the first step compiles, and would spoil every average
             self._began, self._first = time.monotonic(), step
-        self._bar.update(self._task, completed=step, text=f"{self.rate(step):.0f} examples/s, ETA {self.eta(step)}")
+        self._bar.update(
+            self._task, completed=step, text=f"{self.rate(step):.0f} examples/s, ETA {self.eta(step)}"
+        )
 
     def report(self, step: int, text: str) -> None:
         """Prints a line about the step: loss and the like, speed, time left."""

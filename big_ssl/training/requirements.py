@@ -51,7 +51,8 @@ def check_workdir(workdir, state_bytes: int, keep: int) -> None:
     needed, free = (keep + 2) * state_bytes, shutil.disk_usage(path).free
     if free < needed:
         raise Unrunnable(
-            f"workdir {workdir} has {free / 2**30:.2f} GiB free; the checkpoints need {needed / 2**30:.2f} GiB"
+            f"workdir {workdir} has {free / 2**30:.2f} GiB free; "
+            f"the checkpoints need {needed / 2**30:.2f} GiB"
         )
 
 

@@ -21,7 +21,9 @@ class StopRequest:
 
     def __init__(self):
         self._asked = False
-        self._previous = {number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._previous = {
+            number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)
+        }
 
     def _remember(self, number: int, frame: types.FrameType | None):
         logging.warning("%s: saving, then stopping", signal.Signals(number).name)
@@ -46,16 +48,17 @@ def check_health(counters, step: int, examples: int, limits) -> None:
 
     counters: TrainState.counters on the host; examples: seen so far; limits: config.faults.
     """
-    if counters["skipped_in_a_row"] >= limits["skipped_in_a_row"]:
+    skipped, images, texts = (
+        int(counters[name]) for name in ("skipped_in_a_row", "replaced_images", "replaced_texts")
+    )
+    if skipped >= limits["skipped_in_a_row"]:
         raise TrainingFailed(
-            f"step {step}: loss or gradient was not finite {int(counters['skipped_in_a_row'])} times in a row "
+            f"step {step}: the loss or its gradient was not finite {skipped} times in a row "
             "(config.faults.skipped_in_a_row)"
         )
-    replaced = max(int(counters["replaced_images"]), int(counters["replaced_texts"]))
     # A fraction of a few dozen examples says nothing yet.
-    if examples >= 100 and replaced > limits["replaced_fraction"] * examples:
+    if examples >= 100 and max(images, texts) > limits["replaced_fraction"] * examples:
         raise TrainingFailed(
-            f"step {step}: {int(counters['replaced_images'])} pictures and {int(counters['replaced_texts'])} texts "
-            f"of {examples} examples were unusable, above config.faults.replaced_fraction "
-            f"= {limits['replaced_fraction']}"
+            f"step {step}: {images} pictures and {texts} texts of {examples} examples were unusable, "
+            f"above config.faults.replaced_fraction = {limits['replaced_fraction']}"
         )

@@ -60,7 +60,9 @@ class System:
         outputs, encoder_state = self.forward(params, mutable["encoders"], batch, key)
         total, metrics, kept = jnp.zeros(()), {}, {}
         for name, term in self.terms.items():
-            features = self._features(name, params, {i: outputs[term.stream, i] for i in term.objective.needs})
+            features = self._features(
+                name, params, {i: outputs[term.stream, i] for i in term.objective.needs}
+            )
             value, own, kept[name] = term.objective.loss(
                 features, batch[term.stream], mutable["objectives"][name], step
             )
