@@ -50,7 +50,7 @@ SCHEMA: Mapping = dict(
     evals=ANY,
 )
 _STREAM = dict(batch_size=int, data=ANY, objectives=ANY)
-_DATA = dict(source=ANY, captions=ANY, resize=int, crop=int, threads=int)
+_DATA = dict(source=ANY, captions=ANY, resize=int, crop=int, cache=int, threads=int)
 _VIEW = dict(mean=TEXTS, std=TEXTS, flip=bool)
 
 

@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from big_ssl.config import ConfigError, validate
-from big_ssl.evals.run_report import write_run_report
+from big_ssl.training.run_report import write_run_report
 from big_ssl.training.loop import train
 from big_ssl.training.requirements import Unrunnable, check_machine
 from big_ssl.training.stopping import TrainingFailed

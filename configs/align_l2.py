@@ -46,6 +46,7 @@ def full() -> dict:
                     captions=dict(text=1.0),
                     resize=346,
                     crop=289,
+                    cache=0,
                     threads=64,
                 ),
                 objectives=dict(
@@ -105,7 +106,7 @@ def demo() -> dict:
         dtype="float32",
         mesh=dict(data=-1, fsdp=1, tensor=1),
         requires=dict(devices=1, gib_per_device=2.0, preset_here="tiny"),
-        tokenizer=dict(vocabulary="emoji", length=16),
+        tokenizer=dict(vocabulary="emoji", length=12),
         ema=0.99,
         log_every=20,
         eval_every=100,
@@ -120,6 +121,7 @@ def demo() -> dict:
         captions=dict(label=0.5, name=0.2, short_names=0.1, tags=0.2),
         resize=36,
         crop=32,
+        cache=10_000,
         threads=2,
     )
     pairs["objectives"]["contrastive"].update(dim=320, temperature=0.07, temperature_form="log")
@@ -137,6 +139,7 @@ def tiny() -> dict:
     """The demo's code path in seconds: a thin image tower, one text layer, small batches."""
     config = demo()
     config.update(name="align_tiny", total_steps=20, log_every=5, eval_every=10)
+    config["requires"].update(gib_per_device=0.25)
     config["checkpoint"].update(every=10)
     config["learning_rate"].update(warmup_steps=5)
     pairs = config["streams"]["pairs"]

@@ -1,5 +1,6 @@
 """Image-text batches by Grain, as a pure function of (seed, step)."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import grain
@@ -22,12 +23,14 @@ class LoadPair(grain.transforms.RandomMap):
     A bad picture or caption is replaced by the next record that is good, so that the same
     (seed, step) gives the same batch, and marked in `faults`.
 
-    captions: {kind: probability} over the kinds of text that a record has.
+    captions: {kind: probability} over the kinds of text that a record has; cache: how many
+    decoded pictures stay in memory, for sets that fit there.
     """
 
-    def __init__(self, source, tokenizer, captions: Mapping[str, float], resize: int, crop: int):
+    def __init__(self, source, tokenizer, captions: Mapping[str, float], resize: int, crop: int, cache: int = 0):
         self._source, self._tokenizer, self._captions = source, tokenizer, captions
         self._resize, self._crop = resize, crop
+        self._decode = functools.lru_cache(cache)(decode.decode)
 
     def random_map(self, index: int, rng: np.random.Generator):
         faults = dict(replaced_images=False, replaced_texts=False)
@@ -46,7 +49,7 @@ class LoadPair(grain.transforms.RandomMap):
         text = {key: value[0] for key, value in tokens.items()}
         if self._tokenizer.is_empty(text["ids"]):
             raise BadText("nothing left after tokenisation")
-        image = decode.random_crop(decode.decode(record.image, self._resize), self._crop, rng)
+        image = decode.random_crop(self._decode(record.image, self._resize), self._crop, rng)
         return dict(image=image, text=text)
 
 
@@ -89,5 +92,5 @@ def batches(
 def build(config: Mapping, tokenizer) -> tuple[LoadPair, int]:
     """The loader of one stream's records and their number, from its `data` config."""
     source = sources.build(config["source"])
-    load = LoadPair(source, tokenizer, dict(config["captions"]), config["resize"], config["crop"])
-    return load, len(source)
+    sizes = (config["resize"], config["crop"], config["cache"])
+    return LoadPair(source, tokenizer, dict(config["captions"]), *sizes), len(source)

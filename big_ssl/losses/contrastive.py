@@ -9,10 +9,12 @@ def l2_normalize(x, epsilon: float = 1e-12):
     """x / |x| along the last axis, in float32; a zero vector stays zero, with zero gradient.
 
     The floor is under the square root: the gradient of a plain norm at zero is NaN, and real
-    captions that tokenise to nothing do produce zero vectors.
+    captions that tokenise to nothing do produce zero vectors. The floor alone would multiply
+    their gradient by a million.
     """
     x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), epsilon))
+    squared = (x * x).sum(-1, keepdims=True)
+    return x * jnp.where(squared > 0, jax.lax.rsqrt(jnp.maximum(squared, epsilon)), 0)
 
 
 def softmax_contrastive(image, text, temperature, label_smoothing: float = 0.0):

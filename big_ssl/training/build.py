@@ -56,5 +56,10 @@ def batches(config: Mapping, tokens: WordPiece, start: int, shard: tuple[int, in
         iterators[name] = pipeline.batches(
             load, records, stream["batch_size"], config["seed"], start, stream["data"]["threads"], shard
         )
-    while True:
-        yield {name: next(iterator) for name, iterator in iterators.items()}
+    try:
+        while True:
+            yield {name: next(iterator) for name, iterator in iterators.items()}
+    finally:
+        # Grain's prefetching threads keep a process alive that an exception is trying to end.
+        for iterator in iterators.values():
+            iterator.close()

@@ -1,5 +1,6 @@
 """The one training loop."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -127,7 +128,12 @@ class _Run:
     def go(self, state):
         """Steps until the end or a request to stop. Returns (state, whether it is the end)."""
         shard = (jax.process_index(), jax.process_count())
-        batches = build.batches(self.config, self.setup.tokenizer, self.start, shard)
+        with contextlib.closing(
+            build.batches(self.config, self.setup.tokenizer, self.start, shard)
+        ) as batches:
+            return self._steps(state, batches)
+
+    def _steps(self, state, batches):
         previous = None
         for step in range(self.start + 1, self.total + 1):
             began = time.monotonic()
@@ -162,7 +168,8 @@ class _Run:
         line = {f"train/{key}": value for key, value in metrics.items()}
         line |= {f"time/{key}": value for key, value in self.times.items()}
         self.writer.write(step, line | {"time/examples_per_second": self.progress.rate(step)})
-        self.progress.report(step, f"loss {metrics['loss']:.4f}")
+        faults = (f"{name} {int(metrics[name])}" for name in state_lib.COUNTERS if metrics[name])
+        self.progress.report(step, "  ".join([f"loss {metrics['loss']:.4f}", *faults]))
 
     def _evaluate(self, step, state):
         variables = state_lib.evaluation_variables(state)

@@ -1,0 +1,157 @@
+"""The contrastive loss against ALIGN's equations in float64: value, gradients, and on eight devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_ssl.losses.contrastive import l2_normalize, softmax_contrastive
+from big_ssl.parallel.mesh import global_batch, make_mesh
+
+N, D, TEMPERATURE = 6, 4, 0.35
+
+
+def embeddings(n=N):
+    """Image and text rows of length one, pairs nearer than chance."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(n, D))
+    text = image + rng.normal(size=(n, D))
+    return [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text)]
+
+
+def reference(image, text, temperature, smoothing):
+    """Equations 1 and 2 of arXiv 2102.05918 as loops over examples, labels smoothed as in section 5.1."""
+    n, total = len(image), 0.0
+    for own, other in ((image, text), (text, image)):
+        for i in range(n):
+            logits = [own[i] @ other[j] / temperature for j in range(n)]
+            log_sum = np.log(sum(np.exp(z) for z in logits))
+            for j in range(n):
+                target = smoothing / n + (1 - smoothing) * (i == j)
+                total -= target * (logits[j] - log_sum) / n
+    return total
+
+
+def numeric_gradient(function, x, step=1e-5):
+    """Central differences in float64, exact to about 1e-9 here."""
+    x = np.asarray(x, float)
+    grad = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        shift = np.zeros_like(x)
+        shift[index] = step
+        grad[index] = (function(x + shift) - function(x - shift)) / (2 * step)
+    return grad
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_value_and_gradients_agree_with_the_equations(smoothing):
+    image, text = embeddings()
+    (loss, metrics), grads = jax.jit(
+        jax.value_and_grad(softmax_contrastive, (0, 1, 2), has_aux=True), static_argnums=3
+    )(*(np.float32(a) for a in (image, text, TEMPERATURE)), smoothing)
+    expected = reference(image, text, TEMPERATURE, smoothing)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics["image_to_text"] + metrics["text_to_image"], expected, rtol=1e-6)
+    close = dict(rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        grads[0], numeric_gradient(lambda x: reference(x, text, TEMPERATURE, smoothing), image), **close
+    )
+    np.testing.assert_allclose(
+        grads[1], numeric_gradient(lambda x: reference(image, x, TEMPERATURE, smoothing), text), **close
+    )
+    np.testing.assert_allclose(
+        grads[2], numeric_gradient(lambda t: reference(image, text, t, smoothing), TEMPERATURE), **close
+    )
+
+
+def test_two_pairs_by_hand():
+    """Similarities [[1, 0.6], [0, 0.8]] at temperature 1/2: logits [[2, 1.2], [0, 1.6]]."""
+    image, text = jnp.eye(2), jnp.array([[1, 0], [0.6, 0.8]])
+    loss, metrics = softmax_contrastive(image, text, 0.5)
+    rows = (np.log1p(np.exp(-0.8)) + np.log1p(np.exp(-1.6))) / 2
+    columns = (np.log1p(np.exp(-2)) + np.log1p(np.exp(-0.4))) / 2
+    np.testing.assert_allclose(metrics["image_to_text"], rows, rtol=1e-6)
+    np.testing.assert_allclose(metrics["text_to_image"], columns, rtol=1e-6)
+    np.testing.assert_allclose(loss, rows + columns, rtol=1e-6)
+
+
+def test_accuracies_are_by_row_and_by_column():
+    # Similarities [[1, 0, 0], [0, 1, 0], [0, 1, 0]]: image 2 takes text 1, and text 1 ties.
+    image = jnp.eye(3)[jnp.array([0, 1, 1])]
+    text = jnp.array([[1, 0, 0], [0.0, 1, 0], [0, 0, 1]])
+    _, metrics = softmax_contrastive(image, text, 1.0)
+    np.testing.assert_allclose(metrics["image_to_text_accuracy"], 2 / 3)
+    # Text 0 finds image 0; text 1 finds image 1, the first of two equals; text 2 finds image 0.
+    np.testing.assert_allclose(metrics["text_to_image_accuracy"], 2 / 3)
+    image = jnp.eye(3)[jnp.array([0, 0, 0])]  # similarities [[1, 0, 0]] * 3
+    _, metrics = softmax_contrastive(image + 0.1 * jnp.eye(3), text, 1.0)
+    np.testing.assert_allclose(metrics["image_to_text_accuracy"], 1 / 3)
+    np.testing.assert_allclose(metrics["text_to_image_accuracy"], 1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_exchanging_the_towers_exchanges_the_metrics(smoothing):
+    image, text = (np.float32(a) for a in embeddings())
+    loss, one = softmax_contrastive(image, text, TEMPERATURE, smoothing)
+    other_loss, two = softmax_contrastive(text, image, TEMPERATURE, smoothing)
+    np.testing.assert_allclose(loss, other_loss, rtol=1e-6)
+    for suffix in ("", "_accuracy"):
+        np.testing.assert_allclose(one[f"image_to_text{suffix}"], two[f"text_to_image{suffix}"], rtol=1e-6)
+    assert abs(one["image_to_text"] - one["text_to_image"]) > 1e-3
+
+
+def test_equal_embeddings_give_twice_the_logarithm_of_the_batch():
+    x = jnp.ones((N, 1))
+    for smoothing in (0.0, 0.1):
+        loss, _ = softmax_contrastive(x, x, 0.07, smoothing)
+        np.testing.assert_allclose(loss, 2 * np.log(N), rtol=1e-6)
+
+
+def test_the_lowest_temperature_stays_finite_and_float32():
+    image, text = (jnp.asarray(a, jnp.bfloat16) for a in embeddings())
+    run = jax.jit(jax.value_and_grad(softmax_contrastive, (0, 1, 2), has_aux=True))
+    (loss, _), grads = run(image, -text, jnp.float32(0.01))
+    assert loss.dtype == jnp.float32
+    exact = reference(np.asarray(image, float), np.asarray(-text, float), 0.01, 0.0)
+    np.testing.assert_allclose(loss, exact, rtol=1e-5)  # bfloat16 logits would be off by 1e-2
+    assert all(np.isfinite(np.asarray(g, float)).all() for g in grads)
+
+
+def on_devices(n):
+    """Loss, metrics and gradients of 16 pairs split over n devices."""
+    mesh = make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:n])
+    image, text = global_batch(mesh, tuple(np.float32(a) for a in embeddings(16)))
+    assert len(image.sharding.device_set) == n
+    run = jax.jit(jax.value_and_grad(softmax_contrastive, (0, 1, 2), has_aux=True))
+    return jax.tree.map(np.asarray, run(image, text, np.float32(TEMPERATURE)))
+
+
+def test_eight_devices_give_what_one_gives():
+    one, eight = on_devices(1), on_devices(8)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), eight, one)
+
+
+def test_l2_normalize_is_a_division_by_the_norm_in_value_and_gradient():
+    x, weights = np.random.default_rng(1).normal(size=(2, 3, D))
+    y, pullback = jax.vjp(jax.jit(l2_normalize), np.float32(x))
+
+    def plain(x):
+        return x / np.sqrt((x**2).sum(-1, keepdims=True))
+
+    np.testing.assert_allclose(y, plain(x), rtol=1e-6)
+    expected = numeric_gradient(lambda x: (plain(x) * weights).sum(), x)
+    np.testing.assert_allclose(pullback(np.float32(weights))[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_l2_normalize_of_zero_is_zero_with_zero_gradient():
+    x = jnp.array([[0.0, 0.0], [3.0, 4.0]])
+    y, pullback = jax.vjp(jax.jit(l2_normalize), x)
+    (grad,) = pullback(jnp.ones_like(x))
+    np.testing.assert_allclose(y, [[0, 0], [0.6, 0.8]], rtol=1e-6)
+    np.testing.assert_array_equal(grad[0], [0, 0])
+    # (I - y y') 1 / 5 for the second row.
+    np.testing.assert_allclose(grad[1], [(1 - 0.6 * 1.4) / 5, (1 - 0.8 * 1.4) / 5], rtol=1e-5)
+
+
+def test_l2_normalize_is_float32_whatever_comes():
+    assert l2_normalize(jnp.ones((1, 2), jnp.bfloat16)).dtype == jnp.float32

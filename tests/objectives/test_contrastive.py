@@ -1,0 +1,157 @@
+"""The contrastive objective's head: temperature in both forms, projections, and one tower alone."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_ssl.objectives import build
+from big_ssl.objectives.contrastive import IMAGE, TEXT
+
+B, WIDTH, DIM = 4, 5, 3
+
+
+def towers(image_width=DIM):
+    rng = np.random.default_rng(0)
+    image, text = rng.normal(size=(B, image_width)), rng.normal(size=(B, WIDTH))
+    return {tower: dict(pooled=jnp.float32(x)) for tower, x in ((IMAGE, image), (TEXT, text))}
+
+
+def make(**options):
+    return build.build("contrastive", dict(weight=1.0, dim=DIM) | options)
+
+
+def init(objective, outputs):
+    return jax.jit(objective.head.init)(jax.random.key(0), outputs)["params"]
+
+
+@pytest.mark.parametrize(("form", "name"), [("raw", "temperature"), ("log", "logit_scale")])
+def test_both_forms_start_at_the_temperature_asked_for(form, name):
+    objective = make(temperature=0.07, temperature_form=form)
+    params = init(objective, towers())
+    assert params[name].shape == ()
+    features = objective.head.apply(dict(params=params), towers())
+    np.testing.assert_allclose(features["temperature"], 0.07, rtol=1e-6)
+
+
+def test_a_unit_of_the_log_form_divides_the_temperature_by_e():
+    objective = make(temperature=0.5, temperature_form="log")
+    params = init(objective, towers())
+    params["logit_scale"] += 1
+    features = objective.head.apply(dict(params=params), towers())
+    np.testing.assert_allclose(features["temperature"], 0.5 / math.e, rtol=1e-6)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradient(objective, params):
+    def loss(params):
+        features = objective.head.apply(dict(params=params), towers())
+        return objective.loss(features, None, {}, 0)[0]
+
+    return jax.grad(loss)(params)
+
+
+def test_the_two_forms_gradients_differ_by_the_chain_rule():
+    """With temperature = exp(-s), the derivative by s is -temperature times that by temperature."""
+    grads = {}
+    for form in ("raw", "log"):
+        objective = make(temperature=0.3, temperature_form=form)
+        grads[form] = gradient(objective, init(objective, towers()))
+    np.testing.assert_allclose(grads["log"]["logit_scale"], -0.3 * grads["raw"]["temperature"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "beyond", "limit", "within"),
+    [
+        ("raw", "temperature", -0.4, 0.01, 0.02),
+        ("log", "logit_scale", 7.0, math.log(100), math.log(99)),
+    ],
+)
+def test_project_clamps_only_a_temperature_out_of_range(form, name, beyond, limit, within):
+    objective = make(temperature_form=form)
+    params = init(objective, towers())
+    clamped = objective.project(params | {name: jnp.float32(beyond)})
+    np.testing.assert_allclose(clamped[name], limit, rtol=1e-6)
+    kept = objective.project(params | {name: jnp.float32(within)})
+    np.testing.assert_array_equal(kept[name], np.float32(within))
+    for found in (clamped, kept):
+        rest = {key: value for key, value in found.items() if key != name}
+        jax.tree.map(np.testing.assert_array_equal, rest, {k: v for k, v in params.items() if k != name})
+
+
+@pytest.mark.parametrize(("form", "name"), [("raw", "temperature"), ("log", "logit_scale")])
+def test_at_the_limit_the_gradient_is_not_cut(form, name):
+    objective = make(temperature_form=form, temperature=0.01)
+    params = objective.project(init(objective, towers()))
+    grad = gradient(objective, params)
+    assert abs(grad[name]) > 1e-3
+
+
+def test_an_update_beyond_the_limit_ends_at_the_limit():
+    objective = make(temperature=0.02)
+    params = init(objective, towers())
+    grad = gradient(objective, params)
+    sign = float(jnp.sign(grad["temperature"]))
+    assert sign < 0  # random pairs want a higher temperature: push the other way
+    pushed = objective.project(jax.tree.map(lambda p, g: p + g, params, grad))
+    np.testing.assert_allclose(pushed["temperature"], 0.01, rtol=1e-6)
+
+
+def test_the_image_is_its_own_embedding_and_must_have_its_width():
+    outputs = towers(image_width=4)
+    with pytest.raises(ValueError, match="dim is 3 but the image tower gives 4"):
+        init(make(), outputs)
+    projected = init(make(image_projection=True), outputs)
+    assert projected["image_projection"]["kernel"].shape == (4, DIM)
+    assert "bias" not in projected["image_projection"]
+    assert "image_projection" not in init(make(), towers())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_text_bias(bias):
+    params = init(make(text_bias=bias), towers())
+    assert params["text_projection"]["kernel"].shape == (WIDTH, DIM)
+    assert ("bias" in params["text_projection"]) == bias
+
+
+def test_features_are_the_normalised_towers():
+    objective, outputs = make(), towers()
+    params = init(objective, outputs)
+    params["text_projection"]["bias"] += jnp.arange(DIM, dtype=jnp.float32)
+    features = objective.head.apply(dict(params=params), outputs)
+    dense = params["text_projection"]
+    expected = outputs[TEXT]["pooled"] @ dense["kernel"] + dense["bias"]
+    for found, raw in ((features["image"], outputs[IMAGE]["pooled"]), (features["text"], expected)):
+        unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+        np.testing.assert_allclose(found, unit, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("tower", "name"), [(IMAGE, "image"), (TEXT, "text")])
+def test_one_tower_alone_gives_its_features_as_both_do(tower, name):
+    objective, outputs = make(), towers()
+    variables = dict(params=init(objective, outputs))
+    alone = objective.head.apply(variables, {tower: outputs[tower]})
+    assert set(alone) == {name, "temperature"}
+    np.testing.assert_array_equal(alone[name], objective.head.apply(variables, outputs)[name])
+
+
+def test_loss_is_that_of_the_features_and_reports_the_temperature():
+    """All embeddings equal: each direction's loss is log B, with and without smoothing."""
+    objective = make(label_smoothing=0.1)
+    unit = jnp.ones((B, 1))
+    features = dict(image=unit, text=unit, temperature=jnp.float32(0.5))
+    value, metrics, mutable = objective.loss(features, None, objective.initial_mutable(), 0)
+    np.testing.assert_allclose(value, 2 * math.log(B), rtol=1e-6)
+    assert metrics["temperature"] == 0.5
+    assert mutable == {}
+    eye = dict(image=jnp.eye(B), text=jnp.eye(B), temperature=jnp.float32(0.05))
+    smooth, sharp = (make(label_smoothing=e).loss(eye, None, {}, 0)[0] for e in (0.1, 0.0))
+    # Logits 20 on the pair, 0 elsewhere: smoothing moves 0.1 * 3/4 of the target to the zeros.
+    np.testing.assert_allclose(smooth - sharp, 2 * 0.1 * 3 / 4 * 20, rtol=1e-5)
+
+
+def test_it_couples_examples_and_needs_one_pass_of_each_tower():
+    assert (make().scope, make().needs) == ("batch", (IMAGE, TEXT))

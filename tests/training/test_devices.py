@@ -1,0 +1,111 @@
+"""The number of devices changes where the arrays lie, and nothing else."""
+
+import jax
+import numpy as np
+import pytest
+
+from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.training import build, loop
+from big_ssl.training.checkpoints import Checkpoints
+from configs.align_l2 import get_config
+
+STEPS = 20
+# Sums over a batch are taken in another order on other devices; the loss is about 10, of which
+# float32 resolves 1e-6, and Adam makes steps of full size out of the smallest gradients.
+TOLERANCE = 1e-4
+
+
+def _losses(setup, config, state, start=0, stop=STEPS):
+    batches = build.batches(config, setup.tokenizer, start, (0, 1))
+    losses = []
+    for _ in range(start, stop):
+        state, metrics = setup.step(state, mesh_lib.global_batch(setup.mesh, next(batches)))
+        losses.append(float(metrics["loss"]))
+    batches.close()
+    return np.array(losses), state
+
+
+def _spread(setup, state):
+    """A copy of the state, where `setup` wants it: initialising compiles, and the step is the test."""
+    return jax.tree.map(
+        lambda leaf, abstract: jax.device_put(np.array(leaf), abstract.sharding), state, setup.abstract_state
+    )
+
+
+def _on(devices, set_up, config, state):
+    setup = set_up(config, jax.devices()[:devices])
+    return _losses(setup, config, _spread(setup, state))
+
+
+@pytest.fixture(scope="module")
+def config(micro_config):
+    return micro_config(total_steps=STEPS, learning_rate__warmup_steps=5)
+
+
+@pytest.fixture(scope="module")
+def initial(config, set_up):
+    return jax.device_get(set_up(config).init())
+
+
+@pytest.fixture(scope="module")
+def on_eight(config, set_up, initial):
+    return _on(8, set_up, config, initial)
+
+
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.smoke), 2, 4])
+def test_the_number_of_devices_does_not_change_the_loss(devices, config, set_up, initial, on_eight):
+    losses, state = _on(devices, set_up, config, initial)
+    assert np.ptp(losses) > 0.5  # it trains at all
+    np.testing.assert_allclose(losses, on_eight[0], rtol=TOLERANCE)
+    assert int(state.step) == STEPS
+
+
+def test_sharded_parameters_do_not_change_the_loss(config, set_up, initial, on_eight):
+    sharded = config | dict(mesh=dict(data=-1, fsdp=2, tensor=1))
+    losses, state = _on(8, set_up, sharded, initial)
+    np.testing.assert_allclose(losses, on_eight[0], rtol=TOLERANCE)
+    words = state.params["encoders"]["text"]["word"]["embedding"]
+    assert words.sharding.shard_shape(words.shape) == (2048, 32)
+    moments = state.opt_state[0].mu["encoders"]["text"]["word"]["embedding"]
+    assert moments.sharding.shard_shape(words.shape) == (2048, 32)
+
+
+def test_batch_norm_groups_do_not_follow_the_devices(micro_config, set_up, initial, on_eight):
+    config = micro_config(
+        total_steps=STEPS, learning_rate__warmup_steps=5, encoders__image__group_size=4
+    )
+    losses = {n: _on(n, set_up, config, initial)[0] for n in (1, 8)}
+    # Of 16 examples on eight devices, a group of four spans two of them.
+    np.testing.assert_allclose(losses[1], losses[8], rtol=TOLERANCE)
+    assert abs(losses[8] - on_eight[0]).max() > 0.01  # and groups are not the global batch
+
+
+def test_a_checkpoint_moves_to_other_devices_with_its_place_in_the_data(
+    config, set_up, initial, on_eight, tmp_path
+):
+    two, four = (set_up(config, jax.devices()[:n]) for n in (2, 4))
+    _, state = _losses(two, config, _spread(two, initial), 0, 8)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(state, {})
+    checkpoints.close()
+    moved = Checkpoints(tmp_path, keep=1).restore_latest(four.abstract_state)
+    assert len(jax.tree.leaves(moved.params)[0].sharding.device_set) == 4
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(moved), jax.device_get(state))
+    losses, _ = _losses(four, config, moved, int(moved.step))
+    np.testing.assert_allclose(losses, on_eight[0][8:], rtol=TOLERANCE)
+
+
+def test_the_initial_state_is_the_same_on_one_device(config, set_up, initial):
+    one = set_up(config, jax.devices()[:1]).init()
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), initial)
+
+
+@pytest.mark.slow
+def test_the_tiny_preset_agrees_on_one_and_eight_devices():
+    config = get_config("tiny").to_dict()
+    losses = {}
+    for devices in (1, 2, 4, 8):
+        setup = loop.set_up(config, jax.devices()[:devices])
+        losses[devices], _ = _losses(setup, config, setup.init())
+    for devices in (1, 2, 4):
+        np.testing.assert_allclose(losses[devices], losses[8], rtol=TOLERANCE)

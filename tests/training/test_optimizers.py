@@ -1,0 +1,178 @@
+"""AdamW and LAMB against their papers' algorithms in float64 over several steps."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_ssl.training import optimizers
+
+STEPS, RATE = 4, 0.1
+BASE = dict(
+    name="adamw",
+    b1=0.8,
+    b2=0.95,
+    eps=1e-3,  # large, so that its place in the formula shows
+    weight_decay=0.3,
+    decay_exclude=("bias$", "_bn/"),
+    adapt_exclude=("_bn/",),
+    clip_norm=0.0,
+)
+SHAPES = {
+    "image/dense/kernel": (3, 4),
+    "image/dense/bias": (4,),
+    "image/stem_bn/scale": (4,),
+    "heads/zero": (2, 2),  # starts at norm zero
+    "heads/temperature": (),
+}
+
+
+def nested(flat):
+    """{"a/b": x} -> {"a": {"b": x}}, as flax keeps parameters."""
+    tree = {}
+    for path, value in flat.items():
+        *folders, leaf = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[leaf] = value
+    return tree
+
+
+def flat(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {optimizers.path_name(path): np.asarray(value) for path, value in leaves}
+
+
+def draws():
+    """Initial parameters, and the gradients of each step, of very different sizes."""
+    rng = np.random.default_rng(0)
+    params = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
+    params["heads/zero"] = np.zeros((2, 2))
+    grads = [{n: rng.normal(size=s) * 10.0**k for n, s in SHAPES.items()} for k in (0, -2, 1, -3)]
+    return params, grads
+
+
+def ours(config, params, grads):
+    """The parameters after each step p -= RATE * update."""
+    optimizer, history = optimizers.build(config), []
+    params = nested({name: jnp.float32(value) for name, value in params.items()})
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(grad, state, params):
+        updates, state = optimizer.update(grad, state, params)
+        return jax.tree.map(lambda p, u: p - RATE * u, params, updates), state
+
+    for grad in grads:
+        params, state = step(nested({n: jnp.float32(g) for n, g in grad.items()}), state, params)
+        history.append(flat(params))
+    return history
+
+
+def reference(config, params, grads):
+    """Algorithm 2 of arXiv 1711.05101 and of arXiv 1904.00962, phi the identity."""
+    decayed, adapted = ({"image/dense/kernel", "heads/zero", "heads/temperature"}, set())
+    if config["name"] == "lamb":
+        adapted = set(params) - {"image/stem_bn/scale"}
+    params = dict(params)
+    m, v = ({n: np.zeros_like(p) for n, p in params.items()} for _ in range(2))
+    history = []
+    for t, grad in enumerate(grads, start=1):
+        norm = np.sqrt(sum((g**2).sum() for g in grad.values()))
+        clip = min(1, config["clip_norm"] / norm) if config["clip_norm"] else 1
+        for n, g in grad.items():
+            m[n] = config["b1"] * m[n] + (1 - config["b1"]) * clip * g
+            v[n] = config["b2"] * v[n] + (1 - config["b2"]) * (clip * g) ** 2
+            m_hat, v_hat = m[n] / (1 - config["b1"] ** t), v[n] / (1 - config["b2"] ** t)
+            update = m_hat / (np.sqrt(v_hat) + config["eps"])
+            update = update + config["weight_decay"] * params[n] * (n in decayed)
+            size, length = np.sqrt((params[n] ** 2).sum()), np.sqrt((update**2).sum())
+            if n in adapted and size > 0 and length > 0:
+                update = update * size / length
+            params[n] = params[n] - RATE * update
+        history.append(dict(params))
+    return history
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 2.0])
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_several_steps_agree_with_the_algorithm(name, clip_norm):
+    config = BASE | dict(name=name, clip_norm=clip_norm)
+    params, grads = draws()
+    for step, (found, expected) in enumerate(
+        zip(ours(config, params, grads), reference(config, params, grads), strict=True)
+    ):
+        assert set(found) == set(expected)
+        for path, value in expected.items():
+            np.testing.assert_allclose(
+                found[path], value, rtol=2e-5, atol=1e-6, err_msg=f"{path} after step {step}"
+            )
+
+
+@functools.cache
+def first_update(**options):
+    params, grads = draws()
+    return {n: (params[n] - p) / RATE for n, p in ours(BASE | options, params, grads[:1])[0].items()}
+
+
+def test_an_update_points_along_the_gradient():
+    """The step subtracts it: minimising takes no sign from the optimiser."""
+    grads = draws()[1][0]
+    update = first_update(weight_decay=0.0)
+    for name, grad in grads.items():
+        np.testing.assert_allclose(update[name], grad / (np.abs(grad) + BASE["eps"]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_parameter_of_norm_zero_has_trust_ratio_one():
+    found, plain = (first_update(name=name)["heads/zero"] for name in ("lamb", "adamw"))
+    np.testing.assert_allclose(found, plain, rtol=1e-5)
+    assert np.abs(found).min() > 0.5
+
+
+def test_lambs_update_is_as_long_as_the_parameter_unless_excluded():
+    params, _ = draws()
+    update = first_update(name="lamb")
+    for name in ("image/dense/kernel", "image/dense/bias", "heads/temperature"):
+        np.testing.assert_allclose(np.linalg.norm(update[name]), np.linalg.norm(params[name]), rtol=1e-4)
+    bn = "image/stem_bn/scale"
+    np.testing.assert_allclose(update[bn], first_update(name="adamw")[bn], rtol=1e-5)
+
+
+def test_decay_is_decoupled_and_skips_what_is_excluded():
+    """Decoupled: it adds weight_decay * parameter whatever the gradient's size."""
+    params, _ = draws()
+    with_decay, without = first_update(), first_update(weight_decay=0.0)
+    for name, value in params.items():
+        rate = 0.0 if name in ("image/dense/bias", "image/stem_bn/scale") else 0.3
+        added = rate * value
+        np.testing.assert_allclose(with_decay[name] - without[name], added, rtol=1e-4, atol=1e-5)
+
+
+def test_clipping_is_by_the_global_norm_and_only_from_above():
+    params, (_, small, large, _) = draws()
+    norm = np.sqrt(sum((g**2).sum() for g in large.values()))
+    clipped = {name: g * 2 / norm for name, g in large.items()}
+    found, expected = (ours(BASE | dict(clip_norm=c), params, [g]) for c, g in ((2.0, large), (0.0, clipped)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+    found, expected = (ours(BASE | dict(clip_norm=c), params, [small]) for c in (2.0, 0.0))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_exclude_searches_any_pattern_anywhere_in_the_path():
+    params = nested(dict.fromkeys(SHAPES, 0.0))
+    assert flat(optimizers.exclude(("bias", "_bn/", "^heads/t"))(params)) == {
+        "image/dense/kernel": True,
+        "image/dense/bias": False,
+        "image/stem_bn/scale": False,
+        "heads/zero": True,
+        "heads/temperature": False,
+    }
+    assert all(flat(optimizers.exclude(())(params)).values())
+
+
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(ValueError, match=r"optimizer\.name is 'sgd'"):
+        optimizers.build(BASE | dict(name="sgd"))
