@@ -17,9 +17,9 @@ from etils import epath
 from ml_collections import config_flags
 
 from big_ssl.config import ConfigError, validate
-from big_ssl.training.run_report import write_run_report
 from big_ssl.training.loop import train
 from big_ssl.training.requirements import Unrunnable, check_machine
+from big_ssl.training.run_report import write_run_report
 from big_ssl.training.stopping import TrainingFailed
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:PRESET], a recipe.", lock_config=True)

@@ -102,20 +102,20 @@ def demo() -> dict:
     config = full()
     config.update(
         name="align_demo",
-        total_steps=500,
+        total_steps=1300,
         dtype="float32",
         mesh=dict(data=-1, fsdp=1, tensor=1),
         requires=dict(devices=1, gib_per_device=2.0, preset_here="tiny"),
         tokenizer=dict(vocabulary="emoji", length=12),
         ema=0.99,
         log_every=20,
-        eval_every=100,
-        checkpoint=dict(every=100, keep=2, best="eval/zero_shot/twemoji/top1"),
+        eval_every=260,
+        checkpoint=dict(every=130, keep=2, best="eval/zero_shot/twemoji/top1"),
         evals=dict(emoji=dict(styles=("twemoji", "openmoji"), training_styles=TRAINING_STYLES)),
-        learning_rate=dict(kind="cosine", peak=2e-3, warmup_steps=50, start=0.0, final=0.0),
+        learning_rate=dict(kind="cosine", peak=3e-3, warmup_steps=100, start=0.0, final=0.0),
     )
     pairs = config["streams"]["pairs"]
-    pairs["batch_size"] = 256
+    pairs["batch_size"] = 128
     pairs["data"] = dict(
         source=dict(kind="emoji", styles=TRAINING_STYLES, concepts="seen"),
         captions=dict(label=0.5, name=0.2, short_names=0.1, tags=0.2),
@@ -124,13 +124,13 @@ def demo() -> dict:
         cache=10_000,
         threads=2,
     )
-    pairs["objectives"]["contrastive"].update(dim=320, temperature=0.07, temperature_form="log")
+    pairs["objectives"]["contrastive"].update(dim=240, temperature=0.07, temperature_form="log")
     # Mirrored, a left arrow is a right arrow.
     config["views"]["image"]["flip"] = False
-    config["encoders"]["image"].update(width=1.0, depth=1.0, drop_connect=0.0, group_size=0, bn_momentum=0.9)
+    config["encoders"]["image"].update(width=0.75, depth=1.0, drop_connect=0.0, group_size=0, bn_momentum=0.9)
     config["encoders"]["text"].update(width=128, depth=2, heads=2, dropout=0.0)
     config["optimizer"].update(
-        name="adamw", b2=0.98, weight_decay=0.1, decay_exclude=("_bn/", "_norm/", "bias$", "logit_scale")
+        name="adamw", b2=0.98, weight_decay=0.05, decay_exclude=("_bn/", "_norm/", "bias$", "logit_scale")
     )
     return config
 
@@ -141,7 +141,7 @@ def tiny() -> dict:
     config.update(name="align_tiny", total_steps=20, log_every=5, eval_every=10)
     config["requires"].update(gib_per_device=0.25)
     config["checkpoint"].update(every=10)
-    config["learning_rate"].update(warmup_steps=5)
+    config["learning_rate"].update(peak=2e-3, warmup_steps=5)
     pairs = config["streams"]["pairs"]
     pairs["batch_size"] = 16
     pairs["data"].update(resize=18, crop=16)

@@ -1,7 +1,7 @@
 """Image-text batches by Grain, as a pure function of (seed, step)."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import grain
 import numpy as np
@@ -27,7 +27,9 @@ class LoadPair(grain.transforms.RandomMap):
     decoded pictures stay in memory, for sets that fit there.
     """
 
-    def __init__(self, source, tokenizer, captions: Mapping[str, float], resize: int, crop: int, cache: int = 0):
+    def __init__(
+        self, source, tokenizer, captions: Mapping[str, float], resize: int, crop: int, cache: int = 0
+    ):
         self._source, self._tokenizer, self._captions = source, tokenizer, captions
         self._resize, self._crop = resize, crop
         self._decode = functools.lru_cache(cache)(decode.decode)
@@ -74,7 +76,7 @@ def draw_caption(texts: Mapping[str, Sequence], captions: Mapping[str, float], r
 
 def batches(
     load, records: int, batch_size: int, seed: int, start: int, threads: int, shard=(0, 1)
-) -> Iterator:
+) -> grain.DatasetIterator:
     """Batches from step `start` on, for ever, shuffled anew each epoch.
 
     load: a grain RandomMap of record indices; batch_size: of all processes together;

@@ -12,7 +12,8 @@ def ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
     counts against the query, so that a constant score is never rewarded.
     """
     best = np.where(positives, scores, -np.inf).max(1, keepdims=True)
-    return ((scores >= best) & ~positives).sum(1)
+    # "not below" rather than "at or above": a score that is NaN counts against the query too.
+    return (~(scores < best) & ~positives).sum(1)
 
 
 def recall_at(rank: np.ndarray, k: int) -> float:

@@ -62,6 +62,10 @@ class ContrastiveHead(nn.Module):
     def _temperature(self):
         if self.temperature_form == "raw":
             return self.param("temperature", nn.initializers.constant(self.temperature), ())
+        if self.temperature_form != "log":
+            raise ValueError(
+                f'contrastive: temperature_form is {self.temperature_form!r}; "raw" and "log" are known'
+            )
         init = nn.initializers.constant(-math.log(self.temperature))
         return jnp.exp(-self.param("logit_scale", init, ()))
 

@@ -68,12 +68,17 @@ class Checkpoints:
 
     def _set_aside(self, step, error):
         aside = self._workdir / "damaged_checkpoints" / f"{step}_{int(time.time())}"
-        logging.warning(
-            "checkpoint %d can't be read (%s); moved to %s", step, str(error).split("\n")[0], aside
-        )
+        logging.warning("checkpoint %d can't be read (%s); moved to %s", step, _reason(error), aside)
         if jax.process_index() == 0:
             aside.parent.mkdir(parents=True, exist_ok=True)
             (self._workdir / "checkpoints" / str(step)).rename(aside)
         jax.experimental.multihost_utils.sync_global_devices("set aside a damaged checkpoint")
         self._checkpointer.close()
         self._checkpointer = self._open()
+
+
+def _reason(error):
+    """What is at the bottom of an error, in a line: orbax's own message recites the whole state."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".split("\n")[0][:300]

@@ -47,14 +47,11 @@ class Result(NamedTuple):
 
 
 def set_up(config: Mapping, devices=None) -> Setup:
-    """Everything up to the first compilation; nothing is computed yet."""
-    mesh = mesh_lib.make_mesh(config["mesh"], devices)
-    for name, stream in config["streams"].items():
-        if stream["batch_size"] % mesh_lib.batch_ways(mesh):
-            raise ValueError(
-                f"streams.{name}.batch_size is {stream['batch_size']}; "
-                f"it must be a multiple of data x fsdp = {mesh_lib.batch_ways(mesh)}"
-            )
+    """Everything up to the first compilation; nothing is computed yet.
+
+    Raises requirements.Unrunnable where the mesh cannot divide the devices or a batch.
+    """
+    mesh = _mesh(config, devices)
     tokenizer = build.tokenizer(config)
     system = build.system(config, tokenizer.vocab_size)
     optimizer = optimizers.build(config["optimizer"])
@@ -65,10 +62,14 @@ def set_up(config: Mapping, devices=None) -> Setup:
         params, mutable = system.init(key, build.abstract_batch(config))
         return state_lib.create(params, mutable, optimizer, use_ema=config["ema"] > 0)
 
-    shardings = state_shardings(mesh, jax.eval_shape(init))
+    try:
+        shapes = jax.eval_shape(init)
+    except ValueError as error:  # parts that do not fit together: widths, lengths, group sizes
+        raise requirements.Unrunnable(str(error)) from error
+    shardings = state_shardings(mesh, shapes)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(init),
+        shapes,
         shardings,
     )
     step = make_step(system, optimizer, rate, _ema_momentum(config["ema"]), config["seed"])
@@ -202,6 +203,22 @@ class _Run:
         self.checkpoints.close()
         self.writer.close()
         self.stop.restore()
+
+
+def _mesh(config, devices):
+    """The config's mesh, once it is known to divide the devices and every batch."""
+    try:
+        mesh = mesh_lib.make_mesh(config["mesh"], devices)
+    except ValueError as error:
+        raise requirements.Unrunnable(str(error)) from error
+    ways = mesh_lib.batch_ways(mesh)
+    for name, stream in config["streams"].items():
+        if stream["batch_size"] % ways:
+            raise requirements.Unrunnable(
+                f"streams.{name}.batch_size is {stream['batch_size']}; "
+                f"it must be a multiple of data x fsdp = {ways}"
+            )
+    return mesh
 
 
 def _ema_momentum(momentum):

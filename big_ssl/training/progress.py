@@ -16,7 +16,10 @@ console = rich.console.Console(highlight=False, soft_wrap=True)
 
 def print_parameters(params, shardings) -> None:
     """A table of every parameter: path, shape, dtype, partition, MiB a device; then the sum."""
-    table = rich.table.Table("parameter", "shape", "dtype", "partition", "MiB/device", title="Parameters")
+    table = rich.table.Table(title="Parameters")
+    table.add_column("parameter", overflow="fold")  # whole, however narrow the terminal
+    for name in ("shape", "dtype", "partition", "MiB/device"):
+        table.add_column(name)
     total = size = 0
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):

@@ -9,7 +9,7 @@ from etils import epath
 from big_ssl.training.state import TrainState
 
 
-class Unrunnable(RuntimeError):
+class Unrunnable(ValueError):
     """The config can't run here; the message says what it needs and what would run."""
 
 

@@ -53,7 +53,6 @@ def test_a_constant_score_is_never_rewarded():
     np.testing.assert_array_equal(ranks(scores, positives), [3, 2])
 
 
-@pytest.mark.xfail(reason="NaN compares as below nothing, so that it counts as a hit", strict=True)
 @pytest.mark.parametrize("what", ["all", "right", "wrong"])
 def test_scores_that_are_not_numbers_are_never_rewarded(what):
     """A diverged model's."""

@@ -37,6 +37,11 @@ def test_both_forms_start_at_the_temperature_asked_for(form, name):
     np.testing.assert_allclose(features["temperature"], 0.07, rtol=1e-6)
 
 
+def test_an_unknown_temperature_form_is_named():
+    with pytest.raises(ValueError, match="'logarithm'"):
+        init(make(temperature_form="logarithm"), towers())
+
+
 def test_a_unit_of_the_log_form_divides_the_temperature_by_e():
     objective = make(temperature=0.5, temperature_form="log")
     params = init(objective, towers())

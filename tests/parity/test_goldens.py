@@ -13,6 +13,8 @@ from tests.parity import hf_names
 DATA = pathlib.Path(__file__).parents[1] / "data"
 # Two float32 networks that add in another order; outputs are of order one.
 CLOSE = dict(rtol=1e-4, atol=1e-4)
+# Halves the time to compile.
+UNOPTIMISED = dict(compiler_options={"xla_backend_optimization_level": 0})
 
 
 def load(name):
@@ -25,7 +27,9 @@ def load(name):
 def test_bert():
     weights, golden = load("golden_bert.npz")
     model = Bert(vocab_size=40, width=12, depth=2, heads=3, mlp_dim=20, max_len=10)
-    found = jax.jit(model.apply)(hf_names.bert_variables(weights), golden["ids"], golden["mask"])
+    found = jax.jit(model.apply, **UNOPTIMISED)(
+        hf_names.bert_variables(weights), golden["ids"], golden["mask"]
+    )
     mask = golden["mask"]
     np.testing.assert_allclose(np.asarray(found["tokens"])[mask], golden["tokens"][mask], **CLOSE)
     np.testing.assert_allclose(found["pooled"], golden["tokens"][:, 0], **CLOSE)
@@ -38,8 +42,11 @@ def test_efficientnet(mode):
     model = EfficientNet(width=0.5, stages=stages, drop_connect=0.0)
     variables = hf_names.efficientnet_variables(weights, [1, 2, 1, 2])
     train = mode == "training"
-    run = jax.jit(lambda v, x: model.apply(v, x, train=train, mutable=["batch_stats"])[0])
-    found = run(variables, golden["images"])
+
+    def run(variables, images):
+        return model.apply(variables, images, train=train, mutable=["batch_stats"])[0]
+
+    found = jax.jit(run, **UNOPTIMISED)(variables, golden["images"])
     np.testing.assert_allclose(found["patches"], golden[mode], **CLOSE)
     np.testing.assert_allclose(found["pooled"], golden[mode].mean((1, 2)), **CLOSE)
 
@@ -49,7 +56,7 @@ def test_no_weight_of_a_golden_file_is_a_default(name):
     """Zeros and ones would hide what a mapping forgets."""
     for key, value in load(name)[0].items():
         if not key.endswith("num_batches_tracked"):
-            assert np.unique(value).size == value.size, key
+            assert not np.isin(value, (0, 1)).any(), key
 
 
 def test_golden_files_are_small():

@@ -2,23 +2,29 @@
 
 import contextlib
 import copy
+import importlib.util
 import json
+import pathlib
 
 import jax
 import pytest
 
 from big_ssl.data import sources
-from big_ssl.models import efficientnet, encoders
+from big_ssl.models import encoders
 from big_ssl.training import loop
-from configs.align_l2 import get_config
 
-_STAGES = efficientnet.B0_STAGES[:2]
 _compiled: dict = {}
 
 
-def _micro_tower(**options):
-    """EfficientNet's first two stages: batch norm, squeeze-excite and strides, a fifth of the compilation."""
-    return efficientnet.EfficientNet(stages=_STAGES, width=0.25, depth=0.3, drop_connect=0.0, **options)
+def _load_recipe():
+    path = pathlib.Path(__file__).with_name("micro.py")
+    spec = importlib.util.spec_from_file_location("micro_recipe", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config
+
+
+_get_config = _load_recipe()
 
 
 class Spoiled(sources.EmojiPairs):
@@ -41,21 +47,13 @@ class Spoiled(sources.EmojiPairs):
 
 @pytest.fixture(autouse=True, scope="session")
 def _register():
-    encoders.ENCODERS["micro"] = _micro_tower
     sources.SOURCES["spoiled"] = Spoiled
     yield
     del encoders.ENCODERS["micro"], sources.SOURCES["spoiled"]
 
 
 def _micro_config(**changes):
-    config = get_config("tiny").to_dict()
-    config.update(total_steps=6, log_every=1, eval_every=100, evals={})
-    config["checkpoint"].update(every=2, keep=2, best="")
-    config["learning_rate"].update(warmup_steps=2)
-    config["encoders"]["image"] = dict(kind="micro", group_size=0, bn_momentum=0.9)
-    config["streams"]["pairs"]["objectives"]["contrastive"].update(
-        dim=efficientnet.round_channels(_STAGES[-1].channels, 0.25)
-    )
+    config = _get_config().to_dict()
     for path, value in changes.items():
         *parents, last = path.split("__")
         node = config

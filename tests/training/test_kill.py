@@ -1,0 +1,191 @@
+"""Runs killed and stopped from outside, as `python -m big_ssl.main` in processes of their own."""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from big_ssl.training import loop
+from big_ssl.training.checkpoints import Checkpoints
+from big_ssl.training.metrics import read_lines
+from configs.align_l2 import get_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+DEVICES, STEPS = 2, 30
+
+
+RECIPES = dict(micro="tests/training/micro.py", tiny="configs/align_l2.py:tiny")
+
+
+class Command:
+    """A recipe with a line each step and a checkpoint every third, on two devices."""
+
+    def __init__(self, recipe, cache):
+        self._config = RECIPES[recipe]
+        self._environment = os.environ | dict(
+            JAX_PLATFORMS="cpu",
+            JAX_NUM_CPU_DEVICES=str(DEVICES),
+            # `micro` runs slower code that compiles faster.
+            JAX_DISABLE_MOST_OPTIMIZATIONS=str(int(recipe == "micro")),
+            JAX_COMPILATION_CACHE_DIR=str(cache),
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.5",
+        )
+
+    def start(self, workdir):
+        arguments = dict(total_steps=STEPS, log_every=1, eval_every=STEPS, evals="{}")
+        arguments |= {"checkpoint.every": 3, "checkpoint.keep": 3}
+        workdir.parent.mkdir(exist_ok=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", "big_ssl.main", f"--config={self._config}", f"--workdir={workdir}"]
+            + [f"--config.{key}={value}" for key, value in arguments.items()],
+            cwd=ROOT,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(self, workdir):
+        """Runs to the end. Returns what was printed."""
+        process = self.start(workdir)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        return output
+
+    def interrupt(self, workdir, number, when):
+        """Sends signal `number` once when(workdir); returns (exit code, output)."""
+        process = self.start(workdir)
+        deadline = time.monotonic() + 240
+        while not when(workdir) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=240)
+        return process.returncode, output
+
+
+def _lines(workdir):
+    return read_lines(workdir / "metrics.jsonl")
+
+
+def _at_step(step):
+    return lambda workdir: any(line["step"] >= step for line in _lines(workdir))
+
+
+def _while_saving(step):
+    """orbax writes into a folder whose name only later becomes the bare step."""
+    return lambda workdir: any(
+        path.name != str(step) and path.name.startswith(f"{step}.") for path in workdir.glob("checkpoints/*")
+    )
+
+
+@pytest.fixture(scope="module")
+def recipe(request):
+    return getattr(request, "param", "micro")
+
+
+@pytest.fixture(scope="module")
+def command(recipe, request, tmp_path_factory):
+    cache = getattr(request.config, "cache", None)
+    return Command(recipe, cache.mkdir("jax") if cache is not None else tmp_path_factory.mktemp("jax"))
+
+
+@pytest.fixture(scope="module")
+def read(recipe, micro_config):
+    """read(workdir) -> the newest checkpoint's state on the host."""
+    config = micro_config() if recipe == "micro" else get_config("tiny").to_dict()
+    config |= dict(total_steps=STEPS, evals={})
+    abstract = loop.set_up(config, jax.devices()[:DEVICES]).abstract_state
+
+    def newest(workdir):
+        checkpoints = Checkpoints(workdir, 3)
+        state = jax.device_get(checkpoints.restore_latest(abstract))
+        checkpoints.close()
+        return state
+
+    return newest
+
+
+@pytest.fixture(scope="module")
+def whole(command, read, tmp_path_factory):
+    """The run that nothing interrupts: (its last state, its metrics)."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    command.finish(workdir)
+    return read(workdir), _lines(workdir)
+
+
+def _assert_ended_the_same(workdir, read, whole):
+    state, lines = whole
+    ended = read(workdir)
+    assert int(ended.step) == STEPS
+    jax.tree.map(np.testing.assert_array_equal, ended, state)
+    losses = [[(line["step"], line["train/loss"]) for line in each] for each in (_lines(workdir), lines)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    "recipe", ["micro", pytest.param("tiny", marks=pytest.mark.slow)], indirect=True, scope="module"
+)
+def test_killed_while_saving_then_stopped_then_finished(command, read, whole, tmp_path):
+    workdir = tmp_path / "run"
+    code, output = command.interrupt(workdir, signal.SIGKILL, _while_saving(6))
+    assert code == -signal.SIGKILL, output
+    assert 6 <= _lines(workdir)[-1]["step"] < STEPS
+
+    resumed_after = _lines(workdir)[-1]["step"]
+    code, output = command.interrupt(workdir, signal.SIGTERM, _at_step(resumed_after + 4))
+    assert code == 0, output
+    assert "SIGTERM: saving, then stopping" in output
+    assert "Report:" not in output
+    last = _lines(workdir)[-1]["step"]
+    assert resumed_after + 4 <= last < STEPS
+    assert int(read(workdir).step) == last
+
+    assert "Report:" in command.finish(workdir)
+    _assert_ended_the_same(workdir, read, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "when",
+    [_at_step(1), _while_saving(3), _at_step(7), _while_saving(9), _while_saving(30), _at_step(30)],
+    ids=["first step", "first save", "step 7", "third save", "last save", "last step"],
+)
+def test_killed_at_a_chosen_moment(when, command, read, whole, tmp_path):
+    workdir = tmp_path / "run"
+    command.interrupt(workdir, signal.SIGKILL, when)
+    command.finish(workdir)
+    _assert_ended_the_same(workdir, read, whole)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(command, read, whole, tmp_path):
+    workdir, rng = tmp_path / "run", random.Random(0)
+    for _ in range(5):
+        seen = len(_lines(workdir))
+        pause = rng.uniform(0, 0.5)
+
+        def later(workdir, seen=seen, pause=pause):
+            lines = _lines(workdir)
+            if len(lines) in (0, seen):
+                return False
+            time.sleep(pause)
+            return True
+
+        command.interrupt(workdir, signal.SIGKILL, later)
+    command.finish(workdir)
+    _assert_ended_the_same(workdir, read, whole)
+
+
+@pytest.mark.slow
+def test_killed_before_anything_was_saved(command, read, whole, tmp_path):
+    workdir = tmp_path / "run"
+    command.interrupt(workdir, signal.SIGKILL, lambda workdir: (workdir / "config.json").exists())
+    command.finish(workdir)
+    _assert_ended_the_same(workdir, read, whole)

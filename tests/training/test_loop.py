@@ -1,0 +1,265 @@
+"""Whole runs in this process: resuming, stopping, bad data, bad steps and a workdir that won't do."""
+
+import collections
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from big_ssl.training import loop, requirements
+from big_ssl.training.metrics import read_lines
+from big_ssl.training.stopping import StopRequest, TrainingFailed, check_health
+
+
+@pytest.fixture(scope="module")
+def whole(micro_config, set_up, tmp_path_factory):
+    """The run that nothing interrupts: (state on the host, workdir)."""
+    workdir = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "set_up", set_up)
+        result = loop.train(micro_config(), workdir)
+    assert result.finished
+    return jax.device_get(result.state), workdir
+
+
+def _assert_same(state, expected):
+    """Bit by bit, optimiser, averages, statistics and counters included."""
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), expected)
+
+
+def _losses(workdir):
+    lines = read_lines(pathlib.Path(workdir) / "metrics.jsonl")
+    return [(line["step"], line["train/loss"]) for line in lines]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(step, train, micro_config, whole, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopRequest, "reached", lambda self, now: now == step)
+        stopped = train(micro_config(), tmp_path)
+    assert not stopped.finished
+    assert int(stopped.state.step) == step
+    result = train(micro_config(), tmp_path)
+    assert result.finished
+    _assert_same(result.state, whole[0])
+    assert _losses(tmp_path) == _losses(whole[1])
+
+
+def test_a_finished_run_started_again_has_nothing_to_do(train, micro_config, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole[1], tmp_path / "run")
+    monkeypatch.setattr(loop.Setup, "init", None)
+    result = train(micro_config(), tmp_path / "run")
+    assert result.finished
+    _assert_same(result.state, whole[0])
+    assert _losses(tmp_path / "run") == _losses(whole[1])
+
+
+def test_a_truncated_checkpoint_is_skipped_and_the_run_ends_the_same(train, micro_config, whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[1], workdir)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["6", "8"]
+    for data in (workdir / "checkpoints" / "8").rglob("d/*"):
+        data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    result = train(micro_config(), workdir)
+    _assert_same(result.state, whole[0])
+    assert _losses(workdir) == _losses(whole[1])
+    assert [path.name.split("_")[0] for path in (workdir / "damaged_checkpoints").iterdir()] == ["8"]
+    # Step 8 was saved again, whole this time: a third start has nothing to do.
+    assert int(train(micro_config(), workdir).state.step) == 8
+
+
+def test_a_signal_stops_between_steps_and_the_next_one_is_not_caught(monkeypatch):
+    import signal
+
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append("outer"))
+    try:
+        stop = StopRequest()
+        assert not stop.reached(1)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.reached(2)
+        assert received == []
+        signal.raise_signal(signal.SIGTERM)
+        assert received == ["outer"]
+        stop.restore()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_the_handlers_are_put_back(train, micro_config, whole, tmp_path):
+    import signal
+
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    train(micro_config(), whole[1])
+    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+# Steps that are not finite.
+
+
+@pytest.fixture
+def poisoned(monkeypatch, set_up):
+    """poisoned({3, 4}): in these steps the temperature is 0, hence the loss NaN; then it is healed."""
+
+    def poison(steps):
+        def with_scale(state, value):
+            heads = state.params["heads"]
+            leaf = heads["contrastive"]["logit_scale"]
+            value = jax.device_put(np.float32(value), leaf.sharding)
+            contrastive = heads["contrastive"] | dict(logit_scale=value)
+            return state.replace(params=state.params | dict(heads=heads | dict(contrastive=contrastive)))
+
+        def patched(config, devices=None):
+            setup = set_up(config, devices)
+
+            def step(state, batch):
+                if int(state.step) + 1 not in steps:
+                    return setup.step(state, batch)
+                scale = np.array(state.params["heads"]["contrastive"]["logit_scale"])
+                state, metrics = setup.step(with_scale(state, np.inf), batch)
+                return with_scale(state, scale), metrics
+
+            return setup._replace(step=step)
+
+        monkeypatch.setattr(loop, "set_up", patched)
+
+    return poison
+
+
+def test_steps_that_are_not_finite_are_skipped_counted_and_reported(
+    poisoned, micro_config, tmp_path, capsys
+):
+    poisoned({3, 4})
+    result = loop.train(micro_config(faults__skipped_in_a_row=3), tmp_path)
+    assert result.finished
+    state = jax.device_get(result.state)
+    assert (state.counters["skipped"], state.counters["skipped_in_a_row"]) == (2, 0)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    # AdamW counted six steps: those skipped are not among them.
+    assert int(state.opt_state[0].count) == 6
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [line["train/loss"] is None for line in lines] == [False, False, True, True, *[False] * 4]
+    assert [line["train/skipped"] for line in lines] == [0, 0, 1, 2, 2, 2, 2, 2]
+    assert "skipped 2" in capsys.readouterr().out
+
+
+def test_too_many_such_steps_in_a_row_stop_the_run(poisoned, micro_config, tmp_path):
+    poisoned({3, 4, 5})
+    message = r"step 5: the loss or its gradient was not finite 3 times in a row \(config.faults.skipped_in_a_row\)"
+    with pytest.raises(TrainingFailed, match=message):
+        loop.train(micro_config(faults__skipped_in_a_row=3), tmp_path)
+
+
+def test_they_are_noticed_where_nothing_is_logged(poisoned, micro_config, tmp_path):
+    poisoned({3, 4, 5})
+    with pytest.raises(TrainingFailed, match="step 5: "):
+        loop.train(micro_config(faults__skipped_in_a_row=3, log_every=100), tmp_path)
+
+
+# Records that are unusable.
+
+
+def _spoiled(micro_config, every, what="both", **changes):
+    source = dict(kind="spoiled", every=every, what=what, styles=("fxemoji",), concepts="seen")
+    return micro_config(streams__pairs__data__source=source, **changes)
+
+
+def test_bad_records_are_replaced_the_same_way_each_time_and_counted(train, micro_config, whole, tmp_path):
+    config = _spoiled(micro_config, every=12, faults__replaced_fraction=0.2)
+    first, second = (train(config, tmp_path / name) for name in "ab")
+    _assert_same(first.state, jax.device_get(second.state))
+    counters = jax.device_get(first.state.counters)
+    # 128 examples, of which one in 24 each lacks its picture and its caption.
+    assert counters["replaced_images"] > 0
+    assert counters["replaced_texts"] > 0
+    assert counters["replaced_images"] + counters["replaced_texts"] < 25
+    last = read_lines(tmp_path / "a" / "metrics.jsonl")[-1]
+    assert last["train/replaced_images"] == counters["replaced_images"]
+    assert last["train/replaced_texts"] == counters["replaced_texts"]
+
+
+@pytest.mark.parametrize("what", ["image", "text"])
+def test_too_many_bad_records_stop_the_run(what, train, micro_config, tmp_path):
+    config = _spoiled(micro_config, 4, what)
+    message = r"step \d+: \d+ pictures and \d+ texts of 1\d\d examples were unusable, above config.faults"
+    with pytest.raises(TrainingFailed, match=message):
+        train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("counters", "examples", "fails"),
+    [
+        (dict(skipped_in_a_row=9), 1000, False),
+        (dict(skipped_in_a_row=10), 1000, True),
+        (dict(replaced_images=50), 1000, False),
+        (dict(replaced_images=51), 1000, True),
+        (dict(replaced_texts=51), 1000, True),
+        (dict(replaced_images=90), 99, False),
+        (dict(skipped=500), 1000, False),
+    ],
+)
+def test_limits(counters, examples, fails):
+    counters = collections.defaultdict(int, counters)
+    limits = dict(skipped_in_a_row=10, replaced_fraction=0.05)
+    if not fails:
+        check_health(counters, 7, examples, limits)
+        return
+    with pytest.raises(TrainingFailed, match="step 7: "):
+        check_health(counters, 7, examples, limits)
+
+
+# Before anything slow.
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch, set_up):
+    """Fails the test that initialises or steps."""
+
+    def never(*_):
+        raise AssertionError("computed something")
+
+    patched = lambda config, devices=None: set_up(config, devices)._replace(init=never, step=never)  # noqa: E731
+    monkeypatch.setattr(loop, "set_up", patched)
+
+
+def test_a_workdir_that_cannot_be_written_is_said_first(nothing_runs, micro_config, tmp_path):
+    # Under a file, since root may write into any folder.
+    (tmp_path / "file").write_text("")
+    with pytest.raises(requirements.Unrunnable, match=r"workdir .*/file/run can't be written: Not a directory"):
+        loop.train(micro_config(), tmp_path / "file" / "run")
+
+
+def test_a_full_disk_is_said_first(nothing_runs, micro_config, tmp_path, monkeypatch):
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
+    with pytest.raises(requirements.Unrunnable, match=r"workdir .* has 0\.00 GiB free; the checkpoints need"):
+        loop.train(micro_config(), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_what_the_checkpoints_need_is_what_they_take(whole, set_up, micro_config):
+    setup = set_up(micro_config())
+    size = requirements.state_bytes(setup.abstract_state)
+    assert size == sum(leaf.nbytes for leaf in jax.tree.leaves(whole[0]))
+    taken = sum(f.stat().st_size for f in (whole[1] / "checkpoints" / "8").rglob("*") if f.is_file())
+    assert taken < size + 2**20  # orbax's own bookkeeping, which does not grow with the arrays
+
+
+def test_the_config_is_kept_with_the_run(whole, micro_config):
+    assert json.loads((whole[1] / "config.json").read_text())["total_steps"] == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(streams__pairs__batch_size=12), r"streams.pairs.batch_size is 12; .*multiple of .*= 8"),
+        (dict(mesh=dict(data=3, fsdp=1, tensor=1)), r"mesh: .* does not divide 8 devices"),
+    ],
+)
+def test_what_does_not_divide_is_said_first(changes, message, micro_config, tmp_path):
+    with pytest.raises((ValueError, requirements.Unrunnable), match=message):
+        loop.train(micro_config(**changes), tmp_path)

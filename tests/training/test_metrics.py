@@ -1,0 +1,33 @@
+"""The numbers of a run, and what a kill leaves of them."""
+
+import json
+
+from big_ssl.training.metrics import MetricsWriter, read_lines
+
+
+def test_lines_survive_and_nan_is_null(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, {"train/loss": 2.5})
+    # On disk before anything is closed: a kill loses nothing that was said.
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "train/loss": 2.5}
+    writer.write(2, {"train/loss": float("nan"), "train/rate": float("inf")})
+    writer.close()
+    assert read_lines(tmp_path / "metrics.jsonl")[1] == {"step": 2, "train/loss": None, "train/rate": None}
+
+
+def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    for step in range(1, 6):
+        writer.write(step, {"x": step})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "x": 6.')  # killed while it wrote
+    resumed = MetricsWriter(tmp_path, start_step=3)
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    resumed.write(4, {"x": 40})
+    resumed.close()
+    assert read_lines(tmp_path / "metrics.jsonl")[-1] == {"step": 4, "x": 40.0}
+
+
+def test_no_file_is_no_lines(tmp_path):
+    assert read_lines(tmp_path / "metrics.jsonl") == []

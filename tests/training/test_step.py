@@ -1,0 +1,146 @@
+"""One training step: what it updates, what it counts, and what it leaves alone when the loss is not finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.training import build
+from big_ssl.training import state as state_lib
+from big_ssl.training.random_keys import named_key, step_key
+
+
+@pytest.fixture(scope="module")
+def config(micro_config):
+    return micro_config()
+
+
+@pytest.fixture(scope="module")
+def setup(config, set_up):
+    return set_up(config)
+
+
+@pytest.fixture(scope="module")
+def initial(setup):
+    return jax.device_get(setup.init())
+
+
+@pytest.fixture(scope="module")
+def batch(config, setup):
+    batches = build.batches(config, setup.tokenizer, 0, (0, 1))
+    first = next(batches)
+    batches.close()
+    return first
+
+
+def _step(setup, state, batch):
+    state = jax.tree.map(lambda x, a: jax.device_put(np.array(x), a.sharding), state, setup.abstract_state)
+    return jax.device_get(setup.step(state, mesh_lib.global_batch(setup.mesh, batch)))
+
+
+def _equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def _differs(a, b):
+    return [not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+
+
+def _with_scale(state, value):
+    heads = state.params["heads"]
+    contrastive = heads["contrastive"] | dict(logit_scale=np.float32(value))
+    return state.replace(params=state.params | dict(heads=heads | dict(contrastive=contrastive)))
+
+
+@pytest.mark.smoke
+def test_a_step_moves_everything_that_should_move(setup, initial, batch):
+    state, metrics = _step(setup, _step(setup, initial, batch)[0], batch)
+    assert int(state.step) == 2
+    # The first learning rate is 0, so it is the second step that moves the parameters.
+    assert np.mean(_differs(state.params, initial.params)) > 0.9
+    assert all(_differs(state.mutable, initial.mutable))
+    assert all(_differs(state.opt_state, initial.opt_state))
+    assert all(np.isfinite(v) for v in metrics.values())
+    assert metrics["learning_rate"] == pytest.approx(1e-3)
+
+
+def test_the_average_follows_the_recurrence(setup, initial, batch):
+    state, expected = initial, jax.tree.map(np.array, initial.ema)
+    for step in range(3):
+        state, _ = _step(setup, state, batch)
+        momentum = min(0.99, (1 + step) / (10 + step))
+        new = dict(params=state.params, encoders=state.mutable["encoders"])
+        expected = jax.tree.map(lambda old, new, m=momentum: m * old + (1 - m) * new, expected, new)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.ema, expected)
+    assert state_lib.evaluation_variables(state) is state.ema
+
+
+def test_without_an_average_the_weights_themselves_are_evaluated(initial):
+    state = initial.replace(ema=None)
+    variables = state_lib.evaluation_variables(state)
+    assert variables["params"] is state.params
+    assert variables["encoders"] is state.mutable["encoders"]
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_step_that_is_not_finite_changes_only_the_counters(bad, setup, initial, batch):
+    state, _ = _step(setup, initial, batch)
+    poisoned = _with_scale(state, bad)
+    poisoned = poisoned.replace(ema=poisoned.ema | dict(params=poisoned.params))
+    after, metrics = _step(setup, poisoned, batch)
+    assert not np.isfinite(metrics["loss"])
+    _equal(after.replace(step=0, counters=0), poisoned.replace(step=0, counters=0))
+    assert int(after.step) == 2
+    assert after.counters["skipped"] == after.counters["skipped_in_a_row"] == 1
+    twice, metrics = _step(setup, after, batch)
+    assert twice.counters["skipped"] == twice.counters["skipped_in_a_row"] == 2
+    assert metrics["skipped"] == 2
+    healed, metrics = _step(setup, _with_scale(twice, 2.0), batch)
+    assert np.isfinite(metrics["loss"])
+    assert (healed.counters["skipped"], healed.counters["skipped_in_a_row"]) == (2, 0)
+
+
+def test_a_good_step_after_a_bad_one_is_the_one_it_would_have_been(setup, initial, batch):
+    # Only the step differs, and with it learning rate and random keys: give both the same.
+    once, _ = _step(setup, initial, batch)
+    scale = once.params["heads"]["contrastive"]["logit_scale"]
+    skipped, _ = _step(setup, _with_scale(once, np.inf), batch)
+    resumed = _with_scale(skipped, scale).replace(ema=once.ema, step=once.step, counters=once.counters)
+    _equal(_step(setup, resumed, batch)[0], _step(setup, once, batch)[0])
+
+
+def test_replaced_records_are_counted(setup, initial, batch):
+    faults = dict(replaced_images=np.arange(16) < 3, replaced_texts=np.arange(16) < 5)
+    spoiled = dict(pairs=batch["pairs"] | dict(faults=faults))
+    state, metrics = _step(setup, initial, spoiled)
+    state, metrics = _step(setup, state, spoiled)
+    assert (state.counters["replaced_images"], state.counters["replaced_texts"]) == (6, 10)
+    assert (metrics["replaced_images"], metrics["skipped"]) == (6, 0)
+
+
+def test_the_temperature_is_kept_above_a_hundredth(setup, initial, batch):
+    # Just past the cap, so that no step of a learning rate of 1e-3 can lead back over it.
+    state, _ = _step(setup, _with_scale(initial, np.log(100) + 0.1), batch)
+    assert state.params["heads"]["contrastive"]["logit_scale"] == pytest.approx(np.log(100))
+    _, metrics = _step(setup, state, batch)
+    assert metrics["temperature"] == pytest.approx(0.01, rel=1e-5)
+
+
+def test_the_state_is_donated(setup, batch):
+    state = setup.init()
+    leaf = state.params["encoders"]["text"]["word"]["embedding"]
+    setup.step(state, mesh_lib.global_batch(setup.mesh, batch))
+    assert leaf.is_deleted()
+
+
+def test_random_keys_differ_by_name_and_step_and_seed():
+    def bits(key):
+        return tuple(jax.random.key_data(key).tolist())
+
+    keys = [step_key(seed, step) for seed in (0, 1) for step in range(10)]
+    named = [named_key(key, name) for key in keys for name in ("image", "text", "pairs/image")]
+    assert len({bits(key) for key in keys + named}) == len(keys) + len(named)
+    # The same for the same name in another process: Python's own hash is salted, CRC-32 is not.
+    expected = jax.random.fold_in(jax.random.key(0), jnp.uint32(3309110367))
+    assert bits(named_key(jax.random.key(0), "image")) == bits(expected)
