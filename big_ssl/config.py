@@ -85,9 +85,9 @@ def validate(config: Mapping) -> None:
 
 
 def _check_values(config):
-    for key in ("total_steps", "log_every", "eval_every"):
-        if config[key] < 1:
-            raise ConfigError(f"{key} is {config[key]}; it must be at least 1")
+    for key, value in _counts(config):
+        if value < 1:
+            raise ConfigError(f"{key} is {value}; it must be at least 1")
     if config["dtype"] not in ("float32", "bfloat16"):
         raise ConfigError(f"dtype is {config['dtype']!r}; use float32 or bfloat16")
     if config["optimizer"]["name"] not in ("adamw", "lamb"):
@@ -98,6 +98,17 @@ def _check_values(config):
         schedules.build(config["learning_rate"], config["total_steps"])
     except ValueError as error:
         raise ConfigError(f"learning_rate: {error}") from error
+
+
+def _counts(config):
+    """Yields (key, value) of everything that none of would stop a run, or make it divide by zero."""
+    for key in ("total_steps", "log_every", "eval_every"):
+        yield key, config[key]
+    for key in ("every", "keep"):
+        yield f"checkpoint.{key}", config["checkpoint"][key]
+    for name, stream in config["streams"].items():
+        yield f"streams.{name}.batch_size", stream["batch_size"]
+        yield f"streams.{name}.data.crop", stream["data"]["crop"]
 
 
 def _check(value, schema, path):

@@ -20,9 +20,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "The file to write, a word a line.
 def captions(config) -> Iterator[str]:
     """Every text of every record of every stream, in order."""
     for stream in config.streams.values():
-        source = sources.build(stream.data.source)
-        for i in range(len(source)):
-            for candidates in source[i].texts.values():
+        for record in sources.records(sources.build(stream.data.source)):
+            for candidates in record.texts.values():
                 yield from (text for text in candidates if isinstance(text, str))
 
 

@@ -117,20 +117,24 @@ def demo() -> dict:
     pairs = config["streams"]["pairs"]
     pairs["batch_size"] = 128
     pairs["data"] = dict(
-        source=dict(kind="emoji", styles=TRAINING_STYLES, concepts="seen"),
+        # By concept: two drawings of one concept in a batch would be false negatives of each other.
+        source=dict(kind="emoji_concepts", styles=TRAINING_STYLES, concepts="seen"),
         captions=dict(label=0.5, name=0.2, short_names=0.1, tags=0.2),
         resize=36,
         crop=32,
         cache=10_000,
         threads=2,
     )
-    pairs["objectives"]["contrastive"].update(dim=240, temperature=0.07, temperature_form="log")
+    pairs["objectives"]["contrastive"].update(dim=240, temperature=0.1)
     # Mirrored, a left arrow is a right arrow.
     config["views"]["image"]["flip"] = False
     config["encoders"]["image"].update(width=0.75, depth=1.0, drop_connect=0.0, group_size=0, bn_momentum=0.9)
     config["encoders"]["text"].update(width=128, depth=2, heads=2, dropout=0.0)
     config["optimizer"].update(
-        name="adamw", b2=0.98, weight_decay=0.05, decay_exclude=("_bn/", "_norm/", "bias$", "logit_scale")
+        name="adamw",
+        b2=0.98,
+        weight_decay=0.05,
+        decay_exclude=("_bn/", "_norm/", "bias$", "temperature$", "logit_scale$"),
     )
     return config
 
@@ -145,8 +149,8 @@ def tiny() -> dict:
     pairs = config["streams"]["pairs"]
     pairs["batch_size"] = 16
     pairs["data"].update(resize=18, crop=16)
-    pairs["data"]["source"].update(styles=("fxemoji",))
-    pairs["objectives"]["contrastive"].update(dim=80)
+    pairs["data"]["source"].update(kind="emoji", styles=("fxemoji",))
+    pairs["objectives"]["contrastive"].update(dim=80, temperature=0.07, temperature_form="log")
     config["encoders"]["image"].update(width=0.25, depth=0.3)
     config["encoders"]["text"].update(width=32, depth=1, heads=1)
     config["evals"]["emoji"].update(styles=("twemoji",), training_styles=("fxemoji",))

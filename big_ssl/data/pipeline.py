@@ -37,7 +37,8 @@ class LoadPair(grain.transforms.RandomMap):
     def random_map(self, index: int, rng: np.random.Generator):
         faults = dict(replaced_images=False, replaced_texts=False)
         for offset in range(_MAX_NEIGHBOURS):
-            record = self._source[(index + offset) % len(self._source)]
+            item = self._source[(index + offset) % len(self._source)]
+            record = item[rng.integers(len(item))] if isinstance(item, list) else item
             try:
                 return self._load(record, rng) | dict(faults=faults)
             except decode.BadImage:
@@ -71,7 +72,8 @@ def draw_caption(texts: Mapping[str, Sequence], captions: Mapping[str, float], r
     drawn = [candidates[i] for i in rng.permutation(len(candidates))[:count]]
     if not all(isinstance(text, str) for text in drawn):
         raise BadText(f"a caption of type {type(drawn[0]).__name__}")
-    return " ".join(drawn)
+    # Half an emoji, as a caption cut short in JSON leaves it, is no Unicode and can't be tokenised.
+    return " ".join(drawn).encode(errors="ignore").decode()
 
 
 def batches(

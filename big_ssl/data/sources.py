@@ -1,8 +1,12 @@
-"""Sources of image-text records: random access, nothing decoded."""
+"""Sources of image-text records: random access, nothing decoded.
+
+An item is a Record, or a list of records that show the same thing, of which one is drawn at
+each visit.
+"""
 
 import hashlib
 import importlib.resources
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow.compute
@@ -25,6 +29,8 @@ class EmojiPairs(Sequence[Record]):
     """
 
     def __init__(self, styles: Sequence[str], concepts: str = "all"):
+        if concepts not in ("all", "seen", "unseen"):
+            raise ValueError(f"emoji: no concepts {concepts!r}; there are all, seen, unseen")
         table = _read_embedded()
         table = table.filter(pyarrow.compute.is_in(table["style"], pyarrow.array(list(styles))))
         missing = set(styles) - set(table["style"].to_pylist())
@@ -46,6 +52,27 @@ class EmojiPairs(Sequence[Record]):
         names = [name.replace("_", " ") for name in row["short_names"]]
         texts = {"label": [row["label"]], "name": [row["name"]], "short_names": names, "tags": row["tags"]}
         return Record(self._images[index].as_py(), texts)
+
+
+class EmojiConcepts(Sequence[list[Record]]):
+    """The embedded drawings with a concept an item: the list of its drawings, one a style.
+
+    Each epoch then shows every concept once, and a batch has no two drawings of one concept,
+    which the contrastive loss would push apart.
+    """
+
+    def __init__(self, styles: Sequence[str], concepts: str = "all"):
+        self._pairs = EmojiPairs(styles, concepts)
+        groups: dict[str, list[int]] = {}
+        for i, row in enumerate(self._pairs.rows):
+            groups.setdefault(row["unified"], []).append(i)
+        self._groups = list(groups.values())
+
+    def __len__(self):
+        return len(self._groups)
+
+    def __getitem__(self, index):
+        return [self._pairs[i] for i in self._groups[index]]
 
 
 class TfdsPairs(Sequence[Record]):
@@ -74,13 +101,20 @@ class TfdsPairs(Sequence[Record]):
         return Record(example[self._image_key], {key: _texts(example[key]) for key in self._text_keys})
 
 
-SOURCES = {"emoji": EmojiPairs, "tfds": TfdsPairs}
+SOURCES = {"emoji": EmojiPairs, "emoji_concepts": EmojiConcepts, "tfds": TfdsPairs}
 
 
 def build(config: Mapping) -> Sequence[Record]:
     """The source that config["kind"] names, built from the other keys."""
     options = {key: value for key, value in config.items() if key != "kind"}
     return SOURCES[config["kind"]](**options)
+
+
+def records(source: Sequence) -> Iterator[Record]:
+    """Every record of a source, those of a group one after the other."""
+    for i in range(len(source)):
+        item = source[i]
+        yield from item if isinstance(item, list) else [item]
 
 
 def is_held_out(unified: str) -> bool:
@@ -104,6 +138,10 @@ def _read_embedded(columns=None):
 
 
 def _texts(value):
-    """A TFDS text feature's candidates: one text or several, bytes decoded as UTF-8."""
-    values = [value] if isinstance(value, (bytes, str)) else list(value)
+    """A TFDS text feature's candidates: one text or several, bytes decoded as UTF-8.
+
+    What is no text stays what it is, for the pipeline to replace and count.
+    """
+    several = isinstance(value, (list, tuple)) or getattr(value, "ndim", 0)
+    values = list(value) if several else [value]
     return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]

@@ -48,7 +48,15 @@ def test_a_palette_with_a_transparent_entry():
 
 @pytest.mark.parametrize(
     ("mode", "form"),
-    [("CMYK", "JPEG"), ("L", "JPEG"), ("L", "PNG"), ("LA", "PNG"), ("RGBA", "WEBP"), ("RGB", "GIF"), ("RGB", "BMP")],
+    [
+        ("CMYK", "JPEG"),
+        ("L", "JPEG"),
+        ("L", "PNG"),
+        ("LA", "PNG"),
+        ("RGBA", "WEBP"),
+        ("RGB", "GIF"),
+        ("RGB", "BMP"),
+    ],
 )
 def test_every_mode_becomes_rgb(mode, form):
     decoded = decode.decode(_encoded(_noise(mode), form), 24)
@@ -102,7 +110,9 @@ def test_what_is_no_picture_is_a_bad_image(encoded):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "ICO", "TGA", "PPM", "AVIF", "DDS"])
+@pytest.mark.parametrize(
+    "form", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "ICO", "TGA", "PPM", "AVIF", "DDS"]
+)
 def test_damage_is_never_another_error(form):
     if form not in Image.registered_extensions().values():  # AVIF is left out of some builds
         pytest.skip(f"this Pillow has no {form}")

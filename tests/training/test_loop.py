@@ -130,9 +130,7 @@ def poisoned(monkeypatch, set_up):
     return poison
 
 
-def test_steps_that_are_not_finite_are_skipped_counted_and_reported(
-    poisoned, micro_config, tmp_path, capsys
-):
+def test_steps_that_are_not_finite_are_skipped_counted_and_reported(poisoned, micro_config, tmp_path, capsys):
     poisoned({3, 4})
     result = loop.train(micro_config(faults__skipped_in_a_row=3), tmp_path)
     assert result.finished
@@ -149,7 +147,9 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_reported(
 
 def test_too_many_such_steps_in_a_row_stop_the_run(poisoned, micro_config, tmp_path):
     poisoned({3, 4, 5})
-    message = r"step 5: the loss or its gradient was not finite 3 times in a row \(config.faults.skipped_in_a_row\)"
+    message = (
+        r"step 5: the loss or its gradient was not finite 3 times in a row \(config.faults.skipped_in_a_row\)"
+    )
     with pytest.raises(TrainingFailed, match=message):
         loop.train(micro_config(faults__skipped_in_a_row=3), tmp_path)
 
@@ -229,7 +229,9 @@ def nothing_runs(monkeypatch, set_up):
 def test_a_workdir_that_cannot_be_written_is_said_first(nothing_runs, micro_config, tmp_path):
     # Under a file, since root may write into any folder.
     (tmp_path / "file").write_text("")
-    with pytest.raises(requirements.Unrunnable, match=r"workdir .*/file/run can't be written: Not a directory"):
+    with pytest.raises(
+        requirements.Unrunnable, match=r"workdir .*/file/run can't be written: Not a directory"
+    ):
         loop.train(micro_config(), tmp_path / "file" / "run")
 
 

@@ -1,4 +1,4 @@
-"""One training step: what it updates, what it counts, and what it leaves alone when the loss is not finite."""
+"""One training step: what it updates and counts, and what it leaves alone where the loss is not finite."""
 
 import jax
 import jax.numpy as jnp

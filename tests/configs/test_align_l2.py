@@ -1,0 +1,48 @@
+"""ALIGN's recipe: the published values, and presets that are small changes to it."""
+
+import pytest
+
+from big_ssl.models import efficientnet
+from configs.align_l2 import get_config
+
+
+def test_the_published_values():
+    config = get_config().to_dict()
+    pairs = config["streams"]["pairs"]
+    assert (pairs["batch_size"], config["total_steps"]) == (16_384, 1_200_000)
+    assert (pairs["data"]["resize"], pairs["data"]["crop"]) == (346, 289)
+    assert (config["encoders"]["text"]["depth"], config["encoders"]["text"]["width"]) == (24, 1024)
+    assert config["tokenizer"]["length"] == 64
+    contrastive = pairs["objectives"]["contrastive"]
+    assert (contrastive["label_smoothing"], contrastive["temperature_form"]) == (0.1, "raw")
+    rate = config["learning_rate"]
+    assert (rate["kind"], rate["peak"], rate["warmup_steps"], rate["final"]) == ("linear", 1e-3, 10_000, 0.0)
+    assert (config["optimizer"]["name"], config["optimizer"]["weight_decay"]) == ("lamb", 1e-5)
+
+
+@pytest.mark.parametrize("preset", ["", "demo", "tiny"])
+def test_the_embedding_is_as_wide_as_the_image_tower(preset):
+    config = get_config(preset).to_dict()
+    width = config["encoders"]["image"]["width"]
+    dim = config["streams"]["pairs"]["objectives"]["contrastive"]["dim"]
+    assert dim == efficientnet.round_channels(320, width)
+    variant = efficientnet.VARIANTS["l2"]
+    assert preset or (width, config["encoders"]["image"]["depth"]) == variant
+
+
+@pytest.mark.parametrize("preset", ["demo", "tiny"])
+def test_presets_have_the_keys_of_the_recipe(preset):
+    full, small = get_config().to_dict(), get_config(preset).to_dict()
+    assert full.keys() == small.keys()
+    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "faults", "encoders"):
+        assert full[key].keys() == small[key].keys()
+
+
+def test_an_unknown_preset_is_named():
+    with pytest.raises(ValueError, match="align_l2: no preset 'dmo'; there are demo and tiny"):
+        get_config("dmo")
+
+
+def test_a_preset_is_a_fresh_copy():
+    get_config("tiny").total_steps = 3
+    assert get_config("tiny").total_steps != 3

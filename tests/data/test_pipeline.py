@@ -1,0 +1,221 @@
+"""Batches as a function of (seed, step): whoever asks, however often, from wherever."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from big_ssl.data import pipeline
+from big_ssl.data.sources import EmojiPairs, Record
+from big_ssl.data.tokenizers import WordPiece, vocabulary_path
+
+TOKENIZER = WordPiece(vocabulary_path("emoji"), 8)
+CAPTIONS = dict(label=0.5, name=0.2, short_names=0.1, tags=0.2)
+
+
+@pytest.fixture(scope="module")
+def load():
+    return pipeline.LoadPair(EmojiPairs(["fxemoji"], "seen"), TOKENIZER, CAPTIONS, 18, 16)
+
+
+def _take(load, steps, records=500, batch_size=16, seed=0, start=0, threads=2, shard=(0, 1)):
+    batches = pipeline.batches(load, records, batch_size, seed, start, threads, shard)
+    taken = list(itertools.islice(batches, steps))
+    batches.close()
+    return taken
+
+
+def _assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def _equal(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.smoke
+def test_the_same_seed_gives_the_same_batches(load):
+    first = _take(load, 5)
+    _assert_equal(first, _take(load, 5, threads=7))
+    assert first[0]["image"].shape == (16, 16, 16, 3)
+    assert first[0]["image"].dtype == np.uint8
+    assert first[0]["text"]["ids"].shape == first[0]["text"]["mask"].shape == (16, 8)
+    assert not _equal(first, _take(load, 5, seed=1))
+
+
+@pytest.mark.parametrize("start", [1, 3, 40])
+def test_a_resumed_run_gets_the_batches_it_would_have_had(start, load):
+    # 40 batches of 16 lie beyond the first epoch of 500.
+    _assert_equal(_take(load, 3, start=start), _take(load, start + 3)[start:])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_same_global_batches(processes, load):
+    whole = _take(load, 4, start=30)
+    parts = [_take(load, 4, start=30, shard=(i, processes)) for i in range(processes)]
+    for step, batch in enumerate(whole):
+        for process, part in enumerate(parts):
+            _assert_equal(part[step], jax.tree.map(lambda x, p=process: x[p::processes], batch))
+
+
+class _Indices:
+    """Stands in for LoadPair: each record is its own index."""
+
+    def __new__(cls):
+        import grain
+
+        class Load(grain.transforms.RandomMap):
+            def random_map(self, index, rng):
+                return dict(index=index, draw=rng.integers(0, 2**31))
+
+        return Load()
+
+
+def test_every_record_once_an_epoch_and_each_epoch_in_another_order():
+    taken = _take(_Indices(), 30, records=40, batch_size=8)
+    epochs = np.concatenate([batch["index"] for batch in taken]).reshape(6, 40)
+    assert (np.sort(epochs) == np.arange(40)).all()
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+    assert not (epochs[0] == np.arange(40)).all()
+
+
+def test_a_batch_that_spans_epochs_is_full():
+    taken = _take(_Indices(), 10, records=13, batch_size=8)
+    indices = np.concatenate([batch["index"] for batch in taken])
+    assert all(len(batch["index"]) == 8 for batch in taken)
+    np.testing.assert_array_equal(np.bincount(indices[:78], minlength=13), 6)
+
+
+def test_a_record_is_augmented_anew_each_epoch():
+    taken = _take(_Indices(), 10, records=8, batch_size=8)
+    draws = np.stack([batch["draw"][np.argsort(batch["index"])] for batch in taken])
+    assert len(np.unique(draws)) == 80
+
+
+# Bad records.
+
+
+class _Source(list):
+    """Records by index; `bad` maps some to what is wrong with them."""
+
+    def __init__(self, bad, length=20):
+        good = EmojiPairs(["fxemoji"], "seen")
+        super().__init__(good[i] for i in range(length))
+        for index, changes in bad.items():
+            self[index] = self[index]._replace(**changes)
+
+
+NO_IMAGE, NO_TEXT = dict(image=b"nothing"), dict(texts={"label": [""]})
+
+
+def _load(bad, **options):
+    return pipeline.LoadPair(_Source(bad, **options), TOKENIZER, dict(label=1.0), 18, 16)
+
+
+def test_a_bad_record_is_replaced_by_the_next_good_one():
+    load = _load({3: NO_IMAGE, 4: NO_TEXT, 7: dict(image=b"")})
+    rng = np.random.default_rng
+    good = load.random_map(5, rng(0))
+    replaced = load.random_map(3, rng(0))
+    np.testing.assert_array_equal(replaced["text"]["ids"], good["text"]["ids"])
+    assert replaced["faults"] == dict(replaced_images=True, replaced_texts=True)
+    assert load.random_map(4, rng(0))["faults"] == dict(replaced_images=False, replaced_texts=True)
+    assert load.random_map(7, rng(0))["faults"] == dict(replaced_images=True, replaced_texts=False)
+    assert good["faults"] == dict(replaced_images=False, replaced_texts=False)
+    _assert_equal(load.random_map(3, rng(0)), replaced)
+
+
+def test_the_record_after_the_last_is_the_first():
+    load = _load({19: NO_IMAGE})
+    np.testing.assert_array_equal(
+        load.random_map(19, np.random.default_rng(0))["text"]["ids"],
+        load.random_map(0, np.random.default_rng(0))["text"]["ids"],
+    )
+
+
+def test_batches_with_bad_records_are_the_same_each_time():
+    load = _load({3: NO_IMAGE, 4: NO_TEXT})
+    first = _take(load, 5, records=20, batch_size=4)
+    _assert_equal(first, _take(load, 5, records=20, batch_size=4))
+    assert sum(batch["faults"]["replaced_images"].sum() for batch in first) == 1
+    assert sum(batch["faults"]["replaced_texts"].sum() for batch in first) == 2
+
+
+def test_nothing_but_bad_records_is_an_error():
+    load = _load(dict.fromkeys(range(20), NO_IMAGE))
+    with pytest.raises(ValueError, match="records 2 to 101 are all unusable"):
+        load.random_map(2, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "  ", "\n", "\x00", "\x07\x1b", "[PAD] [SEP]", None, 7, 1.5, b"bytes", ["list"], "\ud800"]
+)
+def test_what_is_no_caption_is_replaced(text):
+    load = _load({3: dict(texts={"label": [text]})})
+    assert load.random_map(3, np.random.default_rng(0))["faults"]["replaced_texts"]
+
+
+@pytest.mark.parametrize("texts", [{}, {"label": []}, {"other": ["a cat"]}])
+def test_a_record_without_captions_is_replaced(texts):
+    load = _load({3: dict(texts=texts)})
+    assert load.random_map(3, np.random.default_rng(0))["faults"]["replaced_texts"]
+
+
+def test_the_cache_changes_nothing():
+    source = EmojiPairs(["fxemoji"], "seen")
+    cached = pipeline.LoadPair(source, TOKENIZER, CAPTIONS, 18, 16, cache=100)
+    plain = pipeline.LoadPair(source, TOKENIZER, CAPTIONS, 18, 16, cache=0)
+    _assert_equal(_take(cached, 4, records=30), _take(plain, 4, records=30))
+
+
+# Captions.
+
+
+def _draw(texts, captions=CAPTIONS, times=4000):
+    rng = np.random.default_rng(0)
+    return [pipeline.draw_caption(texts, captions, rng) for _ in range(times)]
+
+
+def test_kinds_come_as_often_as_configured():
+    drawn = _draw(dict(label=["l"], name=["n"], short_names=["s1", "s2"], tags=["t"]))
+    for kinds, expected in ((("l",), 0.5), (("n",), 0.2), (("s1", "s2"), 0.1), (("t",), 0.2)):
+        # Four standard deviations of a mean of 4,000.
+        assert np.mean([text in kinds for text in drawn]) == pytest.approx(expected, abs=0.032)
+    assert 0.3 < np.mean([text == "s1" for text in drawn if text in ("s1", "s2")]) < 0.7
+
+
+def test_what_a_record_lacks_is_shared_among_the_rest():
+    drawn = _draw(dict(label=["l"], name=["n"], tags=[], extra=["e"]))
+    assert set(drawn) == {"l", "n"}
+    assert np.mean([text == "l" for text in drawn]) == pytest.approx(5 / 7, abs=0.03)
+
+
+def test_tags_are_a_random_subset_in_random_order():
+    drawn = _draw(dict(tags=["a", "b", "c"]), dict(tags=1.0))
+    subsets = [order for n in (1, 2, 3) for order in itertools.permutations("abc", n)]
+    assert set(drawn) == {" ".join(order) for order in subsets}
+    # As many tags as a fair die of three says.
+    for count in (1, 2, 3):
+        assert np.mean([len(text.split()) == count for text in drawn]) == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_a_tag_that_is_no_string_is_a_bad_text():
+    with pytest.raises(pipeline.BadText, match="type int"):
+        _draw(dict(tags=[3]), dict(tags=1.0))
+    with pytest.raises(pipeline.BadText, match="no caption"):
+        pipeline.draw_caption({}, CAPTIONS, np.random.default_rng(0))
+
+
+def test_build_reads_the_config():
+    data = dict(
+        source=dict(kind="emoji", styles=("fxemoji",), concepts="seen"),
+        captions=CAPTIONS, resize=18, crop=16, cache=0, threads=1,
+    )  # fmt: skip
+    load, records = pipeline.build(data, TOKENIZER)
+    assert records == len(EmojiPairs(["fxemoji"], "seen"))
+    assert load.random_map(0, np.random.default_rng(0))["image"].shape == (16, 16, 3)
+
+
+def test_record_is_what_sources_promise():
+    assert Record(b"", {}).image == b""

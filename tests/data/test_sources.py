@@ -1,0 +1,167 @@
+"""Sources: the embedded drawings and their held-out fifth, and TFDS datasets without TensorFlow."""
+
+import io
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import big_ssl
+from big_ssl.data import pipeline, sources, tokenizers
+from configs.align_l2 import TRAINING_STYLES
+
+
+@pytest.fixture(scope="module")
+def seen():
+    return sources.EmojiPairs(TRAINING_STYLES, "seen")
+
+
+def _stem(row):
+    return row["unified"].split("-")[0]
+
+
+def test_the_training_set_is_the_one_that_is_documented(seen):
+    assert len(seen) == 6803
+    assert len({row["unified"] for row in seen.rows}) == 1541
+
+
+def test_a_fifth_of_the_concepts_is_held_out():
+    concepts = [row["unified"] for row in sources.EmojiPairs(["twemoji"]).rows]
+    assert len(concepts) == len(set(concepts)) == 1911
+    assert sum(map(sources.is_held_out, concepts)) == 370
+
+
+@pytest.mark.smoke
+def test_no_stem_is_on_both_sides(seen):
+    unseen = sources.EmojiPairs(sources.emoji_styles(), "unseen")
+    assert not {_stem(row) for row in seen.rows} & {_stem(row) for row in unseen.rows}
+    every = sources.EmojiPairs(TRAINING_STYLES, "all")
+    assert len(every) == len(seen) + len(sources.EmojiPairs(TRAINING_STYLES, "unseen"))
+
+
+def test_a_name_of_training_is_never_that_of_a_held_out_concept(seen):
+    held_out = sources.EmojiPairs(["twemoji"], "unseen")
+    assert not {row["label"] for row in seen.rows} & {row["label"] for row in held_out.rows}
+
+
+def test_a_record_is_a_picture_and_its_texts(seen):
+    record = seen[0]
+    assert set(record.texts) == {"label", "name", "short_names", "tags"}
+    assert all(isinstance(text, str) for texts in record.texts.values() for text in texts)
+    assert Image.open(io.BytesIO(record.image)).format == "WEBP"
+    row = seen.rows[0]
+    assert record.texts["label"] == [row["label"]]
+    assert not any("_" in name for name in record.texts["short_names"])
+
+
+def test_pictures_stay_with_their_rows():
+    # Filtering goes over two files and two conditions: the pictures must follow the rows.
+    both = sources.EmojiPairs(["twemoji", "openmoji"], "unseen")
+    alone = {style: sources.EmojiPairs([style]) for style in ("twemoji", "openmoji")}
+    where = {s: {row["unified"]: i for i, row in enumerate(alone[s].rows)} for s in alone}
+    for index in range(0, len(both), 50):
+        row = both.rows[index]
+        assert both[index].image == alone[row["style"]][where[row["style"]][row["unified"]]].image
+
+
+def test_an_unknown_style_or_half_is_named():
+    with pytest.raises(ValueError, match=r"no style 'notto'; there are .*noto"):
+        sources.EmojiPairs(["twemoji", "notto"])
+    with pytest.raises(ValueError, match=r"'sen'.*seen"):
+        sources.EmojiPairs(["twemoji"], "sen")
+
+
+def test_the_data_lies_in_the_package():
+    folder = pathlib.Path(big_ssl.__file__).parent / "data" / "embedded"
+    for name in ("emoji_styles.parquet", "openmoji_eval.parquet", "emoji_wordpiece.txt"):
+        assert (folder / name).stat().st_size > 0
+    assert tokenizers.vocabulary_path("emoji") == str(folder / "emoji_wordpiece.txt")
+
+
+# TFDS.
+
+
+def _png(value):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Ten pictures in array_record files, known to TFDS by these files alone."""
+    import tensorflow_datasets as tfds
+
+    with tfds.core.registered.skip_registration():
+
+        class ImageTextPairs(tfds.core.GeneratorBasedBuilder):
+            """Grey squares."""
+
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                text = tfds.features.Text()
+                features = dict(
+                    image=tfds.features.Image(), text=text, tags=tfds.features.Sequence(text), number=np.int64
+                )
+                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+            def _split_generators(self, dl_manager):
+                return dict(train=self._generate_examples())
+
+            def _generate_examples(self):
+                for i in range(10):
+                    # The fourth has no caption, the fifth no picture that can be read.
+                    image = _png(20 * i) if i != 4 else _png(0)[:30]
+                    text = f"grey {i} ÿ" if i != 3 else ""
+                    yield i, dict(image=io.BytesIO(image), text=text, tags=["a", "b"][: i % 3], number=i)
+
+    folder = tmp_path_factory.mktemp("tfds")
+    ImageTextPairs(data_dir=folder, file_format="array_record").download_and_prepare()
+    return str(folder)
+
+
+def _pairs(data_dir, **options):
+    defaults = dict(name="image_text_pairs", split="train", image_key="image", text_keys=("text", "tags"))
+    return sources.TfdsPairs(data_dir=data_dir, **defaults | options)
+
+
+def test_tfds_records_are_encoded_pictures_and_texts(data_dir):
+    source = _pairs(data_dir)
+    assert len(source) == 10
+    records = sorted((source[i] for i in range(10)), key=lambda record: record.texts["text"])
+    assert "tensorflow" not in sys.modules
+    for record in records[1:]:
+        number = int(record.texts["text"][0].split()[1])
+        assert record.texts["text"] == [f"grey {number} ÿ"]
+        assert record.texts["tags"] == ["a", "b"][: number % 3]
+        if number != 4:
+            assert record.image == _png(20 * number)
+
+
+def test_a_split_can_be_sliced(data_dir):
+    assert len(_pairs(data_dir, split="train[:40%]")) == 4
+
+
+def test_tfds_feeds_the_pipeline(data_dir):
+    tokenizer = tokenizers.WordPiece(tokenizers.vocabulary_path("emoji"), 8)
+    load = pipeline.LoadPair(_pairs(data_dir), tokenizer, dict(text=1.0), 8, 8)
+    batch = next(pipeline.batches(load, 10, 10, 0, 0, 1))
+    assert batch["image"].shape == (10, 8, 8, 3)
+    assert batch["faults"]["replaced_images"].sum() == 1
+    assert batch["faults"]["replaced_texts"].sum() == 1
+
+
+def test_a_feature_that_is_no_text_is_a_bad_text_and_not_a_crash(data_dir):
+    tokenizer = tokenizers.WordPiece(tokenizers.vocabulary_path("emoji"), 8)
+    source = _pairs(data_dir, text_keys=("number",))
+    assert not isinstance(source[0].texts["number"][0], str)
+    with pytest.raises(ValueError, match="records 0 to 99 are all unusable"):
+        pipeline.LoadPair(source, tokenizer, dict(number=1.0), 8, 8).random_map(0, np.random.default_rng(0))
+
+
+def test_a_missing_dataset_is_named(data_dir):
+    with pytest.raises(FileNotFoundError, match=r"no TFDS dataset 'image_pairs' in "):
+        _pairs(data_dir, name="image_pairs")

@@ -1,0 +1,81 @@
+"""WordPiece: special tokens, padding, truncation, and texts that say nothing."""
+
+import numpy as np
+import pytest
+
+from big_ssl.data.tokenizers import SPECIAL, WordPiece, train_wordpiece, vocabulary_path
+
+WORDS = [*SPECIAL, "red", "heart", "face", "##s", "cat"]
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    (tmp_path / "vocabulary.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    return WordPiece(str(tmp_path / "vocabulary.txt"), 6)
+
+
+def _words(ids):
+    return [WORDS[i] for i in ids]
+
+
+def test_cls_first_sep_last_padding_masked(tokenizer):
+    tokens = tokenizer(["red hearts", "Cat"])
+    assert tokens["ids"].dtype == np.int32
+    assert tokens["mask"].dtype == bool
+    assert _words(tokens["ids"][0]) == ["[CLS]", "red", "heart", "##s", "[SEP]", "[PAD]"]
+    assert _words(tokens["ids"][1]) == ["[CLS]", "cat", "[SEP]", *["[PAD]"] * 3]
+    assert tokens["mask"].sum(1).tolist() == [5, 3]
+
+
+def test_truncation_keeps_sep(tokenizer):
+    tokens = tokenizer(["red red red red red red red red"])
+    assert _words(tokens["ids"][0]) == ["[CLS]", *["red"] * 4, "[SEP]"]
+    assert tokens["mask"].all()
+
+
+def test_the_length_does_not_depend_on_the_batch(tokenizer):
+    short, both = tokenizer(["cat"]), tokenizer(["cat", "red red red red red"])
+    np.testing.assert_array_equal(short["ids"][0], both["ids"][0])
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\t", "\x00\x01", "[PAD]", "[CLS] [SEP]"])
+def test_a_text_that_says_nothing(text, tokenizer):
+    assert tokenizer.is_empty(tokenizer([text])["ids"][0])
+
+
+@pytest.mark.parametrize("text", ["cat", "unknown", "猫", "!"])
+def test_a_text_that_says_something(text, tokenizer):
+    assert not tokenizer.is_empty(tokenizer([text])["ids"][0])
+
+
+@pytest.mark.parametrize("token", SPECIAL)
+def test_a_missing_special_token_is_named(token, tmp_path):
+    path = tmp_path / "vocabulary.txt"
+    path.write_text("\n".join(word for word in WORDS if word != token))
+    with pytest.raises(
+        ValueError, match=rf"vocabulary .*vocabulary.txt lacks the special token \[{token[1:-1]}\]"
+    ):
+        WordPiece(str(path), 6)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.txt"):
+        WordPiece(str(tmp_path / "none.txt"), 6)
+
+
+def test_the_embedded_vocabulary():
+    tokenizer = WordPiece(vocabulary_path("emoji"), 16)
+    assert tokenizer.vocab_size == 4096
+    tokens = tokenizer(["grinning face with big eyes"])
+    unknown = tokenizer(["猫"])["ids"][0][1]
+    assert unknown not in tokens["ids"]
+    assert tokens["mask"].sum() < 10
+
+
+def test_a_trained_vocabulary_can_be_used(tmp_path):
+    words = train_wordpiece(["a red heart", "a blue heart", "two hearts"] * 5, 60)
+    assert words[: len(SPECIAL)] == list(SPECIAL)
+    assert len(words) == len(set(words)) <= 60
+    (tmp_path / "words.txt").write_text("\n".join(words))
+    tokenizer = WordPiece(str(tmp_path / "words.txt"), 8)
+    assert tokenizer(["red heart"])["mask"].sum() <= 8

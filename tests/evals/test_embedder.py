@@ -1,0 +1,56 @@
+"""Embedding in padded, sharded batches gives what embedding one by one gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_ssl.evals.embedder import Embedder
+from big_ssl.parallel import mesh as mesh_lib
+
+WEIGHTS = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
+
+
+class _Linear:
+    """A system whose towers are one matrix; notes the batches it is traced for."""
+
+    def __init__(self):
+        self.traced = []
+
+    def embed(self, variables, term, views):
+        ((name, inputs),) = views.items()
+        rows = inputs["ids"] if name == "text" else inputs.reshape(len(inputs), -1)
+        self.traced.append((term, name, len(rows)))
+        features = rows.astype(jnp.float32) @ variables["w"]
+        return {name: features / jnp.linalg.norm(features, axis=1, keepdims=True)}
+
+
+def _tokenizer(texts):
+    ids = np.stack([np.resize(np.frombuffer(text.encode(), np.uint8), 12) for text in texts])
+    return dict(ids=ids.astype(np.int32), mask=np.ones_like(ids, bool))
+
+
+def _expected(rows):
+    features = rows.astype(np.float64) @ WEIGHTS
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 33])
+def test_any_number_of_pictures(count, devices):
+    mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:devices])
+    system = _Linear()
+    embedder = Embedder(system, "contrastive", _tokenizer, mesh, batch_size=7)
+    images = np.random.default_rng(1).integers(0, 256, (count, 2, 2, 3), np.uint8)
+    found = embedder.images(dict(w=WEIGHTS), images)
+    assert found.shape == (count, 5)
+    np.testing.assert_allclose(found, _expected(images.reshape(count, -1)), atol=1e-5)
+    # Compiled once, for the next multiple of the devices.
+    assert system.traced == [("contrastive", "image", 7 if devices == 1 else 8)]
+
+
+def test_texts_go_through_the_tokenizer():
+    mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
+    texts = [f"text {i}" for i in range(11)]
+    found = Embedder(_Linear(), "t", _tokenizer, mesh, batch_size=8).texts(dict(w=WEIGHTS), texts)
+    np.testing.assert_allclose(found, _expected(_tokenizer(texts)["ids"]), atol=1e-5)

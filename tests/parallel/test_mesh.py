@@ -1,0 +1,78 @@
+"""The mesh, and where arrays lie on it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.parallel import sharding
+
+
+def _sizes(data, fsdp=1, tensor=1):
+    return dict(data=data, fsdp=fsdp, tensor=tensor)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "shape"),
+    [
+        (_sizes(-1), 8, (8, 1, 1)),
+        (_sizes(-1, 2), 8, (4, 2, 1)),
+        (_sizes(2, -1, 2), 8, (2, 2, 2)),
+        (_sizes(4, 2), 8, (4, 2, 1)),
+        (_sizes(-1), 1, (1, 1, 1)),
+        # The full recipe asks for 16 ways; on fewer devices every config still runs.
+        (_sizes(-1, 16), 8, (8, 1, 1)),
+        (_sizes(-1, 16), 1, (1, 1, 1)),
+        (_sizes(64, 16), 4, (4, 1, 1)),
+    ],
+)
+def test_shapes(sizes, devices, shape):
+    mesh = mesh_lib.make_mesh(sizes, jax.devices()[:devices])
+    assert tuple(mesh.shape.values()) == shape
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh_lib.batch_ways(mesh) == shape[0] * shape[1]
+
+
+@pytest.mark.parametrize("sizes", [_sizes(3), _sizes(2, 2), _sizes(-1, 3)])
+def test_what_does_not_divide_is_an_error(sizes):
+    with pytest.raises(ValueError, match=r"mesh: .* does not divide 8 devices"):
+        mesh_lib.make_mesh(sizes)
+
+
+@pytest.mark.parametrize("place", [mesh_lib.global_batch, mesh_lib.from_every_host])
+def test_a_batch_keeps_its_order_and_is_split_over_data_and_fsdp(place):
+    mesh = mesh_lib.make_mesh(_sizes(4, 2))
+    batch = dict(image=np.arange(32).reshape(16, 2), text=dict(ids=np.arange(16)))
+    placed = place(mesh, batch)
+    jax.tree.map(np.testing.assert_array_equal, placed, batch)
+    shards = sorted(placed["image"].addressable_shards, key=lambda shard: shard.index[0].start)
+    assert [shard.data.shape for shard in shards] == [(2, 2)] * 8
+
+
+@pytest.mark.parametrize(
+    ("shape", "ways", "spec"),
+    [
+        ((1024, 4096), 2, PartitionSpec(None, "fsdp")),
+        ((4096, 1024), 2, PartitionSpec("fsdp")),
+        ((4097, 1024), 2, PartitionSpec(None, "fsdp")),
+        ((4096, 1024), 1, PartitionSpec()),
+        ((4097, 1023), 2, PartitionSpec()),
+        ((255, 256), 2, PartitionSpec()),  # small: one element below the limit counts as well
+        ((256, 256), 2, PartitionSpec("fsdp")),
+        ((), 2, PartitionSpec()),
+    ],
+)
+def test_the_rule(shape, ways, spec):
+    assert sharding.fsdp_spec(shape, ways) == spec
+
+
+def test_the_whole_state_follows_the_rule():
+    mesh = mesh_lib.make_mesh(_sizes(4, 2))
+    state = dict(w=jax.ShapeDtypeStruct((512, 256), jnp.float32), step=jax.ShapeDtypeStruct((), jnp.int32))
+    placed = sharding.state_shardings(mesh, state)
+    assert placed["w"] == NamedSharding(mesh, PartitionSpec("fsdp"))
+    assert placed["step"] == sharding.replicated(mesh) == NamedSharding(mesh, PartitionSpec())
+    assert sharding.bytes_per_device(state["w"], placed["w"]) == 512 * 256 * 4 // 2
+    assert sharding.bytes_per_device(state["step"], placed["step"]) == 4

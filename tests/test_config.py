@@ -1,0 +1,152 @@
+"""validate(): what a config may hold, each mistake named by its key."""
+
+import re
+
+import pytest
+
+from big_ssl.config import ConfigError, validate
+from configs.align_l2 import get_config
+
+
+def _changed(path, value):
+    config = get_config("tiny").to_dict()
+    *parents, last = path.split("/")
+    node = config
+    for key in parents:
+        node = node[key]
+    node[last] = value
+    return config
+
+
+def _without(path):
+    config = get_config("tiny").to_dict()
+    *parents, last = path.split("/")
+    node = config
+    for key in parents:
+        node = node[key]
+    del node[last]
+    return config
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("preset", ["", "demo", "tiny"])
+def test_the_recipe_and_its_presets_are_valid(preset):
+    validate(get_config(preset).to_dict())
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("total_step", "total_step is no known key; did you mean total_steps?"),
+        ("optimizer/weight_decey", "optimizer.weight_decey is no known key; did you mean weight_decay?"),
+        ("mesh/tensors", "mesh.tensors is no known key; did you mean tensor?"),
+        ("checkpoint/kep", "checkpoint.kep is no known key; did you mean keep?"),
+        ("streams/pairs/batchsize", "streams.pairs.batchsize is no known key; did you mean batch_size?"),
+        ("streams/pairs/data/resise", "streams.pairs.data.resise is no known key; did you mean resize?"),
+        (
+            "streams/pairs/data/source/style",
+            "streams.pairs.data.source.style is no known key; did you mean styles?",
+        ),
+        (
+            "streams/pairs/objectives/contrastive/temprature",
+            "streams.pairs.objectives.contrastive.temprature is no known key; did you mean temperature?",
+        ),
+        ("encoders/image/widht", "encoders.image.widht is no known key; did you mean width?"),
+        ("encoders/text/head", "encoders.text.head is no known key; did you mean heads?"),
+        ("views/image/flipped", "views.image.flipped is no known key; did you mean flip?"),
+        ("evals/emoji/style", "evals.emoji.style is no known key; did you mean styles?"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_known_one(path, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        validate(_changed(path, 1))
+
+
+def test_a_key_like_no_other_gets_the_list():
+    with pytest.raises(ConfigError, match=r"^mesh.qqq is no known key; there are data, fsdp, tensor$"):
+        validate(_changed("mesh/qqq", 1))
+
+
+@pytest.mark.parametrize("key", ["dtype", "max_len", "vocab_size"])
+def test_what_the_run_itself_gives_an_encoder_is_no_key(key):
+    with pytest.raises(ConfigError, match=rf"^encoders.text.{key} is no known key"):
+        validate(_changed(f"encoders/text/{key}", 1))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("streams/pairs/data/source/kind", "emojis", ".kind: 'emojis' is unknown; did you mean emoji?"),
+        ("encoders/image/kind", "resnet", "encoders.image.kind: 'resnet' is unknown"),
+        ("learning_rate/kind", "cosin", "learning_rate: schedule: kind 'cosin' is unknown"),
+        ("optimizer/name", "adam", "optimizer.name is 'adam'; use adamw or lamb"),
+        ("dtype", "float16", "dtype is 'float16'; use float32 or bfloat16"),
+        ("streams/pairs/objectives", dict(contrast={}), ".objectives: 'contrast' is unknown; did you mean contrastive?"),
+        ("evals", dict(emojis={}), "evals: 'emojis' is unknown; did you mean emoji?"),
+    ],
+)  # fmt: skip
+def test_an_unknown_choice_is_named(path, value, message):
+    if message.startswith("."):
+        message = f"{path.rpartition('/')[0].replace('/', '.')}{message}"
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        validate(_changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("total_steps", "20", "total_steps is '20', of type str; it must be int"),
+        ("total_steps", 20.0, "total_steps is 20.0, of type float; it must be int"),
+        ("total_steps", True, "total_steps is True, of type bool; it must be int"),
+        ("ema", "0.9", "ema is '0.9', of type str; it must be int or float"),
+        ("mesh", 8, "mesh is 8; it must be a dict of data, fsdp, tensor"),
+        ("optimizer/clip_norm", None, "optimizer.clip_norm is None, of type NoneType"),
+        ("streams/pairs/batch_size", 1.5, "streams.pairs.batch_size is 1.5, of type float"),
+        ("streams/pairs/data/crop", "16", "streams.pairs.data.crop is '16', of type str"),
+        ("views/image/flip", 1, "views.image.flip is 1, of type int; it must be bool"),
+    ],
+)
+def test_a_wrong_type_is_named(path, value, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        validate(_changed(path, value))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["seed", "optimizer/b2", "streams/pairs/data/captions", "views/image/std", "encoders/image/kind",
+     "streams/pairs/data/source/styles", "streams/pairs/objectives/contrastive/dim", "evals/emoji/styles"],
+)  # fmt: skip
+def test_a_missing_key_is_named(path):
+    with pytest.raises(ConfigError, match=rf"^{re.escape(path.replace('/', '.'))} is missing"):
+        validate(_without(path))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("total_steps", 0, "total_steps is 0; it must be at least 1"),
+        ("log_every", 0, "log_every is 0; it must be at least 1"),
+        ("eval_every", -1, "eval_every is -1; it must be at least 1"),
+        ("checkpoint/every", 0, "checkpoint.every is 0; it must be at least 1"),
+        ("checkpoint/keep", 0, "checkpoint.keep is 0; it must be at least 1"),
+        ("streams/pairs/batch_size", 0, "streams.pairs.batch_size is 0; it must be at least 1"),
+        ("streams/pairs/data/crop", 0, "streams.pairs.data.crop is 0; it must be at least 1"),
+        ("ema", 1.0, "ema is 1.0; it must lie in [0, 1)"),
+        ("streams/pairs/data/crop", 19, "streams.pairs.data.crop is larger than streams.pairs.data.resize"),
+        (
+            "learning_rate/warmup_steps",
+            20,
+            "learning_rate: schedule: warmup_steps 20 must be below total_steps 20",
+        ),
+    ],
+)
+def test_values_that_cannot_be(path, value, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        validate(_changed(path, value))
+
+
+def test_every_message_is_one_line():
+    for path in ("x", "mesh/x", "encoders/text/x", "evals/emoji/x"):
+        with pytest.raises(ConfigError) as caught:
+            validate(_changed(path, 1))
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,125 @@
+"""The command: its exit codes and what it says."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from big_ssl import main
+from big_ssl.training import loop, requirements
+from big_ssl.training.stopping import TrainingFailed
+from configs.align_l2 import get_config
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILE = "configs/align_l2.py"
+
+
+@pytest.fixture
+def nothing_compiles(monkeypatch):
+    """Fails a test that gets as far as building the model."""
+
+    def never(*_, **__):
+        raise AssertionError("went on to build the run")
+
+    monkeypatch.setattr(loop, "set_up", never)
+
+
+def _run(config, workdir):
+    return main.run(config, str(workdir), FILE, "command")
+
+
+@pytest.mark.smoke
+def test_the_full_recipe_says_what_it_needs_and_what_runs_here(nothing_compiles, tmp_path, capsys):
+    assert _run(get_config().to_dict(), tmp_path / "run") == 2
+    message = capsys.readouterr().err
+    assert message.startswith("align_l2 cannot run on this machine. It needs\n")
+    assert "1024 devices of at least 16 GiB each (here: 8 " in message
+    assert "'image_text_pairs', config.streams.pairs.data.source.data_dir (not set)" in message
+    assert "config.tokenizer.vocabulary (not set)" in message
+    assert message.endswith("Runs here: --config=configs/align_l2.py:demo\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_dir_without_the_dataset_is_said(nothing_compiles, tmp_path, capsys):
+    config = get_config().to_dict()
+    config["streams"]["pairs"]["data"]["source"]["data_dir"] = str(tmp_path)
+    assert _run(config, tmp_path / "run") == 2
+    assert f"(nothing in {tmp_path})" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_said(nothing_compiles, tmp_path, capsys, monkeypatch):
+    config = get_config("tiny").to_dict()
+    monkeypatch.setattr(requirements, "_memory_gib", lambda: 0.1)
+    assert _run(config, tmp_path / "run") == 2
+    assert "a device (here: 0.1 GiB)" in capsys.readouterr().err
+
+
+def test_an_invalid_config_is_said(nothing_compiles, tmp_path, capsys):
+    config = get_config("tiny").to_dict() | dict(total_step=3)
+    assert _run(config, tmp_path / "run") == 2
+    assert capsys.readouterr().err == "total_step is no known key; did you mean total_steps?\n"
+
+
+def test_a_batch_that_does_not_divide_is_said(tmp_path, capsys):
+    config = get_config("tiny").to_dict()
+    config["requires"]["gib_per_device"] = 0
+    config["streams"]["pairs"]["batch_size"] = 12
+    assert _run(config, tmp_path / "run") == 2
+    assert capsys.readouterr().err.startswith("streams.pairs.batch_size is 12; it must be a multiple of")
+
+
+def test_a_failed_run_exits_with_one(tmp_path, capsys, monkeypatch):
+    def failing(*_):
+        raise TrainingFailed("step 3: all went wrong")
+
+    monkeypatch.setattr(main, "train", failing)
+    monkeypatch.setattr(main, "check_machine", lambda *_: None)
+    assert _run(get_config("tiny").to_dict(), tmp_path) == 1
+    assert capsys.readouterr().err == "step 3: all went wrong\n"
+
+
+def _command(*arguments):
+    environment = os.environ | dict(JAX_PLATFORMS="cpu")
+    return subprocess.run(
+        [sys.executable, "-m", "big_ssl.main", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((f"--config={FILE}:tiny", "--config.total_step=3"), "total_step"),
+        pytest.param(
+            (f"--config={FILE}:tyni",),
+            "align_l2: no preset 'tyni'; there are demo and tiny",
+            marks=pytest.mark.xfail(reason="absl prints a traceback and exits with 1", strict=True),
+        ),
+        pytest.param(
+            ("--config=configs/none.py",),
+            "configs/none.py",
+            marks=pytest.mark.xfail(reason="ml_collections raises where the value is read", strict=True),
+        ),
+        pytest.param(
+            (f"--config={FILE}:tiny", "--config.total_steps=many"),
+            "total_steps",
+            marks=pytest.mark.xfail(reason="absl exits with 1", strict=True),
+        ),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(arguments, named, tmp_path):
+    result = _command(*arguments, f"--workdir={tmp_path}/run")
+    assert result.returncode == 2, result.stderr
+    assert named in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_full_recipe_from_the_command_line(tmp_path):
+    result = _command(f"--config={FILE}", f"--workdir={tmp_path}/run")
+    assert result.returncode == 2
+    assert result.stderr.startswith("align_l2 cannot run on this machine. It needs")
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
