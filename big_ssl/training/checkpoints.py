@@ -8,6 +8,8 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from big_ssl.training.requirements import Unrunnable
+
 
 class Checkpoints:
     """The checkpoints of one run, in workdir/checkpoints/<step>.
@@ -49,30 +51,40 @@ class Checkpoints:
     def restore_latest(self, abstract_state):
         """The newest state that reads back whole, on abstract_state's shardings; None for none.
 
-        A checkpoint that doesn't is moved to workdir/damaged_checkpoints, with a warning.
-        Raises RuntimeError where there are checkpoints but not one can be read.
+        Newer ones that don't are moved to workdir/damaged_checkpoints, with a warning. Raises
+        Unrunnable where there are checkpoints but not one can be read: nothing is moved then,
+        since it may be the config that is another one.
         """
-        steps = self.steps()
+        steps, errors = self.steps(), {}
         for step in reversed(steps):
             try:
-                return self._checkpointer.load(step, abstract_state)
+                state = self._checkpointer.load(step, abstract_state)
             except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
-                self._set_aside(step, error)
+                errors[step] = _reason(error)
+                continue
+            if errors:
+                self._set_aside(errors)
+            return state
         if steps:
-            raise RuntimeError(f"checkpoints: none of {steps} in {self._workdir} can be read")
+            raise Unrunnable(
+                f"checkpoints: none of {steps} in {self._workdir} can be read by this config; "
+                f"the newest: {errors[steps[-1]]}"
+            )
         return None
 
     def close(self) -> None:
         """Waits until everything is on disk."""
         self._checkpointer.close()
 
-    def _set_aside(self, step, error):
-        aside = self._workdir / "damaged_checkpoints" / f"{step}_{int(time.time())}"
-        logging.warning("checkpoint %d can't be read (%s); moved to %s", step, _reason(error), aside)
-        if jax.process_index() == 0:
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            (self._workdir / "checkpoints" / str(step)).rename(aside)
-        jax.experimental.multihost_utils.sync_global_devices("set aside a damaged checkpoint")
+    def _set_aside(self, errors):
+        folder = self._workdir / "damaged_checkpoints"
+        for step, reason in errors.items():
+            aside = folder / f"{step}_{int(time.time())}"
+            logging.warning("checkpoint %d can't be read (%s); moved to %s", step, reason, aside)
+            if jax.process_index() == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                (self._workdir / "checkpoints" / str(step)).rename(aside)
+        jax.experimental.multihost_utils.sync_global_devices("set aside damaged checkpoints")
         self._checkpointer.close()
         self._checkpointer = self._open()
 

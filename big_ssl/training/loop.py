@@ -96,10 +96,11 @@ def train(config: Mapping, workdir) -> Result:
     progress.print_parameters(
         setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
     )
-    if jax.process_index() == 0:
-        (epath.Path(workdir) / "config.json").write_text(json.dumps(config, indent=2))
     checkpoints = Checkpoints(workdir, config["checkpoint"]["keep"], config["checkpoint"]["best"])
     state = checkpoints.restore_latest(setup.abstract_state)
+    # Only now: a config that can't read this run's checkpoints is not the config of this run.
+    if jax.process_index() == 0:
+        (epath.Path(workdir) / "config.json").write_text(json.dumps(config, indent=2))
     if state is None:
         state = setup.init()
     run = _Run(config, workdir, setup, checkpoints, int(state.step))

@@ -8,6 +8,7 @@ import pytest
 from absl import logging
 
 from big_ssl.training.checkpoints import Checkpoints
+from big_ssl.training.requirements import Unrunnable
 from big_ssl.training.state import TrainState
 
 # The files of an orbax checkpoint, by kind; True where the state can't be read without it, so
@@ -67,7 +68,7 @@ def test_the_newest_comes_back(tmp_path):
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path):
-    accuracy = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.2, 5: 0.4, 6: None}
+    accuracy = {1: 0.1, 2: 0.9, 3: 0.5, 4: 0.2, 5: 0.4, 6: None}
     metrics = lambda step: {"eval/top1": accuracy[step]} if accuracy[step] else {}  # noqa: E731
     checkpoints = _saved(tmp_path, range(1, 7), keep=2, best="eval/top1", metrics=metrics)
     assert checkpoints.steps() == [2, 5, 6]
@@ -127,7 +128,12 @@ def test_the_warning_is_one_readable_line(two_steps, tmp_path, monkeypatch):
     (line,) = [line for line in lines if line.startswith("checkpoint 4")]
     assert len(line) < 600
     assert "\n" not in line
+    assert "JSONDecodeError" in line  # what happened to the file, and not all that orbax tried
     assert "damaged_checkpoints" in line
+
+
+def _everything_in(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_all_damaged_is_an_error_and_not_a_new_start(two_steps, tmp_path):
@@ -135,8 +141,32 @@ def test_all_damaged_is_an_error_and_not_a_new_start(two_steps, tmp_path):
     shutil.copytree(two_steps, folder)
     for metadata in folder.glob("checkpoints/*/state/_METADATA"):
         metadata.write_text("{")
-    with pytest.raises(RuntimeError, match=r"none of \[2, 4\] in .* can be read"):
+    before = _everything_in(folder)
+    with pytest.raises(Unrunnable, match=r"none of \[2, 4\] in .* can be read .*JSONDecodeError"):
         Checkpoints(folder, 3).restore_latest(ABSTRACT)
+    assert _everything_in(folder) == before
+
+
+def test_another_models_checkpoints_are_left_alone(two_steps, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(two_steps, folder)
+    weights = jax.ShapeDtypeStruct((300, 41), "float32", sharding=ABSTRACT.params["w"].sharding)
+    before = _everything_in(folder)
+    with pytest.raises(Unrunnable, match=r"\(300, 41\) is not compatible with the stored shape: \(300, 40\)"):
+        Checkpoints(folder, 3).restore_latest(ABSTRACT.replace(params=dict(w=weights)))
+    assert _everything_in(folder) == before
+    _assert_is(Checkpoints(folder, 3).restore_latest(ABSTRACT), 4)
+
+
+def test_two_damaged_ones_are_passed_over(tmp_path):
+    _saved(tmp_path, (1, 2, 3)).close()
+    for step in (2, 3):
+        (tmp_path / "checkpoints" / str(step) / "state" / "_METADATA").write_text("")
+    checkpoints = Checkpoints(tmp_path, 3)
+    _assert_is(checkpoints.restore_latest(ABSTRACT), 1)
+    assert checkpoints.steps() == [1]
+    set_aside = sorted(path.name.split("_")[0] for path in tmp_path.glob("damaged_checkpoints/*"))
+    assert set_aside == ["2", "3"]
 
 
 def test_a_save_that_was_killed_leaves_no_checkpoint(two_steps, tmp_path):

@@ -43,6 +43,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(step, train, micro
         stopped = train(micro_config(), tmp_path)
     assert not stopped.finished
     assert int(stopped.state.step) == step
+    assert (tmp_path / "checkpoints" / str(step)).exists()
     result = train(micro_config(), tmp_path)
     assert result.finished
     _assert_same(result.state, whole[0])
@@ -265,3 +266,12 @@ def test_the_config_is_kept_with_the_run(whole, micro_config):
 def test_what_does_not_divide_is_said_first(changes, message, micro_config, tmp_path):
     with pytest.raises((ValueError, requirements.Unrunnable), match=message):
         loop.train(micro_config(**changes), tmp_path)
+
+
+def test_another_models_workdir_is_said_first_and_left_alone(nothing_runs, micro_config, whole):
+    checkpoints = sorted(whole[1].rglob("checkpoints/*"))
+    config = (whole[1] / "config.json").read_text()
+    with pytest.raises(requirements.Unrunnable, match="can be read by this config; the newest: .*shape"):
+        loop.train(micro_config(encoders__text__width=64), whole[1])
+    assert sorted(whole[1].rglob("checkpoints/*")) == checkpoints
+    assert (whole[1] / "config.json").read_text() == config
