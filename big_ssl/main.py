@@ -54,11 +54,13 @@ def main(argv) -> None:
 
 
 def parse_flags(argv):
-    """The command line, with a mistake in --config told in one line."""
+    """The command line and the config it names, with a mistake in either told in one line."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        print(f"--config: {str(error).strip()}", file=sys.stderr)
+        arguments = flags.FLAGS(argv)
+        getattr(_CONFIG.value, "name", None)  # a file that didn't load says so when it is read
+        return arguments
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        print(str(error).strip().splitlines()[-1].strip(), file=sys.stderr)
         sys.exit(2)
 
 

@@ -125,7 +125,7 @@ def demo() -> dict:
         cache=10_000,
         threads=2,
     )
-    pairs["objectives"]["contrastive"].update(dim=240, temperature=0.1)
+    pairs["objectives"]["contrastive"].update(dim=240, text_bias=False, temperature=0.07)
     # Mirrored, a left arrow is a right arrow.
     config["views"]["image"]["flip"] = False
     config["encoders"]["image"].update(width=0.75, depth=1.0, drop_connect=0.0, group_size=0, bn_momentum=0.9)

@@ -92,21 +92,9 @@ def _command(*arguments):
     ("arguments", "named"),
     [
         ((f"--config={FILE}:tiny", "--config.total_step=3"), "total_step"),
-        pytest.param(
-            (f"--config={FILE}:tyni",),
-            "align_l2: no preset 'tyni'; there are demo and tiny",
-            marks=pytest.mark.xfail(reason="absl prints a traceback and exits with 1", strict=True),
-        ),
-        pytest.param(
-            ("--config=configs/none.py",),
-            "configs/none.py",
-            marks=pytest.mark.xfail(reason="ml_collections raises where the value is read", strict=True),
-        ),
-        pytest.param(
-            (f"--config={FILE}:tiny", "--config.total_steps=many"),
-            "total_steps",
-            marks=pytest.mark.xfail(reason="absl exits with 1", strict=True),
-        ),
+        ((f"--config={FILE}:tyni",), "align_l2: no preset 'tyni'; there are demo and tiny"),
+        (("--config=configs/none.py",), "configs/none.py"),
+        ((f"--config={FILE}:tiny", "--config.total_steps=many"), "total_steps"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(arguments, named, tmp_path):
