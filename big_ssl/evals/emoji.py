@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image
 
 from big_ssl.data import decode, sources
 
@@ -64,18 +63,21 @@ def subsets(data: NamedImages) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         yield suffix, asked[data.labels], offered
 
 
-def pixel_scores(data: NamedImages, training_styles: Sequence[str]) -> np.ndarray:
-    """float[N, M], what plain pixels know: minus the distance from each picture to the nearest
-    training picture of each concept, on 16 x 16 mean-free pixels; -inf for unseen concepts.
+def pixel_scores(style: str, training_styles: Sequence[str]) -> np.ndarray:
+    """float[N, M], what plain pixels know: minus the distance from each picture of a style to the
+    nearest training picture of each concept, on 16 x 16 mean-free pixels; -inf for unseen concepts.
+
+    Both sides are the whole drawings, shrunk: the cropping that a model sees would only hurt here.
     """
-    source = sources.EmojiPairs(training_styles, "seen")
-    index = {row["unified"]: i for i, row in enumerate(_concepts())}
-    labels = np.array([index[row["unified"]] for row in source.rows])
-    train, test = _pixels(load_images(source, 16, 16)), _pixels(_shrink(data.images))
-    distances = (test**2).sum(1)[:, None] - 2 * test @ train.T + (train**2).sum(1)
+    train = sources.EmojiPairs(training_styles, "seen")
+    concepts = _concepts()
+    index = {row["unified"]: i for i, row in enumerate(concepts)}
+    labels = np.array([index[row["unified"]] for row in train.rows])
+    known, asked = _pixels(train), _pixels(sources.EmojiPairs([style]))
+    distances = (asked**2).sum(1)[:, None] - 2 * asked @ known.T + (known**2).sum(1)
     order = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[order], return_index=True)
-    scores = np.full((len(test), len(data.names)), -np.inf, np.float32)
+    scores = np.full((len(asked), len(concepts)), -np.inf, np.float32)
     scores[:, present] = -np.minimum.reduceat(distances[:, order], starts, axis=1)
     return scores
 
@@ -85,11 +87,7 @@ def _concepts():
     return sources.EmojiPairs(["twemoji"]).rows
 
 
-def _pixels(images):
+def _pixels(source):
+    images = load_images(source, 16, 16)
     flat = images.reshape(len(images), -1).astype(np.float32) / 255
     return flat - flat.mean(1, keepdims=True)
-
-
-def _shrink(images):
-    small = (Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC) for image in images)
-    return np.stack([np.asarray(image) for image in small])

@@ -20,9 +20,7 @@ class EmojiSuite:
         self, styles: Sequence[str], training_styles: Sequence[str], *, system, tokenizer, mesh, sizes
     ):
         self._sets = {style: emoji.load(style, *sizes) for style in styles}
-        self._pixels = {
-            style: emoji.pixel_scores(data, training_styles) for style, data in self._sets.items()
-        }
+        self._pixels = {style: emoji.pixel_scores(style, training_styles) for style in styles}
         self._embedder = Embedder(system, "contrastive", tokenizer, mesh)
 
     def metrics(self, variables) -> dict[str, float]:
