@@ -1,5 +1,6 @@
 """Checkpoints by orbax: asynchronous, the last N and the best kept, damaged ones passed over."""
 
+import os
 import time
 from collections.abc import Mapping
 
@@ -20,7 +21,9 @@ class Checkpoints:
     """
 
     def __init__(self, workdir, keep: int, best: str = ""):
-        self._workdir, self._best = epath.Path(workdir), best
+        # Absolute, as orbax wants it: it refuses a relative path only at the first save.
+        remote = "://" in str(workdir)
+        self._workdir, self._best = epath.Path(workdir if remote else os.path.abspath(workdir)), best
         policies = ocp.training.preservation_policies
         kept: list = [policies.LatestN(keep)]
         if best:

@@ -57,6 +57,13 @@ def two_steps(tmp_path_factory):
     return folder
 
 
+def test_a_relative_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoints = _saved("runs/one", (2,))
+    _assert_is(checkpoints.restore_latest(ABSTRACT), 2)
+    checkpoints.close()
+
+
 def test_nothing_saved_is_none(tmp_path):
     assert Checkpoints(tmp_path, 2).restore_latest(ABSTRACT) is None
 
