@@ -271,7 +271,7 @@ def test_what_does_not_divide_is_said_first(changes, message, micro_config, tmp_
 def test_another_models_workdir_is_said_first_and_left_alone(nothing_runs, micro_config, whole):
     checkpoints = sorted(whole[1].rglob("checkpoints/*"))
     config = (whole[1] / "config.json").read_text()
-    with pytest.raises(requirements.Unrunnable, match="can be read by this config; the newest: .*shape"):
+    with pytest.raises(requirements.Unrunnable, match=r"can be read by this config; the newest: .*shape"):
         loop.train(micro_config(encoders__text__width=64), whole[1])
     assert sorted(whole[1].rglob("checkpoints/*")) == checkpoints
     assert (whole[1] / "config.json").read_text() == config
