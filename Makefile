@@ -48,7 +48,6 @@ $(INSTALLED): setup.py $(LOCK)
 
 demo: $(INSTALLED)  ## train the ALIGN demo on the embedded data (minutes on a CPU)
 	$(IN_VENV) -m big_ssl.main --config=configs/align_l2.py:demo --workdir=$(WORKDIR)
-	@echo "report: $(WORKDIR)/report/index.html"
 
 test: $(INSTALLED)  ## run the fast tests
 	$(IN_VENV) -m pytest
