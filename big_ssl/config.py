@@ -75,12 +75,7 @@ def validate(config: Mapping) -> None:
         given = ("dtype", "vocab_size", "max_len")
         _check_choice(encoder, ENCODERS, f"encoders.{name}", given)
     for name, options in config["evals"].items():
-        _check_options(
-            options,
-            _choose(name, EVALUATORS, "evals"),
-            f"evals.{name}",
-            ("system", "tokenizer", "mesh", "sizes"),
-        )
+        _check_options(options, _choose(name, EVALUATORS, "evals"), f"evals.{name}")
     _check_values(config)
 
 
@@ -168,8 +163,12 @@ _REQUIRED = inspect.Parameter.empty
 
 
 def _parameters(build):
-    """{name: default}; a builder with **options takes the fields of what it returns as well."""
+    """{name: default}; a builder with **options takes the fields of what it returns as well.
+
+    Keyword-only parameters are what the run passes, not the config.
+    """
     parameters = inspect.signature(build).parameters
+    parameters = {k: p for k, p in parameters.items() if p.kind is not p.KEYWORD_ONLY}
     known = {k: p.default for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
     if len(known) < len(parameters):
         made = inspect.signature(build).return_annotation

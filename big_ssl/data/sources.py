@@ -4,6 +4,7 @@ An item is a Record, or a list of records that show the same thing, of which one
 each visit.
 """
 
+import functools
 import hashlib
 import importlib.resources
 from collections.abc import Iterator, Mapping, Sequence
@@ -128,13 +129,14 @@ def is_held_out(unified: str) -> bool:
 
 def emoji_styles() -> list[str]:
     """The names of the embedded drawing styles, openmoji (evaluation only) included."""
-    return sorted(set(_read_embedded(["style"])["style"].to_pylist()))
+    return sorted(set(_read_embedded()["style"].to_pylist()))
 
 
-def _read_embedded(columns=None):
+@functools.cache  # every set of drawings is a part of it
+def _read_embedded():
     folder = epath.Path(importlib.resources.files("big_ssl.data") / "embedded")
     files = ("emoji_styles.parquet", "openmoji_eval.parquet")
-    return pyarrow.concat_tables(pyarrow.parquet.read_table(folder / name, columns=columns) for name in files)
+    return pyarrow.concat_tables(pyarrow.parquet.read_table(folder / name) for name in files)
 
 
 def _texts(value):

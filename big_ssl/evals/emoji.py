@@ -1,6 +1,7 @@
 """The evaluation sets of the embedded emoji: unseen styles, unseen concepts, flags or not."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -31,11 +32,10 @@ def load(style: str, resize: int, crop: int) -> NamedImages:
     """All drawings of one style, against the names of every concept in the embedded set."""
     source, concepts = sources.EmojiPairs([style]), _concepts()
     images = load_images(source, resize, crop)
-    index = {row["unified"]: i for i, row in enumerate(concepts)}
     return NamedImages(
         images=images,
         names=[row["label"] for row in concepts],
-        labels=np.array([index[row["unified"]] for row in source.rows]),
+        labels=_labels(source),
         unseen=np.array([sources.is_held_out(row["unified"]) for row in concepts]),
         flag=np.array([row["category"] == "Flags" for row in concepts]),
     )
@@ -69,19 +69,30 @@ def pixel_scores(style: str, training_styles: Sequence[str]) -> np.ndarray:
 
     Both sides are the whole drawings, shrunk: the cropping that a model sees would only hurt here.
     """
-    train = sources.EmojiPairs(training_styles, "seen")
-    concepts = _concepts()
-    index = {row["unified"]: i for i, row in enumerate(concepts)}
-    labels = np.array([index[row["unified"]] for row in train.rows])
-    known, asked = _pixels(train), _pixels(sources.EmojiPairs([style]))
+    known, labels = _known_drawings(tuple(training_styles))
+    asked = _pixels(sources.EmojiPairs([style]))
     distances = (asked**2).sum(1)[:, None] - 2 * asked @ known.T + (known**2).sum(1)
     order = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[order], return_index=True)
-    scores = np.full((len(asked), len(concepts)), -np.inf, np.float32)
+    scores = np.full((len(asked), len(_concepts())), -np.inf, np.float32)
     scores[:, present] = -np.minimum.reduceat(distances[:, order], starts, axis=1)
     return scores
 
 
+@functools.cache  # the same for every style that is asked about
+def _known_drawings(styles):
+    """(float32[T, 768], int[T]): pixels and labels of the training drawings."""
+    source = sources.EmojiPairs(styles, "seen")
+    return _pixels(source), _labels(source)
+
+
+def _labels(source):
+    """int[N]: which concept each drawing of a source shows."""
+    index = {row["unified"]: i for i, row in enumerate(_concepts())}
+    return np.array([index[row["unified"]] for row in source.rows])
+
+
+@functools.cache
 def _concepts():
     """A row for each concept, in a fixed order: twemoji draws them all."""
     return sources.EmojiPairs(["twemoji"]).rows

@@ -23,7 +23,7 @@ def make_step(system, optimizer, learning_rate, ema_momentum, seed: int):
         (loss, (metrics, mutable)), grads = grad_fn(
             state.params, state.mutable, batch, step_key(seed, state.step), state.step
         )
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         rate = learning_rate(state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, updates))
