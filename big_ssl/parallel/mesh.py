@@ -8,7 +8,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))
+# The axes that a batch is split over, and how.
+BATCH_AXES = ("data", "fsdp")
+BATCH = PartitionSpec(BATCH_AXES)
 
 
 def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:

@@ -18,8 +18,8 @@ def tokenizer(config: Mapping) -> WordPiece:
     return WordPiece(vocabulary_path(config["tokenizer"]["vocabulary"]), config["tokenizer"]["length"])
 
 
-def system(config: Mapping, vocab_size: int) -> System:
-    """The encoders, views and weighted terms of the config."""
+def system(config: Mapping, vocab_size: int, mesh) -> System:
+    """The encoders, views and weighted terms of the config, for batches split over mesh."""
     length = config["tokenizer"]["length"]
     towers = {
         name: encoders.build(options, config["dtype"], vocab_size, length)
@@ -29,7 +29,7 @@ def system(config: Mapping, vocab_size: int) -> System:
     terms = {
         kind: Term(
             stream,
-            objectives.build(kind, options),
+            objectives.build(kind, options, mesh),
             schedules.build(options["weight"], config["total_steps"]),
         )
         for stream, parts in config["streams"].items()

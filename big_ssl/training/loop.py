@@ -53,7 +53,7 @@ def set_up(config: Mapping, devices=None) -> Setup:
     """
     mesh = _mesh(config, devices)
     tokenizer = build.tokenizer(config)
-    system = build.system(config, tokenizer.vocab_size)
+    system = build.system(config, tokenizer.vocab_size, mesh)
     optimizer = optimizers.build(config["optimizer"])
     rate = schedules.build(config["learning_rate"], config["total_steps"])
 
