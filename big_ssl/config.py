@@ -25,6 +25,7 @@ SCHEMA: Mapping = dict(
     seed=int,
     total_steps=int,
     dtype=str,
+    grad_accum=int,
     mesh=dict(data=int, fsdp=int, tensor=int),
     requires=dict(devices=int, gib_per_device=NUMBER, preset_here=str),
     tokenizer=dict(vocabulary=str, length=int),
@@ -97,7 +98,7 @@ def _check_values(config):
 
 def _counts(config):
     """Yields (key, value) of everything that none of would stop a run, or make it divide by zero."""
-    for key in ("total_steps", "log_every", "eval_every"):
+    for key in ("total_steps", "grad_accum", "log_every", "eval_every"):
         yield key, config[key]
     for key in ("every", "keep"):
         yield f"checkpoint.{key}", config["checkpoint"][key]

@@ -28,6 +28,7 @@ def full() -> dict:
         seed=0,
         total_steps=1_200_000,
         dtype="bfloat16",
+        grad_accum=1,
         mesh=dict(data=-1, fsdp=16, tensor=1),
         requires=dict(devices=1024, gib_per_device=16.0, preset_here="demo"),
         tokenizer=dict(vocabulary="", length=64),

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from big_ssl.evals import suite
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated, state_shardings
-from big_ssl.training import build, optimizers, progress, requirements, schedules
+from big_ssl.training import accumulation, build, optimizers, progress, requirements, schedules
 from big_ssl.training import state as state_lib
 from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.metrics import MetricsWriter
@@ -72,7 +72,10 @@ def set_up(config: Mapping, devices=None) -> Setup:
         shapes,
         shardings,
     )
-    step = make_step(system, optimizer, rate, _ema_momentum(config["ema"]), config["seed"])
+    grad_fn = accumulation.value_and_grad(system, config["grad_accum"], mesh)
+    step = make_step(
+        grad_fn, system.project, optimizer, rate, _ema_momentum(config["ema"]), config["seed"]
+    )
     return Setup(
         mesh=mesh,
         system=system,
@@ -212,12 +215,12 @@ def _mesh(config, devices):
         mesh = mesh_lib.make_mesh(config["mesh"], devices)
     except ValueError as error:
         raise requirements.Unrunnable(str(error)) from error
-    ways = mesh_lib.batch_ways(mesh)
+    ways, parts = mesh_lib.batch_ways(mesh), config["grad_accum"]
     for name, stream in config["streams"].items():
-        if stream["batch_size"] % ways:
+        if stream["batch_size"] % (ways * parts):
             raise requirements.Unrunnable(
                 f"streams.{name}.batch_size is {stream['batch_size']}; "
-                f"it must be a multiple of data x fsdp = {ways}"
+                f"it must be a multiple of data x fsdp x grad_accum = {ways} x {parts}"
             )
     return mesh
 
