@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from big_ssl.data import sources
 from big_ssl.evals.suite import EVALUATORS
 from big_ssl.models.encoders import ENCODERS
+from big_ssl.models.layer_stack import REMAT_POLICIES
 from big_ssl.objectives.build import OBJECTIVES
 from big_ssl.training import schedules
 
@@ -26,6 +27,7 @@ SCHEMA: Mapping = dict(
     total_steps=int,
     dtype=str,
     grad_accum=int,
+    remat=str,
     mesh=dict(data=int, fsdp=int, tensor=int),
     requires=dict(devices=int, gib_per_device=NUMBER, preset_here=str),
     tokenizer=dict(vocabulary=str, length=int),
@@ -73,7 +75,7 @@ def validate(config: Mapping) -> None:
     for name, view in config["views"].items():
         _check(view, _VIEW, f"views.{name}")
     for name, encoder in config["encoders"].items():
-        given = ("dtype", "vocab_size", "max_len")
+        given = ("dtype", "remat", "vocab_size", "max_len")
         _check_choice(encoder, ENCODERS, f"encoders.{name}", given)
     for name, options in config["evals"].items():
         _check_options(options, _choose(name, EVALUATORS, "evals"), f"evals.{name}")
@@ -86,6 +88,8 @@ def _check_values(config):
             raise ConfigError(f"{key} is {value}; it must be at least 1")
     if config["dtype"] not in ("float32", "bfloat16"):
         raise ConfigError(f"dtype is {config['dtype']!r}; use float32 or bfloat16")
+    if config["remat"] not in REMAT_POLICIES:
+        raise ConfigError(f"remat is {config['remat']!r}; use {', '.join(REMAT_POLICIES)}")
     if config["optimizer"]["name"] not in ("adamw", "lamb"):
         raise ConfigError(f"optimizer.name is {config['optimizer']['name']!r}; use adamw or lamb")
     if not 0 <= config["ema"] < 1:

@@ -29,6 +29,7 @@ def full() -> dict:
         total_steps=1_200_000,
         dtype="bfloat16",
         grad_accum=1,
+        remat="full",  # open in the paper, as is scan below: neither changes what is computed
         mesh=dict(data=-1, fsdp=16, tensor=1),
         requires=dict(devices=1024, gib_per_device=16.0, preset_here="demo"),
         tokenizer=dict(vocabulary="", length=64),
@@ -74,8 +75,9 @@ def full() -> dict:
                 drop_connect=0.2,  # open in the paper; EfficientNet's own default
                 group_size=16,  # open in the paper; its TPUs normalised over a core's 16 examples
                 bn_momentum=0.99,
+                scan=True,
             ),
-            text=dict(kind="bert", width=1024, depth=24, heads=16, dropout=0.1),
+            text=dict(kind="bert", width=1024, depth=24, heads=16, dropout=0.1, scan=True),
         ),
         optimizer=dict(
             name="lamb",
@@ -105,6 +107,7 @@ def demo() -> dict:
         name="align_demo",
         total_steps=1300,
         dtype="float32",
+        remat="none",
         mesh=dict(data=-1, fsdp=1, tensor=1),
         requires=dict(devices=1, gib_per_device=2.0, preset_here="tiny"),
         tokenizer=dict(vocabulary="emoji", length=12),
@@ -131,6 +134,8 @@ def demo() -> dict:
     config["views"]["image"]["flip"] = False
     config["encoders"]["image"].update(width=0.75, depth=1.0, drop_connect=0.0, group_size=0, bn_momentum=0.9)
     config["encoders"]["text"].update(width=128, depth=2, heads=2, dropout=0.0)
+    # A loop saves compiling many layers; few are quicker without.
+    config["encoders"]["image"]["scan"] = config["encoders"]["text"]["scan"] = False
     config["optimizer"].update(
         name="adamw",
         b2=0.98,

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from big_ssl.parallel.stacked import is_stacked
+
 # Arrays smaller than this stay whole on every device: gathering them would cost more.
 _MIN_ELEMENTS = 2**16
 
@@ -19,12 +21,22 @@ def fsdp_spec(shape: tuple[int, ...], ways: int) -> PartitionSpec:
     return PartitionSpec(*(None,) * largest, "fsdp")
 
 
+def stacked_spec(shape: tuple[int, ...], ways: int) -> PartitionSpec:
+    """Places a stack [layers, ...] as each of its layers would be: a loop over layers reads one
+    at a time, and split over layers it would gather them all."""
+    spec = fsdp_spec(shape[1:], ways)
+    return PartitionSpec(None, *spec) if spec else spec
+
+
 def state_shardings(mesh: Mesh, abstract_state):
     """A NamedSharding for every leaf. Parameters, optimiser moments and averages have the same
     shapes, so one rule on shapes puts them in the same places."""
-    return jax.tree.map(
-        lambda leaf: NamedSharding(mesh, fsdp_spec(leaf.shape, mesh.shape["fsdp"])), abstract_state
-    )
+
+    def place(path, leaf):
+        rule = stacked_spec if is_stacked(path) else fsdp_spec
+        return NamedSharding(mesh, rule(leaf.shape, mesh.shape["fsdp"]))
+
+    return jax.tree_util.tree_map_with_path(place, abstract_state)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

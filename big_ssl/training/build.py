@@ -22,7 +22,7 @@ def system(config: Mapping, vocab_size: int, mesh) -> System:
     """The encoders, views and weighted terms of the config, for batches split over mesh."""
     length = config["tokenizer"]["length"]
     towers = {
-        name: encoders.build(options, config["dtype"], vocab_size, length)
+        name: encoders.build(options, config["dtype"], vocab_size, length, config["remat"])
         for name, options in config["encoders"].items()
     }
     views = {name: ImageView(**options) for name, options in config["views"].items()}

@@ -130,18 +130,18 @@ RATE, EXAMPLES = 0.2, 512
 @functools.cache
 def block_outputs():
     """(inputs, a block's output without and with drop-connect) of equal examples, [C, B]."""
-    block = functools.partial(MBConv, Stage(3, 8, 1, 1, 2), norm=BatchNorm)
+    block = MBConv(Stage(3, 8, 1, 1, 2), BatchNorm)
     # Two kinds of examples: batch norm makes nothing of a batch whose examples are all equal.
     x = jax.random.normal(jax.random.key(0), (8, 2, 1, 1)).repeat(EXAMPLES // 2, axis=1)
-    init = functools.partial(block(drop_rate=0.0).init, train=False)
+    init = functools.partial(block.init, drop_rate=None, train=False)
     variables = jax.jit(init)(jax.random.key(1), x)
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(rate):
         rngs = dict(dropout=jax.random.key(2))
-        return block(drop_rate=rate).apply(variables, x, train=True, rngs=rngs, mutable=["batch_stats"])[0]
+        return block.apply(variables, x, rate, train=True, rngs=rngs, mutable=["batch_stats"])[0]
 
-    return (np.asarray(a)[:, :, 0, 0] for a in (x, run(0.0), run(RATE)))
+    return (np.asarray(a)[:, :, 0, 0] for a in (x, run(None), run(RATE)))
 
 
 def test_drop_connect_drops_whole_examples_and_scales_up_the_others():
@@ -156,9 +156,9 @@ def test_drop_connect_drops_whole_examples_and_scales_up_the_others():
 
 def test_evaluation_drops_nothing_and_needs_no_key():
     x = jax.random.normal(jax.random.key(0), (8, 4, 3, 3))
-    sure, unsure = (MBConv(Stage(3, 8, 1, 1, 2), rate, BatchNorm) for rate in (0.0, 0.9))
-    variables = jax.jit(functools.partial(sure.init, train=False))(jax.random.key(1), x)
-    evaluate = jax.jit(lambda v, x: [block.apply(v, x, train=False) for block in (sure, unsure)])
+    block = MBConv(Stage(3, 8, 1, 1, 2), BatchNorm)
+    variables = jax.jit(functools.partial(block.init, drop_rate=None, train=False))(jax.random.key(1), x)
+    evaluate = jax.jit(lambda v, x: [block.apply(v, x, rate, train=False) for rate in (None, 0.9)])
     np.testing.assert_array_equal(*evaluate(variables, x))
 
 
@@ -167,7 +167,7 @@ def test_drop_connect_rises_linearly_over_the_blocks():
 
     def record(call, args, kwargs, context):
         if isinstance(context.module, MBConv) and context.method_name == "__call__":
-            rates.append(context.module.drop_rate)
+            rates.append(args[1])
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
