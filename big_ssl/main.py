@@ -32,6 +32,7 @@ def run(config, workdir: str, config_file: str, command: str) -> int:
     try:
         validate(config)
         check_machine(config, config_file)
+        _keep_compiled(path)
         result = train(config, path)
     except (ConfigError, Unrunnable) as error:
         print(error, file=sys.stderr)
@@ -42,6 +43,13 @@ def run(config, workdir: str, config_file: str, command: str) -> int:
     if result.finished and jax.process_index() == 0:
         print(f"Report: {write_run_report(config, path, command, result)}")
     return 0
+
+
+def _keep_compiled(workdir):
+    """Compiled programs stay in the workdir, so that a restart does not compile again; elsewhere
+    where JAX_COMPILATION_CACHE_DIR says so."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
 
 
 def main(argv) -> None:

@@ -31,6 +31,8 @@ def full() -> dict:
         grad_accum=1,
         remat="full",  # open in the paper, as is scan below: neither changes what is computed
         mesh=dict(data=-1, fsdp=16, tensor=1),
+        mesh_rules=(),
+        sharding=(),
         requires=dict(devices=1024, gib_per_device=16.0, preset_here="demo"),
         tokenizer=dict(vocabulary="", length=64),
         streams=dict(
@@ -92,6 +94,7 @@ def full() -> dict:
         ),
         learning_rate=dict(kind="linear", peak=1e-3, warmup_steps=10_000, start=0.0, final=0.0),
         ema=0.0,
+        profile=0,
         log_every=100,
         eval_every=10_000,
         checkpoint=dict(every=2_000, keep=3, best=""),

@@ -1,7 +1,8 @@
 """The device mesh: axes ("data", "fsdp", "tensor")."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -11,6 +12,12 @@ AXES = ("data", "fsdp", "tensor")
 # The axes that a batch is split over, and how.
 BATCH_AXES = ("data", "fsdp")
 BATCH = PartitionSpec(BATCH_AXES)
+
+
+def sizes_for(device_kind: str, sizes: Mapping[str, int], rules: Sequence) -> Mapping[str, int]:
+    """The mesh for this hardware: of the first of `rules`, pairs of (pattern, {axis: size}), whose
+    pattern is found in device_kind ("TPU v5 lite", "NVIDIA H100 80GB HBM3"); else `sizes`."""
+    return next((own for pattern, own in rules if re.search(pattern, device_kind)), sizes)
 
 
 def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import optax
 
+from big_ssl.parallel.sharding import path_name
 from big_ssl.parallel.stacked import is_stacked
 
 
@@ -55,8 +56,3 @@ def exclude(patterns: Sequence[str]):
         )
 
     return mask
-
-
-def path_name(path) -> str:
-    """A parameter's path as text: "encoders/image/stem_bn/scale"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,4 +1,4 @@
-"""Ring, gathered and dense forms of both losses: one float64 reference, 1 to 8 devices, every kind of positive."""
+"""Ring, gathered and dense forms of both losses: against float64, on 1 to 8 devices, for all positives."""
 
 import functools
 

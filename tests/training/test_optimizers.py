@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from big_ssl.parallel.sharding import path_name
 from big_ssl.training import optimizers
 
 STEPS, RATE = 4, 0.1
@@ -43,7 +44,7 @@ def nested(flat):
 
 def flat(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {optimizers.path_name(path): np.asarray(value) for path, value in leaves}
+    return {path_name(path): np.asarray(value) for path, value in leaves}
 
 
 def draws():
