@@ -6,7 +6,7 @@ its own rows and columns of it (open_clip's local loss), "ring" never holds more
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ class Pairwise:
     """How the N x N pairs are gone through. form: one of FORMS; mesh: that the batch is split
     over, None for one device; tile: rows of a tile of the ring at most."""
 
-    form: Literal["ring", "gathered", "dense"] = "ring"
+    form: str = "ring"
     mesh: Mesh | None = None
     tile: int = 1024
 
