@@ -10,7 +10,16 @@ import pytest
 
 from big_ssl.models import encoders
 from big_ssl.models.batch_norm import BatchNorm
-from big_ssl.models.efficientnet import VARIANTS, EfficientNet, MBConv, Stage, round_channels, round_repeats
+from big_ssl.models.efficientnet import (
+    STACKS,
+    VARIANTS,
+    EfficientNet,
+    MBConv,
+    Stage,
+    round_channels,
+    round_repeats,
+)
+from big_ssl.models.layer_layouts import unstack_layers
 
 # Table 1 of the paper: kernel, expansion and stride of the seven stages.
 KERNELS, EXPANSIONS, STRIDES = (3, 3, 5, 3, 5, 5, 3), (1, 6, 6, 6, 6, 6, 6), (1, 2, 2, 2, 1, 2, 1)
@@ -55,10 +64,10 @@ def count(stem, widths, repeats):
 
 
 @functools.cache
-def shapes(name):
+def shapes(name, scan=False):
     """Shapes of (outputs, variables) of a published network on an image of 32 x 32."""
     width, depth = VARIANTS[name]
-    init = functools.partial(EfficientNet(width, depth).init_with_output, train=False)
+    init = functools.partial(EfficientNet(width, depth, scan=scan).init_with_output, train=False)
     return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
@@ -84,6 +93,14 @@ def test_align_and_noisy_students_networks(name, blocks, width):
 def test_l2_has_467_million_parameters():
     found = sum(leaf.size for leaf in jax.tree.leaves(shapes("l2")[1]["params"]))
     assert round(found / 1e6, 1) == 467.2
+
+
+def test_the_scanned_l2_is_the_unrolled_one_in_stacks():
+    outputs, variables = shapes("l2", scan=True)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 467_219_796
+    assert variables["params"]["stage5_block_stack"]["depthwise"].shape == (21, 5, 5, 824 * 6)
+    unstacked = jax.eval_shape(functools.partial(unstack_layers, stacks=STACKS), variables)
+    assert (outputs, unstacked) == shapes("l2")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
