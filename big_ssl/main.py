@@ -3,6 +3,7 @@
     python -m big_ssl.main --config=configs/align_l2.py:demo --workdir=runs/align_demo
 
 Any value of the config can be set: --config.total_steps=1000. The same command again resumes.
+On several hosts, the same command on each with --distributed=auto (docs/launch.md).
 
 Exit code 0: training finished, or was asked to stop and saved. 1: it failed, and says why.
 2: it can't run here as asked, said before anything is compiled.
@@ -11,12 +12,12 @@ Exit code 0: training finished, or was asked to stop and saved. 1: it failed, an
 import shlex
 import sys
 
-import jax
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
 from big_ssl.config import ConfigError, validate
+from big_ssl.parallel import distributed
 from big_ssl.training.loop import train
 from big_ssl.training.requirements import Unrunnable, check_machine
 from big_ssl.training.run_report import write_run_report
@@ -24,6 +25,7 @@ from big_ssl.training.stopping import TrainingFailed
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:PRESET], a recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; may be gs://.")
+_DISTRIBUTED = flags.DEFINE_string("distributed", "", f"Several processes: {distributed.USAGE}.")
 
 
 def run(config, workdir: str, config_file: str, command: str) -> int:
@@ -39,8 +41,9 @@ def run(config, workdir: str, config_file: str, command: str) -> int:
     except TrainingFailed as error:
         print(error, file=sys.stderr)
         return 1
-    if result.finished and jax.process_index() == 0:
-        print(f"Report: {write_run_report(config, path, command, result)}")
+    report = write_run_report(config, path, command, result) if result.finished else None
+    if report:
+        print(f"Report: {report}")
     return 0
 
 
@@ -50,18 +53,35 @@ def main(argv) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax and grain log every step of a save
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     command = shlex.join(["python", "-m", "big_ssl.main", *sys.argv[1:]])
-    sys.exit(run(_CONFIG.value.to_dict(), str(_WORKDIR.value), config_file, command))
+    code = 1
+    try:
+        distributed.start(_DISTRIBUTED.value)
+        code = run(_CONFIG.value.to_dict(), str(_WORKDIR.value), config_file, command)
+    except distributed.StartupError as error:
+        print(error, file=sys.stderr)
+        code = 2
+    finally:
+        distributed.leave(code)
+    sys.exit(code)
 
 
 def parse_flags(argv):
     """The command line and the config it names, with a mistake in either told in one line."""
     try:
         arguments = flags.FLAGS(argv)
+        _check_distributed(_DISTRIBUTED.value)
         getattr(_CONFIG.value, "name", None)  # a file that didn't load says so when it is read
         return arguments
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         print(str(error).strip().splitlines()[-1].strip(), file=sys.stderr)
         sys.exit(2)
+
+
+def _check_distributed(value):
+    try:
+        distributed.parse(value)
+    except ValueError as error:
+        raise flags.Error(f"--distributed={value}: {error}") from error
 
 
 if __name__ == "__main__":
