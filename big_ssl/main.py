@@ -5,8 +5,8 @@
 Any value of the config can be set: --config.total_steps=1000. The same command again resumes.
 On several hosts, the same command on each with --distributed=auto (docs/launch.md).
 
-Exit code 0: training finished, or was asked to stop and saved. 1: it failed, and says why.
-2: it can't run here as asked, said before anything is compiled.
+Exit code 0: training finished, or was asked to stop and saved; --stopped_exit_code tells the two
+apart. 1: it failed, and says why. 2: it can't run here as asked, said before anything is compiled.
 """
 
 import shlex
@@ -26,9 +26,13 @@ from big_ssl.training.stopping import TrainingFailed
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:PRESET], a recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; may be gs://.")
 _DISTRIBUTED = flags.DEFINE_string("distributed", "", f"Several processes: {distributed.USAGE}.")
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds", distributed.HEARTBEAT_SECONDS, "Silence after which a process counts as dead.", 1
+)
+_STOPPED = flags.DEFINE_integer("stopped_exit_code", 0, "Exit code of a run that was asked to stop and saved.")
 
 
-def run(config, workdir: str, config_file: str, command: str) -> int:
+def run(config, workdir: str, config_file: str, command: str, stopped: int = 0) -> int:
     """Trains and writes the report. Returns the exit code; see the top of this file."""
     path = epath.Path(workdir)
     try:
@@ -41,7 +45,9 @@ def run(config, workdir: str, config_file: str, command: str) -> int:
     except TrainingFailed as error:
         print(error, file=sys.stderr)
         return 1
-    report = write_run_report(config, path, command, result) if result.finished else None
+    if not result.finished:
+        return stopped
+    report = write_run_report(config, path, command, result)
     if report:
         print(f"Report: {report}")
     return 0
@@ -55,8 +61,8 @@ def main(argv) -> None:
     command = shlex.join(["python", "-m", "big_ssl.main", *sys.argv[1:]])
     code = 1
     try:
-        distributed.start(_DISTRIBUTED.value)
-        code = run(_CONFIG.value.to_dict(), str(_WORKDIR.value), config_file, command)
+        distributed.start(_DISTRIBUTED.value, _HEARTBEAT.value)
+        code = run(_CONFIG.value.to_dict(), str(_WORKDIR.value), config_file, command, _STOPPED.value)
     except distributed.StartupError as error:
         print(error, file=sys.stderr)
         code = 2
@@ -69,19 +75,12 @@ def parse_flags(argv):
     """The command line and the config it names, with a mistake in either told in one line."""
     try:
         arguments = flags.FLAGS(argv)
-        _check_distributed(_DISTRIBUTED.value)
+        distributed.parse(_DISTRIBUTED.value)
         getattr(_CONFIG.value, "name", None)  # a file that didn't load says so when it is read
         return arguments
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         print(str(error).strip().splitlines()[-1].strip(), file=sys.stderr)
         sys.exit(2)
-
-
-def _check_distributed(value):
-    try:
-        distributed.parse(value)
-    except ValueError as error:
-        raise flags.Error(f"--distributed={value}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ from jax.experimental import multihost_utils
 
 USAGE = "'' (one process), 'auto' (TPU pod, GKE, Slurm, Open MPI) or HOST:PORT,PROCESSES,INDEX"
 
-# A process that compiles, evaluates or writes a report for minutes is alive all the same: JAX's
-# 100 seconds have dropped hosts that compiled a large step.
-_HEARTBEAT_SECONDS = 600
+# JAX's own 100 seconds have dropped hosts that were busy compiling a large step.
+HEARTBEAT_SECONDS = 600
 # A process that fails alone does not wait longer than this for the others to fail as well.
 _FAREWELL_SECONDS = 20
 
@@ -44,24 +43,25 @@ def parse(value: str) -> Address | None:
     host, _, port = coordinator.rpartition(":")
     whole = [int(text) for text in (port, *numbers) if text.isascii() and text.isdecimal()]
     if not host or len(numbers) != 2 or len(whole) != 3 or not 0 < whole[0] < 2**16:
-        raise ValueError(f"must be {USAGE}, such as localhost:12345,2,0")
+        raise ValueError(f"--distributed={value}: must be {USAGE}, such as localhost:12345,2,0")
     _, processes, index = whole
     if index >= processes:
-        raise ValueError(f"INDEX {index} must be below PROCESSES {processes}: processes count from 0")
+        raise ValueError(f"--distributed={value}: INDEX {index} must be below PROCESSES {processes}")
     return Address(coordinator, processes, index)
 
 
-def start(value: str, seconds: int = 300) -> None:
+def start(value: str, heartbeat: int = HEARTBEAT_SECONDS, seconds: int = 300) -> None:
     """Joins this process to the others, before anything asks JAX for a device.
 
-    value: as `parse` takes it; seconds: how long to wait for the others. Raises StartupError
+    value: as `parse` takes it; heartbeat: after how many seconds of silence a process counts as
+    dead and the others end; seconds: how long to wait for all to come. Raises StartupError
     where there is no cluster to detect or the port is taken. Where the others don't come, the
     process ends here with exit code 2 and one line: JAX itself would abort in C++.
     """
     if not value:
         return
     address = parse(value)
-    options: dict = dict(initialization_timeout=seconds + 60, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+    options: dict = dict(initialization_timeout=seconds + 60, heartbeat_timeout_seconds=heartbeat)
     if address:
         options |= dict(zip(("coordinator_address", "num_processes", "process_id"), address, strict=True))
         options |= dict(cluster_detection_method="deactivate")
@@ -109,8 +109,8 @@ def leave(code: int) -> None:
     At the end of a run all processes meet here. One that failed does not return: it prints the
     exception being handled, if there is one, waits a little for the others, which may have
     failed for the same reason, and ends at once, without the meeting at exit that JAX would
-    wait for. The others then end in error as soon as they miss it: at the next collective
-    operation on CPU, after the heartbeat timeout at the latest.
+    wait for. The others then wait for it in the middle of a step, and JAX aborts them: at once
+    if it was process 0, with which they keep a connection, else after the heartbeat timeout.
     """
     if not jax.distributed.is_initialized():
         return
