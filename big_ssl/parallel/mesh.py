@@ -47,8 +47,18 @@ def batch_ways(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """int[local B], ascending: the rows of a global batch that this process's devices hold.
+
+    Not simply its share in order: on a pod neighbours in the mesh need not be of one host.
+    """
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
+
+
 def global_batch(mesh: Mesh, batch):
-    """The global arrays of which this process holds `batch`, NumPy arrays [local B, ...].
+    """The global arrays of which this process holds `batch`, NumPy arrays [local B, ...]: the
+    rows that `local_rows` names, in that order.
 
     Not device_put: with several hosts that wants the same array on each of them.
     """

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 
 import numpy as np
+from jax.sharding import Mesh
 
 from big_ssl.data import pipeline
 from big_ssl.data.device_views import ImageView
 from big_ssl.data.tokenizers import WordPiece, vocabulary_path
 from big_ssl.models import encoders
 from big_ssl.objectives import build as objectives
+from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import schedules
 from big_ssl.training.system import System, Term
 
@@ -48,13 +50,19 @@ def abstract_batch(config: Mapping) -> dict:
     }
 
 
-def batches(config: Mapping, tokens: WordPiece, start: int, shard: tuple[int, int]):
-    """An endless iterator of {stream: batch}, NumPy, this process's part, from step `start`."""
+def batches(config: Mapping, tokens: WordPiece, start: int, mesh: Mesh):
+    """An endless iterator of {stream: batch}, NumPy, this process's rows, from step `start`."""
     iterators = {}
     for name, stream in config["streams"].items():
         load, records = pipeline.build(stream["data"], tokens)
         iterators[name] = pipeline.batches(
-            load, records, stream["batch_size"], config["seed"], start, stream["data"]["threads"], shard
+            load,
+            records,
+            stream["batch_size"],
+            config["seed"],
+            start,
+            stream["data"]["threads"],
+            mesh_lib.local_rows(mesh, stream["batch_size"]),
         )
     try:
         while True:

@@ -97,6 +97,7 @@ def train(config: Mapping, workdir) -> Result:
     setup = set_up(config)
     size = requirements.state_bytes(setup.abstract_state)
     requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
+    requirements.check_shared(workdir)
     progress.print_parameters(
         setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
     )
@@ -134,9 +135,8 @@ class _Run:
 
     def go(self, state):
         """Steps until the end or a request to stop. Returns (state, whether it is the end)."""
-        shard = (jax.process_index(), jax.process_count())
         with contextlib.closing(
-            build.batches(self.config, self.setup.tokenizer, self.start, shard)
+            build.batches(self.config, self.setup.tokenizer, self.start, self.setup.mesh)
         ) as batches:
             return self._steps(state, batches)
 
