@@ -52,8 +52,11 @@ def set_up(config: Mapping, devices=None) -> Setup:
     Raises requirements.Unrunnable where the mesh cannot divide the devices or a batch.
     """
     mesh = _mesh(config, devices)
-    tokenizer = build.tokenizer(config)
-    system = build.system(config, tokenizer.vocab_size)
+    try:
+        tokenizer = build.tokenizer(config)
+    except (ValueError, OSError) as error:
+        raise requirements.Unrunnable(str(error)) from error
+    system = build.system(config)
     optimizer = optimizers.build(config["optimizer"])
     rate = schedules.build(config["learning_rate"], config["total_steps"])
 
