@@ -8,6 +8,7 @@ Exit code 0: training finished, or was asked to stop and saved. 1: it failed, an
 2: it can't run here as asked, said before anything is compiled.
 """
 
+import functools
 import shlex
 import sys
 
@@ -16,6 +17,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
+from big_ssl.command_line import parse_flags
 from big_ssl.config import ConfigError, validate
 from big_ssl.training.loop import train
 from big_ssl.training.requirements import Unrunnable, check_machine
@@ -53,17 +55,6 @@ def main(argv) -> None:
     sys.exit(run(_CONFIG.value.to_dict(), str(_WORKDIR.value), config_file, command))
 
 
-def parse_flags(argv):
-    """The command line and the config it names, with a mistake in either told in one line."""
-    try:
-        arguments = flags.FLAGS(argv)
-        getattr(_CONFIG.value, "name", None)  # a file that didn't load says so when it is read
-        return arguments
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        print(str(error).strip().splitlines()[-1].strip(), file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=functools.partial(parse_flags, _CONFIG))

@@ -19,7 +19,8 @@ class Chip(NamedTuple):
 
     flops: peak bfloat16; hbm: usable bytes; hbm_bandwidth: bytes; ici_link: bytes over one link,
     one way; ici_dimensions: of its torus, two links in each; clock: Hz, of the cycles in which the TPU
-    compiler counts; devices_per_host; dcn: bytes a host sends between slices, one way.
+    compiler counts; devices_per_host; dcn: bytes a host sends between slices, one way; cores: devices
+    that share a chip's links.
     """
 
     flops: float
@@ -30,13 +31,14 @@ class Chip(NamedTuple):
     clock: float
     devices_per_host: int
     dcn: float = 25e9  # scaling-book: 200 Gbit/s
+    cores: int = 1
 
 
 _GIB = 2**30
 
 # A TPU's clock follows from its peak: FLOP/s over two times the cells of its systolic arrays. v3:
 # 2 arrays of 128 x 128 a core; v4 and v5p: 8 a chip; v5e: 4; v6e: 4 of 256 x 256.
-_V3 = Chip(61.5e12, int(15.48 * _GIB), 450e9, 70e9, 2, 61.5e12 / (2 * 2 * 128**2), 8)
+_V3 = Chip(61.5e12, int(15.48 * _GIB), 450e9, 70e9, 2, 61.5e12 / (2 * 2 * 128**2), 8, cores=2)
 _V4 = Chip(275e12, int(30.75 * _GIB), 1228e9, 45e9, 3, 275e12 / (2 * 8 * 128**2), 4)
 _V5E = Chip(197e12, int(15.75 * _GIB), 819e9, 45e9, 2, 197e12 / (2 * 4 * 128**2), 4)
 _V5P = Chip(459e12, int(95.73 * _GIB), 2765e9, 90e9, 3, 459e12 / (2 * 8 * 128**2), 4)
