@@ -33,7 +33,7 @@ _JSON = flags.DEFINE_string("json", None, "A file to write the plan to as JSON."
 _SEARCH = flags.DEFINE_bool("search", False, "Look for the fastest setting that fits.")
 
 
-def run(config, name: str, json_file: str | None, searching: bool) -> int:
+def run(config, name: str, json_file: str | None = None, searching: bool = False) -> int:
     """Plans, prints and writes. Returns the exit code; see the top of this file."""
     try:
         chips = topology.parse(name)
@@ -54,7 +54,7 @@ def run(config, name: str, json_file: str | None, searching: bool) -> int:
 
 def main(argv) -> None:
     del argv
-    sys.exit(run(_CONFIG.value.to_dict(), _TOPOLOGY.value, _JSON.value, _SEARCH.value))
+    sys.exit(run(_CONFIG.value.to_dict(), str(_TOPOLOGY.value), _JSON.value, _SEARCH.value))
 
 
 if __name__ == "__main__":

@@ -38,10 +38,7 @@ def step_seconds(program: hlo.Program, found: Sequence[hlo.Collective], chip: Ch
 def exchange_seconds(collective: hlo.Collective, chip: Chip, topology: Topology) -> float:
     """Seconds of one run of a collective, were it alone on the links."""
     n = max(collective.group, 1)
-    if collective.dcn:
-        bandwidth = chip.dcn / chip.devices_per_host
-    else:
-        bandwidth = _bandwidth(n, chip, topology)
+    bandwidth = chip.dcn / chip.devices_per_host if collective.dcn else _bandwidth(n, chip, topology)
     moved = dict.fromkeys(hlo.KINDS, (n - 1) / n) | {
         "all-reduce": 2 * (n - 1) / n,
         "all-to-all": n / 4,  # of a payload that is one device's part, not the whole

@@ -28,9 +28,7 @@ def make_plan(config: Mapping, topology: Topology, devices: Sequence) -> Plan:
     divide the devices or a batch, before anything is compiled."""
     chip = hardware.chip(devices[0].device_kind)
     assert chip is not None, devices[0].device_kind  # every generation of topology.py is in the table
-    # A plan needs the vocabulary's size, and no file.
-    config = dict(config, tokenizer=dict(config["tokenizer"], vocabulary=""))
-    setup = loop.set_up(config, devices)
+    setup = set_up(config, devices)
     batch = build.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
     record = _known_before(config, topology, devices, chip, setup, batch)
     if record["argument_bytes"] > chip.hbm:
@@ -53,6 +51,11 @@ def make_plan(config: Mapping, topology: Topology, devices: Sequence) -> Plan:
     )
     record |= _times(record, estimate.step_seconds(read, found, chip, topology), chip)
     return Plan(record, program, setup, read.unknown_loops)
+
+
+def set_up(config: Mapping, devices: Sequence) -> loop.Setup:
+    """training.loop.set_up without the vocabulary's file: a plan needs its size only."""
+    return loop.set_up(dict(config, tokenizer=dict(config["tokenizer"], vocabulary="")), devices)
 
 
 def _known_before(config, topology, devices, chip, setup, batch):

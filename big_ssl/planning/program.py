@@ -75,8 +75,14 @@ def state_bytes(abstract_state, fsdp: int) -> int:
 def _too_large(message, folder, arguments, seconds):
     text = _dumped(folder, "after_optimizations.txt")
     largest = _largest(_dumped(folder, "after_optimizations-buffer-assignment.txt"), text)
-    required = int(float(re.search(r"\(([\d.]+)G\) exceeds", message)[1]) * 2**30)
+    required = _required(message)
     return Program(text, arguments, max(required - arguments, 0), required, False, largest, seconds)
+
+
+def _required(message):
+    """The bytes that an out-of-memory message says the program needs."""
+    number, unit = re.search(r"\(([\d.]+)([KMGT])\) exceeds", message).groups()
+    return int(float(number) * 2 ** (10 * (1 + "KMGT".index(unit))))
 
 
 def _dumped(folder, ending):

@@ -5,14 +5,13 @@ from typing import NamedTuple
 
 from big_ssl.parallel import hardware
 from big_ssl.planning.advice import fsdp_ways
-from big_ssl.planning.planner import Plan, make_plan
+from big_ssl.planning.planner import Plan, make_plan, set_up
 from big_ssl.planning.program import state_bytes
 from big_ssl.planning.report import console, memory
 from big_ssl.planning.topology import Topology
-from big_ssl.training import loop
 from big_ssl.training.requirements import Unrunnable
 
-_MOST_COMPILATIONS = 16
+_MANY_COMPILATIONS = 16  # after these it looks at no new neighbours
 REMAT = ("none", "dots", "full")  # from the fastest to the most frugal
 
 
@@ -26,14 +25,12 @@ class Setting(NamedTuple):
 def rungs(config: Mapping, local_batch: int) -> list[dict]:
     """Ways to save memory that the config has, from the fastest to the most frugal: first more is
     recomputed, then fewer examples run at a time."""
-    found = [dict(remat=policy) for policy in REMAT] if "remat" in config else [{}]
-    parts = 2
-    while "grad_accum" in config and local_batch % parts == 0:
-        found.append(found[len(REMAT) - 1 if "remat" in config else 0] | dict(grad_accum=parts))
-        parts *= 2
-    if "grad_accum" in config:
-        found = [dict(grad_accum=1) | rung for rung in found]
-    return found
+    recomputed: list[dict] = [dict(remat=policy) for policy in REMAT] if "remat" in config else [{}]
+    if "grad_accum" not in config:
+        return recomputed
+    pieces = [2**i for i in range(local_batch.bit_length()) if local_batch % 2**i == 0]
+    accumulated = [recomputed[-1] | dict(grad_accum=count) for count in pieces]
+    return [rung | dict(grad_accum=1) for rung in recomputed[:-1]] + accumulated
 
 
 def search(config: Mapping, topology: Topology, devices: Sequence) -> tuple[dict, Plan]:
@@ -51,11 +48,12 @@ class _Search:
 
     def __init__(self, config, topology, devices):
         self.config, self.topology, self.devices = config, topology, devices
-        setup = loop.set_up(dict(config, tokenizer=dict(config["tokenizer"], vocabulary="")), devices)
+        setup = set_up(config, devices)
         sizes = setup.mesh.shape
+        self.tensor = sizes["tensor"]
         ways = sizes["data"] * sizes["fsdp"]
         limit = hardware.chip(devices[0].device_kind).hbm
-        allowed = fsdp_ways(len(devices), sizes["tensor"], topology.slices)
+        allowed = fsdp_ways(len(devices), self.tensor, topology.slices)
         fitting = [n for n in allowed if state_bytes(setup.abstract_state, n) < limit]
         self.ways = fitting or allowed[-1:]
         self.start = min(self.ways, key=lambda n: abs(n - sizes["fsdp"]))
@@ -93,12 +91,9 @@ class _Search:
 
     def _neighbours(self, best):
         found = [Setting(n, best.rung) for n in (best.fsdp * 2, best.fsdp // 2) if n in self.ways]
-        found += [Setting(n, best.rung - 1) for n in (best.fsdp, best.fsdp * 2) if n in self.ways and best.rung]
-        return [s for s in found if s in self.plans or len(self.plans) < _MOST_COMPILATIONS and self._tried(s)]
-
-    def _tried(self, setting):
-        self._plan(setting)
-        return True
+        if best.rung:
+            found += [Setting(n, best.rung - 1) for n in (best.fsdp, best.fsdp * 2) if n in self.ways]
+        return [s for s in found if s in self.plans or len(self.plans) < _MANY_COMPILATIONS]
 
     def _fits(self, setting):
         plan = self._plan(setting)
@@ -108,8 +103,8 @@ class _Search:
         return self._plan(setting).record["estimated_step_seconds"] if self._fits(setting) else float("inf")
 
     def _changes(self, setting):
-        data = len(self.devices) // self.config["mesh"]["tensor"] // setting.fsdp
-        return self.rungs[setting.rung] | dict(mesh=dict(self.config["mesh"], data=data, fsdp=setting.fsdp))
+        data = len(self.devices) // self.tensor // setting.fsdp
+        return self.rungs[setting.rung] | dict(mesh=dict(data=data, fsdp=setting.fsdp, tensor=self.tensor))
 
     def _plan(self, setting):
         if setting not in self.plans:

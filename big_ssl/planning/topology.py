@@ -12,10 +12,10 @@ import jax
 _NAME = re.compile(r"(?:(\d+)x)?(\w+):(\d+(?:x\d+)*)")
 
 # The shapes that Cloud TPU rents: docs.cloud.google.com/tpu/docs/v3, v4, v5e, v5p, v6e.
-_FLAT = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16".split()
-_SHAPES = {"v3": "2x2 4x4 4x8 8x8 8x16 16x16 16x32 32x32".split(), "v5e": _FLAT, "v6e": _FLAT}
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_SHAPES = {"v3": (*_FLAT[1:2], *_FLAT[3:], "16x32", "32x32"), "v5e": _FLAT, "v6e": _FLAT}
 # Beyond these, v4 and v5p are sold in cubes of 4x4x4 chips.
-_SMALL_CUBES = "1x1x1 2x2x1 2x2x2 2x2x4 2x4x4".split()
+_SMALL_CUBES = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4")
 _LARGEST = {"v4": 4096, "v5p": 6144}
 GENERATIONS = ("v3", "v4", "v5e", "v5p", "v6e")
 
@@ -77,7 +77,7 @@ def devices(topology: Topology) -> list[jax.Device]:
         raise TopologyError("planning needs the TPU compiler: pip install libtpu")
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    if jax.config.jax_platforms is None:
+    if getattr(jax.config, "jax_platforms", None) is None:  # nothing runs: take no accelerator
         jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies  # after the environment is set: libtpu reads it once
 
@@ -104,6 +104,6 @@ def _check_shape(name, generation, shape):
     cubes = len(sizes) == 3 and all(size and size % 4 == 0 for size in sizes)
     if shape not in _SMALL_CUBES and not (cubes and math.prod(sizes) <= _LARGEST[generation]):
         raise TopologyError(
-            f"--topology={name}: {generation} comes in meshes of {', '.join(_SMALL_CUBES)} and in multiples of "
-            f"4x4x4, 4x8x8 say, up to {_LARGEST[generation]} chips"
+            f"--topology={name}: {generation} comes in meshes of {', '.join(_SMALL_CUBES)} and in "
+            f"multiples of 4x4x4, 4x8x8 say, up to {_LARGEST[generation]} chips"
         )
