@@ -6,17 +6,16 @@ import jax
 import pytest
 
 from big_ssl.parallel import hardware
+from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.planning import planner, topology
 from big_ssl.planning.program import Program, Tensor
 from big_ssl.planning.report import print_plan
 from big_ssl.training.requirements import Unrunnable
 from configs.align_l2 import get_config
 
-KEYS = (
-    "topology devices params global_batch hbm_limit_bytes argument_bytes temp_bytes peak_bytes_per_device fits "
-    "model_flops_per_step compiled_flops_per_step collective_bytes_per_step estimated_step_seconds "
-    "estimated_mfu compile_seconds total_steps device_hours"
-).split()
+KEYS = """topology devices params global_batch hbm_limit_bytes argument_bytes temp_bytes
+peak_bytes_per_device fits model_flops_per_step compiled_flops_per_step collective_bytes_per_step
+estimated_step_seconds estimated_mfu compile_seconds total_steps device_hours""".split()  # noqa: SIM905
 V5E = topology.parse("v5e:2x4")
 TEXT = """ENTRY %main (x: f32[8,4]) -> f32[8,4] {
   %x = f32[8,4]{1,0} parameter(0)
@@ -80,12 +79,8 @@ def test_a_plan_that_does_not_fit_names_the_largest_tensors(compiled, config, ca
 
 
 def test_a_state_that_overfills_a_device_is_not_compiled(compiled, config, monkeypatch, capsys):
-    small = hardware.chip("x")._replace(hbm=2**20) if hardware.chip("x") else None
-    assert small is None  # outside the fixture the name is unknown
-    make_plan = compiled(None)
-    monkeypatch.setattr(
-        planner.hardware, "chip", lambda kind, of=planner.hardware.chip: of(kind)._replace(hbm=2**20)
-    )
+    make_plan, small = compiled(None), hardware.chip("TPU v5 lite")._replace(hbm=2**20)
+    monkeypatch.setattr(planner.hardware, "chip", lambda kind: small)
     plan = make_plan(config, V5E, jax.devices())
     assert plan.record["fits"] is False
     assert plan.record["temp_bytes"] is plan.record["compile_seconds"] is None
@@ -110,8 +105,6 @@ def test_what_cannot_be_divided_is_said_before_anything_slow(compiled, config, c
 
 
 def test_slices_share_nothing_but_the_data_axis():
-    from big_ssl.parallel import mesh as mesh_lib
-
     def device(i):
         return types.SimpleNamespace(
             id=i, slice_index=i // 4, platform="tpu", device_kind="made up", process_index=i // 4

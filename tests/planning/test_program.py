@@ -68,7 +68,7 @@ allocation 4: size 100, color 0, page 0, parameter 0:
  value: <614 param.1 @0> (size=100,offset=0): f32[25]{0}
  value: <615 fusion.5 @0> (size=50,offset=0): f32[12]{0}
 """
-TEXT = """  %fusion.1 = f32[10,10]{1,0} fusion(%x), calls=%a, metadata={op_name="jit(step)/jvp(Bert)/layer0/mul" id=1}
+TEXT = """  %fusion.1 = f32[10,10]{1,0} fusion(%x), metadata={op_name="jit(step)/jvp(Bert)/layer0/mul" id=1}
   %fusion.11 = f32[10,10]{1,0} fusion(%x), calls=%a, metadata={op_name="jit(step)/other" id=1}
   ROOT %while.1 = (f32[]) while(%x), metadata={op_name="jit(step)/while" stack_frame_id=1}
 """
