@@ -34,7 +34,7 @@ SCHEMA: Mapping = dict(
     mesh_rules=TEXTS,
     sharding=TEXTS,
     requires=dict(devices=int, gib_per_device=NUMBER, preset_here=str),
-    tokenizer=dict(vocabulary=str, length=int),
+    tokenizer=dict(vocabulary=str, size=int, length=int),
     streams=ANY,
     views=ANY,
     encoders=ANY,
@@ -127,6 +127,8 @@ def _counts(config):
     """Yields (key, value) of everything that none of would stop a run, or make it divide by zero."""
     for key in ("total_steps", "grad_accum", "log_every", "eval_every"):
         yield key, config[key]
+    for key in ("size", "length"):
+        yield f"tokenizer.{key}", config["tokenizer"][key]
     for key in ("every", "keep"):
         yield f"checkpoint.{key}", config["checkpoint"][key]
     for name, stream in config["streams"].items():

@@ -9,6 +9,7 @@ Exit code 0: training finished, or was asked to stop and saved; --stopped_exit_c
 apart. 1: it failed, and says why. 2: it can't run here as asked, said before anything is compiled.
 """
 
+import functools
 import shlex
 import sys
 
@@ -16,6 +17,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
+from big_ssl.command_line import parse_flags
 from big_ssl.config import ConfigError, validate
 from big_ssl.parallel import distributed
 from big_ssl.training.loop import train
@@ -29,7 +31,17 @@ _DISTRIBUTED = flags.DEFINE_string("distributed", "", f"Several processes: {dist
 _HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_seconds", distributed.HEARTBEAT_SECONDS, "Silence after which a process counts as dead.", 1
 )
-_STOPPED = flags.DEFINE_integer("stopped_exit_code", 0, "Exit code of a run that was asked to stop and saved.")
+_STOPPED = flags.DEFINE_integer(
+    "stopped_exit_code", 0, "Exit code of a run that was asked to stop and saved."
+)
+
+
+@flags.validator("distributed")
+def _check_distributed(value):
+    try:
+        return distributed.parse(value) is None or True
+    except ValueError as error:
+        raise flags.ValidationError(str(error).partition(": ")[2]) from error
 
 
 def run(config, workdir: str, config_file: str, command: str, stopped: int = 0) -> int:
@@ -79,18 +91,6 @@ def main(argv) -> None:
     sys.exit(code)
 
 
-def parse_flags(argv):
-    """The command line and the config it names, with a mistake in either told in one line."""
-    try:
-        arguments = flags.FLAGS(argv)
-        distributed.parse(_DISTRIBUTED.value)
-        getattr(_CONFIG.value, "name", None)  # a file that didn't load says so when it is read
-        return arguments
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        print(str(error).strip().splitlines()[-1].strip(), file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=functools.partial(parse_flags, _CONFIG))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -24,7 +25,8 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     """A mesh over all devices. sizes: {axis: size}, one of which may be -1, "what is left".
 
     On fewer devices than the sizes ask for, the axes shrink to (n, 1, 1): every config runs
-    on one device. Raises ValueError where the sizes cannot divide the devices.
+    on one device. Over several TPU slices "data" is split between them, the other axes stay
+    inside one. Raises ValueError where the sizes cannot divide the devices.
     """
     devices = jax.devices() if devices is None else devices
     shape = [sizes[axis] for axis in AXES]
@@ -34,7 +36,23 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     if len(devices) % fixed or (-1 not in shape and fixed != len(devices)):
         raise ValueError(f"mesh: {dict(sizes)} does not divide {len(devices)} devices")
     shape = [len(devices) // fixed if size == -1 else size for size in shape]
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(_arrange(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arrange(shape, devices):
+    """The devices in an array of this shape, neighbours in the machine next to each other.
+
+    Splitting a physical axis over two of the mesh's is allowed: 16 ways on 4x8x8 chips need it.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1 or devices[0].platform != "tpu":
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if shape[0] % slices:
+        raise ValueError(f"mesh: data is {shape[0]}; it must be a multiple of the {slices} TPU slices")
+    inside = (shape[0] // slices, *shape[1:])
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,7 +1,9 @@
 """From a config to the parts of a run."""
 
+import functools
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,14 +17,26 @@ from big_ssl.training import schedules
 from big_ssl.training.system import System, Term
 
 
-def tokenizer(config: Mapping) -> WordPiece:
-    """The tokenizer of the config's texts."""
-    return WordPiece(vocabulary_path(config["tokenizer"]["vocabulary"]), config["tokenizer"]["length"])
+def tokenizer(config: Mapping) -> WordPiece | None:
+    """The tokenizer of the config's texts; None where no vocabulary is set, enough to plan a run.
+
+    Raises ValueError where the vocabulary is not of the size that the config states.
+    """
+    options = config["tokenizer"]
+    if not options["vocabulary"]:
+        return None
+    words = WordPiece(vocabulary_path(options["vocabulary"]), options["length"])
+    if words.vocab_size != options["size"]:
+        raise ValueError(
+            f"tokenizer.size is {options['size']}; the vocabulary {options['vocabulary']!r} has "
+            f"{words.vocab_size} words"
+        )
+    return words
 
 
-def system(config: Mapping, vocab_size: int, mesh) -> System:
+def system(config: Mapping, mesh: Mesh) -> System:
     """The encoders, views and weighted terms of the config, for batches split over mesh."""
-    length = config["tokenizer"]["length"]
+    length, vocab_size = config["tokenizer"]["length"], config["tokenizer"]["size"]
     towers = {
         name: encoders.build(options, config["dtype"], vocab_size, length, config["remat"])
         for name, options in config["encoders"].items()
@@ -47,6 +61,21 @@ def abstract_batch(config: Mapping) -> dict:
     return {
         name: dict(image=np.zeros((1, *2 * (stream["data"]["crop"],), 3), np.uint8), text=text)
         for name, stream in config["streams"].items()
+    }
+
+
+def abstract_global_batch(config: Mapping, sharding) -> dict:
+    """Shapes and dtypes of a global batch as `batches` gives it, each array with this sharding."""
+
+    def place(size, leaf):
+        return jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype, sharding=sharding)
+
+    faults = {name: np.zeros(1, bool) for name in ("replaced_images", "replaced_texts")}
+    return {
+        name: jax.tree.map(
+            functools.partial(place, config["streams"][name]["batch_size"]), views | dict(faults=faults)
+        )
+        for name, views in abstract_batch(config).items()
     }
 
 

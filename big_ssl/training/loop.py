@@ -54,8 +54,11 @@ def set_up(config: Mapping, devices=None) -> Setup:
     Raises requirements.Unrunnable where the mesh cannot divide the devices or a batch.
     """
     mesh = _mesh(config, devices)
-    tokenizer = build.tokenizer(config)
-    system = build.system(config, tokenizer.vocab_size, mesh)
+    try:
+        tokenizer = build.tokenizer(config)
+        system = build.system(config, mesh)
+    except (ValueError, OSError) as error:
+        raise requirements.Unrunnable(str(error)) from error
     optimizer = optimizers.build(config["optimizer"])
     rate = schedules.build(config["learning_rate"], config["total_steps"])
 

@@ -18,9 +18,9 @@ def gradients(config, devices, count):
     """((loss, (metrics, mutable)), gradients) of the config's first batch."""
     mesh = make_mesh(config["mesh"], jax.devices()[:devices])
     tokens = build.tokenizer(config)
-    system = build.system(config, tokens.vocab_size, mesh)
+    system = build.system(config, mesh)
     params, mutable = jax.jit(lambda: system.init(jax.random.key(0), build.abstract_batch(config)))()
-    batches = build.batches(config, tokens, 0, (0, 1))
+    batches = build.batches(config, tokens, 0, mesh)
     batch = global_batch(mesh, next(batches))
     batches.close()
     function = jax.jit(accumulation.value_and_grad(system, count, mesh))

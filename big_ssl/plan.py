@@ -1,0 +1,62 @@
+"""Says whether a config fits a TPU, how fast it would be and what it would cost, without the TPU.
+
+    pip install libtpu
+    python -m big_ssl.plan --config=configs/align_l2.py --topology=v5e:16x16 --json=plan.json
+    python -m big_ssl.plan --config=configs/align_l2.py --topology=2xv5p:4x8x8 --search
+
+Compiles the real training step with the TPU's own compiler. It needs no dataset, no vocabulary
+and no workdir. docs/plan.md says what each number is. Any value of the config can be set:
+--config.mesh.fsdp=32. --search tries meshes, and what the config has of remat and grad_accum.
+
+Exit code 0: it fits. 1: it does not, and says what would. 2: a flag or the config is wrong.
+"""
+
+import functools
+import json
+import sys
+
+from absl import app, flags
+from etils import epath
+from ml_collections import config_flags
+
+from big_ssl.command_line import parse_flags
+from big_ssl.config import ConfigError, validate
+from big_ssl.planning import topology
+from big_ssl.planning.planner import make_plan
+from big_ssl.planning.report import print_plan
+from big_ssl.planning.search import search
+from big_ssl.training.requirements import Unrunnable
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:PRESET], a recipe.", lock_config=True)
+_TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU: v5e:16x16, v5p:4x8x8, 2xv5e:16x16 ...")
+_JSON = flags.DEFINE_string("json", None, "A file to write the plan to as JSON.")
+_SEARCH = flags.DEFINE_bool("search", False, "Look for the fastest setting that fits.")
+
+
+def run(config, name: str, json_file: str | None = None, searching: bool = False) -> int:
+    """Plans, prints and writes. Returns the exit code; see the top of this file."""
+    try:
+        chips = topology.parse(name)
+        validate(config)
+        devices = topology.devices(chips)
+        if searching:
+            config, plan = search(config, chips, devices)
+        else:
+            plan = make_plan(config, chips, devices)
+    except (ConfigError, Unrunnable, topology.TopologyError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print_plan(plan, config)
+    if json_file:
+        epath.Path(json_file).write_text(json.dumps(plan.record, indent=2) + "\n")
+    return 0 if plan.record["fits"] else 1
+
+
+def main(argv) -> None:
+    del argv
+    sys.exit(run(_CONFIG.value.to_dict(), str(_TOPOLOGY.value), _JSON.value, _SEARCH.value))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "topology"])
+    app.run(main, flags_parser=functools.partial(parse_flags, _CONFIG))

@@ -1,0 +1,271 @@
+"""What a compiled program does in one run, read from its optimised HLO text.
+
+The compiler's own cost analysis takes the body of a loop once; here everything counts as often as
+it runs.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+ITEM_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
+ITEM_BYTES |= {f"{sign}{bits}": bits // 8 for sign in "su" for bits in (8, 16, 32, 64)}
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]+|pred)\[([0-9,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_DCN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+
+
+class Instruction(NamedTuple):
+    """One line: %name = shape opcode(operands), attributes."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    root: bool
+
+
+class Program(NamedTuple):
+    """computations: {name: {instruction name: Instruction}}; runs: {name: how often it runs};
+    fused: the computations inside fusions, whose cost their caller states; unknown_loops: loops of
+    unknown trip count, taken once."""
+
+    computations: Mapping[str, Mapping[str, Instruction]]
+    runs: Mapping[str, int]
+    fused: frozenset[str]
+    unknown_loops: int
+
+
+class Collective(NamedTuple):
+    """One kind of exchange, `runs` times: `payload` bytes each, the whole of what a device ends
+    up with or starts from, among `group` devices. hidden: it runs beside computation; dcn: between slices."""
+
+    kind: str
+    payload: float
+    group: int
+    runs: int
+    hidden: bool
+    dcn: bool
+
+
+def parse(text: str) -> Program:
+    """The program in HLO text."""
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry = None
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            current = computations[match[2]] = {}
+            entry = match[2] if match[1] else entry
+        elif match := _NAME.match(line):
+            current[match[1]] = _instruction(match[1], line[match.end() :], "ROOT " in line[: match.end()])
+    if entry is None:
+        raise ValueError("no ENTRY computation in the program's text")
+    runs: dict[str, int] = {}
+    fused: set[str] = set()
+    unknown = _visit(computations, entry, 1, runs, fused)
+    return Program(computations, runs, frozenset(fused), unknown)
+
+
+def estimated_cycles(program: Program) -> int:
+    """The TPU compiler's own estimate of the cycles of all that it schedules on the core; 0 where
+    the text has none. It prices no collectives: see collectives()."""
+    return sum(
+        program.runs.get(name, 0) * int(match[1])
+        for name, computation in program.computations.items()
+        if name not in program.fused
+        for instruction in computation.values()
+        if (match := _CYCLES.search(instruction.attributes))
+    )
+
+
+def flops(program: Program) -> int:
+    """FLOPs of one device's matrix products and convolutions, two a multiply-add, recomputation
+    included."""
+    return sum(
+        program.runs.get(name, 0) * _products(instruction, computation)
+        for name, computation in program.computations.items()
+        for instruction in computation.values()
+        if instruction.opcode in ("dot", "convolution")
+    )
+
+
+def collectives(program: Program, devices: int) -> Iterator[Collective]:
+    """Every exchange between devices, of which there are `devices` in all."""
+    for name, computation in program.computations.items():
+        runs = program.runs.get(name, 0)
+        # A collective spread over fusions is repeated in each of them; the starting one stands for it.
+        starts = any('"AsyncCollectiveStart"' in i.attributes for i in computation.values())
+        for instruction in computation.values() if runs else ():
+            kind, dcn = _kind(instruction, name)
+            spread = '"async_collective_fusion_config"' in instruction.attributes
+            if kind is None or (spread and not starts):
+                continue
+            group = _slices(instruction) if dcn else _group_size(instruction.attributes, devices)
+            own = sum(array_bytes(computation[o].shape) for o in instruction.operands if o in computation)
+            if dcn:  # a send carries a token and a context besides
+                own = array_bytes(computation[instruction.operands[0]].shape)
+            payload = own * group if kind == "all-gather" else own
+            hidden = spread or dcn or instruction.opcode.endswith("-start")
+            yield Collective(kind, payload, group, runs, hidden, dcn)
+
+
+def collective_bytes(found) -> dict[str, int]:
+    """Bytes by kind over collectives(): each one's payload, as often as it runs."""
+    totals = dict.fromkeys(KINDS, 0)
+    for item in found:
+        totals[item.kind] += int(item.payload * item.runs)
+    return totals
+
+
+def array_bytes(shape: str) -> float:
+    """Bytes of an HLO shape, "(f32[2,3]{1,0}, bf16[4]{0})" say, without the padding of its tiles."""
+    return sum(
+        ITEM_BYTES.get(kind, 1) * math.prod(int(size) for size in sizes.split(",") if size)
+        for kind, sizes in _ARRAY.findall(shape)
+    )
+
+
+def _instruction(name, text, root):
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    opcode, _, rest = text[end:].strip().partition("(")
+    close = _closing("(" + rest, 0) - 1
+    operands = tuple(re.findall(r"%([\w.\-]+)", rest[:close])) if opcode != "constant" else (rest[:close],)
+    return Instruction(name, text[:end], opcode, operands, rest[close + 1 :], root)
+
+
+def _closing(text, start):
+    """The index of the parenthesis that closes the one at start."""
+    depth = 0
+    for match in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if match[0] == "(" else -1
+        if depth == 0:
+            return match.start()
+    raise ValueError(f"no closing parenthesis in {text[:80]!r}")
+
+
+def _visit(computations, name, times, runs, fused):
+    """Adds `times` runs of a computation, and of all that it calls; returns the loops not understood."""
+    runs[name] = runs.get(name, 0) + times
+    unknown = 0
+    for instruction in computations[name].values():
+        if instruction.opcode == "while":
+            trips = _trip_count(instruction, computations, computations[name])
+            unknown += trips is None
+            body = re.search(r"body=%?([\w.\-]+)", instruction.attributes)[1]
+            unknown += _visit(computations, body, times * (trips or 1), runs, fused)
+            continue
+        called = _CALLED.findall(instruction.attributes)
+        for branches in _BRANCHES.findall(instruction.attributes):
+            called += re.findall(r"[\w.\-]+", branches)
+        for target in called:
+            if instruction.opcode not in ("call", "conditional", "async-start") or name in fused:
+                fused.add(target)
+            unknown += _visit(computations, target, times, runs, fused)
+    return unknown
+
+
+def _trip_count(loop, computations, caller):
+    """How often a loop runs: as the compiler notes it, else from `counter < limit` with a counter
+    that starts at a constant and grows by one; None where it is neither."""
+    if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+        return int(noted[1])
+    condition = computations[re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1]]
+    test = next((i for i in condition.values() if i.root), None)
+    if test is None or test.opcode != "compare" or "direction=LT" not in test.attributes:
+        return None
+    counter, limit = (condition[operand] for operand in test.operands)
+    index = re.search(r"index=(\d+)", counter.attributes)
+    start = caller.get(loop.operands[0])
+    if limit.opcode != "constant" or index is None or start is None or start.opcode != "tuple":
+        return None
+    first = caller.get(start.operands[int(index[1])])
+    while first is not None and first.opcode in ("copy", "bitcast"):
+        first = caller.get(first.operands[0])
+    if first is None or first.opcode != "constant":
+        return None
+    return max(int(limit.operands[0]) - int(first.operands[0]), 0)
+
+
+def _kind(instruction, computation):
+    """(kind, whether between slices) of a collective; (None, False) of any other instruction."""
+    if instruction.opcode == "send" and (match := _DCN.search(instruction.attributes)):
+        kind = match[1].lower().replace("_", "-")
+        return (kind if kind in KINDS else "collective-permute"), True
+    opcode = instruction.opcode.removesuffix("-start")
+    if opcode not in KINDS:
+        return None, False
+    # How the TPU compiler spells a fused reduce-scatter: an all-reduce of which each keeps a slice.
+    return ("reduce-scatter" if computation.startswith("all-reduce-scatter") else opcode), False
+
+
+def _group_size(attributes, devices):
+    """Devices in one group, from any of the three spellings of replica_groups."""
+    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+        return match[1].count(",") + 1
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
+        return int(match[1])
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
+        return math.prod(int(sizes.get(axis, 1)) for axis in re.findall(r"'([^']+)'", match[2]))
+    return devices
+
+
+def _slices(instruction):
+    """How many slices take part in an exchange between slices."""
+    target = re.search(r'_xla_megascale_target="\{([\d,]*)\}', instruction.attributes)
+    return target[1].count(",") + 1 if target else 2
+
+
+def _products(instruction, computation):
+    left, right = (_dims(computation[operand].shape) for operand in instruction.operands[:2])
+    out = math.prod(_dims(instruction.shape))
+    if instruction.opcode == "dot":
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+        return 2 * out * math.prod(left[int(axis)] for axis in axes[1].split(",") if axis)
+    labels = re.search(r"dim_labels=([\w?]+)_([\w?]+)->([\w?]+)", instruction.attributes)
+    result = _dims(instruction.shape)
+    taps = [
+        _valid_taps(
+            left[labels[1].index(axis)],
+            right[labels[2].index(axis)],
+            result[labels[3].index(axis)],
+            _window(instruction.attributes, int(axis)),
+        )
+        for axis in labels[1]
+        if axis.isdigit()
+    ]
+    spatial = math.prod(result[labels[3].index(axis)] for axis in labels[3] if axis.isdigit())
+    return 2 * (out // spatial) * right[labels[2].index("i")] * math.prod(taps)
+
+
+def _dims(shape):
+    return [int(size) for size in _ARRAY.search(shape)[2].split(",") if size]
+
+
+def _window(attributes, axis):
+    """{size, stride, pad, lhs_dilate, rhs_dilate} of one spatial axis, as text."""
+    text = re.search(r"window=\{([^}]*)\}", attributes)[1]
+    return {key: value.split("x")[axis] for key, value in (item.split("=") for item in text.split())}
+
+
+def _valid_taps(size, kernel, out, window):
+    """Pairs of (output, tap) along one axis that read an element rather than padding or the holes
+    of a dilated input. The TPU compiler spells batched products as convolutions with such holes."""
+    stride, hole = int(window.get("stride", 1)), int(window.get("lhs_dilate", 1))
+    step, before = int(window.get("rhs_dilate", 1)), int(window.get("pad", "0_0").split("_")[0])
+    last = (size - 1) * hole
+    return sum(
+        1
+        for tap in range(kernel)
+        for position in range(tap * step - before, tap * step - before + out * stride, stride)
+        if 0 <= position <= last and position % hole == 0
+    )

@@ -1,0 +1,210 @@
+"""Reading compiled programs: real ones of eight CPU devices, and the TPU compiler's spellings."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.parallel.sharding import replicated
+from big_ssl.planning import hlo
+
+MESH_SIZES = dict(data=4, fsdp=2, tensor=1)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return mesh_lib.make_mesh(MESH_SIZES)
+
+
+def _sharded(mesh, shape, *axes, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+
+def _compile(function, *arguments, out=None):
+    text = jax.jit(function, out_shardings=out).lower(*arguments).compile().as_text()
+    return hlo.parse(text)
+
+
+def _bytes(program, devices=8):
+    found = hlo.collective_bytes(hlo.collectives(program, devices))
+    return {kind: size for kind, size in found.items() if size}
+
+
+def _whole(mesh):
+    return replicated(mesh)
+
+
+@pytest.mark.smoke
+def test_an_all_gather_counts_what_a_device_ends_up_with(mesh):
+    x = _sharded(mesh, (64, 16), ("data", "fsdp"))
+    assert _bytes(_compile(lambda x: x * 2, x, out=_whole(mesh))) == {"all-gather": 64 * 16 * 4}
+
+
+def test_an_all_reduce_counts_its_operand_and_its_group(mesh):
+    x = _sharded(mesh, (64, 16), "data")
+    program = _compile(lambda x: x.sum(0), x, out=_whole(mesh))
+    assert _bytes(program) == {"all-reduce": 16 * 4}
+    (found,) = hlo.collectives(program, 8)
+    assert found == hlo.Collective("all-reduce", 64, 4, 1, False, False)
+
+
+def test_a_collective_permute_and_an_all_to_all(mesh):
+    specs = dict(in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"))
+    turn = [(i, (i + 1) % 4) for i in range(4)]
+
+    def exchanged(x):
+        return jax.lax.all_to_all(jax.lax.ppermute(x, "data", turn), "data", 1, 1, tiled=True)
+
+    program = _compile(jax.shard_map(exchanged, mesh=mesh, **specs), _sharded(mesh, (64, 16), "data"))
+    assert _bytes(program) == {"collective-permute": 16 * 16 * 4, "all-to-all": 16 * 16 * 4}
+
+
+def _layers(x, kernels):
+    def layer(x, kernel):
+        return jnp.tanh(x @ kernel), None
+
+    return jax.lax.scan(layer, x, kernels)[0]
+
+
+def test_a_scanned_layer_counts_as_often_as_it_runs(mesh):
+    x, kernels = _sharded(mesh, (32, 16), "data"), _sharded(mesh, (5, 16, 16), None, "fsdp")
+    program = _compile(_layers, x, kernels, out=NamedSharding(mesh, PartitionSpec("data")))
+    assert program.unknown_loops == 0
+    assert hlo.flops(program) == 5 * 2 * 8 * 16 * 16 // 2  # an eighth of the rows by half of the sums
+    summed = hlo.Collective("all-reduce", 8 * 16 * 4, 2, 5, False, False)
+    gathered = hlo.Collective("all-gather", 8 * 16 * 4, 2, 1, False, False)
+    assert list(hlo.collectives(program, 8)) == [summed, gathered]
+
+
+def test_scanned_and_unrolled_layers_are_the_same_work():
+    x, kernels = jnp.ones((32, 16)), jnp.ones((5, 16, 16))
+
+    def unrolled(x, kernels):
+        for kernel in kernels:
+            x = jnp.tanh(x @ kernel)
+        return x
+
+    counts = [hlo.flops(_compile(jax.grad(lambda *a, f=f: f(*a).sum()), x, kernels))
+              for f in (_layers, unrolled)]  # fmt: skip
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize(("stride", "groups", "dilation"), [(1, 1, 1), (2, 1, 1), (1, 4, 1), (1, 1, 2)])
+def test_convolutions_count_as_the_compiler_counts_them(stride, groups, dilation):
+    def conv(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), ((1, 1), (1, 1)), lhs_dilation=(dilation, dilation),
+            feature_group_count=groups, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+
+    compiled = jax.jit(conv).lower(jnp.ones((2, 9, 9, 8)), jnp.ones((3, 3, 8 // groups, 8))).compile()
+    assert hlo.flops(hlo.parse(compiled.as_text())) == compiled.cost_analysis()["flops"]
+
+
+def test_bytes_of_shapes():
+    assert hlo.array_bytes("bf16[3,4]{1,0:T(8,128)(2,1)S(1)}") == 24
+    assert hlo.array_bytes("(f32[2]{0}, /*index=1*/(s32[], pred[5]{0}), token[])") == 8 + 4 + 5
+    assert hlo.array_bytes("f32[]") == 4
+
+
+# Cut from what libtpu 0.0.52 compiles: a loop without a noted trip count, a collective spread over
+# fusions, a fused reduce-scatter, a product spelled as a convolution, an exchange between slices.
+TPU = """HloModule jit_step, is_scheduled=true
+
+%product (p0: bf16[128,64], p1: bf16[64,32]) -> bf16[128,32] {
+  %p0 = bf16[128,64]{1,0:T(8,128)(2,1)} parameter(0)
+  %p1 = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %convolution.1 = bf16[128,32]{1,0:T(8,128)(2,1)} convolution(%p0, %p1), dim_labels=bf_io->bf
+}
+
+%start (q0: bf16[64,8]) -> (bf16[64,8], bf16[64,32]) {
+  %q0 = bf16[64,8]{1,0} parameter(0)
+  %all-gather.1 = bf16[64,32]{1,0} all-gather(%q0), channel_id=21, replica_groups=mesh['axis_0'=4,'axis_1'=4] {'axis_1'}, dimensions={1}, backend_config={"async_collective_fusion_config":{"flag_start":"-1"}}
+  ROOT %custom-call.1 = (bf16[64,8]{1,0}, bf16[64,32]{1,0}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%middle (r0: bf16[64,8], r1: bf16[128,64]) -> bf16[64,32] {
+  %r0 = bf16[64,8]{1,0} parameter(0)
+  %r1 = bf16[128,64]{1,0} parameter(1)
+  ROOT %all-gather.2 = bf16[64,32]{1,0} all-gather(%r0), channel_id=21, replica_groups=mesh['axis_0'=4,'axis_1'=4] {'axis_1'}, dimensions={1}, backend_config={"async_collective_fusion_config":{"flag_start":"2"},"estimated_cycles":"999"}
+}
+
+%all-reduce-scatter.1 (s0: f32[32,16]) -> f32[32,4] {
+  %s0 = f32[32,16]{1,0} parameter(0)
+  %all-reduce.1 = f32[32,16]{1,0} all-reduce(%s0), channel_id=11, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %zero = u32[] constant(0)
+  ROOT %dynamic-slice.1 = f32[32,4]{1,0} dynamic-slice(%all-reduce.1, %zero, %zero), dynamic_slice_sizes={32,4}
+}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (loop: (s32[], bf16[128,64], bf16[64,32])) -> (s32[], bf16[128,64], bf16[64,32]) {
+  %loop = (s32[]{:T(128)}, bf16[128,64]{1,0}, /*index=2*/bf16[64,32]{1,0}) parameter(0)
+  %x = bf16[128,64]{1,0} get-tuple-element(%loop), index=1
+  %w = bf16[64,32]{1,0} get-tuple-element(%loop), index=2
+  %fusion.1 = bf16[128,32]{1,0} fusion(%x, %w), kind=kOutput, calls=%product, backend_config={"window_config":{"estimated_cycles":"100"}}
+  ROOT %next = (s32[]{:T(128)}, bf16[128,64]{1,0}, bf16[64,32]{1,0}) tuple(%loop, %x, %w)
+}
+
+%condition (state: (s32[], bf16[128,64], bf16[64,32])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(6)
+  %state = (s32[]{:T(128)}, bf16[128,64]{1,0}, bf16[64,32]{1,0}) parameter(0)
+  %counter = s32[]{:T(128)} get-tuple-element(%state), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%counter, %limit), direction=LT
+}
+
+ENTRY %main (x: bf16[128,64], w: bf16[64,8], g: f32[32,16]) -> f32[32,4] {
+  %x.1 = bf16[128,64]{1,0} parameter(0)
+  %w.1 = bf16[64,8]{1,0} parameter(1)
+  %g = f32[32,16]{1,0} parameter(2)
+  %one = s32[]{:T(128)} constant(1)
+  %first = s32[]{:T(128)} copy(%one)
+  %started = (bf16[64,8]{1,0}, bf16[64,32]{1,0}) fusion(%w.1), kind=kCustom, calls=%start
+  %fusion.2 = bf16[64,32]{1,0} fusion(%w.1, %x.1), kind=kOutput, calls=%middle, backend_config={"estimated_cycles":"30"}
+  %all = (s32[]{:T(128)}, bf16[128,64]{1,0}, bf16[64,32]{1,0}) tuple(%first, %x.1, %fusion.2)
+  %while.1 = (s32[]{:T(128)}, bf16[128,64]{1,0}, bf16[64,32]{1,0}) while(%all), condition=%condition, body=%body
+  %token = token[] after-all()
+  %send.1 = (f32[32,16]{1,0}, u32[], token[]) send(%g, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:15}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %fusion.3 = f32[32,4]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1, backend_config={"estimated_cycles":"7"}
+}
+"""  # noqa: E501
+
+
+def test_the_spellings_of_the_tpu_compiler():
+    program = hlo.parse(TPU)
+    assert program.unknown_loops == 0
+    assert program.runs["body"] == 5  # from 1 up to 6
+    assert hlo.estimated_cycles(program) == 5 * 100 + 30 + 7  # what is inside a fusion is in its caller's
+    assert hlo.flops(program) == 5 * 2 * 128 * 64 * 32
+    assert set(hlo.collectives(program, 16)) == {
+        hlo.Collective("all-gather", 64 * 32 * 2, 4, 1, hidden=True, dcn=False),
+        hlo.Collective("reduce-scatter", 32 * 16 * 4, 4, 1, hidden=False, dcn=False),
+        hlo.Collective("all-reduce", 32 * 16 * 4, 2, 1, hidden=True, dcn=True),
+    }
+
+
+def test_a_loop_that_is_not_understood_is_reported_and_taken_once():
+    program = hlo.parse(TPU.replace("direction=LT", "direction=NE"))
+    assert (program.unknown_loops, program.runs["body"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
+        ("replica_groups=[4,2]<=[8]", 2),
+        ("replica_groups=[2,4]<=[4,2]T(1,0)", 4),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", 4),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}", 8),
+        ("replica_groups={}", 8),
+    ],
+)
+def test_group_sizes(groups, size):
+    spelled = TPU.replace("replica_groups={{0,1,2,3},{4,5,6,7}}", groups)
+    (found,) = (c for c in hlo.collectives(hlo.parse(spelled), 8) if c.kind == "reduce-scatter")
+    assert found.group == size

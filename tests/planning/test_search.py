@@ -1,0 +1,109 @@
+"""The search, on a made-up machine whose best setting is known."""
+
+import itertools
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from big_ssl.planning import planner, search, topology
+from big_ssl.training.requirements import Unrunnable
+
+GIB = 2**30
+DEVICES = [types.SimpleNamespace(device_kind="TPU v5 lite", id=i) for i in range(64)]
+SLOWER = dict(none=1.0, dots=1.1, full=1.33)
+KEPT = dict(none=1.0, dots=0.4, full=0.1)
+
+
+def _config(**keys):
+    streams = dict(pairs=dict(batch_size=64 * 16))
+    return dict(streams=streams, mesh=dict(data=-1, fsdp=1, tensor=1), **keys)
+
+
+class Machine:
+    """state: GiB of the state, split over fsdp; activations: GiB a device keeps without remat."""
+
+    def __init__(self, state, activations):
+        self.state, self.activations, self.compiled = state, activations, []
+
+    def set_up(self, config, devices):
+        shape = dict(data=len(devices), fsdp=config["mesh"]["fsdp"], tensor=1)
+        state = dict(w=jax.ShapeDtypeStruct((self.state * GIB // 4096, 1024), jnp.float32))
+        return types.SimpleNamespace(mesh=types.SimpleNamespace(shape=shape), abstract_state=state)
+
+    def record(self, config):
+        remat, parts, fsdp = config.get("remat", "none"), config.get("grad_accum", 1), config["mesh"]["fsdp"]
+        peak = self.state / fsdp + self.activations * KEPT[remat] / parts
+        seconds = SLOWER[remat] * (1 + 0.05 * math.log2(parts)) * (1 + 0.1 * math.log2(fsdp))
+        return dict(peak_bytes_per_device=peak * GIB, fits=peak < 15.75, estimated_step_seconds=seconds,
+                    compile_seconds=1.0)  # fmt: skip
+
+    def make_plan(self, config, chips, devices):
+        assert math.prod(config["mesh"].values()) == len(devices)
+        self.compiled.append(config)
+        return planner.Plan(self.record(config), None, None, 0)
+
+    def best(self, config):
+        rungs = search.rungs(config, 16)
+        every = itertools.product(rungs, [2**i for i in range(7)])
+        records = [self.record(config | rung | dict(mesh=dict(fsdp=fsdp))) for rung, fsdp in every]
+        return min((r["estimated_step_seconds"] for r in records if r["fits"]), default=None)
+
+
+def _search(monkeypatch, machine, config):
+    monkeypatch.setattr(search, "set_up", machine.set_up)
+    monkeypatch.setattr(search, "make_plan", machine.make_plan)
+    return search.search(config, topology.parse("v5e:8x8"), DEVICES)
+
+
+@pytest.mark.parametrize("keys", [{}, dict(remat="none"), dict(remat="full", grad_accum=4)])
+@pytest.mark.parametrize(("state", "activations"), [(4, 4), (40, 4), (4, 12), (8, 100), (100, 8)])
+def test_it_finds_the_fastest_that_fits_in_few_compilations(monkeypatch, keys, state, activations):
+    machine, config = Machine(state, activations), _config(**keys)
+    found, plan = _search(monkeypatch, machine, config)
+    best = machine.best(config)
+    if best is None:
+        assert not plan.record["fits"]
+    else:
+        assert plan.record["estimated_step_seconds"] == best
+        assert plan.record == machine.record(found)
+    assert len(machine.compiled) <= 20
+    settings = [(c["mesh"]["fsdp"], c.get("remat"), c.get("grad_accum")) for c in machine.compiled]
+    assert len(set(settings)) == len(settings)
+    # What the state alone overfills is never compiled.
+    assert all(state / fsdp < 15.75 for fsdp, *_ in settings)
+
+
+def test_it_uses_only_keys_that_the_config_has(monkeypatch):
+    machine = Machine(4, 4)
+    found, _ = _search(monkeypatch, machine, _config())
+    assert found.keys() == _config().keys()
+
+
+def test_a_setting_that_cannot_be_built_is_passed_over(monkeypatch):
+    machine = Machine(4, 12)
+    make_plan = machine.make_plan
+
+    def picky(config, chips, devices):
+        if config["mesh"]["fsdp"] == 1:
+            raise Unrunnable("group_size does not divide the batch")
+        return make_plan(config, chips, devices)
+
+    machine.make_plan = picky
+    found, plan = _search(monkeypatch, machine, _config())
+    assert plan.record["fits"]
+    assert found["mesh"]["fsdp"] == 2
+
+
+def test_the_ladder_of_savings():
+    assert search.rungs(_config(), 16) == [{}]
+    assert search.rungs(_config(remat="none"), 16) == [dict(remat=r) for r in ("none", "dots", "full")]
+    assert search.rungs(_config(remat="none", grad_accum=1), 12) == [
+        dict(remat="none", grad_accum=1),
+        dict(remat="dots", grad_accum=1),
+        dict(remat="full", grad_accum=1),
+        dict(remat="full", grad_accum=2),
+        dict(remat="full", grad_accum=4),
+    ]
