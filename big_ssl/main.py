@@ -13,6 +13,7 @@ import functools
 import shlex
 import sys
 
+import jax
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags

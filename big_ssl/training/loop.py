@@ -11,9 +11,10 @@ from etils import epath
 from jax.sharding import Mesh
 
 from big_ssl.evals import suite
+from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated, state_shardings
-from big_ssl.training import accumulation, build, optimizers, progress, requirements, schedules
+from big_ssl.training import accumulation, build, flops, optimizers, progress, requirements, schedules
 from big_ssl.training import state as state_lib
 from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.metrics import MetricsWriter
@@ -51,14 +52,17 @@ class Result(NamedTuple):
 def set_up(config: Mapping, devices=None) -> Setup:
     """Everything up to the first compilation; nothing is computed yet.
 
-    Raises requirements.Unrunnable where the mesh cannot divide the devices or a batch.
+    Raises requirements.Unrunnable where parts do not fit together: the mesh and the devices or a
+    batch, a vocabulary and its size, widths, lengths, the groups of a batch norm.
     """
-    mesh = _mesh(config, devices)
     try:
-        tokenizer = build.tokenizer(config)
-        system = build.system(config, mesh)
+        return _set_up(config, _mesh(config, devices))
     except (ValueError, OSError) as error:
         raise requirements.Unrunnable(str(error)) from error
+
+
+def _set_up(config, mesh):
+    system = build.system(config, mesh)
     optimizer = optimizers.build(config["optimizer"])
     rate = schedules.build(config["learning_rate"], config["total_steps"])
 
@@ -67,11 +71,8 @@ def set_up(config: Mapping, devices=None) -> Setup:
         params, mutable = system.init(key, build.abstract_batch(config))
         return state_lib.create(params, mutable, optimizer, use_ema=config["ema"] > 0)
 
-    try:
-        shapes = jax.eval_shape(init)
-        shardings = state_shardings(mesh, shapes, config["sharding"])
-    except ValueError as error:  # parts that do not fit together: widths, lengths, group sizes
-        raise requirements.Unrunnable(str(error)) from error
+    shapes = jax.eval_shape(init)
+    shardings = state_shardings(mesh, shapes, config["sharding"])
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -79,12 +80,15 @@ def set_up(config: Mapping, devices=None) -> Setup:
     )
     grad_fn = accumulation.value_and_grad(system, config["grad_accum"], mesh)
     step = make_step(grad_fn, system.project, optimizer, rate, _ema_momentum(config["ema"]), config["seed"])
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    # Traced now, for its errors; what is traced is kept for the first step.
+    step.eval_shape(abstract, build.abstract_global_batch(config, mesh_lib.batch_sharding(mesh)))
     return Setup(
         mesh=mesh,
         system=system,
-        tokenizer=tokenizer,
+        tokenizer=build.tokenizer(config),
         init=jax.jit(init, out_shardings=shardings),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+        step=step,
         abstract_state=abstract,
     )
 
@@ -135,6 +139,7 @@ class _Run:
             config["evals"], system=setup.system, tokenizer=setup.tokenizer, mesh=setup.mesh, sizes=sizes
         )
         self.progress = progress.Progress(start, self.total, self.examples)
+        self.peak_steps = _peak_steps_per_second(config, setup)
 
     def go(self, state):
         """Steps until the end or a request to stop. Returns (state, whether it is the end)."""
@@ -187,7 +192,9 @@ class _Run:
         rate = self.progress.rate(step)
         if not rate:
             return {}
-        return {"time/examples_per_second": rate, "time/step_seconds": self.examples / rate}
+        seconds = self.examples / rate
+        speed = {"time/examples_per_second": rate, "time/step_seconds": seconds}
+        return speed | ({"time/mfu": 1 / (seconds * self.peak_steps)} if self.peak_steps else {})
 
     def _evaluate(self, step, state):
         variables = state_lib.evaluation_variables(state)
@@ -227,10 +234,7 @@ def _mesh(config, devices):
     """The config's mesh, once it is known to divide the devices and every batch."""
     devices = devices or jax.devices()
     sizes = mesh_lib.sizes_for(devices[0].device_kind, config["mesh"], config["mesh_rules"])
-    try:
-        mesh = mesh_lib.make_mesh(sizes, devices)
-    except ValueError as error:
-        raise requirements.Unrunnable(str(error)) from error
+    mesh = mesh_lib.make_mesh(sizes, devices)
     ways, parts = mesh_lib.batch_ways(mesh), config["grad_accum"]
     for name, stream in config["streams"].items():
         if stream["batch_size"] % (ways * parts):
@@ -239,6 +243,16 @@ def _mesh(config, devices):
                 f"it must be a multiple of data x fsdp x grad_accum = {ways} x {parts}"
             )
     return mesh
+
+
+def _peak_steps_per_second(config, setup):
+    """Steps a second at the devices' peak, to count MFU with; None where the peak isn't known."""
+    devices = setup.mesh.devices
+    peak = hardware.peak_flops(devices.flat[0])
+    if peak is None:
+        return None
+    batch = build.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
+    return peak * devices.size / flops.model_flops_per_step(setup.system, setup.abstract_state, batch)
 
 
 def _ema_momentum(momentum):
