@@ -19,9 +19,9 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     # Everything: fastest, and the most memory.
     "none": None,
     # The results of matrix products of activations with weights, the dear part to recompute;
-    # not what lies between, nor attention's scores. About half the memory for a few percent.
+    # not the elementwise work between them, nor attention's scores.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    # The layer's input alone: the least memory, for one more forward pass, a third of the work.
+    # The layer's input alone: the least memory, for a second forward pass, a third more work.
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -48,9 +48,9 @@ def apply_layers(
     """
     if not indices:
         return x
-    owns = per_layer or [None] * len(indices)
+    owns = [None] * len(indices) if per_layer is None else per_layer
     if scan:
-        return _scanned(make(name=f"{prefix}{SUFFIX}"), call, x, owns, remat)
+        return _scanned(make(name=f"{prefix}{SUFFIX}"), call, x, owns, len(indices), remat)
     for i, own in zip(indices, owns, strict=True):
         x = _apply(make(name=f"{prefix}{i}"), call, x, own, remat)
     return x
@@ -63,7 +63,7 @@ def _apply(layer, call, x, own, remat):
     return _rematerialised(lambda layer, x: call(layer, x, own), remat, prevent_cse=True)(layer, x)
 
 
-def _scanned(layer, call, x, owns, remat):
+def _scanned(layer, call, x, owns, length, remat):
     own = jax.tree.map(lambda *values: jnp.stack(values), *owns)
     # A loop's forward and backward bodies are apart, so that nothing could be merged.
     body = _rematerialised(call, remat, prevent_cse=False)
@@ -71,7 +71,7 @@ def _scanned(layer, call, x, owns, remat):
         lambda layer, x, own: (body(layer, x, own), None),
         variable_axes={"params": 0, "batch_stats": 0},
         split_rngs={"params": True, "dropout": True},
-        length=len(owns),
+        length=length,
     )
     return loop(layer, x, own)[0]
 
