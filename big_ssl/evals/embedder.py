@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
 
@@ -21,9 +22,8 @@ class Embedder:
         self._batch = -(-batch_size // ways) * ways
         self._mesh, self._tokenizer = mesh, tokenizer
         # Replicated, so that every host can read the whole of it.
-        self._embed = jax.jit(
-            lambda variables, views: system.embed(variables, term, views), out_shardings=replicated(mesh)
-        )
+        embed = fsdp.within(mesh, lambda variables, views: system.embed(variables, term, views))
+        self._embed = jax.jit(embed, out_shardings=replicated(mesh))
 
     def images(self, variables, images: np.ndarray) -> np.ndarray:
         """uint8[N, H, W, 3] -> float32[N, D], L2-normalised."""

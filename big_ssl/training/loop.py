@@ -1,6 +1,7 @@
 """The one training loop."""
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from big_ssl.evals import suite
-from big_ssl.parallel import hardware
+from big_ssl.parallel import fsdp, hardware
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated, state_shardings
 from big_ssl.training import accumulation, build, flops, optimizers, progress, requirements, schedules
@@ -78,9 +79,11 @@ def _set_up(config, mesh):
         shapes,
         shardings,
     )
+    specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
+    system = dataclasses.replace(system, specs=specs)
     grad_fn = accumulation.value_and_grad(system, config["grad_accum"], mesh)
     step = make_step(grad_fn, system.project, optimizer, rate, _ema_momentum(config["ema"]), config["seed"])
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     # Traced now, for its errors; what is traced is kept for the first step.
     step.eval_shape(abstract, build.abstract_global_batch(config, mesh_lib.batch_sharding(mesh)))
     return Setup(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from big_ssl.data.device_views import ImageView
 from big_ssl.objectives.base import Objective, Pass
+from big_ssl.parallel import fsdp
 from big_ssl.training.random_keys import named_key
 
 
@@ -27,13 +28,15 @@ class System:
     """All that is trained, as pure functions of (params, mutable, batch, key).
 
     encoders: {name: linen module}; views: {view: ImageView}, what happens on the device to a
-    batch's images before an encoder sees them; terms: {name: Term}.
+    batch's images before an encoder sees them; terms: {name: Term}; specs: the PartitionSpec of
+    each parameter on the mesh that all of it is traced within, None on one device.
     A batch is {stream: {view: uint8 images or dict(ids, mask)}}.
     """
 
     encoders: Mapping[str, nn.Module]
     views: Mapping[str, ImageView]
     terms: Mapping[str, Term]
+    specs: Any = None
 
     def init(self, key, batch):
         """(params, mutable) as in TrainState; of the batch only shapes and dtypes matter."""
@@ -62,6 +65,7 @@ class System:
 
         Returns ({term: features}, the encoders' new state).
         """
+        params = self._gathered(params)
         outputs, encoder_state = self.forward(params, encoder_state, batch, key)
         features = {
             name: self._features(name, params, {i: outputs[term.stream, i] for i in term.objective.needs})
@@ -115,14 +119,14 @@ class System:
         variables: {"params", "encoders"} as state.evaluation_variables gives; views: {view:
         batch}, any part of what the term needs. Returns the head's dict for those views.
         """
-        outputs = {}
+        outputs, params = {}, self._gathered(variables["params"])
         for item in self.terms[name].objective.needs:
             if item.view in views:
-                collections = {"params": variables["params"]["encoders"][item.encoder]}
+                collections = {"params": params["encoders"][item.encoder]}
                 collections |= variables["encoders"][item.encoder]
                 inputs = self._inputs(item.view, views, None)
                 outputs[item] = self.encoders[item.encoder].apply(collections, **inputs, train=False)
-        return self._features(name, variables["params"], outputs)
+        return self._features(name, params, outputs)
 
     def project(self, params):
         """Each objective's constraint on its head, applied after an update."""
@@ -133,6 +137,9 @@ class System:
         """Every (stream, pass) that some term needs, once each, in the terms' order."""
         needed = ((term.stream, item) for term in self.terms.values() for item in term.objective.needs)
         return iter(dict.fromkeys(needed))
+
+    def _gathered(self, params):
+        return params if self.specs is None else fsdp.gather(params, self.specs)
 
     def _features(self, name, params, outputs):
         return self.terms[name].objective.head.apply({"params": params["heads"][name]}, outputs)
