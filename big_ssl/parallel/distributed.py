@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import sys
 import threading
 import traceback
@@ -63,6 +64,7 @@ def start(value: str, heartbeat: int = HEARTBEAT_SECONDS, seconds: int = 300) ->
     address = parse(value)
     options: dict = dict(initialization_timeout=seconds + 60, heartbeat_timeout_seconds=heartbeat)
     if address:
+        _check_port(value, address)
         options |= dict(zip(("coordinator_address", "num_processes", "process_id"), address, strict=True))
         options |= dict(cluster_detection_method="deactivate")
     timer = threading.Timer(seconds, _give_up, [value, seconds])
@@ -125,6 +127,17 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _check_port(value, address):
+    """Raises StartupError where process 0 can't listen: jaxlib 0.10 would crash on it."""
+    if address.index == 0:
+        try:
+            socket.create_server(("", int(address.coordinator.rpartition(":")[2]))).close()
+        except OSError as error:
+            raise StartupError(
+                f"--distributed={value}: can't listen on that port: {error.strerror}"
+            ) from error
 
 
 def _give_up(value, seconds):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 LAYOUTS = {"1x1": (1, 1), "1x4": (1, 4), "2x2": (2, 2)}  # processes x devices of each
-STEPS, BATCH = 20, 64
+STEPS, BATCH = 20, 32
 # As in tests/training/test_devices.py: sums over a batch are taken in another order.
 TOLERANCE = 1e-4
 
