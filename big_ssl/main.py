@@ -29,7 +29,9 @@ _DISTRIBUTED = flags.DEFINE_string("distributed", "", f"Several processes: {dist
 _HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_seconds", distributed.HEARTBEAT_SECONDS, "Silence after which a process counts as dead.", 1
 )
-_STOPPED = flags.DEFINE_integer("stopped_exit_code", 0, "Exit code of a run that was asked to stop and saved.")
+_STOPPED = flags.DEFINE_integer(
+    "stopped_exit_code", 0, "Exit code of a run that was asked to stop and saved."
+)
 
 
 def run(config, workdir: str, config_file: str, command: str, stopped: int = 0) -> int:

@@ -1,6 +1,6 @@
 """Like `python -m big_ssl.main` where only process 1 finds something wrong with the workdir.
 
-    python tests/cluster/fail_alone.py WORKDIR --distributed=ADDRESS
+python tests/cluster/fail_alone.py WORKDIR --distributed=ADDRESS
 """
 
 import sys

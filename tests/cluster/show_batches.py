@@ -1,6 +1,6 @@
 """Prints, by process 0, what a job puts on its devices: {"step/row": digest of picture and text}.
 
-    python tests/cluster/show_batches.py BATCH_SIZE STEPS --distributed=ADDRESS
+python tests/cluster/show_batches.py BATCH_SIZE STEPS --distributed=ADDRESS
 """
 
 import hashlib

@@ -10,7 +10,9 @@ LINES = (ROOT / "launch" / "Dockerfile").read_text().splitlines()
 def test_the_targets_are_named():
     stages = [line.split() for line in LINES if line.startswith("FROM")]
     assert stages[0][1].startswith("python:3.12-")
-    assert [(words[1], words[3]) for words in stages[1:]] == [("base", name) for name in ("cpu", "tpu", "cuda")]
+    assert [(words[1], words[3]) for words in stages[1:]] == [
+        ("base", name) for name in ("cpu", "tpu", "cuda")
+    ]
 
 
 def test_what_is_copied_exists_and_is_not_ignored():
@@ -36,6 +38,6 @@ def test_every_installation_keeps_to_the_lock():
 
 
 def test_the_extras_exist():
-    extras = re.findall(r'\.\[(\w+)\]', "\n".join(LINES))
+    extras = re.findall(r"\.\[(\w+)\]", "\n".join(LINES))
     assert extras == ["tpu", "cuda"]
     assert all(f'"{extra}": [' in (ROOT / "setup.py").read_text() for extra in extras)

@@ -14,7 +14,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = ("simulated.sh", "local.sh", "tpu_vm.sh", "gke.sh", "slurm.sbatch")
 JOB = ["--config=configs/align_l2.py", "--workdir=gs://bucket/align", "--config.name=two words"]
 TPU = dict(
-    NAME="align", ZONE="us-east5-a", ACCELERATOR_TYPE="v6e-16", RUNTIME_VERSION="v2-alpha-tpuv6e", TMPDIR="/tmp"
+    NAME="align",
+    ZONE="us-east5-a",
+    ACCELERATOR_TYPE="v6e-16",
+    RUNTIME_VERSION="v2-alpha-tpuv6e",
+    TMPDIR="/tmp",
 )
 GKE = dict(CLUSTER="cluster", WORKLOAD="align", IMAGE="registry/big_ssl", TPU_TYPE="v6e-16")
 SETTINGS = {"tpu_vm.sh": TPU, "gke.sh": GKE}
@@ -83,7 +87,15 @@ def test_tpu_vm_up_runs_all_of_it_in_order():
     ]
     file = archive[-2].removeprefix("--output=")
     assert archive[:2] == ["git", "archive"]
-    assert copy == [*GCLOUD, "tpu-vm", "scp", file, "align:big_ssl.tar.gz", "--zone=us-east5-a", "--worker=all"]
+    assert copy == [
+        *GCLOUD,
+        "tpu-vm",
+        "scp",
+        file,
+        "align:big_ssl.tar.gz",
+        "--zone=us-east5-a",
+        "--worker=all",
+    ]
     assert remove == ["rm", file]
     ssh = [*GCLOUD, "tpu-vm", "ssh", "align", "--zone=us-east5-a"]
     assert [words[:-1] for words in (install, run, follow)] == [
@@ -93,7 +105,15 @@ def test_tpu_vm_up_runs_all_of_it_in_order():
     ]
     assert "requirements/py3.12.txt" in _remote(install)
     assert "'.[tpu]'" in _remote(install)
-    assert delete == [*GCLOUD, "queued-resources", "delete", "align", "--zone=us-east5-a", "--force", "--quiet"]
+    assert delete == [
+        *GCLOUD,
+        "queued-resources",
+        "delete",
+        "align",
+        "--zone=us-east5-a",
+        "--force",
+        "--quiet",
+    ]
 
 
 def test_tpu_vm_starts_the_main_job_and_keeps_its_exit_code(tmp_path):
@@ -105,7 +125,11 @@ def test_tpu_vm_starts_the_main_job_and_keeps_its_exit_code(tmp_path):
     python.chmod(0o755)
     follow = _remote(_dry_run("tpu_vm.sh", "follow")[0])
     done = subprocess.run(
-        ["bash", "-c", f"({_remote(run)}); {follow}"], cwd=tmp_path, capture_output=True, text=True, timeout=30
+        ["bash", "-c", f"({_remote(run)}); {follow}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert done.returncode == 7, done.stderr
     expected = ["-u", "-m", "big_ssl.main", "--distributed=auto", "--stopped_exit_code=75", *JOB]
@@ -121,7 +145,12 @@ def test_tpu_vm_parts_stand_alone():
 def test_gke_creates_a_workload():
     (words,) = _dry_run("gke.sh", *JOB)
     assert words[:3] == ["xpk", "workload", "create"]
-    expected = ["--cluster=cluster", "--workload=align", "--docker-image=registry/big_ssl", "--tpu-type=v6e-16"]
+    expected = [
+        "--cluster=cluster",
+        "--workload=align",
+        "--docker-image=registry/big_ssl",
+        "--tpu-type=v6e-16",
+    ]
     assert words[3:7] == expected
     assert {"--num-slices=1", "--max-restarts=100", "--restart-on-user-code-failure"} <= set(words)
     job = shlex.split(_remote(words))
