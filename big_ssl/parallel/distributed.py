@@ -26,7 +26,7 @@ class Address(NamedTuple):
 
     coordinator: str
     processes: int
-    index: int
+    process: int
 
 
 class StartupError(RuntimeError):
@@ -45,10 +45,10 @@ def parse(value: str) -> Address | None:
     whole = [int(text) for text in (port, *numbers) if text.isascii() and text.isdecimal()]
     if not host or len(numbers) != 2 or len(whole) != 3 or not 0 < whole[0] < 2**16:
         raise ValueError(f"--distributed={value}: must be {USAGE}, such as localhost:12345,2,0")
-    _, processes, index = whole
-    if index >= processes:
-        raise ValueError(f"--distributed={value}: INDEX {index} must be below PROCESSES {processes}")
-    return Address(coordinator, processes, index)
+    _, processes, process = whole
+    if process >= processes:
+        raise ValueError(f"--distributed={value}: INDEX {process} must be below PROCESSES {processes}")
+    return Address(coordinator, processes, process)
 
 
 def start(value: str, heartbeat: int = HEARTBEAT_SECONDS, seconds: int = 300) -> None:
@@ -131,7 +131,7 @@ def leave(code: int) -> None:
 
 def _check_port(value, address):
     """Raises StartupError where process 0 can't listen: jaxlib 0.10 would crash on it."""
-    if address.index == 0:
+    if address.process == 0:
         try:
             socket.create_server(("", int(address.coordinator.rpartition(":")[2]))).close()
         except OSError as error:
