@@ -23,10 +23,19 @@ def test_an_address_is_read():
 
 @pytest.mark.parametrize(
     "value",
-    (
-        "localhost localhost,2,0 localhost:port,2,0 localhost:1234 localhost:1234,2 :1234,2,0 "
-        "localhost:1234,2,0,1 localhost:1234,two,0 localhost:1234,2,-1 localhost:70000,2,0 Auto"
-    ).split(),
+    [
+        "localhost",
+        "localhost,2,0",
+        "localhost:port,2,0",
+        "localhost:1234",
+        "localhost:1234,2",
+        ":1234,2,0",
+        "localhost:1234,2,0,1",
+        "localhost:1234,two,0",
+        "localhost:1234,2,-1",
+        "localhost:70000,2,0",
+        "Auto",
+    ],
 )
 def test_what_is_no_address_is_refused(value):
     with pytest.raises(ValueError, match=f"--distributed={re.escape(value)}: must be '' .*HOST:PORT"):

@@ -13,13 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = ("simulated.sh", "local.sh", "tpu_vm.sh", "gke.sh", "slurm.sbatch")
 JOB = ["--config=configs/align_l2.py", "--workdir=gs://bucket/align", "--config.name=two words"]
-TPU = dict(
-    NAME="align",
-    ZONE="us-east5-a",
-    ACCELERATOR_TYPE="v6e-16",
-    RUNTIME_VERSION="v2-alpha-tpuv6e",
-    TMPDIR="/tmp",
-)
+TPU = dict(NAME="align", ZONE="z", ACCELERATOR_TYPE="v6e-16", RUNTIME_VERSION="v2-alpha-tpuv6e")
 GKE = dict(CLUSTER="cluster", WORKLOAD="align", IMAGE="registry/big_ssl", TPU_TYPE="v6e-16")
 SETTINGS = {"tpu_vm.sh": TPU, "gke.sh": GKE}
 OWN = ("SPOT", "PROJECT", "PORT", "PRIORITY", "MAX_RESTARTS", "PYTHON", *TPU, *GKE)
@@ -195,7 +189,7 @@ def test_wrong_arguments_are_refused_in_one_line(script, arguments):
 )
 def test_a_missing_setting_is_named(script, variable):
     settings = {key: value for key, value in SETTINGS[script].items() if key != variable}
-    done = _run(script, *(["up"] if script == "tpu_vm.sh" else []), *JOB, **settings)
+    done = _run(script, "--dry-run", *(["up"] if script == "tpu_vm.sh" else []), *JOB, **settings)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"launch/{script}: set {variable} (see the top of the script)\n"
 
