@@ -56,8 +56,9 @@ def start(value: str, heartbeat: int = HEARTBEAT_SECONDS, seconds: int = 300) ->
 
     value: as `parse` takes it; heartbeat: after how many seconds of silence a process counts as
     dead and the others end; seconds: how long to wait for all to come. Raises StartupError
-    where there is no cluster to detect or the port is taken. Where the others don't come, the
-    process ends here with exit code 2 and one line: JAX itself would abort in C++.
+    where there is no cluster to detect, the port is taken, or no device is left for this process.
+    Where the others don't come, the process ends here with exit code 2 and one line: JAX itself
+    would abort in C++.
     """
     if not value:
         return
@@ -72,6 +73,7 @@ def start(value: str, heartbeat: int = HEARTBEAT_SECONDS, seconds: int = 300) ->
     timer.start()
     try:
         jax.distributed.initialize(**options)
+        jax.local_devices()  # fails where there are more processes than devices to share out
     except ValueError as error:  # of JAX's cluster detection, which found nothing
         raise StartupError(
             f"--distributed={value}: no cluster detected here ({error}); "

@@ -55,7 +55,7 @@ def test_the_command_says_what_is_wrong_with_the_flag(capsys):
     assert capsys.readouterr().err.startswith("--distributed=1,2: must be ")
 
 
-def _start(value, seconds=3):
+def _start(value, seconds=3, platform="cpu"):
     """(exit code, last line) of a process that only starts up."""
     code = f"from big_ssl.parallel import distributed\ndistributed.start({value!r}, seconds={seconds})"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI", "JAX", "TPU"))}
@@ -64,7 +64,7 @@ def _start(value, seconds=3):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=environment | dict(JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT)),
+        env=environment | dict(JAX_PLATFORMS=platform, PYTHONPATH=str(ROOT)),
         timeout=120,
     )
     return done.returncode, done.stderr.strip().splitlines()[-1]
@@ -86,6 +86,14 @@ def test_a_port_in_use_and_no_cluster_are_startup_errors():
     assert (code, "StartupError: --distributed=localhost:" in line) == (1, True)
     code, line = _start("auto")
     assert (code, "StartupError: --distributed=auto: no cluster detected here" in line) == (1, True)
+
+
+def test_a_process_without_a_device_is_a_startup_error():
+    with socket.create_server(("", 0)) as listener:
+        port = listener.getsockname()[1]
+    code, line = _start(f"localhost:{port},1,0", seconds=60, platform="tpu")
+    assert (code, f"StartupError: --distributed=localhost:{port},1,0: " in line) == (1, True)
+    assert "nable to initialize backend 'tpu'" in line
 
 
 def test_nothing_that_the_command_imports_touches_a_device():
