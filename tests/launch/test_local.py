@@ -23,6 +23,7 @@ def start(request, tmp_path):
     environment = os.environ | dict(
         JAX_PLATFORMS="cpu",
         JAX_NUM_CPU_DEVICES="2",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # slower code that compiles faster
         JAX_COMPILATION_CACHE_DIR=str(cache.mkdir("jax") if cache is not None else tmp_path / "jax"),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.5",
         PYTHON=sys.executable,
