@@ -3,11 +3,13 @@
 import dataclasses
 import difflib
 import inspect
+import re
 from collections.abc import Mapping
 
 from big_ssl.data import sources
 from big_ssl.evals.suite import EVALUATORS
 from big_ssl.models.encoders import ENCODERS
+from big_ssl.models.layer_stack import REMAT_POLICIES
 from big_ssl.objectives.build import OBJECTIVES
 from big_ssl.training import schedules
 
@@ -20,12 +22,17 @@ class ConfigError(ValueError):
 ANY = object()
 NUMBER = (int, float)
 TEXTS = (tuple, list)
+_MESH = dict(data=int, fsdp=int, tensor=int)
 SCHEMA: Mapping = dict(
     name=str,
     seed=int,
     total_steps=int,
     dtype=str,
-    mesh=dict(data=int, fsdp=int, tensor=int),
+    grad_accum=int,
+    remat=str,
+    mesh=_MESH,
+    mesh_rules=TEXTS,
+    sharding=TEXTS,
     requires=dict(devices=int, gib_per_device=NUMBER, preset_here=str),
     tokenizer=dict(vocabulary=str, size=int, length=int),
     streams=ANY,
@@ -43,6 +50,7 @@ SCHEMA: Mapping = dict(
     ),
     learning_rate=dict(kind=str, peak=NUMBER, warmup_steps=int, start=NUMBER, final=NUMBER),
     ema=NUMBER,
+    profile=int,
     log_every=int,
     eval_every=int,
     checkpoint=dict(every=int, keep=int, best=str),
@@ -69,14 +77,30 @@ def validate(config: Mapping) -> None:
             )
         if stream["data"]["crop"] > stream["data"]["resize"]:
             raise ConfigError(f"{path}.data.crop is larger than {path}.data.resize")
+    for i, rule in enumerate(config["mesh_rules"]):
+        _check_rule(rule, f"mesh_rules.{i}", "mesh sizes")
+        _check(rule[1], _MESH, f"mesh_rules.{i}.1")
+    for i, rule in enumerate(config["sharding"]):
+        _check_rule(rule, f"sharding.{i}", "mesh axes")
+        _check_type(rule[1], TEXTS, f"sharding.{i}.1")
     for name, view in config["views"].items():
         _check(view, _VIEW, f"views.{name}")
     for name, encoder in config["encoders"].items():
-        given = ("dtype", "vocab_size", "max_len")
+        given = ("dtype", "remat", "vocab_size", "max_len")
         _check_choice(encoder, ENCODERS, f"encoders.{name}", given)
     for name, options in config["evals"].items():
         _check_options(options, _choose(name, EVALUATORS, "evals"), f"evals.{name}")
     _check_values(config)
+
+
+def _check_rule(rule, path, what):
+    """A pair of a regular expression and what it stands for."""
+    if not isinstance(rule, TEXTS) or len(rule) != 2 or not isinstance(rule[0], str):
+        raise ConfigError(f"{path} is {rule!r}; it must be a pair of a pattern and {what}")
+    try:
+        re.compile(rule[0])
+    except re.error as error:
+        raise ConfigError(f"{path}: the pattern {rule[0]!r} is not a regular expression: {error}") from error
 
 
 def _check_values(config):
@@ -85,8 +109,12 @@ def _check_values(config):
             raise ConfigError(f"{key} is {value}; it must be at least 1")
     if config["dtype"] not in ("float32", "bfloat16"):
         raise ConfigError(f"dtype is {config['dtype']!r}; use float32 or bfloat16")
+    if config["remat"] not in REMAT_POLICIES:
+        raise ConfigError(f"remat is {config['remat']!r}; use {', '.join(REMAT_POLICIES)}")
     if config["optimizer"]["name"] not in ("adamw", "lamb"):
         raise ConfigError(f"optimizer.name is {config['optimizer']['name']!r}; use adamw or lamb")
+    if config["profile"] < 0:
+        raise ConfigError(f"profile is {config['profile']}; it is a number of steps, 0 for none")
     if not 0 <= config["ema"] < 1:
         raise ConfigError(f"ema is {config['ema']}; it must lie in [0, 1), 0 for none")
     try:
@@ -97,7 +125,7 @@ def _check_values(config):
 
 def _counts(config):
     """Yields (key, value) of everything that none of would stop a run, or make it divide by zero."""
-    for key in ("total_steps", "log_every", "eval_every"):
+    for key in ("total_steps", "grad_accum", "log_every", "eval_every"):
         yield key, config[key]
     for key in ("size", "length"):
         yield f"tokenizer.{key}", config["tokenizer"][key]

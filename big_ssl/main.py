@@ -3,9 +3,10 @@
     python -m big_ssl.main --config=configs/align_l2.py:demo --workdir=runs/align_demo
 
 Any value of the config can be set: --config.total_steps=1000. The same command again resumes.
+On several hosts, the same command on each with --distributed=auto (docs/launch.md).
 
-Exit code 0: training finished, or was asked to stop and saved. 1: it failed, and says why.
-2: it can't run here as asked, said before anything is compiled.
+Exit code 0: training finished, or was asked to stop and saved; --stopped_exit_code tells the two
+apart. 1: it failed, and says why. 2: it can't run here as asked, said before anything is compiled.
 """
 
 import functools
@@ -19,6 +20,7 @@ from ml_collections import config_flags
 
 from big_ssl.command_line import parse_flags
 from big_ssl.config import ConfigError, validate
+from big_ssl.parallel import distributed
 from big_ssl.training.loop import train
 from big_ssl.training.requirements import Unrunnable, check_machine
 from big_ssl.training.run_report import write_run_report
@@ -26,14 +28,30 @@ from big_ssl.training.stopping import TrainingFailed
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:PRESET], a recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; may be gs://.")
+_DISTRIBUTED = flags.DEFINE_string("distributed", "", f"Several processes: {distributed.USAGE}.")
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds", distributed.HEARTBEAT_SECONDS, "Silence after which a process counts as dead.", 1
+)
+_STOPPED = flags.DEFINE_integer(
+    "stopped_exit_code", 0, "Exit code of a run that was asked to stop and saved."
+)
 
 
-def run(config, workdir: str, config_file: str, command: str) -> int:
+@flags.validator("distributed")
+def _check_distributed(value):
+    try:
+        return distributed.parse(value) is None or True
+    except ValueError as error:
+        raise flags.ValidationError(str(error).partition(": ")[2]) from error
+
+
+def run(config, workdir: str, config_file: str, command: str, stopped: int = 0) -> int:
     """Trains and writes the report. Returns the exit code; see the top of this file."""
     path = epath.Path(workdir)
     try:
         validate(config)
         check_machine(config, config_file)
+        _keep_compiled(path)
         result = train(config, path)
     except (ConfigError, Unrunnable) as error:
         print(error, file=sys.stderr)
@@ -41,9 +59,19 @@ def run(config, workdir: str, config_file: str, command: str) -> int:
     except TrainingFailed as error:
         print(error, file=sys.stderr)
         return 1
-    if result.finished and jax.process_index() == 0:
-        print(f"Report: {write_run_report(config, path, command, result)}")
+    if not result.finished:
+        return stopped
+    report = write_run_report(config, path, command, result)
+    if report:
+        print(f"Report: {report}")
     return 0
+
+
+def _keep_compiled(workdir):
+    """Compiled programs stay in the workdir, so that a restart does not compile again; elsewhere
+    where JAX_COMPILATION_CACHE_DIR says so."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
 
 
 def main(argv) -> None:
@@ -52,7 +80,16 @@ def main(argv) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax and grain log every step of a save
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     command = shlex.join(["python", "-m", "big_ssl.main", *sys.argv[1:]])
-    sys.exit(run(_CONFIG.value.to_dict(), str(_WORKDIR.value), config_file, command))
+    code = 1
+    try:
+        distributed.start(_DISTRIBUTED.value, _HEARTBEAT.value)
+        code = run(_CONFIG.value.to_dict(), str(_WORKDIR.value), config_file, command, _STOPPED.value)
+    except distributed.StartupError as error:
+        print(error, file=sys.stderr)
+        code = 2
+    finally:
+        distributed.leave(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

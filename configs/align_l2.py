@@ -28,7 +28,11 @@ def full() -> dict:
         seed=0,
         total_steps=1_200_000,
         dtype="bfloat16",
+        grad_accum=1,
+        remat="full",  # open in the paper, as is scan below: neither changes what is computed
         mesh=dict(data=-1, fsdp=16, tensor=1),
+        mesh_rules=(),
+        sharding=(),
         requires=dict(devices=1024, gib_per_device=16.0, preset_here="demo"),
         tokenizer=dict(vocabulary="", size=100_000, length=64),
         streams=dict(
@@ -73,8 +77,9 @@ def full() -> dict:
                 drop_connect=0.2,  # open in the paper; EfficientNet's own default
                 group_size=16,  # open in the paper; its TPUs normalised over a core's 16 examples
                 bn_momentum=0.99,
+                scan=True,
             ),
-            text=dict(kind="bert", width=1024, depth=24, heads=16, dropout=0.1),
+            text=dict(kind="bert", width=1024, depth=24, heads=16, dropout=0.1, scan=True),
         ),
         optimizer=dict(
             name="lamb",
@@ -89,6 +94,7 @@ def full() -> dict:
         ),
         learning_rate=dict(kind="linear", peak=1e-3, warmup_steps=10_000, start=0.0, final=0.0),
         ema=0.0,
+        profile=0,
         log_every=100,
         eval_every=10_000,
         checkpoint=dict(every=2_000, keep=3, best=""),
@@ -104,6 +110,7 @@ def demo() -> dict:
         name="align_demo",
         total_steps=1300,
         dtype="float32",
+        remat="none",
         mesh=dict(data=-1, fsdp=1, tensor=1),
         requires=dict(devices=1, gib_per_device=2.0, preset_here="tiny"),
         tokenizer=dict(vocabulary="emoji", size=4096, length=12),
@@ -130,6 +137,8 @@ def demo() -> dict:
     config["views"]["image"]["flip"] = False
     config["encoders"]["image"].update(width=0.75, depth=1.0, drop_connect=0.0, group_size=0, bn_momentum=0.9)
     config["encoders"]["text"].update(width=128, depth=2, heads=2, dropout=0.0)
+    # A loop saves compiling many layers; few are quicker without.
+    config["encoders"]["image"]["scan"] = config["encoders"]["text"]["scan"] = False
     config["optimizer"].update(
         name="adamw",
         b2=0.98,

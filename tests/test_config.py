@@ -67,7 +67,7 @@ def test_a_key_like_no_other_gets_the_list():
         validate(_changed("mesh/qqq", 1))
 
 
-@pytest.mark.parametrize("key", ["dtype", "max_len", "vocab_size"])
+@pytest.mark.parametrize("key", ["dtype", "remat", "max_len", "vocab_size"])
 def test_what_the_run_itself_gives_an_encoder_is_no_key(key):
     with pytest.raises(ConfigError, match=rf"^encoders.text.{key} is no known key"):
         validate(_changed(f"encoders/text/{key}", 1))
@@ -81,6 +81,7 @@ def test_what_the_run_itself_gives_an_encoder_is_no_key(key):
         ("learning_rate/kind", "cosin", "learning_rate: schedule: kind 'cosin' is unknown"),
         ("optimizer/name", "adam", "optimizer.name is 'adam'; use adamw or lamb"),
         ("dtype", "float16", "dtype is 'float16'; use float32 or bfloat16"),
+        ("remat", "ful", "remat is 'ful'; use none, dots, full"),
         ("streams/pairs/objectives", dict(contrast={}), ".objectives: 'contrast' is unknown"),
         ("evals", dict(emojis={}), "evals: 'emojis' is unknown; did you mean emoji?"),
     ],
@@ -113,7 +114,7 @@ def test_a_wrong_type_is_named(path, value, message):
 
 @pytest.mark.parametrize(
     "path",
-    ["seed", "optimizer/b2", "streams/pairs/data/captions", "views/image/std", "encoders/image/kind",
+    ["seed", "remat", "optimizer/b2", "streams/pairs/data/captions", "views/image/std", "encoders/image/kind",
      "streams/pairs/data/source/styles", "streams/pairs/objectives/contrastive/dim", "evals/emoji/styles"],
 )  # fmt: skip
 def test_a_missing_key_is_named(path):

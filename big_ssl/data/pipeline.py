@@ -76,18 +76,35 @@ def draw_caption(texts: Mapping[str, Sequence], captions: Mapping[str, float], r
     return " ".join(drawn).encode(errors="ignore").decode()
 
 
+class _Rows(grain.MapDataset):
+    """Of every `batch_size` examples of the parent, those at positions `rows`, int[R]."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: np.ndarray):
+        super().__init__(parent)
+        self._batch_size, self._rows = batch_size, rows
+
+    def __len__(self):
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index):
+        batch, position = divmod(index, len(self._rows))
+        return self._parent[batch * self._batch_size + int(self._rows[position])]
+
+
 def batches(
-    load, records: int, batch_size: int, seed: int, start: int, threads: int, shard=(0, 1)
+    load, records: int, batch_size: int, seed: int, start: int, threads: int, rows: np.ndarray | None = None
 ) -> grain.DatasetIterator:
     """Batches from step `start` on, for ever, shuffled anew each epoch.
 
     load: a grain RandomMap of record indices; batch_size: of all processes together;
-    shard: (process, processes), each of which gets its part of the same global batches.
+    rows: int[R], which rows of the global batches this process loads, None for all of them.
+    An example has the same row on any number of processes, so that what depends on the row
+    (dropout, flips, the groups of batch norm) does not depend on them.
     """
-    process, processes = shard
+    rows = np.arange(batch_size) if rows is None else rows
     order = grain.MapDataset.range(records).seed(seed).shuffle().repeat()
-    examples = order.random_map(load)[process::processes]
-    batched = examples.batch(batch_size // processes, drop_remainder=True)[start:]
+    examples = _Rows(order.random_map(load), batch_size, rows)
+    batched = examples.batch(len(rows), drop_remainder=True)[start:]
     return iter(
         batched.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     )

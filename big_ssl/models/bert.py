@@ -1,8 +1,15 @@
 """BERT's encoder (Devlin et al. 2019, arXiv 1810.04805), post-norm, exact GELU."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from big_ssl.models import layer_stack
+
+# For models/layer_layouts.py: the scanned encoder keeps all its layers in one stack.
+STACKS = {"layer": 0}
 
 _init = nn.initializers.normal(0.02)
 
@@ -48,6 +55,8 @@ def layer_norm(name, dtype):
 class Bert(nn.Module):
     """BERT encoder with learned positions.
 
+    scan, remat: of its layers, see models/layer_stack.py.
+
     ids: int32[B, L], mask: bool[B, L], True where a token stands -> dict(
       pooled: float32[B, D], the last layer's [CLS] state; tokens: dtype[B, L, D]).
     Raises ValueError where L exceeds max_len.
@@ -60,6 +69,8 @@ class Bert(nn.Module):
     mlp_dim: int | None = None  # 4 * width
     max_len: int = 512
     dropout: float = 0.1
+    scan: bool = False
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -73,9 +84,14 @@ class Bert(nn.Module):
         x += nn.Embed(2, self.width, name="token_type", **embed)(jnp.zeros_like(ids))
         x = layer_norm("embedding_norm", self.dtype)(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        for i in range(self.depth):
-            layer = BertLayer(
-                self.heads, self.mlp_dim or 4 * self.width, self.dropout, self.dtype, name=f"layer{i}"
-            )
-            x = layer(x, mask[:, None, None, :], train)
+        mlp_dim = self.mlp_dim or 4 * self.width
+        x = layer_stack.apply_layers(
+            functools.partial(BertLayer, self.heads, mlp_dim, self.dropout, self.dtype),
+            "layer",
+            range(self.depth),
+            lambda layer, x, _: layer(x, mask[:, None, None, :], train),
+            x,
+            scan=self.scan,
+            remat=self.remat,
+        )
         return dict(pooled=x[:, 0].astype(jnp.float32), tokens=x)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_ssl.models import convolutions
+from big_ssl.models import convolutions, layer_stack
 from big_ssl.models.batch_norm import BatchNorm
 
 
@@ -59,6 +59,10 @@ def round_repeats(repeats: int, depth: float) -> int:
     return math.ceil(depth * repeats)
 
 
+# For models/layer_layouts.py: the scanned network keeps a stage's blocks in a stack, all but the
+# first, which alone changes stride and width.
+STACKS = {r"stage\d+_block": 1}
+
 # Normal with variance 2 / fan_out, as in the published code; a depthwise kernel [k, k, C]
 # has fan-out k * k.
 _dense_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -85,16 +89,16 @@ class SqueezeExcite(nn.Module):
 class MBConv(nn.Module):
     """Inverted bottleneck: expand 1x1, depthwise k x k, squeeze-excite, project 1x1.
 
-    The squeeze width is a quarter of the block's *input* channels. drop_rate: the chance
-    that an example skips the residual branch while training (drop-connect).
+    The squeeze width is a quarter of the block's *input* channels. drop_rate: the chance, a
+    number or float32[], that an example skips the residual branch while training
+    (drop-connect); None where there is no such chance, nor a key.
     """
 
     stage: Stage
-    drop_rate: float
     norm: Callable[..., nn.Module]  # builds a batch norm, given its name
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x, drop_rate, train: bool):
         channels, stage, inputs = x.shape[0], self.stage, x
         hidden = channels * stage.expand
         if stage.expand > 1:
@@ -111,12 +115,10 @@ class MBConv(nn.Module):
         x = self.norm(name="project_bn")(x, train)
         if stage.stride > 1 or x.shape != inputs.shape:
             return x
-        return inputs + self._drop_connect(x, train)
+        return inputs + (x if drop_rate is None or not train else self._drop_connect(x, drop_rate))
 
-    def _drop_connect(self, x, train):
-        if not train or not self.drop_rate:
-            return x
-        keep = 1 - self.drop_rate
+    def _drop_connect(self, x, drop_rate):
+        keep = 1 - drop_rate
         mask = jax.random.bernoulli(self.make_rng("dropout"), keep, (1, x.shape[1], 1, 1))
         return x * (mask / keep).astype(x.dtype)
 
@@ -128,6 +130,7 @@ class EfficientNet(nn.Module):
     width, depth: compound-scaling multipliers (see VARIANTS).
     drop_connect: rate at the last block; block i of n has drop_connect * i / n.
     group_size: of batch norm; 0 is the global batch.
+    scan: of a stage's blocks but the first; remat: of all blocks; see models/layer_stack.py.
 
     images: float[B, H, W, 3], normalised -> dict(
       pooled: float32[B, C], patches: dtype[B, H', W', C]), C = round_channels(320, width).
@@ -140,6 +143,8 @@ class EfficientNet(nn.Module):
     drop_connect: float = 0.2
     group_size: int = 0
     bn_momentum: float = 0.99
+    scan: bool = False
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -150,15 +155,27 @@ class EfficientNet(nn.Module):
         padding = convolutions.spatial_padding(x, 3, self.stem_stride)
         x = convolutions.conv(x, kernel.astype(self.dtype), self.stem_stride, padding)
         x = nn.silu(norm(name="stem_bn")(x, train))
-        blocks = list(self._blocks())
-        for i, (name, stage) in enumerate(blocks):
-            x = MBConv(stage, self.drop_connect * i / len(blocks), norm, name=name)(x, train)
+        for i, stage, rates in self._scaled_stages():
+            x = self._apply_stage(f"stage{i}_block", stage, rates, norm, x, train)
         return dict(pooled=x.astype(jnp.float32).mean((2, 3)).T, patches=x.transpose(1, 2, 3, 0))
 
-    def _blocks(self):
-        """Yields (name, stage) of every block after scaling; only a stage's first strides."""
-        for i, stage in enumerate(self.stages):
-            stage = Stage(*stage)
-            stage = stage._replace(channels=round_channels(stage.channels, self.width))
-            for j in range(round_repeats(stage.repeats, self.depth)):
-                yield f"stage{i}_block{j}", stage if j == 0 else stage._replace(stride=1)
+    def _apply_stage(self, prefix, stage, rates, norm, x, train):
+        """The first block of a stage alone, since only it strides, then the others, alike."""
+        apply = functools.partial(layer_stack.apply_layers, remat=self.remat)
+        first, other = (functools.partial(MBConv, s, norm) for s in (stage, stage._replace(stride=1)))
+
+        def call(block, x, rate):
+            return block(x, rate, train)
+
+        x = apply(first, prefix, range(1), call, x, rates[:1], scan=False)
+        return apply(other, prefix, range(1, len(rates)), call, x, rates[1:], scan=self.scan)
+
+    def _scaled_stages(self):
+        """Yields (index, stage, drop rate of each of its blocks), widths and depths scaled."""
+        stages = [Stage(*stage) for stage in self.stages]
+        repeats = [round_repeats(stage.repeats, self.depth) for stage in stages]
+        rates = [self.drop_connect * i / sum(repeats) for i in range(sum(repeats))]
+        for i, stage in enumerate(stages):
+            start = sum(repeats[:i])
+            of_stage = rates[start : start + repeats[i]] if self.drop_connect else [None] * repeats[i]
+            yield i, stage._replace(channels=round_channels(stage.channels, self.width)), of_stage

@@ -19,12 +19,13 @@ def efficientnet_from(strides, **options) -> efficientnet.EfficientNet:
 ENCODERS: dict[str, Callable[..., nn.Module]] = {"efficientnet": efficientnet_from, "bert": bert.Bert}
 
 
-def build(config: Mapping, dtype, vocab_size: int, text_length: int) -> nn.Module:
+def build(config: Mapping, dtype, vocab_size: int, text_length: int, remat: str = "none") -> nn.Module:
     """The encoder that config["kind"] names, from its other keys.
 
-    dtype: of the computation; vocab_size, text_length: what the tokenizer gives a text tower.
+    dtype: of the computation; vocab_size, text_length: what the tokenizer gives a text tower;
+    remat: what the backward pass computes again, a name in layer_stack.REMAT_POLICIES.
     """
     options = {key: value for key, value in config.items() if key != "kind"}
     if config["kind"] == "bert":
         options |= dict(vocab_size=vocab_size, max_len=text_length)
-    return ENCODERS[config["kind"]](dtype=jnp.dtype(dtype), **options)
+    return ENCODERS[config["kind"]](dtype=jnp.dtype(dtype), remat=remat, **options)

@@ -1,4 +1,4 @@
-"""Image-text contrastive learning: ALIGN and CLIP are settings of this one objective."""
+"""Image-text contrastive learning: ALIGN, CLIP and SigLIP are settings of this one objective."""
 
 import dataclasses
 import math
@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from big_ssl.losses.contrastive import l2_normalize, softmax_contrastive
+from big_ssl.losses.contrastive import l2_normalize, sigmoid_contrastive, softmax_contrastive
+from big_ssl.losses.pairwise import Pairwise
 from big_ssl.objectives.base import Pass
 
 IMAGE, TEXT = Pass("image", "image"), Pass("text", "text")
@@ -22,6 +23,7 @@ class ContrastiveHead(nn.Module):
     image_projection: ALIGN has none, its pooled image is the embedding; text_bias: ALIGN's
     text projection has a bias, CLIP's has not. temperature_form: "raw" learns the temperature
     itself (ALIGN), "log" the logarithm of its inverse (CLIP), whose steps are relative.
+    logit_bias: the start of a learned number added to every logit (SigLIP), None for none.
     """
 
     dim: int
@@ -29,15 +31,19 @@ class ContrastiveHead(nn.Module):
     text_bias: bool = True
     temperature: float = 1.0
     temperature_form: str = "raw"
+    logit_bias: float | None = None
 
     @nn.compact
     def __call__(self, outputs):
         """outputs: {Pass: encoder output}, one tower or both.
 
         Returns image, text: float32[B, dim], L2-normalised, of the towers given, and
-        temperature: float32[].
+        temperature: float32[], and logit_bias: float32[] where there is one.
         """
         features = dict(temperature=self._temperature())
+        if self.logit_bias is not None:
+            init = nn.initializers.constant(self.logit_bias)
+            features["logit_bias"] = self.param("logit_bias", init, ())
         if IMAGE in outputs:
             features["image"] = l2_normalize(self._image(outputs[IMAGE]["pooled"]))
         if TEXT in outputs:
@@ -72,9 +78,11 @@ class ContrastiveHead(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Contrastive:
-    """The softmax contrastive term; weight 1 sums both directions (ALIGN), 1/2 averages (CLIP)."""
+    """The contrastive term: sigmoid (SigLIP) where the head has a logit bias, else softmax, whose
+    weight 1 sums both directions (ALIGN) and 1/2 averages them (CLIP)."""
 
     head: ContrastiveHead
+    pairwise: Pairwise
     label_smoothing: float = 0.0
 
     needs: ClassVar[tuple[Pass, ...]] = (IMAGE, TEXT)
@@ -83,21 +91,28 @@ class Contrastive:
     def loss(self, features, batch, mutable, step):
         """See objectives.base.Objective."""
         del batch, step
-        loss, metrics = softmax_contrastive(
-            features["image"], features["text"], features["temperature"], self.label_smoothing
-        )
-        return loss, metrics | dict(temperature=features["temperature"]), mutable
+        scalars = {name: x for name, x in features.items() if name in ("temperature", "logit_bias")}
+        image, text, temperature = (features[name] for name in ("image", "text", "temperature"))
+        if "logit_bias" in features:
+            bias = features["logit_bias"]
+            loss, metrics = sigmoid_contrastive(image, text, temperature, bias, pairwise=self.pairwise)
+        else:
+            smoothing = self.label_smoothing
+            loss, metrics = softmax_contrastive(image, text, temperature, smoothing, pairwise=self.pairwise)
+        return loss, metrics | scalars, mutable
 
     def initial_mutable(self):
         """Keeps nothing between steps."""
         return {}
 
     def project(self, head_params):
-        """Keeps the temperature at or above 0.01.
+        """Keeps a softmax's temperature at or above 0.01; SigLIP sets no bound.
 
         After the update, not in the forward pass, where a clip would cut the gradient and the
         temperature could never come back.
         """
+        if "logit_bias" in head_params:
+            return head_params
         if "temperature" in head_params:
             return head_params | dict(temperature=jnp.maximum(head_params["temperature"], _MIN_TEMPERATURE))
         limit = -math.log(_MIN_TEMPERATURE)

@@ -1,7 +1,8 @@
 """The device mesh: axes ("data", "fsdp", "tensor")."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -9,7 +10,15 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))
+# The axes that a batch is split over, and how.
+BATCH_AXES = ("data", "fsdp")
+BATCH = PartitionSpec(BATCH_AXES)
+
+
+def sizes_for(device_kind: str, sizes: Mapping[str, int], rules: Sequence) -> Mapping[str, int]:
+    """The mesh for this hardware: of the first of `rules`, pairs of (pattern, {axis: size}), whose
+    pattern is found in device_kind ("TPU v5 lite", "NVIDIA H100 80GB HBM3"); else `sizes`."""
+    return next((own for pattern, own in rules if re.search(pattern, device_kind)), sizes)
 
 
 def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
@@ -56,8 +65,18 @@ def batch_ways(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """int[local B], ascending: the rows of a global batch that this process's devices hold.
+
+    Not simply its share in order: on a pod neighbours in the mesh need not be of one host.
+    """
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
+
+
 def global_batch(mesh: Mesh, batch):
-    """The global arrays of which this process holds `batch`, NumPy arrays [local B, ...].
+    """The global arrays of which this process holds `batch`, NumPy arrays [local B, ...]: the
+    rows that `local_rows` names, in that order.
 
     Not device_put: with several hosts that wants the same array on each of them.
     """

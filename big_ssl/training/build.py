@@ -5,12 +5,14 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from big_ssl.data import pipeline
 from big_ssl.data.device_views import ImageView
 from big_ssl.data.tokenizers import WordPiece, vocabulary_path
 from big_ssl.models import encoders
 from big_ssl.objectives import build as objectives
+from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import schedules
 from big_ssl.training.system import System, Term
 
@@ -32,18 +34,18 @@ def tokenizer(config: Mapping) -> WordPiece | None:
     return words
 
 
-def system(config: Mapping) -> System:
-    """The encoders, views and weighted terms of the config."""
+def system(config: Mapping, mesh: Mesh) -> System:
+    """The encoders, views and weighted terms of the config, for batches split over mesh."""
     length, vocab_size = config["tokenizer"]["length"], config["tokenizer"]["size"]
     towers = {
-        name: encoders.build(options, config["dtype"], vocab_size, length)
+        name: encoders.build(options, config["dtype"], vocab_size, length, config["remat"])
         for name, options in config["encoders"].items()
     }
     views = {name: ImageView(**options) for name, options in config["views"].items()}
     terms = {
         kind: Term(
             stream,
-            objectives.build(kind, options),
+            objectives.build(kind, options, mesh),
             schedules.build(options["weight"], config["total_steps"]),
         )
         for stream, parts in config["streams"].items()
@@ -77,13 +79,19 @@ def abstract_global_batch(config: Mapping, sharding) -> dict:
     }
 
 
-def batches(config: Mapping, tokens: WordPiece, start: int, shard: tuple[int, int]):
-    """An endless iterator of {stream: batch}, NumPy, this process's part, from step `start`."""
+def batches(config: Mapping, tokens: WordPiece, start: int, mesh: Mesh):
+    """An endless iterator of {stream: batch}, NumPy, this process's rows, from step `start`."""
     iterators = {}
     for name, stream in config["streams"].items():
         load, records = pipeline.build(stream["data"], tokens)
         iterators[name] = pipeline.batches(
-            load, records, stream["batch_size"], config["seed"], start, stream["data"]["threads"], shard
+            load,
+            records,
+            stream["batch_size"],
+            config["seed"],
+            start,
+            stream["data"]["threads"],
+            mesh_lib.local_rows(mesh, stream["batch_size"]),
         )
     try:
         while True:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import jax
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from big_ssl.parallel import distributed
 from big_ssl.training.requirements import Unrunnable
 
 
@@ -60,10 +62,13 @@ class Checkpoints:
         """
         steps, errors = self.steps(), {}
         for step in reversed(steps):
+            state, problem = None, "another process could not read it"
             try:
                 state = self._checkpointer.load(step, abstract_state)
             except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
-                errors[step] = _reason(error)
+                problem = _reason(error)
+            if not distributed.agree(state is not None):
+                errors[step] = problem
                 continue
             if errors:
                 self._set_aside(errors)
@@ -87,7 +92,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 (self._workdir / "checkpoints" / str(step)).rename(aside)
-        jax.experimental.multihost_utils.sync_global_devices("set aside damaged checkpoints")
+        multihost_utils.sync_global_devices("set aside damaged checkpoints")
         self._checkpointer.close()
         self._checkpointer = self._open()
 

@@ -11,15 +11,18 @@ from etils import epath
 from jax.sharding import Mesh
 
 from big_ssl.evals import suite
+from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated, state_shardings
-from big_ssl.training import build, optimizers, progress, requirements, schedules
+from big_ssl.training import accumulation, build, flops, optimizers, progress, requirements, schedules
 from big_ssl.training import state as state_lib
 from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.metrics import MetricsWriter
+from big_ssl.training.profiling import Profile
 from big_ssl.training.step import make_step
 from big_ssl.training.stopping import StopRequest, check_health
 from big_ssl.training.system import System
+from big_ssl.training.wall_time import WallTime, earlier_seconds
 
 
 class Setup(NamedTuple):
@@ -49,14 +52,17 @@ class Result(NamedTuple):
 def set_up(config: Mapping, devices=None) -> Setup:
     """Everything up to the first compilation; nothing is computed yet.
 
-    Raises requirements.Unrunnable where the mesh cannot divide the devices or a batch.
+    Raises requirements.Unrunnable where parts do not fit together: the mesh and the devices or a
+    batch, a vocabulary and its size, widths, lengths, the groups of a batch norm.
     """
-    mesh = _mesh(config, devices)
     try:
-        tokenizer = build.tokenizer(config)
+        return _set_up(config, _mesh(config, devices))
     except (ValueError, OSError) as error:
         raise requirements.Unrunnable(str(error)) from error
-    system = build.system(config)
+
+
+def _set_up(config, mesh):
+    system = build.system(config, mesh)
     optimizer = optimizers.build(config["optimizer"])
     rate = schedules.build(config["learning_rate"], config["total_steps"])
 
@@ -65,23 +71,24 @@ def set_up(config: Mapping, devices=None) -> Setup:
         params, mutable = system.init(key, build.abstract_batch(config))
         return state_lib.create(params, mutable, optimizer, use_ema=config["ema"] > 0)
 
-    try:
-        shapes = jax.eval_shape(init)
-    except ValueError as error:  # parts that do not fit together: widths, lengths, group sizes
-        raise requirements.Unrunnable(str(error)) from error
-    shardings = state_shardings(mesh, shapes)
+    shapes = jax.eval_shape(init)
+    shardings = state_shardings(mesh, shapes, config["sharding"])
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         shardings,
     )
-    step = make_step(system, optimizer, rate, _ema_momentum(config["ema"]), config["seed"])
+    grad_fn = accumulation.value_and_grad(system, config["grad_accum"], mesh)
+    step = make_step(grad_fn, system.project, optimizer, rate, _ema_momentum(config["ema"]), config["seed"])
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    # Traced now, for its errors; what is traced is kept for the first step.
+    step.eval_shape(abstract, build.abstract_global_batch(config, mesh_lib.batch_sharding(mesh)))
     return Setup(
         mesh=mesh,
         system=system,
-        tokenizer=tokenizer,
+        tokenizer=build.tokenizer(config),
         init=jax.jit(init, out_shardings=shardings),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+        step=step,
         abstract_state=abstract,
     )
 
@@ -93,9 +100,11 @@ def train(config: Mapping, workdir) -> Result:
     early. Raises requirements.Unrunnable before anything slow where the workdir won't do, and
     stopping.TrainingFailed where the run has gone wrong.
     """
+    began = time.monotonic()
     setup = set_up(config)
     size = requirements.state_bytes(setup.abstract_state)
     requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
+    requirements.check_shared(workdir)
     progress.print_parameters(
         setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
     )
@@ -106,7 +115,7 @@ def train(config: Mapping, workdir) -> Result:
         (epath.Path(workdir) / "config.json").write_text(json.dumps(config, indent=2))
     if state is None:
         state = setup.init()
-    run = _Run(config, workdir, setup, checkpoints, int(state.step))
+    run = _Run(config, workdir, setup, checkpoints, int(state.step), began)
     try:
         state, finished = run.go(state)
         return Result(state, setup, run.evaluators, finished)
@@ -117,10 +126,12 @@ def train(config: Mapping, workdir) -> Result:
 class _Run:
     """One process's stretch of a run, from its first step to its last."""
 
-    def __init__(self, config, workdir, setup, checkpoints, start):
+    def __init__(self, config, workdir, setup, checkpoints, start, began):
         self.config, self.setup, self.checkpoints = config, setup, checkpoints
         self.start, self.total = start, config["total_steps"]
         self.writer = MetricsWriter(workdir, start)
+        self.time = WallTime(earlier_seconds(self.writer.found, start), began)
+        self.profile = Profile(workdir, config["profile"], start, self.total)
         self.stop = StopRequest()
         self.examples = sum(stream["batch_size"] for stream in config["streams"].values())
         sizes = next((s["data"]["resize"], s["data"]["crop"]) for s in config["streams"].values())
@@ -128,29 +139,28 @@ class _Run:
             config["evals"], system=setup.system, tokenizer=setup.tokenizer, mesh=setup.mesh, sizes=sizes
         )
         self.progress = progress.Progress(start, self.total, self.examples)
-        self.times = dict.fromkeys(("data", "step", "evaluation", "checkpoint"), 0.0)
+        self.peak_steps = _peak_steps_per_second(config, setup)
 
     def go(self, state):
         """Steps until the end or a request to stop. Returns (state, whether it is the end)."""
-        shard = (jax.process_index(), jax.process_count())
         with contextlib.closing(
-            build.batches(self.config, self.setup.tokenizer, self.start, shard)
+            build.batches(self.config, self.setup.tokenizer, self.start, self.setup.mesh)
         ) as batches:
             return self._steps(state, batches)
 
     def _steps(self, state, batches):
         previous = None
         for step in range(self.start + 1, self.total + 1):
-            began = time.monotonic()
-            batch = mesh_lib.global_batch(self.setup.mesh, next(batches))
-            fetched = time.monotonic()
-            state, metrics = self.setup.step(state, batch)
+            self.profile.before(step)
+            with self.time.part("data"):
+                batch = mesh_lib.global_batch(self.setup.mesh, next(batches))
+            with self.time.part("compute" if previous else "compile"):
+                state, metrics = self.setup.step(state, batch)
             # Waiting for the step before keeps one step in flight, and bad ones from passing by.
             if previous is not None:
                 self._check(previous, step - 1)
             previous = metrics
-            self.times["data"] += fetched - began
-            self.times["step"] += time.monotonic() - fetched
+            self.profile.after(step, metrics)
             self.progress.step(step)
             stop = self.stop.reached(step)
             self._after(step, state, metrics, last=stop or step == self.total)
@@ -164,17 +174,27 @@ class _Run:
             self._log(step, jax.device_get(metrics))
         found: dict[str, float] = {}
         if step % self.config["eval_every"] == 0 or step == self.total:
-            found = self._timed("evaluation", self._evaluate, step, state)
+            found = self._timed("evaluate", self._evaluate, step, state)
         if last or step % self.config["checkpoint"]["every"] == 0:
             self._timed("checkpoint", self.checkpoints.save, state, found)
+        if last:  # what came after the last log counts as well
+            self.writer.write(step, self.time.metrics())
 
     def _log(self, step, metrics):
         self._check(metrics, step)
         line = {f"train/{key}": value for key, value in metrics.items()}
-        line |= {f"time/{key}": value for key, value in self.times.items()}
-        self.writer.write(step, line | {"time/examples_per_second": self.progress.rate(step)})
+        self.writer.write(step, line | self.time.metrics() | self._speed(step))
         faults = (f"{name} {int(metrics[name])}" for name in state_lib.COUNTERS if metrics[name])
         self.progress.report(step, "  ".join([f"loss {metrics['loss']:.4f}", *faults]))
+
+    def _speed(self, step):
+        """Since this stretch began, compilation and pauses left out."""
+        rate = self.progress.rate(step)
+        if not rate:
+            return {}
+        seconds = self.examples / rate
+        speed = {"time/examples_per_second": rate, "time/step_seconds": seconds}
+        return speed | ({"time/mfu": 1 / (seconds * self.peak_steps)} if self.peak_steps else {})
 
     def _evaluate(self, step, state):
         variables = state_lib.evaluation_variables(state)
@@ -190,19 +210,20 @@ class _Run:
         return found
 
     def _check(self, metrics, step):
-        counters = jax.device_get({name: metrics[name] for name in state_lib.COUNTERS})
+        with self.time.part("compute"):
+            counters = jax.device_get({name: metrics[name] for name in state_lib.COUNTERS})
         check_health(counters, step, step * self.examples, self.config["faults"])
 
     def _timed(self, part, function, *arguments):
         began = time.monotonic()
-        result = function(*arguments)
-        seconds = time.monotonic() - began
-        self.times[part] += seconds
-        self.progress.pause(seconds)
+        with self.time.part(part):
+            result = function(*arguments)
+        self.progress.pause(time.monotonic() - began)
         return result
 
     def close(self):
         """Waits for the last checkpoint and closes the files."""
+        self.profile.close()
         self.progress.close()
         self.checkpoints.close()
         self.writer.close()
@@ -211,18 +232,27 @@ class _Run:
 
 def _mesh(config, devices):
     """The config's mesh, once it is known to divide the devices and every batch."""
-    try:
-        mesh = mesh_lib.make_mesh(config["mesh"], devices)
-    except ValueError as error:
-        raise requirements.Unrunnable(str(error)) from error
-    ways = mesh_lib.batch_ways(mesh)
+    devices = devices or jax.devices()
+    sizes = mesh_lib.sizes_for(devices[0].device_kind, config["mesh"], config["mesh_rules"])
+    mesh = mesh_lib.make_mesh(sizes, devices)
+    ways, parts = mesh_lib.batch_ways(mesh), config["grad_accum"]
     for name, stream in config["streams"].items():
-        if stream["batch_size"] % ways:
+        if stream["batch_size"] % (ways * parts):
             raise requirements.Unrunnable(
                 f"streams.{name}.batch_size is {stream['batch_size']}; "
-                f"it must be a multiple of data x fsdp = {ways}"
+                f"it must be a multiple of data x fsdp x grad_accum = {ways} x {parts}"
             )
     return mesh
+
+
+def _peak_steps_per_second(config, setup):
+    """Steps a second at the devices' peak, to count MFU with; None where the peak isn't known."""
+    devices = setup.mesh.devices
+    peak = hardware.peak_flops(devices.flat[0])
+    if peak is None:
+        return None
+    batch = build.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
+    return peak * devices.size / flops.model_flops_per_step(setup.system, setup.abstract_state, batch)
 
 
 def _ema_momentum(momentum):

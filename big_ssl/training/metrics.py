@@ -13,12 +13,14 @@ class MetricsWriter:
     """Appends scalars to workdir/metrics.jsonl, one object a line, and to TensorBoard events.
 
     A resumed run first drops the lines after `start_step`, so that the file reads like that of
-    a run never stopped. Only process 0 writes. NaN and infinities are written as null.
+    a run never stopped; `found` keeps all that there were. Only process 0 writes. NaN and
+    infinities are written as null.
     """
 
     def __init__(self, workdir, start_step: int = 0):
         self._path = epath.Path(workdir) / "metrics.jsonl"
         self._active = jax.process_index() == 0
+        self.found = read_lines(self._path) if self._active else []
         if self._active:
             self._drop_after(start_step)
             self._events = SummaryWriter(str(workdir), purge_step=start_step + 1)
@@ -40,7 +42,7 @@ class MetricsWriter:
             self._events.close()
 
     def _drop_after(self, step):
-        kept = [line for line in read_lines(self._path) if line["step"] <= step]
+        kept = [line for line in self.found if line["step"] <= step]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(self._path)

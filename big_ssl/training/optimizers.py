@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 import jax
 import optax
 
+from big_ssl.parallel.sharding import path_name
+from big_ssl.parallel.stacked import is_stacked
+
 
 def build(config: Mapping) -> optax.GradientTransformation:
     """AdamW or LAMB (You et al. 2020, arXiv 1904.00962) from config.
@@ -21,10 +24,26 @@ def build(config: Mapping) -> optax.GradientTransformation:
     decayed = exclude(config["decay_exclude"])
     parts.append(optax.add_decayed_weights(config["weight_decay"], mask=decayed))
     if config["name"] == "lamb":
-        parts.append(optax.masked(optax.scale_by_trust_ratio(), exclude(config["adapt_exclude"])))
+        parts.append(optax.masked(scale_by_trust_ratio(), exclude(config["adapt_exclude"])))
     elif config["name"] != "adamw":
         raise ValueError(f'optimizer.name is {config["name"]!r}; "adamw" and "lamb" are known')
     return optax.chain(*parts)
+
+
+def scale_by_trust_ratio() -> optax.GradientTransformation:
+    """optax's, with a ratio for each layer of a stack, as when the layers were apart."""
+    plain = optax.scale_by_trust_ratio()
+
+    def update(updates, state, params):
+        def scale(update, param):
+            return plain.update(update, state, param)[0]
+
+        def scale_leaf(path, update, param):
+            return (jax.vmap(scale) if is_stacked(path) else scale)(update, param)
+
+        return jax.tree_util.tree_map_with_path(scale_leaf, updates, params), state
+
+    return optax.GradientTransformation(plain.init, update)
 
 
 def exclude(patterns: Sequence[str]):
@@ -37,8 +56,3 @@ def exclude(patterns: Sequence[str]):
         )
 
     return mask
-
-
-def path_name(path) -> str:
-    """A parameter's path as text: "encoders/image/stem_bn/scale"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -8,8 +8,7 @@ import rich.console
 import rich.progress
 import rich.table
 
-from big_ssl.parallel.sharding import bytes_per_device
-from big_ssl.training.optimizers import path_name
+from big_ssl.parallel.sharding import bytes_per_device, path_name
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
 

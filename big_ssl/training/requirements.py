@@ -5,7 +5,9 @@ import shutil
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 
+from big_ssl.parallel import distributed
 from big_ssl.training.state import TrainState
 
 
@@ -13,6 +15,7 @@ class Unrunnable(ValueError):
     """The config can't run here; the message says what it needs and what would run."""
 
 
+@distributed.together(Unrunnable)
 def check_machine(config, config_file: str) -> None:
     """Raises Unrunnable where devices, their memory or the dataset are not those needed."""
     needs, lacking = config["requires"], []
@@ -35,8 +38,9 @@ def check_machine(config, config_file: str) -> None:
         )
 
 
+@distributed.together(Unrunnable)
 def check_workdir(workdir, state_bytes: int, keep: int) -> None:
-    """Raises Unrunnable where the workdir can't be written, or has no room for the checkpoints."""
+    """Raises Unrunnable where the workdir can't be written or has no room for the checkpoints."""
     path = epath.Path(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -56,6 +60,26 @@ def check_workdir(workdir, state_bytes: int, keep: int) -> None:
         )
 
 
+@distributed.together(Unrunnable)
+def check_shared(workdir) -> None:
+    """Raises Unrunnable where the workdir is not the same folder for all processes."""
+    if jax.process_count() == 1:
+        return
+    marker = epath.Path(workdir) / ".shared_test"
+    if jax.process_index() == 0:
+        marker.write_text("")
+    multihost_utils.sync_global_devices("the marker is there")
+    seen = marker.exists()
+    multihost_utils.sync_global_devices("the marker was looked for")
+    if jax.process_index() == 0:
+        marker.unlink()
+    if not seen:
+        raise Unrunnable(
+            f"workdir {workdir} is a folder of its own on process {jax.process_index()}; "
+            "all processes must share one (gs://, NFS)"
+        )
+
+
 def state_bytes(abstract_state: TrainState) -> int:
     """Bytes of a whole state, as a checkpoint holds it."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state))
@@ -72,7 +96,7 @@ def _lacking_data(key, source):
 
 def _memory_gib():
     """One device's memory; on CPU, its share of the machine's."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] / 2**30
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -23,25 +23,25 @@ QUERIES = (
 
 
 def write_run_report(config, workdir, command: str, result):
-    """Writes workdir/report/index.html and returns its path."""
+    """Writes workdir/report/index.html and returns its path; on processes other than 0, None.
+
+    All processes take part in the embedding, which runs on all devices.
+    """
     variables = state_lib.evaluation_variables(result.state)
-    scenes, encode_text = {}, _no_text
+    scenes, texts = {}, None
     for evaluator in result.evaluators.values():
         scenes |= evaluator.scenes(variables)
-        encode_text = evaluator.encode_text(variables)
+        texts = evaluator.encode_text(variables)(QUERIES)
+    if jax.process_index() != 0:
+        return None
     return write_report(
         workdir,
         title=config["name"],
         scenes=scenes,
-        encode_text=encode_text,
+        encode_text=lambda _: texts,
         queries=QUERIES,
         facts=_facts(config, result, command),
     )
-
-
-def _no_text(texts):
-    """Stands in where no evaluator has a text tower; the report asks only if there are scenes."""
-    raise ValueError(f"this run has no text tower to embed {len(texts)} texts with")
 
 
 def _facts(config, result, command):

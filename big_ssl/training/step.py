@@ -9,17 +9,17 @@ from big_ssl.training.random_keys import step_key
 from big_ssl.training.state import TrainState
 
 
-def make_step(system, optimizer, learning_rate, ema_momentum, seed: int):
+def make_step(grad_fn, project, optimizer, learning_rate, ema_momentum, seed: int):
     """Returns step(state, batch) -> (state, metrics), pure and jittable.
 
-    system: training.system.System; optimizer: of unit rate; learning_rate, ema_momentum:
-    functions of the step (ema_momentum is read only where the state has an average).
+    grad_fn: accumulation.value_and_grad of a system; project: System.project; optimizer: of unit
+    rate; learning_rate, ema_momentum: functions of the step (ema_momentum is read only where the
+    state has an average).
     A step whose loss or gradient is not finite changes nothing but the step and the counters,
     so neither the optimiser's moments nor any running statistic sees it.
     """
 
     def step(state: TrainState, batch):
-        grad_fn = jax.value_and_grad(system.loss, has_aux=True)
         (loss, (metrics, mutable)), grads = grad_fn(
             state.params, state.mutable, batch, step_key(seed, state.step), state.step
         )
@@ -27,7 +27,7 @@ def make_step(system, optimizer, learning_rate, ema_momentum, seed: int):
         rate = learning_rate(state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, updates))
-        params = system.project(params)
+        params = project(params)
         ema = _update_average(state, params, mutable, ema_momentum)
         new = state.replace(params=params, opt_state=opt_state, mutable=mutable, ema=ema)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

@@ -15,25 +15,33 @@ class TrainingFailed(RuntimeError):
 class StopRequest:
     """Remembers SIGTERM and SIGINT, so that the loop can save and leave between two steps.
 
-    A second signal has its usual effect. With several hosts, the signal on any of them stops
-    all at the same step, which JAX's preemption service agrees on.
+    A second signal has its usual effect. With several processes, the signal to any of them
+    stops all after the same step, a second or so later, on which JAX's preemption service
+    agrees: it has its own handler of SIGTERM, from the start-up on, which stays in place here.
     """
 
     def __init__(self):
         self._asked = False
-        self._previous = {
-            number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        if jax.process_count() > 1:
+            handlers = {signal.SIGINT: self._pass_on}
+        else:
+            handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._remember)
+        self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
     def _remember(self, number: int, frame: types.FrameType | None):
         logging.warning("%s: saving, then stopping", signal.Signals(number).name)
         self._asked = True
         signal.signal(number, self._previous[number])
 
+    def _pass_on(self, number: int, frame: types.FrameType | None):
+        signal.signal(number, self._previous[number])
+        signal.raise_signal(signal.SIGTERM)
+
     def reached(self, step: int) -> bool:
-        """Whether to stop after this step."""
-        if jax.process_count() > 1:
-            return self._asked or multihost_utils.reached_preemption_sync_point(step)
+        """Whether to stop after this step; with several processes, to be asked after each step."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            logging.warning("SIGTERM to one of the processes: saving, then stopping")
+            return True
         return self._asked
 
     def restore(self) -> None:

@@ -52,24 +52,40 @@ class System:
         return params, {"encoders": states, "objectives": kept}
 
     def loss(self, params, mutable, batch, key, step):
-        """The weighted sum of all terms: (float32[], (metrics, new mutable)).
+        """The weighted sum of all terms: (float32[], (metrics, new mutable)); see `combine`."""
+        features, encoders = self.features(params, mutable["encoders"], batch, key)
+        total, (metrics, kept) = self.combine(features, batch, mutable["objectives"], step)
+        return total, (metrics, {"encoders": encoders, "objectives": kept})
 
-        metrics: each term unweighted under its name and weighted under "<name>_weighted", and
-        what the terms report of themselves.
+    def features(self, params, encoder_state, batch, key):
+        """What every term's head makes of the batch, in training mode.
+
+        Returns ({term: features}, the encoders' new state).
         """
-        outputs, encoder_state = self.forward(params, mutable["encoders"], batch, key)
-        total, metrics, kept = jnp.zeros(()), {}, {}
-        for name, term in self.terms.items():
-            features = self._features(
-                name, params, {i: outputs[term.stream, i] for i in term.objective.needs}
-            )
-            value, own, kept[name] = term.objective.loss(
-                features, batch[term.stream], mutable["objectives"][name], step
+        outputs, encoder_state = self.forward(params, encoder_state, batch, key)
+        features = {
+            name: self._features(name, params, {i: outputs[term.stream, i] for i in term.objective.needs})
+            for name, term in self.terms.items()
+        }
+        return features, encoder_state
+
+    def combine(self, features, batch, kept, step):
+        """The weighted sum of the terms that `features` holds: (float32[], (metrics, kept)).
+
+        kept: {term: what it keeps between steps}, before and after. metrics: each term
+        unweighted under its name and weighted under "<name>_weighted", and what the terms
+        report of themselves.
+        """
+        total, metrics, after = jnp.zeros(()), {}, {}
+        for name in features:
+            term = self.terms[name]
+            value, own, after[name] = term.objective.loss(
+                features[name], batch[term.stream], kept[name], step
             )
             weighted = term.weight(step) * value
             total += weighted
             metrics |= own | {name: value, f"{name}_weighted": weighted}
-        return total, (metrics, {"encoders": encoder_state, "objectives": kept})
+        return total, (metrics, after)
 
     def forward(self, params, encoder_state, batch, key):
         """Runs each distinct pass once, in training mode.

@@ -3,6 +3,8 @@
 import pytest
 
 from big_ssl.models import efficientnet
+from big_ssl.parallel.mesh import make_mesh
+from big_ssl.training import build
 from configs.align_l2 import get_config
 
 
@@ -18,6 +20,13 @@ def test_the_published_values():
     rate = config["learning_rate"]
     assert (rate["kind"], rate["peak"], rate["warmup_steps"], rate["final"]) == ("linear", 1e-3, 10_000, 0.0)
     assert (config["optimizer"]["name"], config["optimizer"]["weight_decay"]) == ("lamb", 1e-5)
+
+
+@pytest.mark.parametrize(("preset", "scan", "remat"), [("", True, "full"), ("demo", False, "none")])
+def test_the_towers_are_built_for_their_size(preset, scan, remat):
+    """Large ones in a loop and recomputed, small ones as they compute fastest."""
+    system = build.system(get_config(preset).to_dict(), make_mesh(dict(data=-1, fsdp=1, tensor=1)))
+    assert {(tower.scan, tower.remat) for tower in system.encoders.values()} == {(scan, remat)}
 
 
 @pytest.mark.parametrize("preset", ["", "demo", "tiny"])

@@ -19,8 +19,8 @@ def load():
     return pipeline.LoadPair(EmojiPairs(["fxemoji"], "seen"), TOKENIZER, CAPTIONS, 18, 16)
 
 
-def _take(load, steps, records=500, batch_size=16, seed=0, start=0, threads=2, shard=(0, 1)):
-    batches = pipeline.batches(load, records, batch_size, seed, start, threads, shard)
+def _take(load, steps, records=500, batch_size=16, seed=0, start=0, threads=2, rows=None):
+    batches = pipeline.batches(load, records, batch_size, seed, start, threads, rows)
     taken = list(itertools.islice(batches, steps))
     batches.close()
     return taken
@@ -53,10 +53,15 @@ def test_a_resumed_run_gets_the_batches_it_would_have_had(start, load):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_the_same_global_batches(processes, load):
     whole = _take(load, 4, start=30)
-    parts = [_take(load, 4, start=30, shard=(i, processes)) for i in range(processes)]
-    for step, batch in enumerate(whole):
-        for process, part in enumerate(parts):
-            _assert_equal(part[step], jax.tree.map(lambda x, p=process: x[p::processes], batch))
+    for rows in np.arange(16).reshape(processes, -1):
+        for part, batch in zip(_take(load, 4, start=30, rows=rows), whole, strict=True):
+            _assert_equal(part, jax.tree.map(lambda x, rows=rows: x[rows], batch))
+
+
+def test_a_process_whose_devices_are_scattered_gets_its_rows(load):
+    rows = np.array([2, 3, 12, 13])
+    for part, batch in zip(_take(load, 3, start=30, rows=rows), _take(load, 3, start=30), strict=True):
+        _assert_equal(part, jax.tree.map(lambda x: x[rows], batch))
 
 
 class _Indices:

@@ -10,7 +10,16 @@ import pytest
 
 from big_ssl.models import encoders
 from big_ssl.models.batch_norm import BatchNorm
-from big_ssl.models.efficientnet import VARIANTS, EfficientNet, MBConv, Stage, round_channels, round_repeats
+from big_ssl.models.efficientnet import (
+    STACKS,
+    VARIANTS,
+    EfficientNet,
+    MBConv,
+    Stage,
+    round_channels,
+    round_repeats,
+)
+from big_ssl.models.layer_layouts import unstack_layers
 
 # Table 1 of the paper: kernel, expansion and stride of the seven stages.
 KERNELS, EXPANSIONS, STRIDES = (3, 3, 5, 3, 5, 5, 3), (1, 6, 6, 6, 6, 6, 6), (1, 2, 2, 2, 1, 2, 1)
@@ -55,10 +64,10 @@ def count(stem, widths, repeats):
 
 
 @functools.cache
-def shapes(name):
+def shapes(name, scan=False):
     """Shapes of (outputs, variables) of a published network on an image of 32 x 32."""
     width, depth = VARIANTS[name]
-    init = functools.partial(EfficientNet(width, depth).init_with_output, train=False)
+    init = functools.partial(EfficientNet(width, depth, scan=scan).init_with_output, train=False)
     return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
@@ -84,6 +93,14 @@ def test_align_and_noisy_students_networks(name, blocks, width):
 def test_l2_has_467_million_parameters():
     found = sum(leaf.size for leaf in jax.tree.leaves(shapes("l2")[1]["params"]))
     assert round(found / 1e6, 1) == 467.2
+
+
+def test_the_scanned_l2_is_the_unrolled_one_in_stacks():
+    outputs, variables = shapes("l2", scan=True)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 467_219_796
+    assert variables["params"]["stage5_block_stack"]["depthwise"].shape == (21, 5, 5, 824 * 6)
+    unstacked = jax.eval_shape(functools.partial(unstack_layers, stacks=STACKS), variables)
+    assert (outputs, unstacked) == shapes("l2")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -130,18 +147,18 @@ RATE, EXAMPLES = 0.2, 512
 @functools.cache
 def block_outputs():
     """(inputs, a block's output without and with drop-connect) of equal examples, [C, B]."""
-    block = functools.partial(MBConv, Stage(3, 8, 1, 1, 2), norm=BatchNorm)
+    block = MBConv(Stage(3, 8, 1, 1, 2), BatchNorm)
     # Two kinds of examples: batch norm makes nothing of a batch whose examples are all equal.
     x = jax.random.normal(jax.random.key(0), (8, 2, 1, 1)).repeat(EXAMPLES // 2, axis=1)
-    init = functools.partial(block(drop_rate=0.0).init, train=False)
+    init = functools.partial(block.init, drop_rate=None, train=False)
     variables = jax.jit(init)(jax.random.key(1), x)
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(rate):
         rngs = dict(dropout=jax.random.key(2))
-        return block(drop_rate=rate).apply(variables, x, train=True, rngs=rngs, mutable=["batch_stats"])[0]
+        return block.apply(variables, x, rate, train=True, rngs=rngs, mutable=["batch_stats"])[0]
 
-    return (np.asarray(a)[:, :, 0, 0] for a in (x, run(0.0), run(RATE)))
+    return (np.asarray(a)[:, :, 0, 0] for a in (x, run(None), run(RATE)))
 
 
 def test_drop_connect_drops_whole_examples_and_scales_up_the_others():
@@ -156,9 +173,9 @@ def test_drop_connect_drops_whole_examples_and_scales_up_the_others():
 
 def test_evaluation_drops_nothing_and_needs_no_key():
     x = jax.random.normal(jax.random.key(0), (8, 4, 3, 3))
-    sure, unsure = (MBConv(Stage(3, 8, 1, 1, 2), rate, BatchNorm) for rate in (0.0, 0.9))
-    variables = jax.jit(functools.partial(sure.init, train=False))(jax.random.key(1), x)
-    evaluate = jax.jit(lambda v, x: [block.apply(v, x, train=False) for block in (sure, unsure)])
+    block = MBConv(Stage(3, 8, 1, 1, 2), BatchNorm)
+    variables = jax.jit(functools.partial(block.init, drop_rate=None, train=False))(jax.random.key(1), x)
+    evaluate = jax.jit(lambda v, x: [block.apply(v, x, rate, train=False) for rate in (None, 0.9)])
     np.testing.assert_array_equal(*evaluate(variables, x))
 
 
@@ -167,7 +184,7 @@ def test_drop_connect_rises_linearly_over_the_blocks():
 
     def record(call, args, kwargs, context):
         if isinstance(context.module, MBConv) and context.method_name == "__call__":
-            rates.append(context.module.drop_rate)
+            rates.append(args[1])
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):

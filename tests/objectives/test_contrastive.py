@@ -21,7 +21,7 @@ def towers(image_width=DIM):
 
 
 def make(**options):
-    return build.build("contrastive", dict(weight=1.0, dim=DIM) | options)
+    return build.build("contrastive", dict(weight=1.0, dim=DIM) | options, mesh=None)
 
 
 def init(objective, outputs):
@@ -160,3 +160,26 @@ def test_loss_is_that_of_the_features_and_reports_the_temperature():
 
 def test_it_couples_examples_and_needs_one_pass_of_each_tower():
     assert (make().scope, make().needs) == ("batch", (IMAGE, TEXT))
+
+
+def test_a_logit_bias_makes_the_loss_siglips():
+    objective = make(temperature=0.1, temperature_form="log", logit_bias=-10.0)
+    params = init(objective, towers())
+    features = objective.head.apply(dict(params=params), towers())
+    loss, metrics, _ = objective.loss(features, None, {}, 0)
+    logits = features["image"] @ features["text"].T / 0.1 - 10
+    signs = 2 * jnp.eye(B) - 1
+    np.testing.assert_allclose(loss, -jax.nn.log_sigmoid(signs * logits).sum() / B, rtol=1e-5)
+    assert metrics["logit_bias"] == -10
+    # SigLIP's temperature has no bound.
+    params["logit_scale"] += 7
+    assert objective.project(params) == params
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(dict(form="rings"), "'rings'"), (dict(logit_bias=-10.0, label_smoothing=0.1), "label_smoothing")],
+)
+def test_options_that_cannot_be_are_named(options, named):
+    with pytest.raises(ValueError, match=named):
+        make(**options)

@@ -76,3 +76,50 @@ def test_the_whole_state_follows_the_rule():
     assert placed["step"] == sharding.replicated(mesh) == NamedSharding(mesh, PartitionSpec())
     assert sharding.bytes_per_device(state["w"], placed["w"]) == 512 * 256 * 4 // 2
     assert sharding.bytes_per_device(state["step"], placed["step"]) == 4
+
+
+def test_rules_choose_the_mesh_by_the_hardwares_name():
+    rules = (("v5 lite|v5e", _sizes(-1, 16)), ("TPU", _sizes(-1, 4)))
+    assert mesh_lib.sizes_for("TPU v5 lite", _sizes(-1), rules) == _sizes(-1, 16)
+    assert mesh_lib.sizes_for("TPU v5p", _sizes(-1), rules) == _sizes(-1, 4)
+    assert mesh_lib.sizes_for("cpu", _sizes(-1), rules) == _sizes(-1)
+
+
+def _place(overrides, **shapes):
+    mesh = mesh_lib.make_mesh(_sizes(2, 2, 2))
+    state = dict(params={name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()})
+    placed = sharding.state_shardings(mesh, state, overrides)["params"]
+    return {name: placed[name].spec for name in shapes}
+
+
+def test_an_override_comes_before_the_rule_and_the_first_one_wins():
+    overrides = (("params/word$", ("tensor", "fsdp")), ("wor", ()), ("other", (None, "tensor")))
+    placed = _place(overrides, word=(512, 256), world=(512, 256), other=(4, 6), rest=(512, 256))
+    assert placed == dict(
+        word=PartitionSpec("tensor", "fsdp"),
+        world=PartitionSpec(),
+        other=PartitionSpec(None, "tensor"),
+        rest=PartitionSpec("fsdp"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((("w", ("fsdp", None, None)),), "3 axes, but params/w is"),
+        ((("w", ("model",)),), "the axis 'model'; there are data, fsdp, tensor"),
+        ((("w", (None, "tensor")),), "over tensor = 2, which does not divide 5"),
+        ((("word", ()),), "'word' is found in no path"),
+    ],
+)
+def test_overrides_that_do_not_fit_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        _place(overrides, w=(4, 5))
+
+
+def test_a_large_array_does_not_stay_whole_unasked():
+    odd = (2049, 2049)
+    with pytest.raises(ValueError, match=r"params/w \(2049, 2049\) would stay whole .* config.sharding"):
+        _place((), w=odd)
+    assert _place((("w$", ()),), w=odd)["w"] == PartitionSpec()
+    assert _place((), w=(2047, 2047))["w"] == PartitionSpec()  # 16 MiB is where it begins

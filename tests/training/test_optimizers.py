@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from big_ssl.parallel.sharding import path_name
 from big_ssl.training import optimizers
 
 STEPS, RATE = 4, 0.1
@@ -43,7 +44,7 @@ def nested(flat):
 
 def flat(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {optimizers.path_name(path): np.asarray(value) for path, value in leaves}
+    return {path_name(path): np.asarray(value) for path, value in leaves}
 
 
 def draws():
@@ -159,6 +160,25 @@ def test_clipping_is_by_the_global_norm_and_only_from_above():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
     found, expected = (ours(BASE | dict(clip_norm=c), params, [small]) for c in (2.0, 0.0))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_layers_in_a_stack_are_updated_as_layers_apart(name):
+    """Among them one that starts at zero, with no norm to divide by."""
+    rng = np.random.default_rng(0)
+    sizes = 10.0 ** np.arange(-2, 2)[:, None, None] * np.array([1, 1, 0, 1])[:, None, None]
+    stack = rng.normal(size=(4, 2, 3)) * sizes
+    gradients = rng.normal(size=(3, 4, 2, 3))
+
+    def layers(values):
+        return {f"text/layer{i}/kernel": value for i, value in enumerate(values)}
+
+    config = BASE | dict(name=name)
+    path = "text/layer_stack/kernel"
+    found = ours(config, {path: stack}, [{path: grad} for grad in gradients])
+    expected = ours(config, layers(stack), [layers(grad) for grad in gradients])
+    for step, values in zip(found, expected, strict=True):
+        np.testing.assert_allclose(step[path], list(values.values()), rtol=1e-5, atol=1e-7)
 
 
 def test_exclude_searches_any_pattern_anywhere_in_the_path():

@@ -28,7 +28,7 @@ def initial(setup):
 
 @pytest.fixture(scope="module")
 def batch(config, setup):
-    batches = build.batches(config, setup.tokenizer, 0, (0, 1))
+    batches = build.batches(config, setup.tokenizer, 0, setup.mesh)
     first = next(batches)
     batches.close()
     return first

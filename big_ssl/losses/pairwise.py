@@ -1,0 +1,226 @@
+"""What contrastive losses need of all N x N pairs, in three forms that agree to rounding.
+
+"dense" writes the matrix down and leaves the rest to the compiler, "gathered" gives each device
+its own rows and columns of it (open_clip's local loss), "ring" never holds more than one tile.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from big_ssl.parallel.mesh import BATCH, BATCH_AXES, batch_ways
+from big_ssl.parallel.ring import sweep
+
+FORMS = ("ring", "gathered", "dense")
+
+
+class Reduced(NamedTuple):
+    """The matrix of logits, reduced along its rows and along its columns.
+
+    rows, columns: float32[N], whatever was asked for; row_correct, column_correct: bool[N],
+    whether a positive scores above every negative (a tie is a miss, so a collapsed model
+    has an accuracy of 0).
+    """
+
+    rows: jax.Array
+    columns: jax.Array
+    row_correct: jax.Array
+    column_correct: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairwise:
+    """How the N x N pairs are gone through. form: one of FORMS; mesh: that the batch is split
+    over, None for one device; tile: rows of a tile of the ring at most."""
+
+    form: str = "ring"
+    mesh: Mesh | None = None
+    tile: int = 1024
+
+    def logsumexp(self, x, y, scale, positives=None) -> Reduced:
+        """log sum exp of each row and each column of the logits, scale * x @ y.T.
+
+        x, y: float32[N, D]; scale: float32[]; positives: see `positive_parts`.
+        """
+        return self._reduce(_LOGSUMEXP, x, y, scale, jnp.zeros(()), positives)
+
+    def softplus(self, x, y, scale, bias, positives=None) -> Reduced:
+        """The sum of log(1 + exp(l)) over each row of the logits l = scale * x @ y.T + bias.
+
+        As `logsumexp`, but `columns` is zeros: the rows' sums hold every pair already.
+        """
+        return self._reduce(_SOFTPLUS, x, y, scale, bias, positives)
+
+    def _reduce(self, kind, x, y, scale, bias, positives):
+        if self.form not in FORMS:
+            raise ValueError(f"contrastive: form is {self.form!r}; there are {', '.join(FORMS)}")
+        row, column = positive_parts(positives, len(x))
+        if self.form == "ring":
+            return _ring(kind, self.mesh, self.tile, x, y, scale, bias, row, column)
+        if self.form == "gathered" and self.mesh is not None and batch_ways(self.mesh) > 1:
+            return _gathered(kind, self.mesh, x, y, scale, bias, row, column)
+        return _dense(kind, x, y, scale, bias, row, column)
+
+
+def positive_parts(positives, count: int) -> tuple[dict, dict]:
+    """What each row and each column must carry for a tile of them to know its positive pairs.
+
+    positives: None, row i with column i; int[N], labels, pairs of one label (UniCL, arXiv
+    2204.03610, equation 3); bool[N, N], any mask at all (whose memory is the caller's).
+    """
+    index = jnp.arange(count)
+    if positives is not None and positives.ndim == 2:
+        return dict(mask=positives), dict(index=index)
+    label = index if positives is None else positives
+    return dict(label=label), dict(label=label)
+
+
+def _positive(row, column):
+    """bool[rows, columns] of a tile."""
+    if "mask" in row:
+        size = column["index"].shape[0]
+        return lax.dynamic_slice_in_dim(row["mask"], column["index"][0], size, axis=1)
+    return row["label"][:, None] == column["label"][None, :]
+
+
+def _logits(x, y, scale, bias):
+    # At a scale of 100 bfloat16 products would be off by a half.
+    return scale * jnp.matmul(x, y.T, precision="highest", preferred_element_type=jnp.float32) + bias
+
+
+class _Reduction(NamedTuple):
+    """One of the two reductions, in whole and in tiles.
+
+    whole(logits, axis) -> float32[N]; add(logits, axis, sums, old_best, best) -> the sums with a
+    tile's share added, where the bests are the largest logits so far; finish(sums, best);
+    weights(logits, row, column, row_grad, column_grad): the derivative by the logits.
+    """
+
+    whole: Any
+    add: Any
+    finish: Any
+    weights: Any
+
+
+def _add_exponentials(logits, axis, sums, old_best, best):
+    return sums * jnp.exp(old_best - best) + jnp.exp(logits - jnp.expand_dims(best, axis)).sum(axis)
+
+
+def _softmax_weights(logits, row, column, row_grad, column_grad):
+    by_row = row_grad[:, None] * jnp.exp(logits - row[:, None])
+    return by_row + column_grad[None, :] * jnp.exp(logits - column[None, :])
+
+
+_LOGSUMEXP = _Reduction(
+    whole=jax.nn.logsumexp,
+    add=_add_exponentials,
+    finish=lambda sums, best: best + jnp.log(sums),
+    weights=_softmax_weights,
+)
+_SOFTPLUS = _Reduction(
+    whole=lambda logits, axis: jax.nn.softplus(logits).sum(axis) if axis else jnp.zeros(logits.shape[1]),
+    add=lambda logits, axis, sums, *_: sums + jax.nn.softplus(logits).sum(axis) if axis else sums,
+    finish=lambda sums, best: sums,
+    weights=lambda logits, row, column, row_grad, column_grad: row_grad[:, None] * jax.nn.sigmoid(logits),
+)
+
+
+def _dense(kind, x, y, scale, bias, row, column):
+    logits, positive = _logits(x, y, scale, bias), _positive(row, column)
+    correct = [_correct(*_best(logits, positive, axis)) for axis in (1, 0)]
+    return Reduced(kind.whole(logits, 1), kind.whole(logits, 0), *correct)
+
+
+def _gathered(kind, mesh, x, y, scale, bias, row, column):
+    """Each device has its own rows, and its own columns, of the matrix: both products."""
+
+    def local(x, y, scale, bias, row, column):
+        everyone = functools.partial(lax.all_gather, axis_name=BATCH_AXES, tiled=True)
+        all_x, all_y, all_row, all_column = jax.tree.map(everyone, (x, y, row, column))
+        across = _dense(kind, x, all_y, scale, bias, row, all_column)
+        down = _dense(kind, all_x, y, scale, bias, all_row, column)
+        return Reduced(across.rows, down.columns, across.row_correct, down.column_correct)
+
+    local = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(BATCH, BATCH, PartitionSpec(), PartitionSpec(), BATCH, BATCH),
+        out_specs=BATCH,
+    )
+    return local(x, y, scale, bias, row, column)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _ring(kind, mesh, tile, x, y, scale, bias, row, column):
+    return _ring_forward(kind, mesh, tile, x, y, scale, bias, row, column)[0]
+
+
+def _ring_forward(kind, mesh, tile, x, y, scale, bias, row, column):
+    """One visit a tile; of what it computes only the sums and the largest logits are kept."""
+
+    def visit(shared, row, row_sum, column, column_sum):
+        logits = _logits(row["x"], column["y"], *shared)
+        positive = _positive(row, column)
+        return (
+            _accumulate(kind, logits, positive, 1, *row_sum),
+            _accumulate(kind, logits, positive, 0, *column_sum),
+        )
+
+    start = (jnp.zeros(len(x)), jnp.full(len(x), -jnp.inf), jnp.full(len(x), -jnp.inf))
+    rows, columns = row | dict(x=x), column | dict(y=y)
+    row_sum, column_sum = sweep(visit, (scale, bias), rows, start, columns, start, mesh=mesh, tile=tile)
+    row_total, column_total = (kind.finish(s, jnp.maximum(p, n)) for s, p, n in (row_sum, column_sum))
+    reduced = Reduced(row_total, column_total, _correct(*row_sum[1:]), _correct(*column_sum[1:]))
+    return reduced, (x, y, scale, bias, row_total, column_total)
+
+
+def _ring_backward(kind, mesh, tile, residuals, cotangents):
+    """Every tile's logits once more, and from them its share of both gradients."""
+    x, y, scale, bias, row_total, column_total = residuals
+
+    def visit(shared, row, row_sum, column, column_sum):
+        logits = _logits(row["x"], column["y"], *shared)
+        weights = kind.weights(logits, row["total"], column["total"], row["grad"], column["grad"])
+        products = functools.partial(jnp.matmul, precision="highest")
+        d_x, d_bias = row_sum
+        return (
+            (d_x + products(weights, column["y"]), d_bias + weights.sum(1)),
+            column_sum + products(weights.T, row["x"]),
+        )
+
+    rows = dict(x=x, total=row_total, grad=cotangents.rows)
+    columns = dict(y=y, total=column_total, grad=cotangents.columns)
+    start = (jnp.zeros_like(x), jnp.zeros(len(x)))
+    (d_x, d_bias), d_y = sweep(
+        visit, (scale, bias), rows, start, columns, jnp.zeros_like(y), mesh=mesh, tile=tile
+    )
+    return scale * d_x, scale * d_y, (x * d_x).sum(), d_bias.sum(), None, None
+
+
+_ring.defvjp(_ring_forward, _ring_backward)
+
+
+def _accumulate(kind, logits, positive, axis, sums, best_positive, best_negative):
+    """The sums and the best logits along one axis, with a tile's share."""
+    old = jnp.maximum(best_positive, best_negative)
+    positives, negatives = _best(logits, positive, axis)
+    best_positive = jnp.maximum(best_positive, positives)
+    best_negative = jnp.maximum(best_negative, negatives)
+    best = jnp.maximum(best_positive, best_negative)
+    return kind.add(logits, axis, sums, old, best), best_positive, best_negative
+
+
+def _best(logits, positive, axis):
+    """The largest logit of a positive and of a negative pair along an axis; -inf for none."""
+    logits = lax.stop_gradient(logits)
+    best = [jnp.where(which, logits, -jnp.inf).max(axis) for which in (positive, ~positive)]
+    return best[0], best[1]
+
+
+def _correct(best_positive, best_negative):
+    return best_positive > best_negative

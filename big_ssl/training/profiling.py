@@ -1,0 +1,38 @@
+"""An xprof trace of a few steps."""
+
+import jax
+from etils import epath
+
+# The first steps of a run compile, and fill caches and queues.
+_STEPS_BEFORE = 5
+
+
+class Profile:
+    """Traces `steps` steps of a run, starting a few after `start`, into workdir/profile.
+
+    Open it with `xprof --logdir WORKDIR/profile` (pip install xprof). steps: 0 traces nothing.
+    A run with too few steps left is traced from its second one.
+    """
+
+    def __init__(self, workdir, steps: int, start: int, total: int):
+        self._folder, self._tracing = epath.Path(workdir) / "profile", False
+        self._first = max(start + 2, min(start + 1 + _STEPS_BEFORE, total + 1 - steps))
+        self._last = self._first + steps - 1
+
+    def before(self, step: int) -> None:
+        """To be called before each step."""
+        if step == self._first <= self._last:
+            jax.profiler.start_trace(str(self._folder))
+            self._tracing = True
+
+    def after(self, step: int, metrics) -> None:
+        """To be called after each step, with what it returned."""
+        if self._tracing and step >= self._last:
+            jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that is still going on."""
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False

@@ -1,0 +1,159 @@
+"""Microbatches: the whole batch's loss, gradient and statistics, with dropout replayed in the second pass."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_ssl.objectives.base import Pass
+from big_ssl.parallel.mesh import batch_ways, global_batch, make_mesh
+from big_ssl.training import accumulation, build
+from big_ssl.training.system import System, Term
+
+
+def gradients(config, devices, count):
+    """((loss, (metrics, mutable)), gradients) of the config's first batch."""
+    mesh = make_mesh(config["mesh"], jax.devices()[:devices])
+    tokens = build.tokenizer(config)
+    system = build.system(config, mesh)
+    params, mutable = jax.jit(lambda: system.init(jax.random.key(0), build.abstract_batch(config)))()
+    batches = build.batches(config, tokens, 0, mesh)
+    batch = global_batch(mesh, next(batches))
+    batches.close()
+    function = jax.jit(accumulation.value_and_grad(system, count, mesh))
+    return jax.device_get(function(params, mutable, batch, jax.random.key(1), jnp.int32(0)))
+
+
+@pytest.fixture(scope="module")
+def whole(micro_config):
+    return gradients(grouped(micro_config()), 1, 1)
+
+
+def grouped(config):
+    """Batch norm over pairs of neighbours, so that no group is cut by a microbatch."""
+    config["encoders"]["image"]["group_size"] = 2
+    return config
+
+
+@pytest.mark.parametrize(("devices", "count"), [(1, 2), (1, 8), (4, 2)])
+def test_microbatches_give_the_whole_batchs_step(micro_config, whole, devices, count):
+    found = gradients(grouped(micro_config()), devices, count)
+    (loss, (metrics, mutable)), grads = found
+    (wanted_loss, (wanted_metrics, wanted_mutable)), wanted_grads = whole
+    np.testing.assert_allclose(loss, wanted_loss, rtol=1e-5)
+    for name, value in wanted_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted_grads))
+
+    def close(a, b):
+        # The second part is rounding, for gradients that are zero on paper: a bias before a batch norm.
+        atol = 1e-5 * np.abs(b).max() + 1e-6 * largest
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol)
+
+    jax.tree.map(close, grads, wanted_grads)
+    # Once, not once a microbatch: the running statistics have moved as far as in one step.
+    jax.tree.map(close, mutable, wanted_mutable)
+
+
+class Tower(nn.Module):
+    """Random in training, and counting the forward passes that reach its statistics."""
+
+    @nn.compact
+    def __call__(self, ids, mask, train=False):
+        mean = self.variable("batch_stats", "mean", jnp.zeros, ())
+        x = nn.Dense(6)(ids.astype(jnp.float32))
+        if train:
+            mean.value = 0.5 * mean.value + 0.5 * x.mean()
+        return dict(pooled=nn.Dropout(0.5, deterministic=not train)(x))
+
+
+class Head(nn.Module):
+    @nn.compact
+    def __call__(self, outputs):
+        (output,) = outputs.values()
+        return dict(x=nn.Dense(5)(output["pooled"]), factor=self.param("factor", nn.initializers.ones, ()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """Not linear in the batch where the scope is "batch", a mean over examples where "example"."""
+
+    scope: str
+    head: nn.Module = dataclasses.field(default_factory=Head)
+    needs: tuple = (Pass("text", "text"),)
+
+    def loss(self, features, batch, mutable, step):
+        x = features["factor"] * jnp.tanh(features["x"])
+        target = batch["text"]["ids"][:, :1] + step
+        per_example = ((x - target) ** 2).sum(1)
+        value = jnp.log(per_example.sum()) if self.scope == "batch" else per_example.mean()
+        return value, {f"{self.scope}_mean": x.mean()}, dict(centre=mutable["centre"] + x.mean())
+
+    def initial_mutable(self):
+        return dict(centre=jnp.zeros(()))
+
+
+TOYS = dict(coupled=Toy("batch"), separate=Toy("example"))
+
+
+def toy_system(names):
+    weights = dict(coupled=0.5, separate=2.0)
+    terms = {name: Term("pairs", TOYS[name], lambda step, name=name: weights[name]) for name in names}
+    return System({"text": Tower()}, {}, terms)
+
+
+@pytest.mark.parametrize("names", [("coupled",), ("separate",), ("coupled", "separate")])
+def test_the_two_passes_are_one_function_with_its_gradient(names):
+    """Against plain autodiff of the same microbatches, all of their activations kept."""
+    system, count, mesh = toy_system(names), 4, make_mesh(dict(data=2, fsdp=1, tensor=1), jax.devices()[:2])
+    rng = np.random.default_rng(0)
+    text = dict(ids=rng.integers(0, 5, (16, 3)), mask=np.ones((16, 3), bool))
+    batch = dict(pairs=dict(text=text))
+    params, mutable = system.init(jax.random.key(0), batch)
+    key, step, ways = jax.random.key(3), jnp.int32(2), batch_ways(mesh)
+
+    # On two devices a microbatch is two neighbours of the first half and two of the second.
+    parts = np.arange(16).reshape(ways, count, -1).swapaxes(0, 1).reshape(count, -1)
+    order = np.argsort(parts.ravel())
+
+    def plain(params):
+        found, values, state = [], [], []
+        for part, part_key in zip(parts, jax.random.split(key, count), strict=True):
+            piece = jax.tree.map(lambda x, part=part: x[part], batch)
+            features, encoders = system.features(params, mutable["encoders"], piece, part_key)
+            found.append(features)
+            state.append(encoders)
+            separate = {name: features[name] for name in names if name == "separate"}
+            values.append(system.combine(separate, piece, mutable["objectives"], step)[0])
+        coupled = {name: merge([part[name] for part in found], order) for name in names if name == "coupled"}
+        loss, _ = system.combine(coupled, batch, mutable["objectives"], step)
+        return loss + sum(values) / count, jax.tree.map(lambda *s: sum(s) / count, *state)
+
+    (wanted, state), wanted_grads = jax.jit(jax.value_and_grad(plain, has_aux=True))(params)
+    function = jax.jit(accumulation.value_and_grad(system, count, mesh))
+    (loss, (metrics, after)), grads = function(params, mutable, global_batch(mesh, batch), key, step)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), grads, wanted_grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after["encoders"], state)
+    assert set(after["objectives"]) == set(names)
+    for name in names:
+        mean = metrics[f"{TOYS[name].scope}_mean"]
+        np.testing.assert_allclose(after["objectives"][name]["centre"], mean, rtol=1e-5)
+
+
+def merge(features, order):
+    """The features of all microbatches in the batch's order; scalars are the same in each."""
+    rows = jnp.concatenate([part["x"] for part in features])[order]
+    return dict(x=rows, factor=features[0]["factor"])
+
+
+def test_a_batch_that_cannot_be_split_is_named(micro_config, set_up):
+    from big_ssl.training.requirements import Unrunnable
+
+    config = micro_config() | dict(grad_accum=3)
+    with pytest.raises(Unrunnable, match=r"streams\.pairs\.batch_size is 16; .* grad_accum"):
+        set_up(config)
