@@ -37,6 +37,9 @@ SCIKIT_LEARN = "scikit-learn>=1.7"
 
 EXTRAS = {
     "tpu": ["jax[tpu]"],
+    # The TPU compiler, for big_ssl.plan on a machine without TPUs; Linux on x86_64 only. Not in dev: it is
+    # half a gigabyte, and makes every start of JAX on a CPU complain that there is no TPU.
+    "plan": ["libtpu"],
     "cuda": ["jax[cuda12]"],
     "eval": [SCIKIT_LEARN],
     "curation": ["apache-beam>=2.66"],  # wants older pillow, pyarrow and protobuf than the locks pin
