@@ -207,8 +207,8 @@ def _parameters(build) -> dict[str, _Option]:
 
     Keyword-only parameters are what the run passes, not the config.
     """
-    parameters = inspect.signature(build, eval_str=True).parameters
-    parameters = {k: p for k, p in parameters.items() if p.kind is not p.KEYWORD_ONLY}
+    taken = inspect.signature(build, eval_str=True).parameters
+    parameters = {k: p for k, p in taken.items() if p.kind is not p.KEYWORD_ONLY}
     known = {
         k: _Option(p.default, p.annotation) for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD
     }
