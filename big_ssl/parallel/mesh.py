@@ -1,5 +1,6 @@
 """The device mesh: axes ("data", "fsdp", "tensor")."""
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -26,6 +27,24 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
         raise ValueError(f"mesh: {dict(sizes)} does not divide {len(devices)} devices")
     shape = [len(devices) // fixed if size == -1 else size for size in shape]
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def connect(mesh: Mesh) -> None:
+    """Opens the connections among all devices and along each axis, while all processes are here.
+
+    On CPU a process waits 30 s at a first collective operation for the others to come to it as
+    well, and the first step is one that they come to after compiling, each at its own pace.
+    """
+    if jax.process_count() == 1:
+        return
+    ones = jax.make_array_from_callback(
+        (mesh.size,), NamedSharding(mesh, PartitionSpec(AXES)), lambda index: np.ones(mesh.size)[index]
+    )
+    for axes in (AXES, *((axis,) for axis in AXES)):
+        total = functools.partial(jax.lax.psum, axis_name=axes)
+        spec = PartitionSpec(AXES)
+        mapped = jax.shard_map(total, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+        jax.block_until_ready(jax.jit(mapped)(ones))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
