@@ -106,3 +106,10 @@ def test_nothing_that_the_command_imports_touches_a_device():
         timeout=120,
     )
     assert done.returncode == 0
+
+
+@pytest.mark.slow
+def test_processes_may_come_to_their_first_step_far_apart(cluster):
+    job = cluster.start(["tests/cluster/come_late.py"])
+    assert job.wait(120) == [0, 0], job.output()
+    assert job.output(0).endswith("28.0\n")
