@@ -116,8 +116,8 @@ def demo() -> dict:
         tokenizer=dict(vocabulary="emoji", size=4096, length=12),
         ema=0.99,
         log_every=20,
-        eval_every=260,
-        checkpoint=dict(every=130, keep=2, best="eval/zero_shot/twemoji/top1"),
+        eval_every=325,
+        checkpoint=dict(every=325, keep=2, best="eval/zero_shot/twemoji/top1"),
         evals=dict(emoji=dict(styles=("twemoji", "openmoji"), training_styles=TRAINING_STYLES)),
         learning_rate=dict(kind="cosine", peak=3e-3, warmup_steps=100, start=0.0, final=0.0),
     )

@@ -1,9 +1,11 @@
 """Evaluators by name, as configs choose them, and their run over a state."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from big_ssl.data.sources import EmojiPairs
 from big_ssl.evals import emoji, zero_shot
 from big_ssl.evals.embedder import Embedder
 from big_ssl.evals.report import Scene
@@ -20,8 +22,14 @@ class EmojiSuite:
         self, styles: Sequence[str], training_styles: Sequence[str], *, system, tokenizer, mesh, sizes
     ):
         self._sets = {style: emoji.load(style, *sizes) for style in styles}
-        self._pixels = {style: emoji.pixel_scores(style, training_styles) for style in styles}
+        EmojiPairs(training_styles)  # names a style that doesn't exist now, not at the first evaluation
+        self._training_styles = training_styles
         self._embedder = Embedder(system, "contrastive", tokenizer, mesh)
+
+    @functools.cached_property
+    def _pixels(self):
+        """Seconds of decoding, which the first training step need not wait for."""
+        return {style: emoji.pixel_scores(style, self._training_styles) for style in self._sets}
 
     def metrics(self, variables) -> dict[str, float]:
         """{"zero_shot/..." and "retrieval/...": fraction}."""
