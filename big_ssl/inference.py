@@ -1,0 +1,132 @@
+"""Trained models on NumPy arrays: `big_ssl.load`."""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax.traverse_util import unflatten_dict
+
+from big_ssl.data import preprocessing, tokenizers
+from big_ssl.data.device_views import ImageView
+from big_ssl.losses.contrastive import l2_normalize
+from big_ssl.objectives.contrastive import IMAGE, TEXT
+from big_ssl.weights import architecture, formats
+from big_ssl.weights.format import Config
+
+# Examples that go through a tower at once.
+_BATCH = 64
+
+
+class Model:
+    """Two towers and their projections. What it is given and gives are NumPy arrays.
+
+    config: see weights.format.Config; variables: as training.state.evaluation_variables;
+    dtype: of the computation.
+    """
+
+    def __init__(self, config: Config, variables: Mapping, dtype: str = "float32"):
+        self.config = config
+        self._variables = jax.tree.map(jnp.asarray, variables)
+        self._image, self._text, self._head = architecture.modules(config, dtype)
+        self._view = ImageView(**(config["views"]["image"] | dict(flip=False)))
+        self._run_image, self._run_text = jax.jit(self._image_outputs), jax.jit(self._text_outputs)
+
+    def encode_image(self, images: np.ndarray, normalize: bool = True, resize: bool = True) -> np.ndarray:
+        """uint8[B, H, W, 3] -> float32[B, D]. resize: to the size that the model was trained at; without
+        it the tower sees the images as they are. Raises ValueError for anything but such images."""
+        return self._embedded("image", self._run_image, self._prepared(images, resize), normalize)
+
+    def patch_features(self, images: np.ndarray, resize: bool = True) -> np.ndarray:
+        """uint8[B, H, W, 3] -> float32[B, N, D] of a ViT, N row by row, after its final norm;
+        [B, H', W', C] of a convolutional tower, its last map."""
+        return _in_batches(lambda x: self._run_image(self._variables, x)["patches"], self._prepared(images, resize))
+
+    def encode_text(self, texts, mask: np.ndarray | None = None, normalize: bool = True) -> np.ndarray:
+        """A list of str, or int32[B, L] token ids with mask: bool[B, L] -> float32[B, D].
+
+        Raises ValueError for anything else, ids out of the vocabulary, and ids without the end of
+        text at which the tower would be read.
+        """
+        inputs = self._tokens(texts) if _are_strings(texts) else self._checked(np.asarray(texts), mask)
+        return self._embedded("text", self._run_text, inputs, normalize)
+
+    def _image_outputs(self, variables, images):
+        tower = architecture.tower_variables(variables, "image")
+        outputs = self._image.apply(tower, self._view(images, None))
+        return dict(image=self._projected(variables, {IMAGE: outputs})["image"], patches=outputs["patches"])
+
+    def _text_outputs(self, variables, inputs):
+        outputs = self._text.apply(architecture.tower_variables(variables, "text"), **inputs)
+        return self._projected(variables, {TEXT: outputs})
+
+    def _projected(self, variables, outputs):
+        return self._head.apply({"params": variables["params"]["heads"]["contrastive"]}, outputs)
+
+    def _embedded(self, name, run, inputs, normalize):
+        found = _in_batches(lambda x: run(self._variables, x)[name], inputs)
+        return np.asarray(l2_normalize(found)) if normalize else found
+
+    def _prepared(self, images, resize):
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
+            raise ValueError(
+                f"images are {images.dtype.name}{list(images.shape)}; they must be uint8[B, H, W, 3]"
+            )
+        return preprocessing.resize(images, self.config["image_size"], self.config["resize"]) if resize else images
+
+    def _tokens(self, texts):
+        return self._tokenizer(list(texts))
+
+    @functools.cached_property
+    def _tokenizer(self):
+        return tokenizers.build(self.config["tokenizer"])
+
+    def _checked(self, ids, mask):
+        size, text = self.config["tokenizer"]["size"], self.config["encoders"]["text"]
+        if ids.dtype.kind not in "iu" or ids.ndim != 2 or 0 in ids.shape:
+            raise ValueError(
+                f"texts are {ids.dtype.name}{list(ids.shape)}; they must be a list of str or int32[B, L]"
+            )
+        if ids.min() < 0 or ids.max() >= size:
+            wrong = ids[(ids < 0) | (ids >= size)][0]
+            raise ValueError(f"token id {wrong} is not in the vocabulary of {size}")
+        if text.get("pooling") == "eot":
+            eot_id = size - 1 if text.get("eot_id") is None else text["eot_id"]
+            without = ~(ids == eot_id).any(1)
+            if without.any():
+                raise ValueError(f"text {without.argmax()} has no end of text, token id {eot_id}")
+        mask = np.ones(ids.shape, bool) if mask is None else np.asarray(mask, bool)
+        return dict(ids=ids.astype(np.int32), mask=mask)
+
+
+def load(path, dtype: str = "float32") -> Model:
+    """The model in a folder that `python -m big_ssl.convert` wrote, or that a run trained in.
+
+    dtype: of the computation. Raises FileNotFoundError, and WeightsError for what is neither.
+    """
+    path = epath.Path(path)
+    if (path / "checkpoints").exists():
+        raise NotImplementedError
+    config, ours = formats.read_checkpoint("big_ssl", path)
+    vocabulary = path / "merges.txt"
+    if not config["tokenizer"]["vocabulary"] and vocabulary.exists():
+        config["tokenizer"]["vocabulary"] = str(vocabulary)
+    return Model(config, unflatten_dict(ours, sep="/"), dtype)
+
+
+def _are_strings(texts):
+    return isinstance(texts, Sequence) and not isinstance(texts, str) and all(isinstance(t, str) for t in texts)
+
+
+def _in_batches(run, inputs):
+    """run on _BATCH examples at a time, the last ones padded by their first so that all are compiled alike."""
+    total = len(jax.tree.leaves(inputs)[0])
+    size, found = min(total, _BATCH), []
+    for start in range(0, total, size):
+        part = jax.tree.map(lambda x: x[start : start + size], inputs)
+        part = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)]), part)
+        found.append(np.asarray(run(part), np.float32)[: total - start])
+    return np.concatenate(found)
