@@ -13,8 +13,12 @@ from big_ssl.data import preprocessing, tokenizers
 from big_ssl.data.device_views import ImageView
 from big_ssl.losses.contrastive import l2_normalize
 from big_ssl.objectives.contrastive import IMAGE, TEXT
+from big_ssl.training import trained
 from big_ssl.weights import architecture, formats
 from big_ssl.weights.format import Config
+
+# Of a converted model: its tokenizer's merges, where they came with the weights.
+VOCABULARY = "merges.txt"
 
 # Examples that go through a tower at once.
 _BATCH = 64
@@ -42,7 +46,9 @@ class Model:
     def patch_features(self, images: np.ndarray, resize: bool = True) -> np.ndarray:
         """uint8[B, H, W, 3] -> float32[B, N, D] of a ViT, N row by row, after its final norm;
         [B, H', W', C] of a convolutional tower, its last map."""
-        return _in_batches(lambda x: self._run_image(self._variables, x)["patches"], self._prepared(images, resize))
+        return _in_batches(
+            lambda x: self._run_image(self._variables, x)["patches"], self._prepared(images, resize)
+        )
 
     def encode_text(self, texts, mask: np.ndarray | None = None, normalize: bool = True) -> np.ndarray:
         """A list of str, or int32[B, L] token ids with mask: bool[B, L] -> float32[B, D].
@@ -50,7 +56,7 @@ class Model:
         Raises ValueError for anything else, ids out of the vocabulary, and ids without the end of
         text at which the tower would be read.
         """
-        inputs = self._tokens(texts) if _are_strings(texts) else self._checked(np.asarray(texts), mask)
+        inputs = self._tokenizer(texts) if _are_strings(texts) else self._checked(np.asarray(texts), mask)
         return self._embedded("text", self._run_text, inputs, normalize)
 
     def _image_outputs(self, variables, images):
@@ -75,10 +81,11 @@ class Model:
             raise ValueError(
                 f"images are {images.dtype.name}{list(images.shape)}; they must be uint8[B, H, W, 3]"
             )
-        return preprocessing.resize(images, self.config["image_size"], self.config["resize"]) if resize else images
-
-    def _tokens(self, texts):
-        return self._tokenizer(list(texts))
+        return (
+            preprocessing.resize(images, self.config["image_size"], self.config["resize"])
+            if resize
+            else images
+        )
 
     @functools.cached_property
     def _tokenizer(self):
@@ -105,20 +112,27 @@ class Model:
 def load(path, dtype: str = "float32") -> Model:
     """The model in a folder that `python -m big_ssl.convert` wrote, or that a run trained in.
 
-    dtype: of the computation. Raises FileNotFoundError, and WeightsError for what is neither.
+    dtype: of the computation. Raises FileNotFoundError, and ValueError for what is neither.
     """
-    path = epath.Path(path)
-    if (path / "checkpoints").exists():
-        raise NotImplementedError
-    config, ours = formats.read_checkpoint("big_ssl", path)
-    vocabulary = path / "merges.txt"
-    if not config["tokenizer"]["vocabulary"] and vocabulary.exists():
-        config["tokenizer"]["vocabulary"] = str(vocabulary)
-    return Model(config, unflatten_dict(ours, sep="/"), dtype)
+    config, variables = read(path)
+    return Model(config, variables, dtype)
+
+
+def read(path) -> tuple[Config, dict]:
+    """The Config and the variables of such a folder; see `load`."""
+    folder = epath.Path(path)
+    if (folder / "checkpoints").exists():
+        return trained.read(folder)
+    config, ours = formats.read_checkpoint("big_ssl", folder)
+    if (folder / VOCABULARY).exists():
+        config["tokenizer"]["vocabulary"] = str(folder / VOCABULARY)
+    return config, unflatten_dict(ours, sep="/")
 
 
 def _are_strings(texts):
-    return isinstance(texts, Sequence) and not isinstance(texts, str) and all(isinstance(t, str) for t in texts)
+    return (
+        isinstance(texts, Sequence) and not isinstance(texts, str) and all(isinstance(t, str) for t in texts)
+    )
 
 
 def _in_batches(run, inputs):

@@ -75,7 +75,9 @@ def clip_config(image: dict, text: dict, dim: int, image_size: int, **changes) -
             views=dict(image=CLIP_PIXELS),
             image_size=image_size,
             resize="crop",
-            tokenizer=dict(kind="clip_bpe", vocabulary="", size=text["vocab_size"], length=text["max_len"]),
+            tokenizer=dict(
+                kind="clip_bpe", vocabulary="clip", size=text["vocab_size"], length=text["max_len"]
+            ),
         )
         | changes
     )
@@ -85,7 +87,7 @@ def siglip_config(image: dict, text: dict, image_size: int, **changes) -> Config
     """SigLIP's model: its pooled image is the embedding, its text head has a bias."""
     config = clip_config(image, text, image["width"], image_size)
     config["head"] |= dict(image_projection=False, text_bias=True, temperature=0.1, logit_bias=-10.0)
-    config["tokenizer"]["kind"] = "sentencepiece"
+    config["tokenizer"] |= dict(kind="sentencepiece", vocabulary="")
     return config | dict(views=dict(image=HALF_PIXELS), resize="squash") | changes
 
 
