@@ -11,6 +11,7 @@ from flax.traverse_util import unflatten_dict
 
 from big_ssl.data import preprocessing, tokenizers
 from big_ssl.data.device_views import ImageView
+from big_ssl.evals.embedder import padded_slice
 from big_ssl.losses.contrastive import l2_normalize
 from big_ssl.objectives.contrastive import IMAGE, TEXT
 from big_ssl.training import trained
@@ -136,11 +137,10 @@ def _are_strings(texts):
 
 
 def _in_batches(run, inputs):
-    """run on _BATCH examples at a time, the last ones padded by their first so that all are compiled alike."""
+    """What run gives for _BATCH examples at a time."""
     total = len(jax.tree.leaves(inputs)[0])
     size, found = min(total, _BATCH), []
     for start in range(0, total, size):
-        part = jax.tree.map(lambda x: x[start : start + size], inputs)
-        part = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)]), part)
+        part = jax.tree.map(functools.partial(padded_slice, start=start, size=size), inputs)
         found.append(np.asarray(run(part), np.float32)[: total - start])
     return np.concatenate(found)

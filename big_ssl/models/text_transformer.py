@@ -11,8 +11,8 @@ from big_ssl.models.transformer import STACKS, Layer, layer_norm, make_style
 __all__ = ["CLIP", "SIGLIP", "STACKS", "TextTransformer"]
 
 # What a family's towers share; widths, depths and heads: CLIP's Tables 19 and 20.
-CLIP = dict(causal=True, pooling="eot", activation="quick_gelu", epsilon=1e-5, init="clip")
-SIGLIP = dict(causal=False, pooling="last", activation="gelu_tanh", epsilon=1e-6, init="glorot")
+CLIP = dict(causal=True, pooling="eot", activation="quick_gelu", epsilon=1e-5, kernel_init="clip")
+SIGLIP = dict(causal=False, pooling="last", activation="gelu_tanh", epsilon=1e-6, kernel_init="glorot")
 
 
 class TextTransformer(nn.Module):
@@ -22,7 +22,7 @@ class TextTransformer(nn.Module):
       a causal tower needs; "last", at the last position, padding or not (SigLIP).
     eot_id: None is the vocabulary's last id, CLIP's own. Its first occurrence is where OpenAI's
       argmax over ids finds it. A text without it is pooled at its first token.
-    activation, init: names in models.transformer; mlp_dim: None is 4 * width.
+    activation, kernel_init: names in models.transformer; mlp_dim: None is 4 * width.
     scan, remat: of the layers, see models/layer_stack.py.
 
     ids: int32[B, L]; mask: bool[B, L], unread: causal attention never sees what follows the end,
@@ -41,7 +41,7 @@ class TextTransformer(nn.Module):
     eot_id: int | None = None
     activation: str = "quick_gelu"
     epsilon: float = 1e-5
-    init: str = "clip"
+    kernel_init: str = "clip"
     scan: bool = False
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
@@ -64,7 +64,7 @@ class TextTransformer(nn.Module):
         return dict(pooled=self._pool(x, ids).astype(jnp.float32), tokens=x)
 
     def _embed(self, ids):
-        tokens, positions = (0.02, 0.01) if self.init == "clip" else (self.width**-0.5,) * 2
+        tokens, positions = (0.02, 0.01) if self.kernel_init == "clip" else (self.width**-0.5,) * 2
         embed = nn.Embed(
             self.vocab_size,
             self.width,

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ def quick_gelu(x):
     return x * nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable] = {
     "gelu": functools.partial(nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
     "quick_gelu": quick_gelu,
@@ -77,7 +77,7 @@ class Style(NamedTuple):
 
 def make_style(tower) -> Style:
     """The style of a module with the fields width, depth, heads, mlp_dim (None is 4 * width),
-    activation, epsilon, init (a name in INITIALISERS) and dtype.
+    activation, epsilon, kernel_init (a name in INITIALISERS) and dtype.
 
     Raises ValueError for unknown names and where heads does not divide width.
     """
@@ -85,7 +85,7 @@ def make_style(tower) -> Style:
         raise ValueError(f"transformer: {tower.heads} heads do not divide a width of {tower.width}")
     choose(ACTIVATIONS, tower.activation, "activation")
     mlp_dim = tower.mlp_dim or 4 * tower.width
-    deviations = choose(INITIALISERS, tower.init, "init")(tower.width, mlp_dim, tower.depth)
+    deviations = choose(INITIALISERS, tower.kernel_init, "kernel_init")(tower.width, mlp_dim, tower.depth)
     return Style(tower.heads, mlp_dim, tower.activation, tower.epsilon, deviations, tower.dtype)
 
 

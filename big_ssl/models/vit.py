@@ -30,9 +30,9 @@ VARIANTS = {
 
 # What a family's towers share. CLIP: arXiv 2103.00020 section 2.4 and OpenAI's weights.
 CLIP = dict(
-    pre_norm=True, patch_bias=False, activation="quick_gelu", epsilon=1e-5, pooling="cls", init="torch"
+    pre_norm=True, patch_bias=False, activation="quick_gelu", epsilon=1e-5, pooling="cls", kernel_init="torch"
 )
-SIGLIP = dict(class_token=False, activation="gelu_tanh", epsilon=1e-6, pooling="map", init="glorot")
+SIGLIP = dict(class_token=False, activation="gelu_tanh", epsilon=1e-6, pooling="map", kernel_init="glorot")
 
 
 class PatchEmbedding(nn.Module):
@@ -73,7 +73,7 @@ class ViT(nn.Module):
       is resized by models.position_embedding.
     class_token: whether one stands before the patches. pre_norm: whether a layer norm follows the
       position embedding (CLIP). patch_bias: of the patch embedding.
-    activation, init: names in models.transformer; mlp_dim: None is 4 * width.
+    activation, kernel_init: names in models.transformer; mlp_dim: None is 4 * width.
     pooling: "cls", the class token; "map", attention pooling (SigLIP); "mean", of the patches.
     drop_path: rate at the last layer; layer i of n has drop_path * i / (n - 1).
     scan, remat: of the layers, see models/layer_stack.py.
@@ -94,7 +94,7 @@ class ViT(nn.Module):
     activation: str = "gelu"
     epsilon: float = 1e-6
     pooling: str = "cls"
-    init: str = "glorot"
+    kernel_init: str = "glorot"
     drop_path: float = 0.0
     scan: bool = False
     remat: str = "none"
@@ -123,10 +123,10 @@ class ViT(nn.Module):
     def _embed(self, images):
         """[B, N (+ 1), D]: the patches, the class token first, with their positions."""
         # PyTorch's default has a third of the variance of LeCun's rule.
-        scale = 1 / 3 if self.init == "torch" else 1.0
-        kernel_init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
+        scale = 1 / 3 if self.kernel_init == "torch" else 1.0
+        init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
         embed = PatchEmbedding(
-            self.patch, self.width, self.patch_bias, kernel_init, self.dtype, name="patch_embedding"
+            self.patch, self.width, self.patch_bias, init, self.dtype, name="patch_embedding"
         )
         x = embed(images)
         grid = x.shape[1:3]

@@ -26,8 +26,8 @@ def modules(config: Config, dtype: str = "float32") -> Modules:
     """The modules of a Config. Raises WeightsError where it has not the keys of one."""
     try:
         length, size = config["tokenizer"]["length"], config["tokenizer"]["size"]
-        towers = [encoders.build(config["encoders"][name], dtype, size, length) for name in ("image", "text")]
-        return Modules(*towers, ContrastiveHead(**config["head"], normalize=False))
+        image, text = (encoders.build(config["encoders"][k], dtype, size, length) for k in ("image", "text"))
+        return Modules(image, text, ContrastiveHead(**config["head"], normalize=False))
     except (KeyError, TypeError) as error:
         raise WeightsError(f"config.json does not describe a model: {error}") from error
 

@@ -64,7 +64,7 @@ def _choose(settings, key, table):
 
 
 def _describe(config: Config) -> dict[str, dict]:
-    image, text, head = *config["encoders"].values(), config["head"]
+    image, text, head = config["encoders"]["image"], config["encoders"]["text"], config["head"]
     if (
         image["kind"] not in ("vit", "resnet")
         or text["kind"] != "text_transformer"

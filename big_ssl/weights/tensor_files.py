@@ -45,7 +45,8 @@ def read_tensors(path) -> dict[str, np.ndarray]:
 
 def write_safetensors(path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes {name: array} and the file's own metadata. Raises KeyError for a dtype it has no name for."""
-    header, start = {"__metadata__": dict(metadata)}, 0
+    header: dict[str, dict] = {"__metadata__": dict(metadata)}
+    start = 0
     for name, array in tensors.items():
         end = start + array.nbytes
         header[name] = dict(dtype=_NAMES[array.dtype], shape=list(array.shape), data_offsets=[start, end])
