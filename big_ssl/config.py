@@ -5,6 +5,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from big_ssl.data import sources
 from big_ssl.data.tokenizers import TOKENIZERS
@@ -187,26 +188,37 @@ def _choose(kind, table, path):
 
 def _check_options(options, build, path, given=()):
     """options against the parameters that `build` takes, those in `given` left out."""
-    accepted = _parameters(build)
-    known = {key: default for key, default in accepted.items() if key not in given}
-    _check_keys(options, known, [key for key, default in known.items() if default is _REQUIRED], path)
+    known = {key: parameter for key, parameter in _parameters(build).items() if key not in given}
+    _check_keys(options, known, [key for key, p in known.items() if p.default is _REQUIRED], path)
+    for key, value in options.items():
+        types = _PLAIN.get(known[key].annotation)
+        if types:
+            _check_type(value, types, f"{path}.{key}")
 
 
 _REQUIRED = inspect.Parameter.empty
+_PLAIN = {int: int, float: NUMBER, bool: bool, str: str}
 
 
-def _parameters(build):
-    """{name: default}; a builder with **options takes the fields of what it returns as well.
+class _Option(NamedTuple):
+    default: Any
+    annotation: Any
+
+
+def _parameters(build) -> dict[str, _Option]:
+    """What a config may give to `build`; one with **options takes the fields of what it returns too.
 
     Keyword-only parameters are what the run passes, not the config.
     """
-    parameters = inspect.signature(build).parameters
-    parameters = {k: p for k, p in parameters.items() if p.kind is not p.KEYWORD_ONLY}
-    known = {k: p.default for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    taken = inspect.signature(build, eval_str=True).parameters
+    parameters = {k: p for k, p in taken.items() if p.kind is not p.KEYWORD_ONLY}
+    known = {
+        k: _Option(p.default, p.annotation) for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD
+    }
     if len(known) < len(parameters):
-        made = inspect.signature(build).return_annotation
+        made = inspect.signature(build, eval_str=True).return_annotation
         fields = dataclasses.fields(made)
-        known |= {f.name: None for f in fields if f.name not in ("parent", "name", "stages")}
+        known |= {f.name: _Option(None, f.type) for f in fields if f.name not in ("parent", "name", "stages")}
     known.pop("parent", None)
     known.pop("name", None) if dataclasses.is_dataclass(build) else None
     return known

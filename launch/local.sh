@@ -64,7 +64,7 @@ for ((left = processes; left > 0; )); do
     code=0
     wait -n -p ended "${pids[@]}" || code=$?
     [[ -n ${ended:-} ]] || continue  # a signal arrived, and no process ended
-    ((left -= 1))
+    left=$((left - 1))
     for i in "${!pids[@]}"; do
         [[ ${pids[i]} != "$ended" ]] || unset "pids[i]"
     done

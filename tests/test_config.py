@@ -105,6 +105,13 @@ def test_an_unknown_choice_is_named(path, value, message):
         ("streams/pairs/batch_size", 1.5, "streams.pairs.batch_size is 1.5, of type float"),
         ("streams/pairs/data/crop", "16", "streams.pairs.data.crop is '16', of type str"),
         ("views/image/flip", 1, "views.image.flip is 1, of type int; it must be bool"),
+        ("encoders/text/depth", 2.5, "encoders.text.depth is 2.5, of type float; it must be int"),
+        ("encoders/image/depth", "deep", "encoders.image.depth is 'deep', of type str; it must be int or"),
+        ("streams/pairs/objectives/contrastive/image_projection", 1, "streams.pairs.objectives.contrastive."),
+        ("mesh_rules", (("v5", 3),), "mesh_rules.0.1 is 3; it must be a dict of data, fsdp, tensor"),
+        ("mesh_rules", ("v5",), "mesh_rules.0 is 'v5'; it must be a pair of a pattern and mesh sizes"),
+        ("sharding", (("(", ()),), "sharding.0: the pattern '(' is not a regular expression"),
+        ("sharding", (("word", "fsdp"),), "sharding.0.1 is 'fsdp', of type str; it must be tuple or list"),
     ],
 )
 def test_a_wrong_type_is_named(path, value, message):

@@ -15,6 +15,7 @@ from configs.align_l2 import get_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = "--config=configs/align_l2.py:tiny"
+MICRO = "--config=tests/training/micro.py"
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install libtpu"
 )
@@ -74,7 +75,7 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, named):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "devices"), [("v5e:2x2", 4), ("v4:2x2x1", 4), ("2xv5e:2x2", 8)])
 def test_a_real_plan(name, devices, tmp_path):
-    result = _command(TINY, f"--topology={name}", f"--json={tmp_path}/plan.json")
+    result = _command(MICRO, f"--topology={name}", f"--json={tmp_path}/plan.json")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     record = json.loads((tmp_path / "plan.json").read_text())
@@ -92,7 +93,10 @@ def test_a_real_plan(name, devices, tmp_path):
 @pytest.mark.slow
 def test_a_real_step_that_does_not_fit(tmp_path):
     result = _command(
-        TINY, "--topology=v5e:2x2", f"--json={tmp_path}/plan.json", "--config.streams.pairs.batch_size=131072"
+        MICRO,
+        "--topology=v5e:2x2",
+        f"--json={tmp_path}/plan.json",
+        "--config.streams.pairs.batch_size=131072",
     )
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr

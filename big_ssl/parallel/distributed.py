@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import sys
 import threading
 import traceback
@@ -25,7 +26,7 @@ class Address(NamedTuple):
 
     coordinator: str
     processes: int
-    index: int
+    process: int
 
 
 class StartupError(RuntimeError):
@@ -44,10 +45,10 @@ def parse(value: str) -> Address | None:
     whole = [int(text) for text in (port, *numbers) if text.isascii() and text.isdecimal()]
     if not host or len(numbers) != 2 or len(whole) != 3 or not 0 < whole[0] < 2**16:
         raise ValueError(f"--distributed={value}: must be {USAGE}, such as localhost:12345,2,0")
-    _, processes, index = whole
-    if index >= processes:
-        raise ValueError(f"--distributed={value}: INDEX {index} must be below PROCESSES {processes}")
-    return Address(coordinator, processes, index)
+    _, processes, process = whole
+    if process >= processes:
+        raise ValueError(f"--distributed={value}: INDEX {process} must be below PROCESSES {processes}")
+    return Address(coordinator, processes, process)
 
 
 def start(value: str, heartbeat: int = HEARTBEAT_SECONDS, seconds: int = 300) -> None:
@@ -55,14 +56,16 @@ def start(value: str, heartbeat: int = HEARTBEAT_SECONDS, seconds: int = 300) ->
 
     value: as `parse` takes it; heartbeat: after how many seconds of silence a process counts as
     dead and the others end; seconds: how long to wait for all to come. Raises StartupError
-    where there is no cluster to detect or the port is taken. Where the others don't come, the
-    process ends here with exit code 2 and one line: JAX itself would abort in C++.
+    where there is no cluster to detect, the port is taken, or no device is left for this process.
+    Where the others don't come, the process ends here with exit code 2 and one line: JAX itself
+    would abort in C++.
     """
     if not value:
         return
     address = parse(value)
     options: dict = dict(initialization_timeout=seconds + 60, heartbeat_timeout_seconds=heartbeat)
     if address:
+        _check_port(value, address)
         options |= dict(zip(("coordinator_address", "num_processes", "process_id"), address, strict=True))
         options |= dict(cluster_detection_method="deactivate")
     timer = threading.Timer(seconds, _give_up, [value, seconds])
@@ -70,6 +73,7 @@ def start(value: str, heartbeat: int = HEARTBEAT_SECONDS, seconds: int = 300) ->
     timer.start()
     try:
         jax.distributed.initialize(**options)
+        jax.local_devices()  # fails where there are more processes than devices to share out
     except ValueError as error:  # of JAX's cluster detection, which found nothing
         raise StartupError(
             f"--distributed={value}: no cluster detected here ({error}); "
@@ -125,6 +129,17 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _check_port(value, address):
+    """Raises StartupError where process 0 can't listen: jaxlib 0.10 would crash on it."""
+    if address.process == 0:
+        try:
+            socket.create_server(("", int(address.coordinator.rpartition(":")[2]))).close()
+        except OSError as error:
+            raise StartupError(
+                f"--distributed={value}: can't listen on that port: {error.strerror}"
+            ) from error
 
 
 def _give_up(value, seconds):

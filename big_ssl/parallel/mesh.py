@@ -1,5 +1,6 @@
 """The device mesh: axes ("data", "fsdp", "tensor")."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,24 @@ def _arrange(shape, devices):
     return mesh_utils.create_hybrid_device_mesh(
         inside, (slices, 1, 1), devices, allow_split_physical_axes=True
     )
+
+
+def connect(mesh: Mesh) -> None:
+    """Opens the connections among all devices and along each axis, while all processes are here.
+
+    On CPU a process waits 30 s at a first collective operation for the others to come to it as
+    well, and the first step is one that they come to after compiling, each at its own pace.
+    """
+    if jax.process_count() == 1:
+        return
+    ones = jax.make_array_from_callback(
+        (mesh.size,), NamedSharding(mesh, PartitionSpec(AXES)), lambda index: np.ones(mesh.size)[index]
+    )
+    for axes in (AXES, *((axis,) for axis in AXES)):
+        total = functools.partial(jax.lax.psum, axis_name=axes)
+        spec = PartitionSpec(AXES)
+        mapped = jax.shard_map(total, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+        jax.block_until_ready(jax.jit(mapped)(ones))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

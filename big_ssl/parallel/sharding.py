@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from big_ssl.parallel.mesh import AXES
 from big_ssl.parallel.stacked import is_stacked
@@ -34,7 +34,7 @@ def stacked_spec(shape: tuple[int, ...], ways: int) -> PartitionSpec:
     return PartitionSpec(None, *spec) if spec else spec
 
 
-def state_shardings(mesh: Mesh, abstract_state, overrides: Sequence = ()):
+def state_shardings(mesh: Mesh | AbstractMesh, abstract_state, overrides: Sequence = ()):
     """A NamedSharding for every leaf. Parameters, optimiser moments and averages have the same
     shapes, so one rule on shapes puts them in the same places.
 

@@ -16,7 +16,7 @@ def advice(plan: Plan, config: Mapping) -> Iterator[str]:
     record, mesh = plan.record, plan.setup.mesh
     limit, temporaries = record["hbm_limit_bytes"], record["temp_bytes"] or 0
     room = limit - record["argument_bytes"]
-    yield from _more_fsdp(plan, limit, temporaries)
+    yield from _more_fsdp(plan, limit - temporaries, config.get("sharding", ()))
     if config.get("remat", "full") != "full":
         yield "--config.remat=full recomputes each block in the backward pass instead of keeping it"
     if room > 0 and temporaries:
@@ -38,13 +38,19 @@ def slices_of(mesh) -> int:
     return len({getattr(device, "slice_index", 0) for device in mesh.devices.flat})
 
 
-def _more_fsdp(plan, limit, temporaries):
+def mesh_sizes(devices: int, tensor: int, fsdp: int) -> dict[str, int]:
+    """The whole mesh that goes with an fsdp size."""
+    return dict(data=devices // tensor // fsdp, fsdp=fsdp, tensor=tensor)
+
+
+def _more_fsdp(plan, room, overrides):
+    """room: bytes there are for the arguments."""
     state, mesh = plan.setup.abstract_state, plan.setup.mesh
-    now = mesh.shape["fsdp"]
-    other = plan.record["argument_bytes"] - state_bytes(state, now)
-    for ways in fsdp_ways(mesh.size, mesh.shape["tensor"], slices_of(mesh)):
-        held = state_bytes(state, ways)
-        if ways > now and held + other + temporaries <= limit:
+    now, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    batch = plan.record["argument_bytes"] - state_bytes(state, mesh.shape, overrides)
+    for ways in fsdp_ways(mesh.size, tensor, slices_of(mesh)):
+        held = state_bytes(state, mesh_sizes(mesh.size, tensor, ways), overrides)
+        if ways > now and held is not None and held + batch <= room:
             yield f"--config.mesh.fsdp={ways} shrinks a device's part of the state to {held / 2**30:.2f} GiB"
             return
 

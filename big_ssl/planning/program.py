@@ -4,11 +4,14 @@ import pathlib
 import re
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+from jax.sharding import AbstractMesh
 
-from big_ssl.parallel.sharding import bytes_per_device, fsdp_spec
+from big_ssl.parallel.mesh import AXES
+from big_ssl.parallel.sharding import bytes_per_device, state_shardings
 
 
 class Tensor(NamedTuple):
@@ -64,12 +67,17 @@ def argument_bytes(arguments) -> int:
     return sum(bytes_per_device(leaf, leaf.sharding) for leaf in jax.tree.leaves(arguments))
 
 
-def state_bytes(abstract_state, fsdp: int) -> int:
-    """Bytes a device holds of the state when it is split `fsdp` ways; compiles nothing."""
-    return sum(
-        leaf.size * leaf.dtype.itemsize // (fsdp if any(fsdp_spec(leaf.shape, fsdp)) else 1)
-        for leaf in jax.tree.leaves(abstract_state)
-    )
+def state_bytes(abstract_state, sizes: Mapping[str, int], overrides: Sequence = ()) -> int | None:
+    """Bytes a device holds of the state on a mesh of these sizes; compiles nothing.
+
+    overrides: config.sharding. None where the state can't be split so.
+    """
+    mesh = AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES)
+    try:
+        placed = state_shardings(mesh, abstract_state, overrides)
+    except ValueError:
+        return None
+    return sum(jax.tree.leaves(jax.tree.map(bytes_per_device, abstract_state, placed)))
 
 
 def _too_large(message, folder, arguments, seconds):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from big_ssl.parallel import hardware
-from big_ssl.planning.advice import fsdp_ways
+from big_ssl.planning.advice import fsdp_ways, mesh_sizes
 from big_ssl.planning.planner import Plan, make_plan, set_up
 from big_ssl.planning.program import state_bytes
 from big_ssl.planning.report import console, memory
@@ -53,9 +53,12 @@ class _Search:
         self.tensor = sizes["tensor"]
         ways = sizes["data"] * sizes["fsdp"]
         limit = hardware.chip(devices[0].device_kind).hbm
-        allowed = fsdp_ways(len(devices), self.tensor, topology.slices)
-        fitting = [n for n in allowed if state_bytes(setup.abstract_state, n) < limit]
-        self.ways = fitting or allowed[-1:]
+        held = {
+            ways: state_bytes(setup.abstract_state, self._mesh(ways), config.get("sharding", ()))
+            for ways in fsdp_ways(len(devices), self.tensor, topology.slices)
+        }
+        possible = {ways: size for ways, size in held.items() if size is not None}
+        self.ways = [n for n, size in possible.items() if size < limit] or [min(possible, key=possible.get)]
         self.start = min(self.ways, key=lambda n: abs(n - sizes["fsdp"]))
         local = min(stream["batch_size"] for stream in config["streams"].values()) // ways
         self.rungs = rungs(config, local)
@@ -75,7 +78,8 @@ class _Search:
         if plan is None:
             raise Unrunnable("--search: no setting that it tried can be built from this config")
         changes = self._changes(best)
-        flags = [f"--config.{key}={value}" for key, value in changes.items() if key != "mesh"]
+        flags = [f"'--config.{key}={value}'" for key, value in changes.items() if key == "mesh_rules"]
+        flags += [f"--config.{key}={changes[key]}" for key in ("remat", "grad_accum") if key in changes]
         flags += [f"--config.mesh.{axis}={changes['mesh'][axis]}" for axis in ("data", "fsdp")]
         console.print(f"{'best' if self._fits(best) else 'closest'}: {' '.join(flags)}")
         return self.config | changes, plan
@@ -103,8 +107,12 @@ class _Search:
         return self._plan(setting).record["estimated_step_seconds"] if self._fits(setting) else float("inf")
 
     def _changes(self, setting):
-        data = len(self.devices) // self.tensor // setting.fsdp
-        return self.rungs[setting.rung] | dict(mesh=dict(data=data, fsdp=setting.fsdp, tensor=self.tensor))
+        changes = self.rungs[setting.rung] | dict(mesh=self._mesh(setting.fsdp))
+        # A rule for this hardware would win over the mesh to try.
+        return changes | dict(mesh_rules=()) if self.config.get("mesh_rules") else changes
+
+    def _mesh(self, fsdp):
+        return mesh_sizes(len(self.devices), self.tensor, fsdp)
 
     def _plan(self, setting):
         if setting not in self.plans:

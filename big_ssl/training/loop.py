@@ -108,6 +108,7 @@ def train(config: Mapping, workdir) -> Result:
     size = requirements.state_bytes(setup.abstract_state)
     requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
     requirements.check_shared(workdir)
+    mesh_lib.connect(setup.mesh)
     progress.print_parameters(
         setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
     )

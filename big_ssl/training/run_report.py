@@ -1,6 +1,7 @@
 """The report of a finished run, from what training left in memory and in its workdir."""
 
 import jax
+import numpy as np
 
 from big_ssl.evals.report import write_report
 from big_ssl.training import state as state_lib
@@ -28,7 +29,7 @@ def write_run_report(config, workdir, command: str, result):
     All processes take part in the embedding, which runs on all devices.
     """
     variables = state_lib.evaluation_variables(result.state)
-    scenes, texts = {}, None
+    scenes, texts = {}, np.empty((0, 0), np.float32)
     for evaluator in result.evaluators.values():
         scenes |= evaluator.scenes(variables)
         texts = evaluator.encode_text(variables)(QUERIES)

@@ -9,7 +9,7 @@ def build(value, total_steps: int) -> optax.Schedule:
     """A schedule from a config value: a number stays constant, a mapping is one of
 
     dict(kind="linear" | "cosine", peak=..., warmup_steps=..., final=0.0, start=0.0): linear
-    warm-up from `start` to `peak`, then linear or cosine decay to `final` at the last step.
+    warm-up from `start` to `peak`, then linear or cosine decay, which reaches `final` at total_steps.
     Raises ValueError naming an unknown kind, or a warm-up that does not fit into the run.
     """
     if not isinstance(value, Mapping):
@@ -21,8 +21,11 @@ def build(value, total_steps: int) -> optax.Schedule:
     if kind == "linear":
         decay = optax.linear_schedule(peak, final, decay_steps)
     elif kind == "cosine":
-        # optax counts the floor as a fraction of the peak.
-        decay = optax.cosine_decay_schedule(peak, decay_steps, alpha=final / peak)
+        cosine = optax.cosine_decay_schedule(peak - final, decay_steps)
+
+        def decay(step):
+            return final + cosine(step)
+
     else:
         raise ValueError(f'schedule: kind {kind!r} is unknown; "linear" and "cosine" are known')
     rise = optax.linear_schedule(value.get("start", 0.0), peak, warmup)

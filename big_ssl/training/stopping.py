@@ -17,7 +17,8 @@ class StopRequest:
 
     A second signal has its usual effect. With several processes, the signal to any of them
     stops all after the same step, a second or so later, on which JAX's preemption service
-    agrees: it has its own handler of SIGTERM, from the start-up on, which stays in place here.
+    agrees. Its own handler of SIGTERM, there from the start-up on, stays in place, and takes no
+    notice of a second one.
     """
 
     def __init__(self):

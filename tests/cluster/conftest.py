@@ -50,8 +50,8 @@ class Job:
         """Returns when condition() holds; fails the test where it does not in time."""
         deadline = time.monotonic() + seconds
         while not condition():
-            running = all(process.poll() is None for process in self.processes)
-            assert running and time.monotonic() < deadline, self.output()
+            assert all(process.poll() is None for process in self.processes), self.output()
+            assert time.monotonic() < deadline, self.output()
             time.sleep(0.02)
 
     def end(self) -> None:

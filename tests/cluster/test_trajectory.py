@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 LAYOUTS = {"1x1": (1, 1), "1x4": (1, 4), "2x2": (2, 2)}  # processes x devices of each
-STEPS, BATCH = 20, 64
+STEPS, BATCH = 20, 128
 # As in tests/training/test_devices.py: sums over a batch are taken in another order.
 TOLERANCE = 1e-4
 
@@ -31,9 +31,9 @@ def test_the_global_batches_hold_the_same_examples_in_the_same_rows(layout, batc
 
 @pytest.fixture(scope="module")
 def trajectories(cluster, losses, tmp_path_factory):
-    """{layout: [(step, loss)]} of the demo, with its own model and a warm-up that fits."""
+    """{layout: [(step, loss)]} of the demo, which warms up to a rate of 3e-3 in 100 steps."""
     arguments = dict(total_steps=STEPS, log_every=1, evals="{}")
-    arguments |= {"streams.pairs.batch_size": BATCH, "learning_rate.warmup_steps": 5}
+    arguments |= {"learning_rate.warmup_steps": STEPS - 1, "learning_rate.peak": 3e-3 * (STEPS - 1) / 100}
     found = {}
     for name, (processes, devices) in LAYOUTS.items():
         workdir = tmp_path_factory.mktemp("demo") / name

@@ -51,6 +51,12 @@ def test_a_batch_keeps_its_order_and_is_split_over_data_and_fsdp(place):
     assert [shard.data.shape for shard in shards] == [(2, 2)] * 8
 
 
+@pytest.mark.parametrize("sizes", [_sizes(-1), _sizes(2, 2, 2)])
+def test_one_process_holds_every_row_once(sizes):
+    # What several hold: tests/cluster.
+    np.testing.assert_array_equal(mesh_lib.local_rows(mesh_lib.make_mesh(sizes), 16), np.arange(16))
+
+
 @pytest.mark.parametrize(
     ("shape", "ways", "spec"),
     [

@@ -181,11 +181,11 @@ def test_the_spellings_of_the_tpu_compiler():
     assert program.runs["body"] == 5  # from 1 up to 6
     assert hlo.estimated_cycles(program) == 5 * 100 + 30 + 7  # what is inside a fusion is in its caller's
     assert hlo.flops(program) == 5 * 2 * 128 * 64 * 32
-    assert set(hlo.collectives(program, 16)) == {
+    assert sorted(hlo.collectives(program, 16)) == [
         hlo.Collective("all-gather", 64 * 32 * 2, 4, 1, hidden=True, dcn=False),
-        hlo.Collective("reduce-scatter", 32 * 16 * 4, 4, 1, hidden=False, dcn=False),
         hlo.Collective("all-reduce", 32 * 16 * 4, 2, 1, hidden=True, dcn=True),
-    }
+        hlo.Collective("reduce-scatter", 32 * 16 * 4, 4, 1, hidden=False, dcn=False),
+    ]
 
 
 def test_a_loop_that_is_not_understood_is_reported_and_taken_once():

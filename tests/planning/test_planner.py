@@ -92,7 +92,10 @@ def test_a_state_that_overfills_a_device_is_not_compiled(compiled, config, monke
     ("change", "message"),
     [
         (dict(mesh=dict(data=3, fsdp=1, tensor=1)), "mesh: .* does not divide 8 devices"),
-        (dict(batch_size=12), "streams.pairs.batch_size is 12; it must be a multiple of data x fsdp = 8"),
+        (
+            dict(batch_size=12),
+            "streams.pairs.batch_size is 12; it must be a multiple of data x fsdp x grad_accum = 8 x 1",
+        ),
     ],
 )
 def test_what_cannot_be_divided_is_said_before_anything_slow(compiled, config, change, message):

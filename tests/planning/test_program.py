@@ -1,42 +1,59 @@
 """Bytes a device holds, without compiling; the largest tensors of a program that does not fit."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.parallel import sharding
 from big_ssl.planning import program
 from big_ssl.planning.planner import set_up
 from big_ssl.training import build
 from configs.align_l2 import get_config
 
 
-def _recipe(preset="tiny", fsdp=1):
-    config = get_config(preset).to_dict()
-    config["mesh"]["fsdp"] = fsdp
-    return config
+@pytest.fixture(scope="module")
+def config():
+    return get_config("tiny").to_dict()
+
+
+@pytest.fixture(scope="module")
+def setup(config):
+    return set_up(config, jax.devices())
+
+
+def _placed(state, sizes, overrides=()):
+    """The state's shapes with their shardings on a real mesh."""
+    shardings = sharding.state_shardings(mesh_lib.make_mesh(sizes), state, overrides)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
 
 @pytest.mark.parametrize("fsdp", [1, 2, 8])
-def test_argument_bytes_are_what_a_program_takes(fsdp):
-    config = _recipe("demo", fsdp)
-    setup = set_up(config, jax.devices())
+@pytest.mark.parametrize("overrides", [(), (("word/embedding$", (None, "fsdp")),)])
+def test_bytes_of_the_state_are_what_a_program_takes(setup, fsdp, overrides):
+    sizes = dict(data=8 // fsdp, fsdp=fsdp, tensor=1)
+    state = _placed(setup.abstract_state, sizes, overrides)
+    compiled = jax.jit(lambda given: given).lower(state).compile()
+    taken = compiled.memory_analysis().argument_size_in_bytes
+    assert program.argument_bytes(state) == taken
+    assert program.state_bytes(setup.abstract_state, sizes, overrides) == taken
+
+
+def test_bytes_of_a_batch_are_what_a_program_takes(config, setup):
     batch = build.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
-    compiled = jax.jit(lambda *given: given).lower(setup.abstract_state, batch).compile()
-    found = program.argument_bytes((setup.abstract_state, batch))
-    assert found == compiled.memory_analysis().argument_size_in_bytes
+    compiled = jax.jit(lambda given: given).lower(batch).compile()
+    assert program.argument_bytes(batch) == compiled.memory_analysis().argument_size_in_bytes
 
 
-@pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
-def test_state_bytes_need_no_mesh(fsdp):
-    state = set_up(_recipe("demo", fsdp), jax.devices()).abstract_state
-    assert program.state_bytes(state, fsdp) == program.argument_bytes(state)
+def test_a_state_that_cannot_be_split_has_no_bytes():
+    state = dict(w=jax.ShapeDtypeStruct((2049, 2049), jnp.float32))
+    assert program.state_bytes(state, dict(data=4, fsdp=2, tensor=1)) is None
 
 
-def test_the_abstract_batch_is_the_real_one():
-    config = _recipe()
-    mesh = set_up(config, jax.devices()).mesh
+def test_the_abstract_batch_is_the_real_one(config, setup):
+    mesh = setup.mesh
     abstract = build.abstract_global_batch(config, mesh_lib.batch_sharding(mesh))
-    batches = build.batches(config, build.tokenizer(config), 0, (0, 1))
+    batches = build.batches(config, build.tokenizer(config), 0, mesh)
     real = mesh_lib.global_batch(mesh, next(batches))
     batches.close()
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), real) == jax.tree.map(

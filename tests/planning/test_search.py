@@ -82,6 +82,12 @@ def test_it_uses_only_keys_that_the_config_has(monkeypatch):
     assert found.keys() == _config().keys()
 
 
+def test_a_mesh_rule_does_not_win_over_the_mesh_it_tries(monkeypatch):
+    rules = (("TPU", dict(data=-1, fsdp=1, tensor=1)),)
+    found, _ = _search(monkeypatch, Machine(40, 4), _config(mesh_rules=rules))
+    assert found["mesh_rules"] == ()
+
+
 def test_a_setting_that_cannot_be_built_is_passed_over(monkeypatch):
     machine = Machine(4, 12)
     make_plan = machine.make_plan

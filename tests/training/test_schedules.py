@@ -70,3 +70,11 @@ def test_a_warm_up_that_does_not_fit_is_named(warmup):
 def test_an_unknown_kind_is_named():
     with pytest.raises(ValueError, match="'step' is unknown"):
         schedules.build(BASE | dict(kind="step"), TOTAL)
+
+
+def test_a_cosine_may_rise_and_may_start_at_zero():
+    """A teacher's momentum goes up to 1; a peak of 0 is no division by it."""
+    rising = schedules.build(dict(kind="cosine", peak=0.99, final=1.0, warmup_steps=0), 10)
+    assert [float(rising(step)) for step in (0, 5, 10)] == pytest.approx([0.99, 0.995, 1.0])
+    nothing = schedules.build(dict(kind="cosine", peak=0.0, final=0.0, warmup_steps=0), 10)
+    assert float(nothing(3)) == 0

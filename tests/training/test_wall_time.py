@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from big_ssl.training import wall_time
+from big_ssl.parallel import hardware
+from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.training import build, flops, wall_time
 from big_ssl.training.profiling import Profile
 from big_ssl.training.wall_time import ALL_PARTS, WallTime, earlier_seconds
 
@@ -78,6 +80,20 @@ def test_a_run_accounts_for_its_time_over_a_restart(micro_config, train, stop_af
 def _last_line(workdir, key="time/compute"):
     lines = (json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if key in line][-1]
+
+
+def test_mfu_is_there_where_the_peak_is_known(micro_config, train, set_up, tmp_path, monkeypatch):
+    config, peak = micro_config(total_steps=3), 1e9
+    train(config, tmp_path / "unknown")
+    assert "time/mfu" not in _last_line(tmp_path / "unknown", "time/step_seconds")
+    monkeypatch.setattr(hardware, "peak_flops", lambda device: peak)
+    train(config, tmp_path / "known")
+    line = _last_line(tmp_path / "known", "time/step_seconds")
+    setup = set_up(config)
+    batch = build.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
+    per_step = flops.model_flops_per_step(setup.system, setup.abstract_state, batch)
+    expected = per_step / (line["time/step_seconds"] * peak * jax.device_count())
+    assert line["time/mfu"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

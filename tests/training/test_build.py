@@ -1,0 +1,33 @@
+"""From a config to the parts of a run."""
+
+import pytest
+
+from big_ssl.training import build, loop
+from big_ssl.training.requirements import Unrunnable
+from configs.align_l2 import get_config
+
+
+def test_the_stated_size_is_that_of_the_vocabulary():
+    config = get_config("tiny").to_dict()
+    assert build.tokenizer(config).vocab_size == config["tokenizer"]["size"]
+
+
+def test_a_vocabulary_of_another_size_is_said():
+    config = get_config("tiny").to_dict()
+    config["tokenizer"]["size"] = 100
+    message = r"^tokenizer.size is 100; the vocabulary 'emoji' has 4096 words$"
+    with pytest.raises(Unrunnable, match=message):
+        loop.set_up(config)
+
+
+def test_a_vocabulary_that_is_not_there_is_said(tmp_path):
+    config = get_config("tiny").to_dict()
+    config["tokenizer"]["vocabulary"] = f"{tmp_path}/words.txt"
+    with pytest.raises(Unrunnable, match=r"words\.txt"):
+        loop.set_up(config)
+
+
+def test_without_a_vocabulary_there_is_no_tokenizer():
+    config = get_config("tiny").to_dict()
+    config["tokenizer"]["vocabulary"] = ""
+    assert build.tokenizer(config) is None
