@@ -34,7 +34,7 @@ class Model:
 
     def __init__(self, config: Config, variables: Mapping, dtype: str = "float32"):
         self.config = config
-        self._variables = jax.tree.map(jnp.asarray, variables)
+        self.variables = jax.tree.map(jnp.asarray, variables)
         self._image, self._text, self._head = architecture.modules(config, dtype)
         self._view = ImageView(**(config["views"]["image"] | dict(flip=False)))
         self._run_image, self._run_text = jax.jit(self._image_outputs), jax.jit(self._text_outputs)
@@ -48,7 +48,7 @@ class Model:
         """uint8[B, H, W, 3] -> float32[B, N, D] of a ViT, N row by row, after its final norm;
         [B, H', W', C] of a convolutional tower, its last map."""
         return _in_batches(
-            lambda x: self._run_image(self._variables, x)["patches"], self._prepared(images, resize)
+            lambda x: self._run_image(self.variables, x)["patches"], self._prepared(images, resize)
         )
 
     def encode_text(self, texts, mask: np.ndarray | None = None, normalize: bool = True) -> np.ndarray:
@@ -73,7 +73,7 @@ class Model:
         return self._head.apply({"params": variables["params"]["heads"]["contrastive"]}, outputs)
 
     def _embedded(self, name, run, inputs, normalize):
-        found = _in_batches(lambda x: run(self._variables, x)[name], inputs)
+        found = _in_batches(lambda x: run(self.variables, x)[name], inputs)
         return np.asarray(l2_normalize(found)) if normalize else found
 
     def _prepared(self, images, resize):

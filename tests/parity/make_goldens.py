@@ -6,6 +6,7 @@ needs PyTorch (`make parity` installs it) and is run from the repository's root.
 transformers' own names, so that the mapping of names is tested with them.
 """
 
+import json
 import pathlib
 import sys
 
@@ -13,11 +14,11 @@ import numpy as np
 import torch
 import transformers
 
-from tests.parity import peers
+from tests.parity import clip_peers, peers
 
 
 def main(folder):
-    """Writes both files into folder."""
+    """Writes all files into folder."""
     torch.set_num_threads(1)
     made_by = f"transformers {transformers.__version__}, torch {torch.__version__}"
     peer, _ = peers.bert()
@@ -39,11 +40,36 @@ def main(folder):
         evaluation=evaluation,
         training=training,
     )
+    for name, peer in (("hf_clip", clip_peers.hf_clip()), ("hf_siglip", clip_peers.hf_siglip())):
+        write_clip(folder / f"golden_{name}.npz", peer, made_by)
+    write_resnet(folder / "golden_clip_resnet.npz", clip_peers.openai_clip("resnet"), made_by)
 
 
-def write(path, peer, made_by, **arrays):
-    """One compressed file: weights under "weights/", made_by, and the arrays under their names."""
+def write_clip(path, peer, made_by):
+    """transformers' CLIP or SigLIP: its config.json, what it makes of images and texts, and its loss."""
+    images, ids = clip_peers.images(), clip_peers.ids()
+    found = clip_peers.run_hf(peer, images, ids)
+    config = json.dumps(peer.config.to_dict(), default=str)
+    write(path, peer, made_by, config=config, images=images, ids=ids, **found)
+
+
+def write_resnet(path, peer, made_by):
+    """The image tower of tests/parity/clip_reference.py in OpenAI's names, its text tower with it."""
+    images, ids = clip_peers.images(64), clip_peers.ids()
+    image, text = clip_peers.run_openai(peer, images, ids)
+    write(path, peer, made_by, np.float16, images=images, ids=ids, image=image, text=text)
+
+
+def write(path, peer, made_by, dtype=None, **arrays):
+    """One compressed file: weights under "weights/", made_by, and the arrays under their names.
+
+    dtype: of the weights' floats in the file; it must lose nothing.
+    """
     weights = {f"weights/{name}": value for name, value in peers.state(peer).items()}
+    if dtype is not None:
+        floats = {name: value.astype(dtype) for name, value in weights.items() if value.dtype.kind == "f"}
+        assert all((floats[name] == weights[name]).all() for name in floats)
+        weights |= floats
     np.savez_compressed(path, made_by=made_by, **weights, **arrays)
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
 
