@@ -101,7 +101,12 @@ class Model:
         if ids.min() < 0 or ids.max() >= size:
             wrong = ids[(ids < 0) | (ids >= size)][0]
             raise ValueError(f"token id {wrong} is not in the vocabulary of {size}")
-        if text.get("pooling") == "eot":
+        if text.get("pooling") == "last" and ids.shape[1] != text["max_len"]:
+            raise ValueError(
+                f"texts are {ids.shape[1]} tokens long; this tower reads the last of {text['max_len']}, "
+                "padding or not: pad them to that"
+            )
+        if text.get("pooling", "eot") == "eot" and text["kind"] == "text_transformer":
             eot_id = size - 1 if text.get("eot_id") is None else text["eot_id"]
             without = ~(ids == eot_id).any(1)
             if without.any():

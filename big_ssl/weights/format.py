@@ -21,6 +21,7 @@ class Format(NamedTuple):
     config: (arrays, its JSON files by name, options of the command line) -> Config.
     rules: Config -> the names, for weights.rules; ignored: patterns of names that are no weights.
     weights: names of its weights file, the one that is written first; files: its JSON files.
+    options: what the command line may add to a checkpoint that does not say it.
     prepare: puts away the spellings of one layout. describe: Config -> {file name: JSON} to write
     beside the weights, None for a format that is only read.
     """
@@ -30,6 +31,7 @@ class Format(NamedTuple):
     ignored: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
     prepare: Callable[[Mapping], Mapping] = dict
     describe: Callable[[Config], dict[str, dict]] | None = None
 

@@ -48,6 +48,10 @@ def read_checkpoint(kind: str, path, options: Mapping | None = None) -> tuple[Co
     """
     format_, file = FORMATS[kind], _weights_file(kind, pathlib.Path(path))
     tensors = format_.prepare(read_tensors(file))
+    for option in options or {}:
+        if option not in format_.options:
+            known = ", ".join(format_.options) or "none"
+            raise WeightsError(f"{kind} takes no option {option}; there is {known}")
     try:
         config = format_.config(tensors, _json_files(file.parent, format_), options or {})
         ours = rules.read(format_.rules(config), format_.ignored, tensors, architecture.shapes(config))

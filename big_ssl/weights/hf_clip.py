@@ -31,23 +31,20 @@ _DEFAULTS = dict(num_attention_heads=8, hidden_act="quick_gelu", layer_norm_eps=
 
 
 def _config(tensors, files, options) -> Config:
+    del options
     text_config, vision_config = hf_layers.parts(files)
     vocab_size, width, max_len = hf_layers.text_shape(tensors)
     text = text_transformer.CLIP | dict(
         vocab_size=vocab_size,
         max_len=max_len,
         eot_id=_eot_id(text_config, vocab_size),
-        **hf_layers.layers(
-            tensors, "text_model", width, text_config, _DEFAULTS, options.get("text_num_heads")
-        ),
+        **hf_layers.layers(tensors, "text_model", width, text_config, _DEFAULTS),
     )
     width, _, _, patch = shape_of(tensors, "vision_model.embeddings.patch_embedding.weight", 4)
     table = "vision_model.embeddings.position_embedding.weight"
     side = grid_side(shape_of(tensors, table, 2)[0] - 1, table)
     defaults = _DEFAULTS | dict(num_attention_heads=12)
-    shape = hf_layers.layers(
-        tensors, "vision_model", width, vision_config, defaults, options.get("num_heads")
-    )
+    shape = hf_layers.layers(tensors, "vision_model", width, vision_config, defaults)
     image = vit.CLIP | dict(kind="vit", patch=patch, image_size=patch * side, **shape)
     dim = shape_of(tensors, "text_projection.weight", 2)[0]
     pixels = hf_layers.pixels(files, CLIP_PIXELS)

@@ -48,9 +48,7 @@ def parts(files: Mapping[str, dict]) -> tuple[dict, dict]:
     return config.get("text_config") or {}, config.get("vision_config") or {}
 
 
-def layers(
-    tensors: Mapping, model: str, width: int, config: Mapping, defaults: Mapping, heads: int | None
-) -> dict:
+def layers(tensors: Mapping, model: str, width: int, config: Mapping, defaults: Mapping) -> dict:
     """A tower's depth, heads and so on; defaults: of num_attention_heads, hidden_act, layer_norm_eps."""
     config = {**defaults, **{key: config[key] for key in defaults if key in config}}
     if config["hidden_act"] not in ACTIVATIONS:
@@ -60,7 +58,7 @@ def layers(
     return dict(
         width=width,
         depth=count(tensors, rf"{model}\.encoder\.layers\.(\d+)\."),
-        heads=heads or config["num_attention_heads"],
+        heads=config["num_attention_heads"],
         mlp_dim=shape_of(tensors, f"{model}.encoder.layers.0.mlp.fc1.weight", 2)[0],
         activation=ACTIVATIONS[config["hidden_act"]],
         epsilon=config["layer_norm_eps"],

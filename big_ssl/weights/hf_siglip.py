@@ -37,21 +37,18 @@ _DEFAULTS = dict(num_attention_heads=12, hidden_act="gelu_pytorch_tanh", layer_n
 
 
 def _config(tensors, files, options) -> Config:
+    del options
     text_config, vision_config = hf_layers.parts(files)
     vocab_size, width, max_len = hf_layers.text_shape(tensors)
     text = text_transformer.SIGLIP | dict(
         vocab_size=vocab_size,
         max_len=max_len,
-        **hf_layers.layers(
-            tensors, "text_model", width, text_config, _DEFAULTS, options.get("text_num_heads")
-        ),
+        **hf_layers.layers(tensors, "text_model", width, text_config, _DEFAULTS),
     )
     width, _, _, patch = shape_of(tensors, "vision_model.embeddings.patch_embedding.weight", 4)
     table = "vision_model.embeddings.position_embedding.weight"
     side = grid_side(shape_of(tensors, table, 2)[0], table)
-    shape = hf_layers.layers(
-        tensors, "vision_model", width, vision_config, _DEFAULTS, options.get("num_heads")
-    )
+    shape = hf_layers.layers(tensors, "vision_model", width, vision_config, _DEFAULTS)
     image = vit.SIGLIP | dict(kind="vit", patch=patch, image_size=patch * side, **shape)
     pixels = hf_layers.pixels(files, HALF_PIXELS)
     return siglip_config(image, text, vision_config.get("image_size", 224), views=dict(image=pixels))

@@ -136,6 +136,7 @@ FORMAT = Format(
     ignored=openai_clip.IGNORED,
     weights=("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
     files=(_CONFIG,),
+    options=openai_clip.HEADS,
     prepare=_prepare,
     describe=_describe,
 )

@@ -157,9 +157,11 @@ IGNORED = (
     r".*\.num_batches_tracked",
     r"(.*\.)?attn_mask",
 )
+HEADS = ("num_heads", "text_num_heads")
 
 FORMAT = Format(
     config=lambda tensors, files, options: towers(tensors, options),
     rules=rules,
     ignored=IGNORED,
+    options=HEADS,
 )

@@ -121,4 +121,4 @@ def _prepare(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return prepared
 
 
-FORMAT = Format(config=_config, rules=_rules, prepare=_prepare)
+FORMAT = Format(config=_config, rules=_rules, options=("image_size",), prepare=_prepare)

@@ -1,4 +1,4 @@
-"""Reading CLIP and SigLIP, and what they compute, against what tests/parity/make_goldens.py has written down."""
+"""CLIP and SigLIP, from file to features, against what tests/parity/make_goldens.py has written down."""
 
 import functools
 import json
