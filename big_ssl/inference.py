@@ -13,6 +13,7 @@ from big_ssl.data import preprocessing, tokenizers
 from big_ssl.data.device_views import ImageView
 from big_ssl.evals.embedder import padded_slice
 from big_ssl.losses.contrastive import l2_normalize
+from big_ssl.models.text_transformer import TextTransformer
 from big_ssl.objectives.contrastive import IMAGE, TEXT
 from big_ssl.training import trained
 from big_ssl.weights import architecture, formats
@@ -82,37 +83,41 @@ class Model:
             raise ValueError(
                 f"images are {images.dtype.name}{list(images.shape)}; they must be uint8[B, H, W, 3]"
             )
-        return (
-            preprocessing.resize(images, self.config["image_size"], self.config["resize"])
-            if resize
-            else images
-        )
+        if not resize:
+            return images
+        return preprocessing.resize(images, self.config["image_size"], self.config["resize"])
 
     @functools.cached_property
     def _tokenizer(self):
         return tokenizers.build(self.config["tokenizer"])
 
     def _checked(self, ids, mask):
-        size, text = self.config["tokenizer"]["size"], self.config["encoders"]["text"]
         if ids.dtype.kind not in "iu" or ids.ndim != 2 or 0 in ids.shape:
             raise ValueError(
                 f"texts are {ids.dtype.name}{list(ids.shape)}; they must be a list of str or int32[B, L]"
             )
+        size = self._text.vocab_size
         if ids.min() < 0 or ids.max() >= size:
             wrong = ids[(ids < 0) | (ids >= size)][0]
             raise ValueError(f"token id {wrong} is not in the vocabulary of {size}")
-        if text.get("pooling") == "last" and ids.shape[1] != text["max_len"]:
-            raise ValueError(
-                f"texts are {ids.shape[1]} tokens long; this tower reads the last of {text['max_len']}, "
-                "padding or not: pad them to that"
-            )
-        if text.get("pooling", "eot") == "eot" and text["kind"] == "text_transformer":
-            eot_id = size - 1 if text.get("eot_id") is None else text["eot_id"]
-            without = ~(ids == eot_id).any(1)
-            if without.any():
-                raise ValueError(f"text {without.argmax()} has no end of text, token id {eot_id}")
+        _check_pooled(self._text, ids)
         mask = np.ones(ids.shape, bool) if mask is None else np.asarray(mask, bool)
         return dict(ids=ids.astype(np.int32), mask=mask)
+
+
+def _check_pooled(tower, ids):
+    """Raises ValueError where a text tower would be read at a place that means nothing."""
+    if not isinstance(tower, TextTransformer):
+        return
+    if tower.pooling == "last" and ids.shape[1] != tower.max_len:
+        raise ValueError(
+            f"texts are {ids.shape[1]} tokens long; this tower reads the last of {tower.max_len}, "
+            "padding or not: pad them to that"
+        )
+    eot_id = tower.vocab_size - 1 if tower.eot_id is None else tower.eot_id
+    without = ~(ids == eot_id).any(1)
+    if tower.pooling == "eot" and without.any():
+        raise ValueError(f"text {without.argmax()} has no end of text, token id {eot_id}")
 
 
 def load(path, dtype: str = "float32") -> Model:
@@ -136,9 +141,9 @@ def read(path) -> tuple[Config, dict]:
 
 
 def _are_strings(texts):
-    return (
-        isinstance(texts, Sequence) and not isinstance(texts, str) and all(isinstance(t, str) for t in texts)
-    )
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
+        return False
+    return all(isinstance(text, str) for text in texts)
 
 
 def _in_batches(run, inputs):

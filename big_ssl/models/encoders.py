@@ -23,6 +23,14 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "bert": bert.Bert,
     "text_transformer": text_transformer.TextTransformer,
 }
+# Which of their layers are in stacks when scanned, for models/layer_layouts.py.
+STACKS = {
+    "efficientnet": efficientnet.STACKS,
+    "resnet": resnet.STACKS,
+    "vit": vit.STACKS,
+    "bert": bert.STACKS,
+    "text_transformer": text_transformer.STACKS,
+}
 # Those that read tokens, and so are built for a tokenizer.
 TEXT_ENCODERS = ("bert", "text_transformer")
 

@@ -8,6 +8,8 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from big_ssl.config import ConfigError, validate
+from big_ssl.models import encoders
+from big_ssl.models.layer_layouts import unstack_layers
 from big_ssl.objectives.contrastive import ContrastiveHead
 from big_ssl.training import loop
 from big_ssl.training.state import evaluation_variables
@@ -33,7 +35,24 @@ def read(workdir) -> tuple[Config, dict]:
     with ocp.training.Checkpointer(workdir / "checkpoints") as checkpoints:
         if checkpoints.latest is None:
             raise FileNotFoundError(f"{workdir} has no checkpoint yet")
-        return described, evaluation_variables(checkpoints.load(checkpoints.latest.step, abstract))
+        variables = evaluation_variables(checkpoints.load(checkpoints.latest.step, abstract))
+    return _unrolled(described, variables)
+
+
+def _unrolled(config, variables):
+    """With layers apart, as all other formats have them."""
+    scanned = {name: tower for name, tower in config["encoders"].items() if tower.get("scan")}
+    for name, tower in scanned.items():
+        variables = _unstacked(variables, name, encoders.STACKS[tower["kind"]])
+    apart = {name: tower | dict(scan=False) for name, tower in scanned.items()}
+    return config | dict(encoders=config["encoders"] | apart), variables
+
+
+def _unstacked(variables, name, stacks):
+    params, statistics = variables["params"], variables["encoders"]
+    towers = params["encoders"] | {name: unstack_layers(params["encoders"][name], stacks)}
+    kept = {collection: unstack_layers(tree, stacks) for collection, tree in statistics[name].items()}
+    return dict(params=params | dict(encoders=towers), encoders=statistics | {name: kept})
 
 
 def describe(config: Mapping) -> Config:

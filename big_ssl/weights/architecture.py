@@ -1,5 +1,6 @@
 """The modules of a Config, and the names and shapes of all their weights."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -30,6 +31,27 @@ def modules(config: Config, dtype: str = "float32") -> Modules:
         return Modules(image, text, ContrastiveHead(**config["head"], normalize=False))
     except (KeyError, TypeError) as error:
         raise WeightsError(f"config.json does not describe a model: {error}") from error
+
+
+def completed(config: Config) -> Config:
+    """The Config with every option of its modules spelled out, but how they are computed."""
+    image, text, head = modules(config)
+    given = config["encoders"]
+    towers = {"image": _options(given["image"], image), "text": _options(given["text"], text)}
+    return config | dict(encoders=towers, head=_fields(head, ("normalize",)))
+
+
+def _options(given, module):
+    if not isinstance(encoders.ENCODERS[given["kind"]], type):
+        return given  # built by a function, whose parameters are not the module's fields
+    return dict(kind=given["kind"], **_fields(module, ("dtype", "remat")))
+
+
+def _fields(module, without):
+    names = [
+        field.name for field in dataclasses.fields(module) if field.name not in ("parent", "name", *without)
+    ]
+    return {name: getattr(module, name) for name in names}
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:

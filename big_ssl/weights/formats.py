@@ -68,7 +68,7 @@ def write_checkpoint(kind: str, folder, config: Config, ours: Mapping[str, np.nd
     format_, folder = FORMATS[kind], pathlib.Path(folder)
     if format_.describe is None:
         raise WeightsError(f"{kind} is only read; what is written: {', '.join(WRITTEN)}")
-    described = format_.describe(config)
+    described = format_.describe(architecture.completed(config))
     tensors = rules.write(format_.rules(config), ours)
     folder.mkdir(parents=True, exist_ok=True)
     # transformers wants to be told where the arrays come from.

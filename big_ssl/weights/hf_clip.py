@@ -60,7 +60,7 @@ def _eot_id(text_config, vocab_size):
 def _describe(config: Config) -> dict[str, dict]:
     image, text = config["encoders"]["image"], config["encoders"]["text"]
     _check_is_clip(image, text, config["head"])
-    dim, eot_id = config["head"]["dim"], text.get("eot_id")
+    dim, eot_id = config["head"]["dim"], text["eot_id"]
     text_config = hf_layers.describe_layers(text) | dict(
         model_type="clip_text_model",
         vocab_size=text["vocab_size"],
@@ -98,7 +98,7 @@ def _check_is_clip(image, text, head):
     }
     for part, (options, values) in wanted.items():
         for key, value in values.items():
-            if options.get(key, value) != value:
+            if options[key] != value:
                 raise WeightsError(f"hf_clip: {part}.{key} is {options[key]!r}; a CLIPModel has {value!r}")
 
 

@@ -107,7 +107,7 @@ def _describe_resnet(image):
 
 
 def _mlp_ratio(tower):
-    mlp_dim = tower.get("mlp_dim") or 4 * tower["width"]
+    mlp_dim = tower["mlp_dim"] or 4 * tower["width"]
     return {} if mlp_dim == 4 * tower["width"] else dict(mlp_ratio=mlp_dim / tower["width"])
 
 

@@ -1,8 +1,6 @@
 """CLIP and SigLIP, from file to features, against what tests/parity/make_goldens.py has written down."""
 
-import functools
 import json
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,42 +10,30 @@ from flax.traverse_util import unflatten_dict
 from big_ssl.inference import Model
 from big_ssl.losses.contrastive import sigmoid_contrastive, softmax_contrastive
 from big_ssl.weights.formats import read_checkpoint
-from big_ssl.weights.tensor_files import write_safetensors
+from tests.parity.goldens import golden, write_checkpoint
 
-DATA = pathlib.Path(__file__).parents[1] / "data"
 # Two float32 networks that add in another order; outputs are of order one.
 CLOSE = dict(rtol=1e-4, atol=1e-4)
-
-
-@functools.cache
-def golden(kind):
-    """(weights, the other arrays) of a file."""
-    arrays = dict(np.load(DATA / f"golden_{kind}.npz"))
-    weights = {k.removeprefix("weights/"): v for k, v in arrays.items() if k.startswith("weights/")}
-    return weights, arrays
 
 
 @pytest.fixture(scope="module")
 def model(request, tmp_path_factory):
     """(kind, our model of the golden weights, read from files as they are published)."""
-    kind, format_ = request.param
-    folder = tmp_path_factory.mktemp(kind)
-    weights, arrays = golden(kind)
-    write_safetensors(folder / "model.safetensors", weights, {})
-    options = {}
-    if "config" in arrays:
-        (folder / "config.json").write_text(str(arrays["config"]))
-    else:
-        options["text_num_heads"] = 2
-    path = folder if "config" in arrays else folder / "model.safetensors"
+    kind, format_, options = request.param
+    path = write_checkpoint(kind, tmp_path_factory.mktemp(kind))
     config, ours = read_checkpoint(format_, path, options)
     return kind, Model(json.loads(json.dumps(config)), unflatten_dict(ours, sep="/"))
 
 
 HF = pytest.mark.parametrize(
-    "model", [("hf_clip", "hf_clip"), ("hf_siglip", "hf_siglip")], indirect=True, ids=["clip", "siglip"]
+    "model",
+    [("hf_clip", "hf_clip", {}), ("hf_siglip", "hf_siglip", {})],
+    indirect=True,
+    ids=["clip", "siglip"],
 )
-RESNET = pytest.mark.parametrize("model", [("clip_resnet", "openai_clip")], indirect=True, ids=["resnet"])
+RESNET = pytest.mark.parametrize(
+    "model", [("clip_resnet", "openai_clip", dict(text_num_heads=2))], indirect=True, ids=["resnet"]
+)
 
 
 @HF
