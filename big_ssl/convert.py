@@ -13,7 +13,7 @@ import pathlib
 import shutil
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
@@ -49,6 +49,8 @@ def convert(source: str, path, target: str, folder, options) -> int:
 
 
 def main(_) -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it looks for
     options = {key: value for key, value in _MODEL.value.items() if value}
     try:
         count = convert(_FROM.value, _INPUT.value, _TO.value, _OUTPUT.value, options)

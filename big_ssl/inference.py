@@ -58,7 +58,7 @@ class Model:
         Raises ValueError for anything else, ids out of the vocabulary, and ids without the end of
         text at which the tower would be read.
         """
-        inputs = self._tokenizer(texts) if _are_strings(texts) else self._checked(np.asarray(texts), mask)
+        inputs = self.tokenizer(texts) if _are_strings(texts) else self._checked(np.asarray(texts), mask)
         return self._embedded("text", self._run_text, inputs, normalize)
 
     def _image_outputs(self, variables, images):
@@ -88,7 +88,8 @@ class Model:
         return preprocessing.resize(images, self.config["image_size"], self.config["resize"])
 
     @functools.cached_property
-    def _tokenizer(self):
+    def tokenizer(self):
+        """What turns texts into token ids. Raises where its vocabulary is not at hand."""
         return tokenizers.build(self.config["tokenizer"])
 
     def _checked(self, ids, mask):

@@ -47,6 +47,13 @@ def shape_of(tensors: Mapping, name: str, rank: int) -> tuple[int, ...]:
     return tensors[name].shape
 
 
+def json_file(files: Mapping[str, dict], name: str) -> dict:
+    """A JSON file that a format can't do without."""
+    if name not in files:
+        raise WeightsError(f"{name} is missing beside the weights")
+    return files[name]
+
+
 def count(tensors: Mapping, pattern: str) -> int:
     """How many layers there are: one more than the largest number that the pattern's group finds."""
     found = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]

@@ -16,12 +16,12 @@ from big_ssl.weights import (
     siglip_npz,
 )
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import Config, Format
+from big_ssl.weights.format import Config, Format, json_file
 from big_ssl.weights.tensor_files import read_tensors, write_safetensors
 
 # Ours: a Config, and the weights under their paths.
 _OURS = Format(
-    config=lambda tensors, files, options: files["config.json"],
+    config=lambda tensors, files, options: json_file(files, "config.json"),
     rules=lambda config: [rules.Rule(path, (path,), rules.SAME) for path in architecture.shapes(config)],
     weights=("model.safetensors",),
     files=("config.json",),
@@ -55,8 +55,8 @@ def read_checkpoint(kind: str, path, options: Mapping | None = None) -> tuple[Co
     try:
         config = format_.config(tensors, _json_files(file.parent, format_), options or {})
         ours = rules.read(format_.rules(config), format_.ignored, tensors, architecture.shapes(config))
-    except WeightsError as error:
-        raise WeightsError(f"{file}, as {kind}: {error}") from error
+    except ValueError as error:  # a module's own, where the architecture is none it can have
+        raise WeightsError(f"{file}, as {kind}: {error}".split("\n")[0]) from error
     return config, ours
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import HALF_PIXELS, Config, count, shape_of
+from big_ssl.weights.format import HALF_PIXELS, Config, count, json_file, shape_of
 from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, linear, norm, within
 
 LAYERS = within(
@@ -42,9 +42,7 @@ ACTIVATIONS = dict(quick_gelu="quick_gelu", gelu="gelu", gelu_pytorch_tanh="gelu
 
 def parts(files: Mapping[str, dict]) -> tuple[dict, dict]:
     """(text_config, vision_config) of config.json, which leaves out what is the class's default."""
-    if "config.json" not in files:
-        raise WeightsError("config.json is missing beside the weights")
-    config = files["config.json"]
+    config = json_file(files, "config.json")
     return config.get("text_config") or {}, config.get("vision_config") or {}
 
 

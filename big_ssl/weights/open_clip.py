@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from big_ssl.weights import openai_clip
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import CLIP_PIXELS, Config, Format
+from big_ssl.weights.format import CLIP_PIXELS, Config, Format, json_file
 
 _CONFIG = "open_clip_config.json"
 _HEAD_WIDTH = 64
@@ -21,9 +21,8 @@ _KNOWN = {
 
 
 def _config(tensors, files, options) -> Config:
-    if _CONFIG not in files:
-        raise WeightsError(f"{_CONFIG} is missing beside the weights")
-    settings = files[_CONFIG].get("model_cfg", {})
+    described = json_file(files, _CONFIG)
+    settings = described.get("model_cfg", {})
     vision, text = settings.get("vision_cfg", {}), settings.get("text_cfg", {})
     for part, keys in (("model_cfg", settings), ("vision_cfg", vision), ("text_cfg", text)):
         if unknown := set(keys) - _KNOWN[part]:
@@ -35,7 +34,7 @@ def _config(tensors, files, options) -> Config:
     config["encoders"]["text"]["activation"] = activation
     if config["encoders"]["image"]["kind"] == "vit":
         config["encoders"]["image"]["activation"] = activation
-    preprocessing = files[_CONFIG].get("preprocess_cfg", {})
+    preprocessing = described.get("preprocess_cfg", {})
     resize = _choose(preprocessing, "resize_mode", dict(shortest="crop", squash="squash"))
     _choose(preprocessing, "interpolation", dict(bicubic=None))
     pixels = {key: tuple(preprocessing.get(key, CLIP_PIXELS[key])) for key in ("mean", "std")}
