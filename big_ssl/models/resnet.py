@@ -133,7 +133,9 @@ class ModifiedResNet(nn.Module):
         x = self._stem(images.astype(self.dtype).transpose(3, 0, 1, 2), norm, train)
         for i, blocks in enumerate(self.blocks):
             x = self._stage(i, blocks, norm, x, train)
-        pool = AttentionPool(self.image_size // _STRIDE, len(x) // 64, self.pooled_dim, name="pooling")
+        pool = AttentionPool(
+            self.image_size // _STRIDE, max(1, len(x) // 64), self.pooled_dim, name="pooling"
+        )
         return dict(pooled=pool(x).astype(jnp.float32), patches=x.transpose(1, 2, 3, 0))
 
     def _stem(self, x, norm, train):
