@@ -9,7 +9,6 @@ Exit code 0: training finished, or was asked to stop and saved; --stopped_exit_c
 apart. 1: it failed, and says why. 2: it can't run here as asked, said before anything is compiled.
 """
 
-import functools
 import shlex
 import sys
 
@@ -18,7 +17,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from big_ssl.command_line import parse_flags
+from big_ssl.command_line import CONFIG, parse_flags
 from big_ssl.config import ConfigError, validate
 from big_ssl.parallel import distributed
 from big_ssl.training.loop import train
@@ -26,7 +25,6 @@ from big_ssl.training.requirements import Unrunnable, check_machine
 from big_ssl.training.run_report import write_run_report
 from big_ssl.training.stopping import TrainingFailed
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:PRESET], a recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; may be gs://.")
 _DISTRIBUTED = flags.DEFINE_string("distributed", "", f"Several processes: {distributed.USAGE}.")
 _HEARTBEAT = flags.DEFINE_integer(
@@ -83,7 +81,7 @@ def main(argv) -> None:
     code = 1
     try:
         distributed.start(_DISTRIBUTED.value, _HEARTBEAT.value)
-        code = run(_CONFIG.value.to_dict(), str(_WORKDIR.value), config_file, command, _STOPPED.value)
+        code = run(CONFIG.value.to_dict(), str(_WORKDIR.value), config_file, command, _STOPPED.value)
     except distributed.StartupError as error:
         print(error, file=sys.stderr)
         code = 2
@@ -94,4 +92,4 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=functools.partial(parse_flags, _CONFIG))
+    app.run(main, flags_parser=parse_flags)

@@ -11,15 +11,13 @@ and no workdir. docs/plan.md says what each number is. Any value of the config c
 Exit code 0: it fits. 1: it does not, and says what would. 2: a flag or the config is wrong.
 """
 
-import functools
 import json
 import sys
 
 from absl import app, flags
 from etils import epath
-from ml_collections import config_flags
 
-from big_ssl.command_line import parse_flags
+from big_ssl.command_line import CONFIG, parse_flags
 from big_ssl.config import ConfigError, validate
 from big_ssl.planning import topology
 from big_ssl.planning.planner import make_plan
@@ -27,7 +25,6 @@ from big_ssl.planning.report import print_plan
 from big_ssl.planning.search import search
 from big_ssl.training.requirements import Unrunnable
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:PRESET], a recipe.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU: v5e:16x16, v5p:4x8x8, 2xv5e:16x16 ...")
 _JSON = flags.DEFINE_string("json", None, "A file to write the plan to as JSON.")
 _SEARCH = flags.DEFINE_bool("search", False, "Look for the fastest setting that fits.")
@@ -54,9 +51,9 @@ def run(config, name: str, json_file: str | None = None, searching: bool = False
 
 def main(argv) -> None:
     del argv
-    sys.exit(run(_CONFIG.value.to_dict(), str(_TOPOLOGY.value), _JSON.value, _SEARCH.value))
+    sys.exit(run(CONFIG.value.to_dict(), str(_TOPOLOGY.value), _JSON.value, _SEARCH.value))
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "topology"])
-    app.run(main, flags_parser=functools.partial(parse_flags, _CONFIG))
+    app.run(main, flags_parser=parse_flags)

@@ -94,7 +94,7 @@ class Cluster:
         command = ["-m", "big_ssl.main", f"--config={config}", f"--workdir={workdir}", *values, *flags]
         return self.start(command, **layout)
 
-    def finish(self, *arguments, seconds=400, **options) -> Job:
+    def finish(self, *arguments, seconds=900, **options) -> Job:
         """Like `train`, and waits for all processes to end well."""
         job = self.train(*arguments, **options)
         codes = job.wait(seconds)

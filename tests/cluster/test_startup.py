@@ -52,7 +52,7 @@ def test_the_command_says_what_is_wrong_with_the_flag(capsys):
     with pytest.raises(SystemExit) as stopped:
         main.parse_flags(["main", "--config=configs/align_l2.py:tiny", "--workdir=x", "--distributed=1,2"])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("--distributed=1,2: must be ")
+    assert capsys.readouterr().err.startswith("flag --distributed=1,2: must be ")
 
 
 def _start(value, seconds=3, platform="cpu"):

@@ -71,7 +71,7 @@ class Command:
 
 
 def _lines(workdir):
-    return read_lines(workdir / "metrics.jsonl")
+    return [line for line in read_lines(workdir / "metrics.jsonl") if "train/loss" in line]
 
 
 def _at_step(step):
