@@ -20,7 +20,7 @@ IMAGE = functools.partial(
 TEXT = functools.partial(bert.Bert, 30, width=8, depth=3, heads=2, max_len=8, dropout=0.0)
 VIT = functools.partial(vit.ViT, patch=4, width=8, depth=3, heads=2, image_size=8, drop_path=0.4)
 CAUSAL = functools.partial(text_transformer.TextTransformer, 30, width=8, depth=3, heads=2, max_len=8)
-RESNET = functools.partial(resnet.ModifiedResNet, width=2, blocks=(1, 3), image_size=32, pooled_dim=4)
+RESNET = functools.partial(resnet.ModifiedResNet, width=8, blocks=(1, 3), image_size=32, pooled_dim=4)
 KEY = jax.random.key(0)
 
 
