@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from big_ssl.data import sources
+from big_ssl.data.tokenizers import TOKENIZERS
 from big_ssl.evals.suite import EVALUATORS
 from big_ssl.models.encoders import ENCODERS
 from big_ssl.models.layer_stack import REMAT_POLICIES
@@ -35,7 +36,7 @@ SCHEMA: Mapping = dict(
     mesh_rules=TEXTS,
     sharding=TEXTS,
     requires=dict(devices=int, gib_per_device=NUMBER, preset_here=str),
-    tokenizer=dict(vocabulary=str, size=int, length=int),
+    tokenizer=dict(kind=str, vocabulary=str, size=int, length=int),
     streams=ANY,
     views=ANY,
     encoders=ANY,
@@ -114,6 +115,8 @@ def _check_values(config):
         raise ConfigError(f"remat is {config['remat']!r}; use {', '.join(REMAT_POLICIES)}")
     if config["optimizer"]["name"] not in ("adamw", "lamb"):
         raise ConfigError(f"optimizer.name is {config['optimizer']['name']!r}; use adamw or lamb")
+    if config["tokenizer"]["kind"] not in TOKENIZERS:
+        raise ConfigError(f"tokenizer.kind is {config['tokenizer']['kind']!r}; use {', '.join(TOKENIZERS)}")
     if config["profile"] < 0:
         raise ConfigError(f"profile is {config['profile']}; it is a number of steps, 0 for none")
     if not 0 <= config["ema"] < 1:

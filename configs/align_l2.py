@@ -34,7 +34,7 @@ def full() -> dict:
         mesh_rules=(),
         sharding=(),
         requires=dict(devices=1024, gib_per_device=16.0, preset_here="demo"),
-        tokenizer=dict(vocabulary="", size=100_000, length=64),
+        tokenizer=dict(kind="wordpiece", vocabulary="", size=100_000, length=64),
         streams=dict(
             pairs=dict(
                 batch_size=16_384,
@@ -113,7 +113,7 @@ def demo() -> dict:
         remat="none",
         mesh=dict(data=-1, fsdp=1, tensor=1),
         requires=dict(devices=1, gib_per_device=2.0, preset_here="tiny"),
-        tokenizer=dict(vocabulary="emoji", size=4096, length=12),
+        tokenizer=dict(kind="wordpiece", vocabulary="emoji", size=4096, length=12),
         ema=0.99,
         log_every=20,
         eval_every=325,

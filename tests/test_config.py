@@ -77,7 +77,7 @@ def test_what_the_run_itself_gives_an_encoder_is_no_key(key):
     ("path", "value", "message"),
     [
         ("streams/pairs/data/source/kind", "emojis", ".kind: 'emojis' is unknown; did you mean emoji?"),
-        ("encoders/image/kind", "resnet", "encoders.image.kind: 'resnet' is unknown"),
+        ("encoders/image/kind", "resnext", "encoders.image.kind: 'resnext' is unknown"),
         ("learning_rate/kind", "cosin", "learning_rate: schedule: kind 'cosin' is unknown"),
         ("optimizer/name", "adam", "optimizer.name is 'adam'; use adamw or lamb"),
         ("dtype", "float16", "dtype is 'float16'; use float32 or bfloat16"),

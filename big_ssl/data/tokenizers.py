@@ -1,13 +1,29 @@
-"""Text to token ids: WordPiece, from a vocabulary file, by the tokenizers library."""
+"""Text to token ids, from a vocabulary file, by the tokenizers library: WordPiece, and by name others."""
 
 import importlib.resources
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import tokenizers
 from etils import epath
 
+from big_ssl.data import clip_bpe
+
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class Tokenizer(Protocol):
+    """Called with texts, gives ids: int32[B, L] and mask: bool[B, L]; for the data, for training and
+    for inference alike."""
+
+    vocab_size: int
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]: ...
+
+    def is_empty(self, ids: np.ndarray) -> bool:
+        """Whether ids: int32[L] say nothing."""
+        ...
 
 
 class WordPiece:
@@ -51,7 +67,28 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> list[str]:
 
 
 def vocabulary_path(name: str) -> str:
-    """The vocabulary file of config.tokenizer.vocabulary: "emoji" is the embedded one."""
+    """The file of config.tokenizer.vocabulary: "emoji" is the embedded one, "clip" that of an installed
+    package; else a path."""
     if name == "emoji":
         return str(importlib.resources.files("big_ssl.data") / "embedded" / "emoji_wordpiece.txt")
-    return name
+    return clip_bpe.installed_merges() if name == "clip" else name
+
+
+TOKENIZERS: dict[str, Callable[[str, int], Tokenizer]] = {
+    "wordpiece": WordPiece,
+    "clip_bpe": clip_bpe.ClipBPE,
+}
+
+
+def build(options: Mapping) -> Tokenizer:
+    """The tokenizer of config.tokenizer. Raises ValueError where the vocabulary is not of the size
+    that the config states, or the kind is none there is."""
+    if options["kind"] not in TOKENIZERS:
+        raise ValueError(f"tokenizer.kind is {options['kind']!r}; there are {', '.join(TOKENIZERS)}")
+    tokens = TOKENIZERS[options["kind"]](vocabulary_path(options["vocabulary"]), options["length"])
+    if tokens.vocab_size != options["size"]:
+        raise ValueError(
+            f"tokenizer.size is {options['size']}; the vocabulary {options['vocabulary']!r} has "
+            f"{tokens.vocab_size} words"
+        )
+    return tokens

@@ -37,12 +37,13 @@ class Embedder:
         total = len(jax.tree.leaves(inputs)[0])
         parts = []
         for start in range(0, total, self._batch):
-            part = jax.tree.map(functools.partial(_padded_slice, start=start, size=self._batch), inputs)
+            part = jax.tree.map(functools.partial(padded_slice, start=start, size=self._batch), inputs)
             features = self._embed(variables, {view: mesh_lib.from_every_host(self._mesh, part)})
             parts.append(np.asarray(features[view])[: total - start])
         return np.concatenate(parts)
 
 
-def _padded_slice(array, start, size):
+def padded_slice(array, start, size):
+    """array[start : start + size], to the size by repeating its first row: so all are compiled alike."""
     part = array[start : start + size]
     return np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])

@@ -22,11 +22,12 @@ class BatchNorm(nn.Module):
     group_size: int = 0
     momentum: float = 0.99
     epsilon: float = 1e-3
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x, train: bool):
         channels, batch = x.shape[:2]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
+        scale = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         var = self.variable("batch_stats", "var", jnp.ones, (channels,))

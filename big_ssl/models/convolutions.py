@@ -44,6 +44,22 @@ def conv(x, kernel, stride: int, padding):
     return pointwise_conv(taps, kernel.reshape(k * k * cin, cout))
 
 
+def full_conv(x, kernel, stride: int = 1):
+    """Full convolution with k // 2 zeros around, between wide maps.
+
+    x: [Cin, B, H, W], kernel: [k, k, Cin, Cout] -> [Cout, B, H', W']. XLA's own: gathered taps as
+    in `conv` would be k * k times the map.
+    """
+    margin = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(margin, margin)] * 2,
+        dimension_numbers=("CNHW", "HWIO", "CNHW"),
+    )
+
+
 def depthwise_conv(x, kernel, stride: int, padding):
     """One k x k filter per channel. x: [C, B, H, W], kernel: [k, k, C] -> [C, B, H', W'].
 

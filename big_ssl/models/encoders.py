@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import flax.linen as nn
 import jax.numpy as jnp
 
-from big_ssl.models import bert, efficientnet
+from big_ssl.models import bert, efficientnet, resnet, text_transformer, vit
 
 
 def efficientnet_from(strides, **options) -> efficientnet.EfficientNet:
@@ -16,7 +16,23 @@ def efficientnet_from(strides, **options) -> efficientnet.EfficientNet:
     return efficientnet.EfficientNet(stages=stages, **options)
 
 
-ENCODERS: dict[str, Callable[..., nn.Module]] = {"efficientnet": efficientnet_from, "bert": bert.Bert}
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    "efficientnet": efficientnet_from,
+    "resnet": resnet.ModifiedResNet,
+    "vit": vit.ViT,
+    "bert": bert.Bert,
+    "text_transformer": text_transformer.TextTransformer,
+}
+# Which of their layers are in stacks when scanned, for models/layer_layouts.py.
+STACKS = {
+    "efficientnet": efficientnet.STACKS,
+    "resnet": resnet.STACKS,
+    "vit": vit.STACKS,
+    "bert": bert.STACKS,
+    "text_transformer": text_transformer.STACKS,
+}
+# Those that read tokens, and so are built for a tokenizer.
+TEXT_ENCODERS = ("bert", "text_transformer")
 
 
 def build(config: Mapping, dtype, vocab_size: int, text_length: int, remat: str = "none") -> nn.Module:
@@ -26,6 +42,6 @@ def build(config: Mapping, dtype, vocab_size: int, text_length: int, remat: str 
     remat: what the backward pass computes again, a name in layer_stack.REMAT_POLICIES.
     """
     options = {key: value for key, value in config.items() if key != "kind"}
-    if config["kind"] == "bert":
+    if config["kind"] in TEXT_ENCODERS:
         options |= dict(vocab_size=vocab_size, max_len=text_length)
     return ENCODERS[config["kind"]](dtype=jnp.dtype(dtype), remat=remat, **options)

@@ -24,6 +24,7 @@ class ContrastiveHead(nn.Module):
     text projection has a bias, CLIP's has not. temperature_form: "raw" learns the temperature
     itself (ALIGN), "log" the logarithm of its inverse (CLIP), whose steps are relative.
     logit_bias: the start of a learned number added to every logit (SigLIP), None for none.
+    normalize: whether embeddings leave with length 1; not the config's to choose.
     """
 
     dim: int
@@ -32,12 +33,13 @@ class ContrastiveHead(nn.Module):
     temperature: float = 1.0
     temperature_form: str = "raw"
     logit_bias: float | None = None
+    normalize: bool = True
 
     @nn.compact
     def __call__(self, outputs):
         """outputs: {Pass: encoder output}, one tower or both.
 
-        Returns image, text: float32[B, dim], L2-normalised, of the towers given, and
+        Returns image, text: float32[B, dim], L2-normalised by default, of the towers given, and
         temperature: float32[], and logit_bias: float32[] where there is one.
         """
         features = dict(temperature=self._temperature())
@@ -45,10 +47,12 @@ class ContrastiveHead(nn.Module):
             init = nn.initializers.constant(self.logit_bias)
             features["logit_bias"] = self.param("logit_bias", init, ())
         if IMAGE in outputs:
-            features["image"] = l2_normalize(self._image(outputs[IMAGE]["pooled"]))
+            features["image"] = self._image(outputs[IMAGE]["pooled"])
         if TEXT in outputs:
             text = outputs[TEXT]["pooled"]
-            features["text"] = l2_normalize(self._project("text_projection", text, self.text_bias))
+            features["text"] = self._project("text_projection", text, self.text_bias)
+        if self.normalize:
+            features |= {name: l2_normalize(features[name]) for name in ("image", "text") if name in features}
         return features
 
     def _image(self, pooled):

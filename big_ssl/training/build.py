@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from big_ssl.data import pipeline
+from big_ssl.data import pipeline, tokenizers
 from big_ssl.data.device_views import ImageView
-from big_ssl.data.tokenizers import WordPiece, vocabulary_path
+from big_ssl.data.tokenizers import Tokenizer
 from big_ssl.models import encoders
 from big_ssl.objectives import build as objectives
 from big_ssl.parallel import mesh as mesh_lib
@@ -17,21 +17,12 @@ from big_ssl.training import schedules
 from big_ssl.training.system import System, Term
 
 
-def tokenizer(config: Mapping) -> WordPiece | None:
+def tokenizer(config: Mapping) -> Tokenizer | None:
     """The tokenizer of the config's texts; None where no vocabulary is set, enough to plan a run.
 
     Raises ValueError where the vocabulary is not of the size that the config states.
     """
-    options = config["tokenizer"]
-    if not options["vocabulary"]:
-        return None
-    words = WordPiece(vocabulary_path(options["vocabulary"]), options["length"])
-    if words.vocab_size != options["size"]:
-        raise ValueError(
-            f"tokenizer.size is {options['size']}; the vocabulary {options['vocabulary']!r} has "
-            f"{words.vocab_size} words"
-        )
-    return words
+    return tokenizers.build(config["tokenizer"]) if config["tokenizer"]["vocabulary"] else None
 
 
 def system(config: Mapping, mesh: Mesh) -> System:
@@ -79,7 +70,7 @@ def abstract_global_batch(config: Mapping, sharding) -> dict:
     }
 
 
-def batches(config: Mapping, tokens: WordPiece, start: int, mesh: Mesh):
+def batches(config: Mapping, tokens: Tokenizer, start: int, mesh: Mesh):
     """An endless iterator of {stream: batch}, NumPy, this process's rows, from step `start`."""
     iterators = {}
     for name, stream in config["streams"].items():

@@ -29,7 +29,7 @@ def check_machine(config, config_file: str) -> None:
     for name, stream in config["streams"].items():
         lacking.extend(_lacking_data(f"streams.{name}.data.source", stream["data"]["source"]))
     if not config["tokenizer"]["vocabulary"]:
-        lacking.append("a WordPiece vocabulary, config.tokenizer.vocabulary (not set)")
+        lacking.append(f"a {config['tokenizer']['kind']} vocabulary, config.tokenizer.vocabulary (not set)")
     if lacking:
         listed = "".join(f"\n  - {item}" for item in lacking)
         raise Unrunnable(

@@ -1,23 +1,29 @@
-"""Writes tests/data/golden_*.npz: small random models of transformers, their inputs and outputs.
+"""Writes tests/data/golden_*: small random models in PyTorch, their inputs and outputs; token ids.
 
     python -m tests.parity.make_goldens [FOLDER]
 
-needs PyTorch (`make parity` installs it) and is run from the repository's root. The files hold
-transformers' own names, so that the mapping of names is tested with them.
+needs PyTorch (`make parity` installs it) and, for the ids, open_clip_torch with ftfy and regex; it is
+run from the repository's root. The files of models hold their published names, so that the mapping
+of names is tested with them.
 """
 
+import json
 import pathlib
 import sys
 
 import numpy as np
+import tokenizers
 import torch
 import transformers
 
-from tests.parity import peers
+from big_ssl.data.clip_bpe import clean
+from tests.parity import clip_peers, peers
+from tests.parity.clip_texts import TEXTS
+from tests.parity.open_clip_tokenizer import simple_tokenizer
 
 
 def main(folder):
-    """Writes both files into folder."""
+    """Writes all files into folder."""
     torch.set_num_threads(1)
     made_by = f"transformers {transformers.__version__}, torch {torch.__version__}"
     peer, _ = peers.bert()
@@ -39,11 +45,52 @@ def main(folder):
         evaluation=evaluation,
         training=training,
     )
+    for name, peer in (("hf_clip", clip_peers.hf_clip()), ("hf_siglip", clip_peers.hf_siglip())):
+        write_clip(folder / f"golden_{name}.npz", peer, made_by)
+    write_resnet(folder / "golden_clip_resnet.npz", clip_peers.openai_clip("resnet"), made_by)
+    write_ids(folder)
 
 
-def write(path, peer, made_by, **arrays):
-    """One compressed file: weights under "weights/", made_by, and the arrays under their names."""
+def write_clip(path, peer, made_by):
+    """transformers' CLIP or SigLIP: its config.json, what it makes of images and texts, and its loss."""
+    images, ids = clip_peers.images(), clip_peers.ids()
+    found = clip_peers.run_hf(peer, images, ids)
+    config = json.dumps(peer.config.to_dict(), default=str)
+    write(path, peer, made_by, config=config, images=images, ids=ids, **found)
+
+
+def write_resnet(path, peer, made_by):
+    """The image tower of tests/parity/clip_reference.py in OpenAI's names, its text tower with it."""
+    images, ids = clip_peers.images(64), clip_peers.ids()
+    image, text = clip_peers.run_openai(peer, images, ids)
+    write(path, peer, made_by, np.float16, images=images, ids=ids, image=image, text=text)
+
+
+def write_ids(folder):
+    """A short file of merges, learnt from the texts, and what open_clip makes of them with it."""
+    words = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [tokenizers.pre_tokenizers.WhitespaceSplit(), tokenizers.pre_tokenizers.ByteLevel(False, False)]
+    )
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=700, show_progress=False, end_of_word_suffix="</w>")
+    words.train_from_iterator([clean(text) for text in TEXTS], trainer)
+    merges = json.loads(words.to_str())["model"]["merges"]
+    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
+    (folder / "tiny_merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    ids = simple_tokenizer(folder / "tiny_merges.txt")(TEXTS, 20).tolist()
+    (folder / "golden_clip_bpe.json").write_text(json.dumps(ids) + "\n")
+
+
+def write(path, peer, made_by, dtype=None, **arrays):
+    """One compressed file: weights under "weights/", made_by, and the arrays under their names.
+
+    dtype: of the weights' floats in the file; it must lose nothing.
+    """
     weights = {f"weights/{name}": value for name, value in peers.state(peer).items()}
+    if dtype is not None:
+        floats = {name: value.astype(dtype) for name, value in weights.items() if value.dtype.kind == "f"}
+        assert all((floats[name] == weights[name]).all() for name in floats)
+        weights |= floats
     np.savez_compressed(path, made_by=made_by, **weights, **arrays)
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
 

@@ -1,0 +1,140 @@
+"""CLIP's byte-level BPE (Radford et al. 2021, section 2.4), by the tokenizers library."""
+
+import gzip
+import html
+import importlib.util
+import pathlib
+import re
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+from etils import epath
+from tokenizers import models, pre_tokenizers, processors
+
+# The published vocabulary of 49,408: 256 bytes, as many that end a word, the merges, two marks.
+_MERGES = 49_408 - 2 * 256 - 2
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_END_OF_WORD = "</w>"
+_FILE = "bpe_simple_vocab_16e6.txt.gz"
+# Of a lower-case text: contractions, words, single digits, and runs of anything else but spaces.
+_WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+
+class ClipBPE:
+    """CLIP's tokenizer over a file of merges: OpenAI's own, or a merges.txt of transformers.
+
+    Called with texts, gives ids: int32[B, L] and mask: bool[B, L], True where a token stands; the
+    start first, the end last even where the text is cut to L, zeros after it. The ids are those
+    of OpenAI's and open_clip's code but for text that ftfy would repair from a wrong encoding, and
+    for the marks of start and end in a text, which are mere letters here. Raises
+    FileNotFoundError, or ValueError where the file holds no merges.
+    """
+
+    def __init__(self, path: str, length: int):
+        merges = read_merges(path)
+        characters = byte_characters()
+        words = [*characters, *(c + _END_OF_WORD for c in characters), *map("".join, merges), _START, _END]
+        vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
+        self.vocab_size = len(vocabulary)
+        self._special = {0, vocabulary[_START], vocabulary[_END]}
+        self._tokenizer = _tokenizer(path, vocabulary, merges)
+        self._tokenizer.enable_truncation(length)
+        self._tokenizer.enable_padding(length=length, pad_id=0)
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        encoded = self._tokenizer.encode_batch([clean(text) for text in texts])
+        ids = np.array([e.ids for e in encoded], np.int32)
+        return dict(ids=ids, mask=np.array([e.attention_mask for e in encoded], bool))
+
+    def is_empty(self, ids: np.ndarray) -> bool:
+        """Whether ids: int32[L] hold nothing but the marks: a text that says nothing."""
+        return self._special.issuperset(ids.tolist())
+
+
+def clean(text: str) -> str:
+    """Lower case, single spaces, no HTML entities, and what ftfy does to any text: plain quotes,
+    standard width, no ligatures, NFC. Not its repair of wrong encodings, which is a search."""
+    if "<" not in text:
+        text = re.sub(r"&#?[0-9A-Za-z]{1,24};", lambda entity: html.unescape(entity[0]), text)
+    text = unicodedata.normalize("NFC", text.translate(_REPAIRS).translate(_QUOTES))
+    return " ".join(html.unescape(html.unescape(text)).split()).lower()
+
+
+def _repairs():
+    """{code point: text} of fullwidth forms, Latin ligatures, and control characters."""
+    ligatures = (0x132, 0x133, 0x149, *range(0x1C4, 0x1CD), *range(0x1F1, 0x1F4), *range(0xFB00, 0xFB07))
+    repairs = {i: unicodedata.normalize("NFKC", chr(i)) for i in (0x3000, *ligatures, *range(0xFF01, 0xFFF0))}
+    controls = (
+        *range(9),
+        0xB,
+        *range(0xE, 0x20),
+        0x7F,
+        *range(0x206A, 0x2070),
+        0xFEFF,
+        *range(0xFFF9, 0xFFFD),
+    )
+    return repairs | dict.fromkeys(controls, "")
+
+
+_REPAIRS = _repairs()
+_QUOTES = dict.fromkeys((0x2BC, *range(0x2018, 0x201C)), "'") | dict.fromkeys(range(0x201C, 0x2020), '"')
+
+
+def byte_characters() -> list[str]:
+    """What stands for each byte, in the vocabulary's order: Latin-1's printable characters for
+    themselves, then code points from 256 on for the other bytes."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [chr(b) for b in (*printable, *range(0x100, 0x200 - len(printable)))]
+
+
+def read_merges(path: str) -> list[tuple[str, str]]:
+    """The merges of a file, gzipped or not, at most as many as CLIP has: the published file goes on.
+
+    Its first line is a heading. Raises FileNotFoundError, and ValueError that names a bad line.
+    """
+    data = epath.Path(path).read_bytes()
+    try:
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"merges {path} can't be read: {error}") from error
+    lines = text.split("\n")[1 : _MERGES + 1]
+    merges = []
+    for i, line in enumerate(lines, start=2):
+        first, *rest = line.split() or [""]
+        if len(rest) == 1:
+            merges.append((first, rest[0]))
+        elif line.strip():
+            raise ValueError(f"merges {path}: line {i} is {line[:40]!r}, not two words")
+    if not merges:
+        raise ValueError(f"merges {path}: there is none after the first line")
+    return merges
+
+
+def _tokenizer(path, vocabulary, merges):
+    for left, right in merges:
+        for word in (left, right):
+            if word not in vocabulary:
+                raise ValueError(f"merges {path}: {left} {right} needs {word}, which no line before it makes")
+    model = models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=_END_OF_WORD)
+    tokenizer = tokenizers.Tokenizer(model)
+    words = pre_tokenizers.Split(tokenizers.Regex(_WORDS), "removed", invert=True)
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, to_bytes])
+    marks = [(mark, vocabulary[mark]) for mark in (_START, _END)]
+    tokenizer.post_processor = processors.TemplateProcessing(f"{_START} $A {_END}", None, marks)
+    return tokenizer
+
+
+def installed_merges() -> str:
+    """The published file of merges where a package that ships it is installed: open_clip_torch or clip."""
+    for package in ("open_clip", "clip"):
+        found = importlib.util.find_spec(package)
+        for folder in (found and found.submodule_search_locations) or ():
+            if (path := pathlib.Path(folder) / _FILE).exists():
+                return str(path)
+    raise FileNotFoundError(
+        f'tokenizer.vocabulary is "clip", but no installed package has {_FILE}: '
+        "give its path, or that of a merges.txt, or install open_clip_torch"
+    )

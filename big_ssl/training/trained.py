@@ -1,0 +1,72 @@
+"""What a run has trained, for use without the run: its newest checkpoint, read and left as it is."""
+
+import json
+from collections.abc import Mapping
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from big_ssl.config import ConfigError, validate
+from big_ssl.models import encoders
+from big_ssl.models.layer_layouts import unstack_layers
+from big_ssl.objectives.contrastive import ContrastiveHead
+from big_ssl.training import loop
+from big_ssl.training.state import evaluation_variables
+from big_ssl.weights.format import Config
+
+_ONE_DEVICE = dict(mesh=dict(data=1, fsdp=1, tensor=1), mesh_rules=(), sharding=(), grad_accum=1)
+
+
+def read(workdir) -> tuple[Config, dict]:
+    """(Config, variables) of a run with a contrastive objective; the average where there is one.
+
+    Raises FileNotFoundError where the run has not saved yet, ValueError where it has another
+    objective, or its config is not one that this version knows.
+    """
+    workdir = epath.Path(workdir).resolve()
+    config = json.loads((workdir / "config.json").read_text())
+    try:
+        validate(config)
+    except ConfigError as error:
+        raise ValueError(f"{workdir}/config.json: {error}") from error
+    described = describe(config)
+    abstract = loop.set_up(config | _ONE_DEVICE, jax.devices()[:1]).abstract_state
+    with ocp.training.Checkpointer(workdir / "checkpoints") as checkpoints:
+        if checkpoints.latest is None:
+            raise FileNotFoundError(f"{workdir} has no checkpoint yet")
+        variables = evaluation_variables(checkpoints.load(checkpoints.latest.step, abstract))
+    return _unrolled(described, variables)
+
+
+def _unrolled(config, variables):
+    """With layers apart, as all other formats have them."""
+    scanned = {name: tower for name, tower in config["encoders"].items() if tower.get("scan")}
+    for name, tower in scanned.items():
+        variables = _unstacked(variables, name, encoders.STACKS[tower["kind"]])
+    apart = {name: tower | dict(scan=False) for name, tower in scanned.items()}
+    return config | dict(encoders=config["encoders"] | apart), variables
+
+
+def _unstacked(variables, name, stacks):
+    params, statistics = variables["params"], variables["encoders"]
+    towers = params["encoders"] | {name: unstack_layers(params["encoders"][name], stacks)}
+    kept = {collection: unstack_layers(tree, stacks) for collection, tree in statistics[name].items()}
+    return dict(params=params | dict(encoders=towers), encoders=statistics | {name: kept})
+
+
+def describe(config: Mapping) -> Config:
+    """What is trained by a training config. Raises ValueError where that is not images and texts."""
+    for stream in config["streams"].values():
+        if "contrastive" in stream["objectives"]:
+            options, data = stream["objectives"]["contrastive"], stream["data"]
+            known = ContrastiveHead.__dataclass_fields__
+            return dict(
+                encoders=config["encoders"],
+                head={key: value for key, value in options.items() if key in known},
+                views=config["views"],
+                image_size=data["crop"],
+                resize="crop",
+                tokenizer=config["tokenizer"],
+            )
+    raise ValueError(f"{config['name']} has no contrastive objective: it embeds no images and texts")

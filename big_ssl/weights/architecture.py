@@ -1,0 +1,82 @@
+"""The modules of a Config, and the names and shapes of all their weights."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from big_ssl.models import encoders
+from big_ssl.objectives.contrastive import IMAGE, TEXT, ContrastiveHead
+from big_ssl.weights.errors import WeightsError
+from big_ssl.weights.format import Config
+
+
+class Modules(NamedTuple):
+    """Two towers, and a head that projects without normalising."""
+
+    image: nn.Module
+    text: nn.Module
+    head: ContrastiveHead
+
+
+def modules(config: Config, dtype: str = "float32") -> Modules:
+    """The modules of a Config. Raises WeightsError where it has not the keys of one."""
+    try:
+        length, size = config["tokenizer"]["length"], config["tokenizer"]["size"]
+        image, text = (encoders.build(config["encoders"][k], dtype, size, length) for k in ("image", "text"))
+        return Modules(image, text, ContrastiveHead(**config["head"], normalize=False))
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"config.json does not describe a model: {error}") from error
+
+
+def completed(config: Config) -> Config:
+    """The Config with every option of its modules spelled out, but how they are computed."""
+    image, text, head = modules(config)
+    given = config["encoders"]
+    towers = {"image": _options(given["image"], image), "text": _options(given["text"], text)}
+    return config | dict(encoders=towers, head=_fields(head, ("normalize",)))
+
+
+def _options(given, module):
+    if not isinstance(encoders.ENCODERS[given["kind"]], type):
+        return given  # built by a function, whose parameters are not the module's fields
+    return dict(kind=given["kind"], **_fields(module, ("dtype", "remat")))
+
+
+def _fields(module, without):
+    names = [
+        field.name for field in dataclasses.fields(module) if field.name not in ("parent", "name", *without)
+    ]
+    return {name: getattr(module, name) for name in names}
+
+
+def shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of all weights: params/encoders/..., params/heads/..., encoders/... for statistics."""
+    image, text, head = modules(config)
+    size = config["encoders"]["image"]["image_size"]
+    key, images = jax.random.key(0), jnp.zeros((1, size, size, 3))
+    seen, image_variables = jax.eval_shape(image.init_with_output, key, images)
+    ids = jnp.zeros((1, 1), int)
+    read, text_variables = jax.eval_shape(text.init_with_output, key, ids, ids == 0)
+    head_variables = jax.eval_shape(head.init, key, {IMAGE: seen, TEXT: read})
+    variables = joined(dict(image=image_variables, text=text_variables), head_variables["params"])
+    return {path: leaf.shape for path, leaf in flatten_dict(variables, sep="/").items()}
+
+
+def joined(towers: Mapping[str, Mapping], head: Mapping) -> dict:
+    """As training.state.evaluation_variables: {"params": {"encoders", "heads"}, "encoders": statistics}."""
+    statistics = {name: {k: v for k, v in tower.items() if k != "params"} for name, tower in towers.items()}
+    params = dict(
+        encoders={name: tower["params"] for name, tower in towers.items()}, heads=dict(contrastive=head)
+    )
+    return dict(params=params, encoders=statistics)
+
+
+def tower_variables(variables: Mapping, name: str) -> dict:
+    """The variables of one encoder, as its module takes them."""
+    statistics = variables.get("encoders", {}).get(name, {})
+    return dict(params=variables["params"]["encoders"][name], **statistics)

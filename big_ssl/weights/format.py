@@ -1,0 +1,106 @@
+"""What a public checkpoint format is, and the questions that all formats ask of their arrays."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from big_ssl.weights.errors import WeightsError
+from big_ssl.weights.rules import Rule
+
+IMAGE, TEXT, HEAD = (f"params/{name}/" for name in ("encoders/image", "encoders/text", "heads/contrastive"))
+IMAGE_STATISTICS = "encoders/image/batch_stats/"
+
+# What a model is, in the keys of a training config where there are such: encoders, views,
+# tokenizer; and head (objectives.contrastive.ContrastiveHead), image_size and resize.
+Config = dict[str, Any]
+
+
+class Format(NamedTuple):
+    """A public layout of weights.
+
+    config: (arrays, its JSON files by name, options of the command line) -> Config.
+    rules: Config -> the names, for weights.rules; ignored: patterns of names that are no weights.
+    weights: names of its weights file, the one that is written first; files: its JSON files.
+    options: what the command line may add to a checkpoint that does not say it.
+    prepare: puts away the spellings of one layout. describe: Config -> {file name: JSON} to write
+    beside the weights, None for a format that is only read.
+    """
+
+    config: Callable[[Mapping, Mapping[str, dict], Mapping], Config]
+    rules: Callable[[Config], Sequence[Rule]]
+    ignored: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    prepare: Callable[[Mapping], Mapping] = dict
+    describe: Callable[[Config], dict[str, dict]] | None = None
+
+
+def shape_of(tensors: Mapping, name: str, rank: int) -> tuple[int, ...]:
+    """The shape of an array that every checkpoint of a format has."""
+    if name not in tensors:
+        raise WeightsError(
+            f"{name} is missing; is it another format? there is {next(iter(tensors), 'nothing')}"
+        )
+    if tensors[name].ndim != rank:
+        raise WeightsError(f"{name} is {list(tensors[name].shape)}; it must have {rank} axes")
+    return tensors[name].shape
+
+
+def json_file(files: Mapping[str, dict], name: str) -> dict:
+    """A JSON file that a format can't do without."""
+    if name not in files:
+        raise WeightsError(f"{name} is missing beside the weights")
+    return files[name]
+
+
+def count(tensors: Mapping, pattern: str) -> int:
+    """How many layers there are: one more than the largest number that the pattern's group finds."""
+    found = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
+    return max(found, default=-1) + 1
+
+
+def grid_side(places: int, name: str) -> int:
+    """The side of a square grid of so many places."""
+    side = round(places**0.5)
+    if side**2 != places:
+        raise WeightsError(f"{name} has {places} places, no square grid")
+    return side
+
+
+def clip_config(image: dict, text: dict, dim: int, image_size: int, **changes) -> Config:
+    """CLIP's model around its two towers' configs; changes: to the keys below."""
+    return (
+        dict(
+            encoders=dict(image=image, text=dict(kind="text_transformer", **text)),
+            head=dict(
+                dim=dim,
+                image_projection=image["kind"] == "vit",  # a ResNet's attention pool projects by itself
+                text_bias=False,
+                temperature=0.07,
+                temperature_form="log",
+                logit_bias=None,
+            ),
+            views=dict(image=CLIP_PIXELS),
+            image_size=image_size,
+            resize="crop",
+            tokenizer=dict(
+                kind="clip_bpe", vocabulary="clip", size=text["vocab_size"], length=text["max_len"]
+            ),
+        )
+        | changes
+    )
+
+
+def siglip_config(image: dict, text: dict, image_size: int, **changes) -> Config:
+    """SigLIP's model: its pooled image is the embedding, its text head has a bias."""
+    config = clip_config(image, text, image["width"], image_size)
+    config["head"] |= dict(image_projection=False, text_bias=True, temperature=0.1, logit_bias=-10.0)
+    config["tokenizer"] |= dict(kind="sentencepiece", vocabulary="")
+    return config | dict(views=dict(image=HALF_PIXELS), resize="squash") | changes
+
+
+CLIP_PIXELS = dict(
+    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711), flip=False
+)
+HALF_PIXELS = dict(mean=(0.5,) * 3, std=(0.5,) * 3, flip=False)

@@ -1,0 +1,100 @@
+"""Checkpoints of all formats, ours among them, read from and written to files."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from big_ssl.weights import (
+    architecture,
+    hf_clip,
+    hf_siglip,
+    open_clip,
+    openai_clip,
+    rules,
+    siglip_npz,
+)
+from big_ssl.weights.errors import WeightsError
+from big_ssl.weights.format import Config, Format, json_file
+from big_ssl.weights.tensor_files import read_tensors, write_safetensors
+
+# Ours: a Config, and the weights under their paths.
+_OURS = Format(
+    config=lambda tensors, files, options: json_file(files, "config.json"),
+    rules=lambda config: [rules.Rule(path, (path,), rules.SAME) for path in architecture.shapes(config)],
+    weights=("model.safetensors",),
+    files=("config.json",),
+    describe=lambda config: {"config.json": config},
+)
+
+FORMATS: dict[str, Format] = {
+    "big_ssl": _OURS,
+    "openai_clip": openai_clip.FORMAT,
+    "open_clip": open_clip.FORMAT,
+    "hf_clip": hf_clip.FORMAT,
+    "hf_siglip": hf_siglip.FORMAT,
+    "siglip_npz": siglip_npz.FORMAT,
+}
+WRITTEN = tuple(name for name, format_ in FORMATS.items() if format_.describe)
+
+
+def read_checkpoint(kind: str, path, options: Mapping | None = None) -> tuple[Config, dict[str, np.ndarray]]:
+    """The Config and our weights, {path: float32 array}, of a checkpoint of a format in FORMATS.
+
+    path: the weights' file, or the folder of it and the format's JSON files; options: what the
+    checkpoint does not say, such as num_heads. Raises FileNotFoundError, and WeightsError that
+    names the file and what is wrong with it.
+    """
+    format_, file = FORMATS[kind], _weights_file(kind, pathlib.Path(path))
+    tensors = format_.prepare(read_tensors(file))
+    for option in options or {}:
+        if option not in format_.options:
+            known = ", ".join(format_.options) or "none"
+            raise WeightsError(f"{kind} takes no option {option}; there is {known}")
+    try:
+        config = format_.config(tensors, _json_files(file.parent, format_), options or {})
+        ours = rules.read(format_.rules(config), format_.ignored, tensors, architecture.shapes(config))
+    except ValueError as error:  # a module's own, where the architecture is none it can have
+        raise WeightsError(f"{file}, as {kind}: {error}".split("\n")[0]) from error
+    return config, ours
+
+
+def write_checkpoint(kind: str, folder, config: Config, ours: Mapping[str, np.ndarray]) -> None:
+    """Writes the weights and the JSON files of a format in WRITTEN into folder.
+
+    Raises WeightsError where the format has no place for this architecture; nothing is written then.
+    """
+    format_, folder = FORMATS[kind], pathlib.Path(folder)
+    if format_.describe is None:
+        raise WeightsError(f"{kind} is only read; what is written: {', '.join(WRITTEN)}")
+    described = format_.describe(architecture.completed(config))
+    tensors = rules.write(format_.rules(config), ours)
+    folder.mkdir(parents=True, exist_ok=True)
+    # transformers wants to be told where the arrays come from.
+    write_safetensors(folder / format_.weights[0], tensors, dict(format="pt"))
+    for name, content in described.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _weights_file(kind, path):
+    if not path.is_dir():
+        return path
+    names = FORMATS[kind].weights
+    found = [path / name for name in names if (path / name).is_file()]
+    if not found:
+        wanted = f"there is none of {', '.join(names)}" if names else "give the weights' own file"
+        raise FileNotFoundError(f"{path} is a folder; as {kind}, {wanted}")
+    return found[0]
+
+
+def _json_files(folder, format_):
+    files = {}
+    for name in format_.files:
+        path = folder / name
+        if path.is_file():
+            try:
+                files[name] = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise WeightsError(f"{name} is no JSON: {error}") from error
+    return files

@@ -1,0 +1,112 @@
+"""transformers' CLIPModel: config.json, model.safetensors or pytorch_model.bin; read and written."""
+
+from big_ssl.models import text_transformer, vit
+from big_ssl.weights import hf_layers
+from big_ssl.weights.errors import WeightsError
+from big_ssl.weights.format import (
+    CLIP_PIXELS,
+    HEAD,
+    IMAGE,
+    TEXT,
+    Config,
+    Format,
+    clip_config,
+    grid_side,
+    shape_of,
+)
+from big_ssl.weights.rules import LINEAR, SAME, Rule, norm, within
+
+_RULES = [
+    *within("text_model.", TEXT, hf_layers.TEXT_MODEL),
+    *within("vision_model.", IMAGE, hf_layers.VISION_MODEL),
+    Rule("vision_model.embeddings.class_embedding", (f"{IMAGE}class_token",), SAME),
+    *norm("vision_model.pre_layrnorm", f"{IMAGE}pre_norm"),  # their spelling
+    Rule("visual_projection.weight", (f"{HEAD}image_projection/kernel",), LINEAR),
+    Rule("text_projection.weight", (f"{HEAD}text_projection/kernel",), LINEAR),
+    Rule("logit_scale", (f"{HEAD}logit_scale",), SAME),
+]
+
+# CLIPTextConfig's and CLIPVisionConfig's own.
+_DEFAULTS = dict(num_attention_heads=8, hidden_act="quick_gelu", layer_norm_eps=1e-5)
+
+
+def _config(tensors, files, options) -> Config:
+    del options
+    text_config, vision_config = hf_layers.parts(files)
+    vocab_size, width, max_len = hf_layers.text_shape(tensors)
+    text = text_transformer.CLIP | dict(
+        vocab_size=vocab_size,
+        max_len=max_len,
+        eot_id=_eot_id(text_config, vocab_size),
+        **hf_layers.layers(tensors, "text_model", width, text_config, _DEFAULTS),
+    )
+    width, _, _, patch = shape_of(tensors, "vision_model.embeddings.patch_embedding.weight", 4)
+    table = "vision_model.embeddings.position_embedding.weight"
+    side = grid_side(shape_of(tensors, table, 2)[0] - 1, table)
+    defaults = _DEFAULTS | dict(num_attention_heads=12)
+    shape = hf_layers.layers(tensors, "vision_model", width, vision_config, defaults)
+    image = vit.CLIP | dict(kind="vit", patch=patch, image_size=patch * side, **shape)
+    dim = shape_of(tensors, "text_projection.weight", 2)[0]
+    pixels = hf_layers.pixels(files, CLIP_PIXELS)
+    return clip_config(image, text, dim, vision_config.get("image_size", 224), views=dict(image=pixels))
+
+
+def _eot_id(text_config, vocab_size):
+    # 2 is a mistake in older files, to which transformers answers with the largest id, as CLIP does.
+    eot_id = text_config.get("eos_token_id", 49407)
+    return vocab_size - 1 if eot_id == 2 else eot_id
+
+
+def _describe(config: Config) -> dict[str, dict]:
+    image, text = config["encoders"]["image"], config["encoders"]["text"]
+    _check_is_clip(image, text, config["head"])
+    dim, eot_id = config["head"]["dim"], text["eot_id"]
+    text_config = hf_layers.describe_layers(text) | dict(
+        model_type="clip_text_model",
+        vocab_size=text["vocab_size"],
+        max_position_embeddings=text["max_len"],
+        projection_dim=dim,
+        eos_token_id=text["vocab_size"] - 1 if eot_id is None else eot_id,
+    )
+    vision_config = hf_layers.describe_layers(image) | dict(
+        model_type="clip_vision_model",
+        image_size=config["image_size"],
+        patch_size=image["patch"],
+        projection_dim=dim,
+    )
+    described = dict(
+        model_type="clip",
+        architectures=["CLIPModel"],
+        projection_dim=dim,
+        text_config=text_config,
+        vision_config=vision_config,
+    )
+    return {
+        "config.json": described,
+        "preprocessor_config.json": hf_layers.describe_preprocessing(config),
+    }
+
+
+def _check_is_clip(image, text, head):
+    kinds = image["kind"], text["kind"]
+    if kinds != ("vit", "text_transformer"):
+        raise WeightsError(f"hf_clip holds a vit and a text_transformer, not {kinds[0]} and {kinds[1]}")
+    wanted = {
+        "image": (image, dict(class_token=True, pre_norm=True, patch_bias=False, pooling="cls")),
+        "text": (text, dict(causal=True, pooling="eot")),
+        "head": (head, dict(image_projection=True, text_bias=False, temperature_form="log", logit_bias=None)),
+    }
+    for part, (options, values) in wanted.items():
+        for key, value in values.items():
+            if options[key] != value:
+                raise WeightsError(f"hf_clip: {part}.{key} is {options[key]!r}; a CLIPModel has {value!r}")
+
+
+FORMAT = Format(
+    config=_config,
+    rules=lambda config: _RULES,
+    ignored=hf_layers.IGNORED,
+    weights=hf_layers.WEIGHTS,
+    files=hf_layers.FILES,
+    describe=_describe,
+)

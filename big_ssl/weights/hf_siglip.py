@@ -1,0 +1,63 @@
+"""transformers' SiglipModel: config.json, model.safetensors or pytorch_model.bin."""
+
+from big_ssl.models import text_transformer, vit
+from big_ssl.weights import hf_layers
+from big_ssl.weights.format import (
+    HALF_PIXELS,
+    HEAD,
+    IMAGE,
+    TEXT,
+    Config,
+    Format,
+    grid_side,
+    shape_of,
+    siglip_config,
+)
+from big_ssl.weights.rules import SAME, Rule, leading, linear, norm, qkv, within
+
+_POOLING = [
+    Rule("probe", ("probe",), leading(2)),
+    *qkv("attention", ""),
+    *norm("layernorm", "mlp_norm"),
+    *linear("mlp.fc1", "mlp_in"),
+    *linear("mlp.fc2", "mlp_out"),
+]
+_RULES = [
+    *within("text_model.", TEXT, hf_layers.TEXT_MODEL),
+    *within("vision_model.", IMAGE, hf_layers.VISION_MODEL),
+    Rule("vision_model.embeddings.patch_embedding.bias", (f"{IMAGE}patch_embedding/bias",), SAME),
+    *within("vision_model.head.", f"{IMAGE}pooling/", _POOLING),
+    *linear("text_model.head", f"{HEAD}text_projection"),
+    Rule("logit_scale", (f"{HEAD}logit_scale",), leading(1)),
+    Rule("logit_bias", (f"{HEAD}logit_bias",), leading(1)),
+]
+
+# SiglipTextConfig's and SiglipVisionConfig's own.
+_DEFAULTS = dict(num_attention_heads=12, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
+
+
+def _config(tensors, files, options) -> Config:
+    del options
+    text_config, vision_config = hf_layers.parts(files)
+    vocab_size, width, max_len = hf_layers.text_shape(tensors)
+    text = text_transformer.SIGLIP | dict(
+        vocab_size=vocab_size,
+        max_len=max_len,
+        **hf_layers.layers(tensors, "text_model", width, text_config, _DEFAULTS),
+    )
+    width, _, _, patch = shape_of(tensors, "vision_model.embeddings.patch_embedding.weight", 4)
+    table = "vision_model.embeddings.position_embedding.weight"
+    side = grid_side(shape_of(tensors, table, 2)[0], table)
+    shape = hf_layers.layers(tensors, "vision_model", width, vision_config, _DEFAULTS)
+    image = vit.SIGLIP | dict(kind="vit", patch=patch, image_size=patch * side, **shape)
+    pixels = hf_layers.pixels(files, HALF_PIXELS)
+    return siglip_config(image, text, vision_config.get("image_size", 224), views=dict(image=pixels))
+
+
+FORMAT = Format(
+    config=_config,
+    rules=lambda config: _RULES,
+    ignored=hf_layers.IGNORED,
+    weights=hf_layers.WEIGHTS,
+    files=hf_layers.FILES,
+)

@@ -1,0 +1,151 @@
+"""The one mechanism that reads and writes all public formats: rules of names, with a transform each.
+
+A format is a list of rules from one of its arrays to one or more of ours. Read from left to right
+the rules convert weights in, from right to left they convert them back; both ways are strict.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from big_ssl.weights.errors import WeightsError
+
+
+class Transform(NamedTuple):
+    """How one of their arrays becomes ours, and how ours become it again."""
+
+    read: Callable[[np.ndarray], Sequence[np.ndarray]]
+    write: Callable[[Sequence[np.ndarray]], np.ndarray]
+
+
+class Rule(NamedTuple):
+    """theirs: a name, in which {i} and {j} stand for numbers; ours: the paths it becomes."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    transform: Transform
+
+
+def permute(*axes: int) -> Transform:
+    """Axis axes[n] of theirs is axis n of ours."""
+    back = tuple(np.argsort(axes))
+    return Transform(lambda x: (x.transpose(axes),), lambda xs: xs[0].transpose(back))
+
+
+SAME = Transform(lambda x: (x,), lambda xs: xs[0])
+# [out, in] as [in, out].
+LINEAR = permute(1, 0)
+# [out, in, k, k] as [k, k, in, out].
+CONVOLUTION = permute(2, 3, 1, 0)
+# [out, in, 1, 1] as [in, out].
+POINTWISE = Transform(lambda x: (x[:, :, 0, 0].T,), lambda xs: xs[0].T[:, :, None, None])
+# [3 * out, in] as three of [in, out], and their biases.
+LINEAR_QKV = Transform(
+    lambda x: [part.T for part in np.split(x, 3)], lambda xs: np.concatenate([x.T for x in xs])
+)
+BIAS_QKV = Transform(lambda x: np.split(x, 3), np.concatenate)
+
+
+def leading(ones: int) -> Transform:
+    """[1, ..., 1, *shape] as [*shape]."""
+    return Transform(lambda x: (x.reshape(x.shape[ones:]),), lambda xs: xs[0][(None,) * ones])
+
+
+def linear(theirs: str, ours: str) -> list[Rule]:
+    """A linear layer with a bias: .weight [out, in] and .bias."""
+    return [
+        Rule(f"{theirs}.weight", (f"{ours}/kernel",), LINEAR),
+        Rule(f"{theirs}.bias", (f"{ours}/bias",), SAME),
+    ]
+
+
+def norm(theirs: str, ours: str) -> list[Rule]:
+    """A layer norm's .weight and .bias."""
+    return [
+        Rule(f"{theirs}.weight", (f"{ours}/scale",), SAME),
+        Rule(f"{theirs}.bias", (f"{ours}/bias",), SAME),
+    ]
+
+
+def qkv(theirs: str, ours: str) -> list[Rule]:
+    """PyTorch's MultiheadAttention, whose three projections are one array."""
+    split = [
+        tuple(f"{ours}{name}/{leaf}" for name in ("query", "key", "value")) for leaf in ("kernel", "bias")
+    ]
+    return [
+        Rule(f"{theirs}.in_proj_weight", split[0], LINEAR_QKV),
+        Rule(f"{theirs}.in_proj_bias", split[1], BIAS_QKV),
+        *linear(f"{theirs}.out_proj", f"{ours}out"),
+    ]
+
+
+def within(theirs: str, ours: str, rules: Iterable[Rule]) -> list[Rule]:
+    """The rules with what their names on either side are prefixed by."""
+    return [Rule(theirs + r.theirs, tuple(ours + path for path in r.ours), r.transform) for r in rules]
+
+
+def read(
+    rules: Sequence[Rule],
+    ignored: Sequence[str],
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple],
+) -> dict[str, np.ndarray]:
+    """Ours, {path: float32 array}, from theirs.
+
+    ignored: patterns of names that hold no weights; shapes: {path: shape} of all that must be
+    filled. Raises WeightsError for a name that is missing, unknown, of another shape than the
+    architecture's, or not of floating point.
+    """
+    ours, used = {}, set()
+    for name, paths, transform in _instances(rules, shapes):
+        if name not in tensors:
+            raise WeightsError(f"{name} is missing")
+        # Their shape by the way back, from arrays that take no memory.
+        expected = transform.write([np.broadcast_to(np.float32(0), shapes[path]) for path in paths]).shape
+        if tensors[name].shape != expected:
+            raise WeightsError(
+                f"{name} is {list(tensors[name].shape)}; the architecture has {list(expected)}"
+            )
+        values = transform.read(_float32(name, tensors[name]))
+        ours |= {path: np.asarray(value, order="C") for path, value in zip(paths, values, strict=True)}
+        used.add(name)
+    unknown = [n for n in tensors if n not in used and not any(re.fullmatch(p, n) for p in ignored)]
+    if unknown:
+        others = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise WeightsError(f"{unknown[0]} is no weight of this architecture{others}")
+    return ours
+
+
+def write(rules: Sequence[Rule], ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Theirs, {name: array}, from ours, {path: array}. Raises WeightsError where one has no place."""
+    return {
+        name: np.asarray(transform.write([ours[path] for path in paths]), order="C")
+        for name, paths, transform in _instances(rules, ours)
+    }
+
+
+def _instances(rules, paths) -> Iterator[tuple[str, tuple[str, ...], Transform]]:
+    """Each of their names for these paths of ours, with the paths it stands for."""
+    patterns = [(re.compile(_pattern(rule.ours[0])), rule) for rule in rules]
+    placed = set()
+    for path in paths:
+        for pattern, rule in patterns:
+            if match := pattern.fullmatch(path):
+                own = tuple(other.format(**match.groupdict()) for other in rule.ours)
+                placed.update(own)
+                yield rule.theirs.format(**match.groupdict()), own, rule.transform
+    for path in paths:
+        if path not in placed:
+            raise WeightsError(f"there is no place for our {path}")
+
+
+def _pattern(path):
+    return re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(path))
+
+
+def _float32(name, array):
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise WeightsError(f"{name} is of dtype {array.dtype.name}; weights are floating point")
+    return array.astype(np.float32)

@@ -1,0 +1,98 @@
+"""PyTorch's zip archives, of state dicts and of TorchScript modules, without PyTorch and without
+running what they pickle: only the names below are looked up, and none of them does anything."""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from big_ssl.weights.errors import WeightsError
+
+_STORAGES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+def read_torch(path) -> dict[str, np.ndarray]:
+    """{name: array}, of nested dicts and modules the names joined by dots.
+
+    Raises WeightsError where the file is no such archive, or holds what no state dict has.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            index = next((n for n in archive.namelist() if n.endswith("/data.pkl")), None)
+            if index is None:
+                raise WeightsError(f"{path}: a zip archive without PyTorch's data.pkl")
+            with archive.open(index) as file:
+                content = _Unpickler(file, archive, index.removesuffix("data.pkl")).load()
+    except zipfile.BadZipFile as error:
+        raise WeightsError(
+            f"{path}: no PyTorch zip archive, or a truncated one; one from before PyTorch 1.6 "
+            "must be loaded and saved again there"
+        ) from error
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{path}: no PyTorch state dict: {error}") from error
+    return dict(_named(content, ()))
+
+
+class _Module:
+    """A TorchScript module, of which only the attributes count."""
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file, archive, folder):
+        super().__init__(file)
+        self._archive, self._folder = archive, folder
+
+    def find_class(self, module, name) -> Any:
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        if module.startswith("__torch__"):
+            return _Module
+        known = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+        }
+        if (module, name) not in known:
+            raise pickle.UnpicklingError(f"it pickles {module}.{name}")
+        return known[module, name]
+
+    def persistent_load(self, pid):
+        _, dtype, key, *_ = pid
+        return np.frombuffer(self._archive.read(f"{self._folder}data/{key}"), dtype)
+
+
+def _tensor(storage, offset, size, stride, *_):
+    if 0 in size:
+        return np.zeros(size, storage.dtype)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if min(offset, *stride, 0) < 0 or last >= len(storage):
+        raise ValueError("a tensor reaches outside its storage")
+    steps = [step * storage.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
+
+
+def _named(content, path):
+    """Yields (name, array) of all arrays in nested dicts and modules."""
+    if isinstance(content, np.ndarray):
+        yield ".".join(path), content
+    items = content.__dict__ if isinstance(content, _Module) else content
+    if isinstance(items, dict):
+        for key, value in items.items():
+            yield from _named(value, (*path, str(key)))

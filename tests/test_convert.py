@@ -1,0 +1,94 @@
+"""The command: its files, its messages and its exit codes."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import big_ssl
+from big_ssl import convert
+from big_ssl.models import text_transformer, vit
+from big_ssl.training import loop
+from big_ssl.weights.tensor_files import read_tensors
+from configs.align_l2 import get_config
+from tests.parity import goldens
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "big_ssl.convert", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_the_command_reads_an_openai_resnet(tmp_path):
+    path = goldens.write_checkpoint("clip_resnet", tmp_path / "in")
+    done = run(
+        "--from=openai_clip", f"--input={path}", f"--output={tmp_path / 'out'}", "--model.text_num_heads=2"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"0.1 M parameters in {tmp_path / 'out'}\n"
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["encoders"]["image"]["blocks"] == [2, 1, 2, 1]
+    assert config["encoders"]["text"]["heads"] == 2
+    written = read_tensors(tmp_path / "out" / "model.safetensors")
+    expected = goldens.golden("clip_resnet")[0]["visual.layer3.1.bn2.running_var"].astype(np.float32)
+    np.testing.assert_array_equal(written["encoders/image/batch_stats/stage2_block1/conv2_bn/var"], expected)
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
+    path = goldens.write_checkpoint("hf_clip", tmp_path / "in", logit_scale=None)
+    done = run("--from=hf_clip", f"--input={path}", f"--output={tmp_path / 'out'}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{path}/model.safetensors, as hf_clip: logit_scale is missing\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_merges_beside_the_weights_come_along(tmp_path):
+    path = goldens.write_checkpoint("hf_clip", tmp_path / "in")
+    (path / "merges.txt").write_text("#version: 0.2\n")
+    convert.convert("hf_clip", path, "big_ssl", tmp_path / "out", {})
+    assert (tmp_path / "out" / "merges.txt").read_text() == "#version: 0.2\n"
+
+
+def clip_config():
+    """ALIGN's smallest preset with CLIP's towers, their layers in a loop; [SEP] ends its texts."""
+    config = get_config("tiny").to_dict()
+    config.update(total_steps=2, evals={}, ema=0.5)
+    config["learning_rate"].update(warmup_steps=1)
+    config["checkpoint"].update(every=2, best="")
+    shape = dict(width=16, depth=2, heads=2, scan=True)
+    config["encoders"] = dict(
+        image=dict(kind="vit", patch=8, image_size=16, **shape, **vit.CLIP),
+        text=dict(kind="text_transformer", eot_id=3, **shape, **text_transformer.CLIP),
+    )
+    config["streams"]["pairs"]["objectives"]["contrastive"].update(dim=8, image_projection=True)
+    return config
+
+
+@pytest.mark.slow
+def test_a_trained_run_is_loaded_and_exported(tmp_path):
+    """What evaluation would use, on one device, of a run on eight; and the workdir is left as it is."""
+    result = loop.train(clip_config(), tmp_path / "run")
+    before = sorted((tmp_path / "run").rglob("*"))
+    model = big_ssl.load(tmp_path / "run")
+    assert sorted((tmp_path / "run").rglob("*")) == before
+    trained = result.state.ema["params"]["encoders"]["text"]
+    found = model.variables["params"]["encoders"]["text"]
+    np.testing.assert_array_equal(found["token"]["embedding"], trained["token"]["embedding"])
+    kernel = trained["layer_stack"]["mlp_in"]["kernel"]
+    np.testing.assert_array_equal(found["layer1"]["mlp_in"]["kernel"], kernel[1])
+    images, texts = np.random.default_rng(0).integers(0, 256, (2, 20, 16, 3), np.uint8), ["red heart", "cat"]
+    expected = result.setup.system.embed(result.state.ema, "contrastive", dict(image=images[:, 2:18]))
+    # A mesh of eight adds in another order.
+    np.testing.assert_allclose(model.encode_image(images), expected["image"], rtol=1e-4, atol=1e-5)
+    for kind in ("big_ssl", "hf_clip"):
+        convert.convert("big_ssl", tmp_path / "run", kind, tmp_path / kind, {})
+        convert.convert(kind, tmp_path / kind, "big_ssl", tmp_path / "again", {})
+        again = big_ssl.load(tmp_path / "again")
+        np.testing.assert_array_equal(again.encode_image(images), model.encode_image(images))
+        ids = model.tokenizer(texts)["ids"]
+        np.testing.assert_array_equal(again.encode_text(ids), model.encode_text(texts))

@@ -1,0 +1,163 @@
+"""big_ssl.load and what it gives: preprocessing, batches, texts, and errors of one line."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+import big_ssl
+from big_ssl import inference
+from big_ssl.data import preprocessing
+from big_ssl.weights.formats import read_checkpoint, write_checkpoint
+from tests.parity import goldens
+
+MERGES = pathlib.Path(__file__).parent / "data" / "tiny_merges.txt"
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A converted model, whose vocabulary of 50 is that of its weights."""
+    where = tmp_path_factory.mktemp("loaded")
+    config, ours = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", where / "in"))
+    write_checkpoint("big_ssl", where / "out", config, ours)
+    return where / "out"
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return big_ssl.load(folder)
+
+
+def images(count=3, size=(24, 24)):
+    return RNG.integers(0, 256, (count, *size, 3), np.uint8)
+
+
+def test_features_are_numpy_float32_of_stated_shape(model):
+    found = [
+        model.encode_image(images()),
+        model.patch_features(images()),
+        model.encode_text(goldens.golden("hf_clip")[1]["ids"]),
+    ]
+    assert [x.shape for x in found] == [(3, 12), (3, 9, 24), (3, 12)]
+    assert all(type(x) is np.ndarray and x.dtype == np.float32 for x in found)
+
+
+def test_normalize(model):
+    pictures, ids = images(), goldens.golden("hf_clip")[1]["ids"]
+    for encode, inputs in ((model.encode_image, pictures), (model.encode_text, ids)):
+        raw, unit = encode(inputs, normalize=False), encode(inputs)
+        norms = np.linalg.norm(raw, axis=1, keepdims=True)
+        assert np.abs(norms - 1).max() > 0.1
+        np.testing.assert_allclose(unit, raw / norms, rtol=1e-5, atol=1e-6)
+
+
+def test_images_of_any_size_are_resized_and_other_ones_not(model):
+    pictures = images(size=(40, 31))
+    small = preprocessing.resize(pictures, 24, "crop")
+    np.testing.assert_array_equal(model.encode_image(pictures), model.encode_image(small))
+    whole = model.patch_features(pictures, resize=False)
+    assert whole.shape == (3, 5 * 3, 24)
+    assert np.isfinite(whole).all()
+
+
+def test_batches_are_put_together(model, monkeypatch):
+    monkeypatch.setattr(inference, "_BATCH", 3)
+    pictures = images(7)
+    together = model.encode_image(pictures)
+    apart = np.concatenate([model.encode_image(pictures[[i, i, i]])[:1] for i in range(7)])
+    np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-6)
+    assert len(np.unique(together.round(4), axis=0)) == 7
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (
+            np.zeros((1, 24, 24, 4), np.uint8),
+            r"images are uint8\[1, 24, 24, 4\]; they must be uint8\[B, H, W, 3\]",
+        ),
+        (np.zeros((1, 24, 24, 3), np.float32), r"images are float32\[1, 24, 24, 3\]"),
+        (np.zeros((24, 24, 3), np.uint8), r"images are uint8\[24, 24, 3\]"),
+        (np.zeros((0, 24, 24, 3), np.uint8), r"images are uint8\[0, 24, 24, 3\]"),
+    ],
+)
+def test_what_are_no_images(bad, message, model):
+    for encode in (model.encode_image, model.patch_features):
+        with pytest.raises(ValueError, match=message):
+            encode(bad)
+
+
+def test_an_image_of_one_pixel(model):
+    pixel = np.full((1, 1, 1, 3), 7, np.uint8)
+    same = np.full((1, 24, 24, 3), 7, np.uint8)
+    np.testing.assert_array_equal(model.encode_image(pixel), model.encode_image(same))
+    with pytest.raises(ValueError, match=r"vit: images are \[1, 1, 1, 3\]; .* at least 8"):
+        model.encode_image(pixel, resize=False)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("a cat", "they must be a list of str or int32"),
+        (["a cat", None], "they must be a list of str"),
+        (["a cat", 3], "they must be a list of str"),
+        ([], r"texts are float64\[0\]"),
+        (np.zeros((2, 3)), r"texts are float64\[2, 3\]"),
+        (np.zeros(3, int), r"texts are int64\[3\]"),
+        (np.array([[1, 50, 49]]), "token id 50 is not in the vocabulary of 50"),
+        (np.array([[1, -1, 49]]), "token id -1 is not in the vocabulary of 50"),
+        (np.array([[1, 49], [2, 3]]), "text 1 has no end of text, token id 49"),
+        (np.full((1, 10), 49), "10 tokens, but max_len is 9"),
+    ],
+)
+def test_what_are_no_texts(bad, message, model):
+    with pytest.raises(ValueError, match=message) as caught:
+        model.encode_text(bad)
+    assert "\n" not in str(caught.value)
+
+
+def test_texts_as_strings(folder, tmp_path):
+    """A vocabulary beside the weights is taken; here the text tower is made as large as it."""
+    config, ours = read_checkpoint("big_ssl", folder)
+    size = 512 + len(MERGES.read_text(encoding="utf-8").split("\n")) - 2 + 2
+    config["tokenizer"]["size"] = config["encoders"]["text"]["vocab_size"] = size
+    config["encoders"]["text"]["eot_id"] = None
+    name = "params/encoders/text/token/embedding"
+    ours[name] = RNG.normal(size=(size, 16)).astype(np.float32)
+    write_checkpoint("big_ssl", tmp_path, config, ours)
+    (tmp_path / "merges.txt").write_bytes(MERGES.read_bytes())
+    model = big_ssl.load(str(tmp_path))
+    texts = ["a photo of a cat", "", "word " * 50]
+    found = model.encode_text(texts)
+    np.testing.assert_array_equal(found, model.encode_text(tuple(texts)))
+    ids = inference.tokenizers.build(model.config["tokenizer"])(texts)["ids"]
+    np.testing.assert_array_equal(found, model.encode_text(ids))
+
+
+def test_a_size_that_is_not_the_vocabularys_is_named(folder, tmp_path):
+    config, ours = read_checkpoint("big_ssl", folder)
+    write_checkpoint("big_ssl", tmp_path, config, ours)
+    (tmp_path / "merges.txt").write_bytes(MERGES.read_bytes())
+    with pytest.raises(ValueError, match=r"tokenizer\.size is 50; the vocabulary .* has \d+ words"):
+        big_ssl.load(tmp_path).encode_text(["a cat"])
+
+
+def test_siglip_texts_must_be_padded(tmp_path):
+    config, ours = read_checkpoint("hf_siglip", goldens.write_checkpoint("hf_siglip", tmp_path / "in"))
+    write_checkpoint("big_ssl", tmp_path / "out", config, ours)
+    model = big_ssl.load(tmp_path / "out")
+    with pytest.raises(ValueError, match="texts are 4 tokens long; this tower reads the last of 9"):
+        model.encode_text(np.zeros((2, 4), int))
+    with pytest.raises(ValueError, match=r"tokenizer\.kind is 'sentencepiece'"):
+        model.encode_text(["a cat"])
+
+
+def test_what_is_no_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none of model\.safetensors"):
+        big_ssl.load(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps(dict(name="x")))
+    with pytest.raises(ValueError, match=r"config\.json: seed is missing"):
+        big_ssl.load(tmp_path)

@@ -1,0 +1,155 @@
+"""Whole checkpoints that are not what they should be: one line that names the file and the offender."""
+
+import json
+
+import numpy as np
+import pytest
+
+from big_ssl.weights.errors import WeightsError
+from big_ssl.weights.formats import FORMATS, read_checkpoint, write_checkpoint
+from big_ssl.weights.tensor_files import write_safetensors
+from tests.parity import goldens
+
+HF_NAME = "vision_model.encoder.layers.1.mlp.fc1.bias"
+
+
+def failure(kind, path, options=None):
+    with pytest.raises(WeightsError) as caught:
+        read_checkpoint(kind, path, options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({HF_NAME: None}, f"{HF_NAME} is missing"),
+        ({HF_NAME: np.zeros(41, np.float32)}, f"{HF_NAME} is [41]; the architecture has [40]"),
+        ({HF_NAME: np.zeros(40, np.int32)}, f"{HF_NAME} is of dtype int32; weights are floating point"),
+        ({"vision_model.extra": np.zeros(1)}, "vision_model.extra is no weight of this architecture"),
+        ({"text_projection.weight": np.zeros(3)}, "text_projection.weight is [3]; it must have 2 axes"),
+        (
+            {"vision_model.embeddings.position_embedding.weight": np.zeros((9, 24), np.float32)},
+            "vision_model.embeddings.position_embedding.weight has 8 places, no square grid",
+        ),
+    ],
+)
+def test_a_weight_that_does_not_fit(changes, message, tmp_path):
+    path = goldens.write_checkpoint("hf_clip", tmp_path, **changes)
+    assert failure("hf_clip", path) == f"{tmp_path}/model.safetensors, as hf_clip: {message}"
+
+
+def test_older_files_with_buffers_are_read(tmp_path):
+    buffer = {"text_model.embeddings.position_ids": np.arange(9)[None]}
+    read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", tmp_path, **buffer))
+
+
+@pytest.mark.parametrize(
+    ("written", "kind", "missing"),
+    [
+        ("hf_clip", "openai_clip", "token_embedding.weight"),
+        ("hf_clip", "siglip_npz", "txt/Embed_0/embedding"),
+        ("clip_resnet", "siglip_npz", "txt/Embed_0/embedding"),
+    ],
+)
+def test_another_format(written, kind, missing, tmp_path):
+    goldens.write_checkpoint(written, tmp_path)
+    message = failure(kind, tmp_path / "model.safetensors")
+    assert f"as {kind}: {missing} is missing; is it another format? there is " in message
+
+
+@pytest.mark.parametrize(("written", "kind"), [("hf_clip", "hf_siglip"), ("hf_siglip", "hf_clip")])
+def test_clip_as_siglip_and_the_other_way_round(written, kind, tmp_path):
+    assert "is" in failure(kind, goldens.write_checkpoint(written, tmp_path))
+
+
+def test_the_json_beside_the_weights(tmp_path):
+    goldens.write_checkpoint("hf_clip", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"]["hidden_act"] = "swish"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "config.json: hidden_act 'swish'; there are quick_gelu, gelu" in failure("hf_clip", tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json is no JSON" in failure("hf_clip", tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert "config.json is missing beside the weights" in failure("hf_clip", tmp_path)
+    assert "open_clip_config.json is missing" in failure("open_clip", tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            dict(model_cfg=dict(vision_cfg=dict(timm_model_name="x"))),
+            "vision_cfg.timm_model_name is not supported",
+        ),
+        (dict(model_cfg=dict(text_cfg=dict(hf_model_name="x"))), "text_cfg.hf_model_name is not supported"),
+        (dict(model_cfg=dict(multimodal_cfg={})), "model_cfg.multimodal_cfg is not supported"),
+        (
+            dict(preprocess_cfg=dict(interpolation="bilinear")),
+            "interpolation is 'bilinear'; there is bicubic",
+        ),
+    ],
+)
+def test_an_open_clip_that_is_not_plain(config, message, tmp_path):
+    path = goldens.write_checkpoint("clip_resnet", tmp_path)
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert message in failure("open_clip", path, dict(text_num_heads=2))
+
+
+def test_options(tmp_path):
+    path = goldens.write_checkpoint("clip_resnet", tmp_path)
+    assert "openai_clip takes no option image_size; there is num_heads, text_num_heads" in failure(
+        "openai_clip", path, dict(image_size=3)
+    )
+    assert "a ResNet's attention pool always has width / 2" in failure("openai_clip", path, dict(num_heads=3))
+    assert "3 heads do not divide a width of 16" in failure("openai_clip", path, dict(text_num_heads=3))
+
+
+def test_a_folder_without_weights(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"as hf_clip, there is none of model\.safetensors"):
+        read_checkpoint("hf_clip", tmp_path)
+    with pytest.raises(FileNotFoundError, match="as openai_clip, give the weights' own file"):
+        read_checkpoint("openai_clip", tmp_path)
+
+
+def test_what_another_format_has_no_place_for_is_not_written(tmp_path):
+    siglip = read_checkpoint("hf_siglip", goldens.write_checkpoint("hf_siglip", tmp_path / "siglip"))
+    resnet = read_checkpoint("openai_clip", goldens.write_checkpoint("clip_resnet", tmp_path / "resnet"))
+    for model, kind, message in (
+        (siglip, "hf_clip", "hf_clip: image.class_token is False; a CLIPModel has True"),
+        (siglip, "open_clip", "open_clip: its plain CLIP has no"),
+        (siglip, "hf_siglip", "hf_siglip is only read; what is written: big_ssl, open_clip, hf_clip"),
+        (resnet, "hf_clip", "hf_clip holds a vit and a text_transformer, not resnet and text_transformer"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            write_checkpoint(kind, tmp_path / "out", *model)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["hf_clip", "open_clip", "big_ssl"])
+def test_there_and_back_is_bit_identical(kind, tmp_path):
+    config, ours = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", tmp_path / "in"))
+    write_checkpoint(kind, tmp_path / "out", config, ours)
+    again, found = read_checkpoint(kind, tmp_path / "out")
+    assert found.keys() == ours.keys()
+    for path, value in ours.items():
+        np.testing.assert_array_equal(found[path], value)
+    assert again["image_size"] == config["image_size"]
+    for name, tower in config["encoders"].items():
+        assert {key: again["encoders"][name][key] for key in tower if key != "eot_id"} == {
+            key: value for key, value in tower.items() if key != "eot_id"
+        }
+
+
+def test_ours_with_a_config_of_something_else(tmp_path):
+    write_safetensors(tmp_path / "model.safetensors", dict(x=np.zeros(1, np.float32)), {})
+    assert "config.json is missing" in failure("big_ssl", tmp_path)
+    (tmp_path / "config.json").write_text('{"encoders": {"image": {"kind": "vit"}}}')
+    assert "config.json does not describe a model: 'tokenizer'" in failure("big_ssl", tmp_path)
+
+
+def test_every_format_says_what_it_reads():
+    for name, format_ in FORMATS.items():
+        assert bool(format_.describe) == (name in ("big_ssl", "open_clip", "hf_clip"))

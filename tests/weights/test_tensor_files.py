@@ -1,0 +1,192 @@
+"""Files of arrays: what is written is read, and damage is one line that names the file."""
+
+import io
+import json
+import pickle
+import struct
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from big_ssl.weights.errors import WeightsError
+from big_ssl.weights.tensor_files import read_tensors, write_safetensors
+
+ARRAYS = {
+    "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "half": np.array([1.5, -2], np.float16),
+    "brain": np.array([[1.5], [3]], ml_dtypes.bfloat16),
+    "scalar": np.array(7, np.int64),
+    "flags": np.array([True, False, True]),
+    "none": np.zeros((0, 4), np.float32),
+}
+
+
+def assert_same(found, expected=None):
+    expected = ARRAYS if expected is None else expected
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+
+
+def test_safetensors_there_and_back(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, ARRAYS, dict(format="pt"))
+    assert_same(read_tensors(path))
+    length = struct.unpack("<Q", path.read_bytes()[:8])[0]
+    assert length % 8 == 0
+    assert json.loads(path.read_bytes()[8 : 8 + length])["__metadata__"] == {"format": "pt"}
+
+
+def test_an_array_in_another_order_of_memory(tmp_path):
+    write_safetensors(tmp_path / "a.safetensors", dict(x=ARRAYS["matrix"].T), {})
+    assert_same(read_tensors(tmp_path / "a.safetensors"), dict(x=ARRAYS["matrix"].T))
+
+
+def test_npz(tmp_path):
+    arrays = {name: value for name, value in ARRAYS.items() if name != "brain"}
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert_same(read_tensors(tmp_path / "a.npz"), arrays)
+
+
+class Storage:
+    """Pickled as PyTorch pickles a storage: by a persistent id."""
+
+    def __init__(self, key, kind, count):
+        self.id = ("storage", kind, key, "cpu", count)
+
+
+class Global:
+    """Pickled as the name of a class or function; arguments: of the call that follows, if any."""
+
+    def __init__(self, module, name, *arguments):
+        self.path, self.arguments = f"{module}\n{name}", arguments
+
+
+def pickled(value):
+    """A protocol-2 pickle of dicts, tuples, numbers, Storages and Globals, calls and all."""
+    if isinstance(value, Storage):
+        kind = b"ctorch\n" + value.id[1].encode() + b"\n"
+        return b"(" + pickled("storage") + kind + b"".join(map(pickled, value.id[2:])) + b"tQ"
+    if isinstance(value, Global):
+        return b"c" + value.path.encode() + b"\n(" + b"".join(map(pickled, value.arguments)) + b"tR"
+    if isinstance(value, dict):
+        return b"}(" + b"".join(pickled(x) for item in value.items() for x in item) + b"u"
+    if isinstance(value, tuple):
+        return b"(" + b"".join(map(pickled, value)) + b"t"
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def tensor(key, size, stride, offset=0, kind="FloatStorage", count=6):
+    call = (Storage(key, kind, count), offset, size, stride, False)
+    return Global("torch._utils", "_rebuild_tensor_v2", *call, Global("collections", "OrderedDict"))
+
+
+def write_archive(path, content, storages, folder="archive"):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{folder}/data.pkl", b"\x80\x02" + pickled(content) + b".")
+        for key, value in storages.items():
+            archive.writestr(f"{folder}/data/{key}", value.tobytes())
+
+
+def test_a_torch_archive_by_hand(tmp_path):
+    """Two views of one storage, one transposed, one with an offset; nested names; other dtypes."""
+    content = {
+        "a": {"weight": tensor("0", (2, 3), (3, 1))},
+        "t": tensor("0", (3, 2), (1, 3)),
+        "rest": tensor("0", (2,), (1,), offset=4),
+        "half": tensor("1", (2,), (1,), kind="HalfStorage"),
+        "epoch": 3,
+        "p": Global("torch._utils", "_rebuild_parameter", tensor("0", (), ()), True, {}),
+    }
+    write_archive(tmp_path / "a.pt", content, {"0": ARRAYS["matrix"], "1": ARRAYS["half"]})
+    matrix = ARRAYS["matrix"]
+    expected = {"a.weight": matrix, "t": matrix.T, "rest": matrix.ravel()[4:], "half": ARRAYS["half"]}
+    assert_same(read_tensors(tmp_path / "a.pt"), expected | {"p": np.array(0, np.float32)})
+
+
+@pytest.mark.parametrize(
+    "name", [("os", "system"), ("builtins", "eval"), ("torch.storage", "_load_from_bytes"), ("torch", "load")]
+)
+def test_a_pickle_that_would_run_code_is_refused(name, tmp_path):
+    write_archive(tmp_path / "a.bin", {"a": Global(*name, "touch bad")}, {})
+    with pytest.raises(
+        WeightsError, match=rf"a\.bin: no PyTorch state dict: it pickles {name[0]}\.{name[1]}"
+    ):
+        read_tensors(tmp_path / "a.bin")
+
+
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
+    for call in (
+        dict(size=(3, 3), stride=(3, 1)),
+        dict(size=(2,), stride=(-1,)),
+        dict(size=(1,), stride=(1,), offset=6),
+    ):
+        write_archive(tmp_path / "a.pt", {"a": tensor("0", **call)}, {"0": ARRAYS["matrix"]})
+        with pytest.raises(WeightsError, match="a tensor reaches outside its storage"):
+            read_tensors(tmp_path / "a.pt")
+
+
+def whole(kind):
+    file = io.BytesIO()
+    if kind == "npz":
+        np.savez(file, **{name: value for name, value in ARRAYS.items() if name != "brain"})
+        return file.getvalue()
+    return None
+
+
+@pytest.mark.parametrize("cut", [0, 5, 100, -1], ids=["empty", "5 bytes", "100 bytes", "last byte"])
+@pytest.mark.parametrize("kind", ["safetensors", "npz", "pt"])
+def test_a_truncated_file_is_one_line(kind, cut, tmp_path):
+    path = tmp_path / f"a.{kind}"
+    if kind == "safetensors":
+        write_safetensors(path, ARRAYS | dict(last=ARRAYS["matrix"]), {})
+    elif kind == "npz":
+        path.write_bytes(whole("npz"))
+    else:
+        write_archive(path, {"a": tensor("0", (2, 3), (3, 1))}, {"0": ARRAYS["matrix"]})
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(WeightsError) as caught:
+        read_tensors(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def header(**entry):
+    text = json.dumps({"x": dict(dtype="F32", shape=[2], data_offsets=[0, 8]) | entry}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a file of tensors at all, but longer than eight bytes", "truncated"),
+        (b"\x04" + bytes(7) + b"nope", "its header can't be read"),
+        (b"\x02" + bytes(7) + b"[]", "its header can't be read"),
+        (header(dtype="F8"), "x is of dtype F8"),
+        (header(shape=[3]), r"x has 8 bytes, not those of F32\[3\]"),
+        (header(data_offsets=[4, 12]), "x ends after the file"),
+        (header(data_offsets=[-8, 0]), "x ends after the file"),
+    ],
+)
+def test_what_is_no_safetensors_file(content, message, tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match=message):
+        read_tensors(tmp_path / "a.safetensors")
+
+
+def test_other_files(tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(WeightsError, match=r"a\.txt: unknown kind of file; there are \.safetensors"):
+        read_tensors(tmp_path / "a.txt")
+    with pytest.raises(FileNotFoundError, match=r"no file .*none\.pt"):
+        read_tensors(tmp_path / "none.pt")
+    (tmp_path / "a.bin").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(WeightsError, match=r"before PyTorch 1\.6"):
+        read_tensors(tmp_path / "a.bin")
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("other", "")
+    with pytest.raises(WeightsError, match=r"without PyTorch's data\.pkl"):
+        read_tensors(tmp_path / "a.pt")
