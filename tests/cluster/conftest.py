@@ -120,7 +120,9 @@ def cluster(request, tmp_path_factory):
 def losses():
     """losses(workdir) -> [(step, loss)] of every line of its metrics.jsonl."""
     return lambda workdir: [
-        (line["step"], line["train/loss"]) for line in read_lines(workdir / "metrics.jsonl")
+        (line["step"], line["train/loss"])
+        for line in read_lines(workdir / "metrics.jsonl")
+        if "train/loss" in line
     ]
 
 
