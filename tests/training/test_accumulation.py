@@ -137,7 +137,11 @@ def test_the_two_passes_are_one_function_with_its_gradient(names):
     function = jax.jit(accumulation.value_and_grad(system, count, mesh))
     (loss, (metrics, after)), grads = function(params, mutable, global_batch(mesh, batch), key, step)
     np.testing.assert_allclose(loss, wanted, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), grads, wanted_grads)
+
+    def close(a, b):  # to 1e-5 of a leaf's largest entry: small entries are sums of large ones
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+    jax.tree.map(close, grads, wanted_grads)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after["encoders"], state)
     assert set(after["objectives"]) == set(names)
     for name in names:
