@@ -11,7 +11,6 @@ from big_ssl.weights.format import (
     Config,
     Format,
     clip_config,
-    grid_side,
     shape_of,
 )
 from big_ssl.weights.rules import LINEAR, SAME, Rule, norm, within
@@ -40,9 +39,7 @@ def _config(tensors, files, options) -> Config:
         eot_id=_eot_id(text_config, vocab_size),
         **hf_layers.layers(tensors, "text_model", width, text_config, _DEFAULTS),
     )
-    width, _, _, patch = shape_of(tensors, "vision_model.embeddings.patch_embedding.weight", 4)
-    table = "vision_model.embeddings.position_embedding.weight"
-    side = grid_side(shape_of(tensors, table, 2)[0] - 1, table)
+    width, patch, side = hf_layers.vision_shape(tensors, class_tokens=1)
     defaults = _DEFAULTS | dict(num_attention_heads=12)
     shape = hf_layers.layers(tensors, "vision_model", width, vision_config, defaults)
     image = vit.CLIP | dict(kind="vit", patch=patch, image_size=patch * side, **shape)

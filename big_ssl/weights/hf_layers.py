@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import HALF_PIXELS, Config, count, json_file, shape_of
+from big_ssl.weights.format import HALF_PIXELS, Config, count, grid_side, json_file, shape_of
 from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, linear, norm, within
 
 LAYERS = within(
@@ -67,6 +67,13 @@ def text_shape(tensors: Mapping) -> tuple[int, int, int]:
     """(vocabulary, width, positions) of the text model."""
     vocab_size, width = shape_of(tensors, "text_model.embeddings.token_embedding.weight", 2)
     return vocab_size, width, shape_of(tensors, "text_model.embeddings.position_embedding.weight", 2)[0]
+
+
+def vision_shape(tensors: Mapping, class_tokens: int) -> tuple[int, int, int]:
+    """(width, patch, patches along a side) of the vision model."""
+    width, _, _, patch = shape_of(tensors, "vision_model.embeddings.patch_embedding.weight", 4)
+    table = "vision_model.embeddings.position_embedding.weight"
+    return width, patch, grid_side(shape_of(tensors, table, 2)[0] - class_tokens, table)
 
 
 def pixels(files: Mapping[str, dict], default: dict) -> dict:

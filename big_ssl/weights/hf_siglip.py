@@ -9,8 +9,6 @@ from big_ssl.weights.format import (
     TEXT,
     Config,
     Format,
-    grid_side,
-    shape_of,
     siglip_config,
 )
 from big_ssl.weights.rules import SAME, Rule, leading, linear, norm, qkv, within
@@ -45,9 +43,7 @@ def _config(tensors, files, options) -> Config:
         max_len=max_len,
         **hf_layers.layers(tensors, "text_model", width, text_config, _DEFAULTS),
     )
-    width, _, _, patch = shape_of(tensors, "vision_model.embeddings.patch_embedding.weight", 4)
-    table = "vision_model.embeddings.position_embedding.weight"
-    side = grid_side(shape_of(tensors, table, 2)[0], table)
+    width, patch, side = hf_layers.vision_shape(tensors, class_tokens=0)
     shape = hf_layers.layers(tensors, "vision_model", width, vision_config, _DEFAULTS)
     image = vit.SIGLIP | dict(kind="vit", patch=patch, image_size=patch * side, **shape)
     pixels = hf_layers.pixels(files, HALF_PIXELS)
