@@ -118,7 +118,7 @@ def demo() -> dict:
         log_every=20,
         eval_every=325,
         checkpoint=dict(every=325, keep=2, best="eval/zero_shot/twemoji/top1"),
-        evals=dict(emoji=dict(styles=("twemoji", "openmoji"), training_styles=TRAINING_STYLES)),
+        evals=dict(emoji=dict(kind="emoji", styles=("twemoji", "openmoji"), training_styles=TRAINING_STYLES)),
         learning_rate=dict(kind="cosine", peak=3e-3, warmup_steps=100, start=0.0, final=0.0),
     )
     pairs = config["streams"]["pairs"]

@@ -16,12 +16,12 @@ def decode(encoded: bytes, size: int) -> np.ndarray:
     Bicubic with antialiasing. Raises BadImage for what Pillow can't read: truncated or not a
     picture, empty, or so large that Pillow takes it for a decompression bomb.
     """
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        image.load()
-        return _square(_on_white(image), size)
-    except Exception as error:  # each of Pillow's formats raises its own for damaged files
-        raise BadImage(f"{type(error).__name__}: {error}") from error
+    return _opened(encoded, lambda image: _square(image, size))
+
+
+def decode_whole(encoded: bytes) -> np.ndarray:
+    """uint8[H, W, 3] at its own size, transparency over white. Raises BadImage as `decode` does."""
+    return _opened(encoded, np.asarray)
 
 
 def random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -30,10 +30,13 @@ def random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
     return image[top : top + size, left : left + size]
 
 
-def center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle [size, size, 3] window of a larger or equal square picture."""
-    margin = (image.shape[0] - size) // 2
-    return image[margin : margin + size, margin : margin + size]
+def _opened(encoded, then):
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        image.load()
+        return then(_on_white(image))
+    except Exception as error:  # each of Pillow's formats raises its own for damaged files
+        raise BadImage(f"{type(error).__name__}: {error}") from error
 
 
 def _on_white(image):

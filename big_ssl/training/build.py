@@ -45,6 +45,13 @@ def system(config: Mapping, mesh: Mesh) -> System:
     return System(towers, views, terms)
 
 
+def preparation(data: Mapping) -> dict:
+    """How a stream's images are prepared outside of training, in the keys of a weights.format.Config:
+    as in training, but the middle of each instead of a random part."""
+    margin = {} if data["resize"] == data["crop"] else dict(shorter_side=data["resize"])
+    return dict(image_size=data["crop"], resize="crop", **margin)
+
+
 def abstract_batch(config: Mapping) -> dict:
     """Zeros of the shapes of one example of every stream, to initialise the parameters with."""
     length = config["tokenizer"]["length"]

@@ -141,8 +141,6 @@ def test_truncated_is_bad_even_where_most_is_there():
 
 def test_crops():
     image = np.arange(6 * 6 * 3, dtype=np.uint8).reshape(6, 6, 3)
-    np.testing.assert_array_equal(decode.center_crop(image, 4), image[1:5, 1:5])
-    np.testing.assert_array_equal(decode.center_crop(image, 6), image)
     rng = np.random.default_rng(0)
     crops = [decode.random_crop(image, 4, rng) for _ in range(200)]
     corners = {tuple(crop[0, 0]) for crop in crops}
