@@ -25,7 +25,8 @@ def read(workdir) -> tuple[Config, dict]:
     objective, or its config is not one that this version knows.
     """
     workdir = epath.Path(workdir).resolve()
-    config = json.loads((workdir / "config.json").read_text())
+    # What the run was evaluated on while it trained is nothing that the model depends on.
+    config = json.loads((workdir / "config.json").read_text()) | dict(evals={})
     try:
         validate(config)
     except ConfigError as error:
