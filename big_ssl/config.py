@@ -35,7 +35,8 @@ SCHEMA: Mapping = dict(
     mesh=_MESH,
     mesh_rules=TEXTS,
     sharding=TEXTS,
-    requires=dict(devices=int, gib_per_device=NUMBER, preset_here=str),
+    requires=dict(devices=int, gib_per_device=NUMBER, weights=bool, preset_here=str),
+    init_from=dict(path=str, skip=TEXTS),
     tokenizer=dict(kind=str, vocabulary=str, size=int, length=int),
     streams=ANY,
     views=ANY,
@@ -51,6 +52,7 @@ SCHEMA: Mapping = dict(
         clip_norm=NUMBER,
     ),
     learning_rate=dict(kind=str, peak=NUMBER, warmup_steps=int, start=NUMBER, final=NUMBER),
+    rates=TEXTS,
     ema=NUMBER,
     profile=int,
     log_every=int,
@@ -85,6 +87,9 @@ def validate(config: Mapping) -> None:
     for i, rule in enumerate(config["sharding"]):
         _check_rule(rule, f"sharding.{i}", "mesh axes")
         _check_type(rule[1], TEXTS, f"sharding.{i}.1")
+    for i, rule in enumerate(config["rates"]):
+        _check_rule(rule, f"rates.{i}", "a factor")
+        _check_schedule(rule[1], config["total_steps"], f"rates.{i}.1")
     for name, view in config["views"].items():
         _check(view, _VIEW, f"views.{name}")
     for name, encoder in config["encoders"].items():
@@ -121,10 +126,14 @@ def _check_values(config):
         raise ConfigError(f"profile is {config['profile']}; it is a number of steps, 0 for none")
     if not 0 <= config["ema"] < 1:
         raise ConfigError(f"ema is {config['ema']}; it must lie in [0, 1), 0 for none")
+    _check_schedule(config["learning_rate"], config["total_steps"], "learning_rate")
+
+
+def _check_schedule(value, total_steps, path):
     try:
-        schedules.build(config["learning_rate"], config["total_steps"])
-    except ValueError as error:
-        raise ConfigError(f"learning_rate: {error}") from error
+        schedules.build(value, total_steps)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _counts(config):

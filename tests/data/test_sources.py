@@ -10,7 +10,7 @@ from PIL import Image
 
 import big_ssl
 from big_ssl.data import pipeline, sources, tokenizers
-from configs.align_l2 import TRAINING_STYLES
+from configs.emoji import TRAINING_STYLES
 
 
 @pytest.fixture(scope="module")
