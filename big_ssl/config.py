@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from big_ssl.data import sources
+from big_ssl.data import host_views, sources
 from big_ssl.data.tokenizers import TOKENIZERS
 from big_ssl.evals.suite import EVALUATORS
 from big_ssl.models.encoders import ENCODERS
@@ -62,7 +62,7 @@ SCHEMA: Mapping = dict(
     evals=ANY,
 )
 _STREAM = dict(batch_size=int, data=ANY, objectives=ANY)
-_DATA = dict(source=ANY, captions=ANY, resize=int, crop=int, cache=int, threads=int)
+_DATA = dict(source=ANY, views=ANY, captions=ANY, cache=int, threads=int)
 _VIEW = dict(mean=TEXTS, std=TEXTS, flip=bool)
 
 
@@ -79,8 +79,12 @@ def validate(config: Mapping) -> None:
             _check_options(
                 options, _choose(kind, OBJECTIVES, f"{path}.objectives"), f"{path}.objectives.{kind}"
             )
-        if stream["data"]["crop"] > stream["data"]["resize"]:
-            raise ConfigError(f"{path}.data.crop is larger than {path}.data.resize")
+        for view, options in stream["data"]["views"].items():
+            _check_choice(options, host_views.HOST_VIEWS, f"{path}.data.views.{view}")
+        try:
+            host_views.build(stream["data"]["views"])
+        except ValueError as error:
+            raise ConfigError(f"{path}.data.{error}") from error
     for i, rule in enumerate(config["mesh_rules"]):
         _check_rule(rule, f"mesh_rules.{i}", "mesh sizes")
         _check(rule[1], _MESH, f"mesh_rules.{i}.1")
@@ -146,7 +150,6 @@ def _counts(config):
         yield f"checkpoint.{key}", config["checkpoint"][key]
     for name, stream in config["streams"].items():
         yield f"streams.{name}.batch_size", stream["batch_size"]
-        yield f"streams.{name}.data.crop", stream["data"]["crop"]
 
 
 def _check(value, schema, path):

@@ -46,9 +46,9 @@ def full() -> dict:
                         image_key="image",
                         text_keys=("text",),
                     ),
+                    # To 346 x 346 whatever the aspect, as TensorFlow resizes.
+                    views=dict(image=dict(kind="window", resize=346, crop=289, fit="squash")),
                     captions=dict(text=1.0),
-                    resize=346,
-                    crop=289,
                     cache=0,
                     threads=64,
                 ),
@@ -67,19 +67,7 @@ def full() -> dict:
         ),
         # Scaling to [-1, 1] is not in the paper; COYO's reproduction does it.
         views=dict(image=dict(mean=(0.5,), std=(0.5,), flip=True)),
-        encoders=dict(
-            image=dict(
-                kind="efficientnet",
-                width=4.3,
-                depth=5.3,
-                strides=(1, 2, 2, 2, 1, 2, 1),
-                drop_connect=0.2,  # open in the paper; EfficientNet's own default
-                group_size=16,  # open in the paper; its TPUs normalised over a core's 16 examples
-                bn_momentum=0.99,
-                scan=True,
-            ),
-            text=dict(kind="bert", width=1024, depth=24, heads=16, dropout=0.1, scan=True),
-        ),
+        encoders=_encoders(),
         optimizer=dict(
             name="lamb",
             b1=0.9,  # betas and epsilon are open in the paper: LAMB's own
@@ -100,6 +88,22 @@ def full() -> dict:
         checkpoint=dict(every=2_000, keep=3, best=""),
         faults=dict(skipped_in_a_row=10, replaced_fraction=0.05),
         evals=dict(),
+    )
+
+
+def _encoders():
+    return dict(
+        image=dict(
+            kind="efficientnet",
+            width=4.3,
+            depth=5.3,
+            strides=(1, 2, 2, 2, 1, 2, 1),
+            drop_connect=0.2,  # open in the paper; EfficientNet's own default
+            group_size=16,  # open in the paper; its TPUs normalised over a core's 16 examples
+            bn_momentum=0.99,
+            scan=True,
+        ),
+        text=dict(kind="bert", width=1024, depth=24, heads=16, dropout=0.1, scan=True),
     )
 
 

@@ -68,10 +68,11 @@ def full(model: str) -> dict:
                         image_key="image",
                         text_keys=("text",),
                     ),
-                    captions=dict(text=1.0),
                     # A random square of the resized picture is the only augmentation.
-                    resize=chosen["size"],
-                    crop=chosen["size"],
+                    views=dict(
+                        image=dict(kind="window", resize=chosen["size"], crop=chosen["size"], fit="crop")
+                    ),
+                    captions=dict(text=1.0),
                     cache=0,
                     threads=64,
                 ),
@@ -107,7 +108,7 @@ def high_resolution() -> dict:
     config = full("vitl14")
     config.update(name="clip_vitl14_336", total_steps=12_207)
     config["learning_rate"].update(peak=2e-5)
-    config["streams"]["pairs"]["data"].update(resize=336, crop=336)
+    config["streams"]["pairs"]["data"]["views"]["image"].update(resize=336, crop=336)
     config["encoders"]["image"].update(image_size=336)
     config["requires"].update(weights=True)
     return config

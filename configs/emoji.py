@@ -10,9 +10,8 @@ def pairs(resize: int, crop: int) -> dict:
     """
     return dict(
         source=dict(kind="emoji_concepts", styles=TRAINING_STYLES, concepts="seen"),
+        views=dict(image=dict(kind="window", resize=resize, crop=crop, fit="crop")),
         captions=dict(label=0.7, name=0.1, short_names=0.1, tags=0.1),
-        resize=resize,
-        crop=crop,
         cache=10_000,
         threads=2,
     )

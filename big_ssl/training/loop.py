@@ -74,7 +74,8 @@ class _Run:
         self.profile = Profile(workdir, config["profile"], start, self.total)
         self.stop = StopRequest()
         self.examples = sum(stream["batch_size"] for stream in config["streams"].values())
-        sizes = next((s["data"]["resize"], s["data"]["crop"]) for s in config["streams"].values())
+        window = next(s["data"]["views"]["image"] for s in config["streams"].values())
+        sizes = (window["resize"], window["crop"])
         self.evaluators = suite.build(
             config["evals"], system=setup.system, tokenizer=setup.tokenizer, mesh=setup.mesh, sizes=sizes
         )

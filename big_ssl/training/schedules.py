@@ -15,22 +15,23 @@ def build(value, total_steps: int) -> optax.Schedule:
     """
     if not isinstance(value, Mapping):
         return optax.constant_schedule(float(value))
-    if value["kind"] == "steps":
+    kind = value["kind"]
+    if kind == "steps":
         return _steps(value["values"])
-    kind, warmup, peak = value["kind"], value["warmup_steps"], value["peak"]
+    if kind not in ("linear", "cosine"):
+        raise ValueError(f'schedule: kind {kind!r} is unknown; "linear", "cosine" and "steps" are known')
+    warmup, peak = value["warmup_steps"], value["peak"]
     if not 0 <= warmup < total_steps:
         raise ValueError(f"schedule: warmup_steps {warmup} must be below total_steps {total_steps}")
     decay_steps, final = total_steps - warmup, value.get("final", 0.0)
     if kind == "linear":
         decay = optax.linear_schedule(peak, final, decay_steps)
-    elif kind == "cosine":
+    else:
         cosine = optax.cosine_decay_schedule(peak - final, decay_steps)
 
         def decay(step):
             return final + cosine(step)
 
-    else:
-        raise ValueError(f'schedule: kind {kind!r} is unknown; "linear", "cosine" and "steps" are known')
     rise = optax.linear_schedule(value.get("start", 0.0), peak, warmup)
     return optax.join_schedules([rise, decay], [warmup]) if warmup else decay
 

@@ -67,14 +67,14 @@ def describe(config: Mapping) -> Config:
     """What is trained by a training config. Raises ValueError where that is not images and texts."""
     for stream in config["streams"].values():
         if "contrastive" in stream["objectives"]:
-            options, data = stream["objectives"]["contrastive"], stream["data"]
+            options, window = stream["objectives"]["contrastive"], stream["data"]["views"]["image"]
             known = ContrastiveHead.__dataclass_fields__
             return dict(
                 encoders=config["encoders"],
                 head={key: value for key, value in options.items() if key in known},
                 views=config["views"],
-                image_size=data["crop"],
-                resize="crop",
+                image_size=window["crop"],
+                resize=window["fit"],
                 tokenizer=config["tokenizer"],
             )
     raise ValueError(f"{config['name']} has no contrastive objective: it embeds no images and texts")

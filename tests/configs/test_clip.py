@@ -1,6 +1,7 @@
 """CLIP's recipes: the published values of all models, and presets that are small changes to them."""
 
 import importlib
+import re
 
 import jax
 import pytest
@@ -62,8 +63,6 @@ def test_presets_have_the_keys_of_the_recipe_and_are_valid(model, preset):
 
 def test_gains_biases_and_the_temperature_are_not_decayed():
     """Section 2.5: "all weights that are not gains or biases"."""
-    import re
-
     config = get("vitb32", "tiny")
     system = build.system(config, make_mesh(config["mesh"], jax.devices()[:1]))
     params, _ = jax.eval_shape(lambda: system.init(jax.random.key(0), build.abstract_batch(config)))
@@ -76,7 +75,8 @@ def test_gains_biases_and_the_temperature_are_not_decayed():
 def test_the_high_resolution_epoch_asks_for_weights():
     config = get("vitl14", "336")
     assert config["requires"]["weights"]
-    assert config["encoders"]["image"]["image_size"] == config["streams"]["pairs"]["data"]["crop"] == 336
+    window = config["streams"]["pairs"]["data"]["views"]["image"]
+    assert config["encoders"]["image"]["image_size"] == window["resize"] == window["crop"] == 336
 
 
 def test_every_model_has_its_file():
