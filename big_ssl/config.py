@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from big_ssl.data import host_views, sources
+from big_ssl.data.sources import SourceConfig
 from big_ssl.data.tokenizers import TOKENIZERS
 from big_ssl.evals.suite import EVALUATORS
 from big_ssl.models.encoders import ENCODERS
@@ -100,8 +101,19 @@ def validate(config: Mapping) -> None:
         given = ("dtype", "remat", "vocab_size", "max_len")
         _check_choice(encoder, ENCODERS, f"encoders.{name}", given)
     for name, options in config["evals"].items():
-        _check_options(options, _choose(name, EVALUATORS, "evals"), f"evals.{name}")
+        validate_evaluator(options, f"evals.{name}")
     _check_values(config)
+
+
+def validate_evaluator(options: Mapping, path: str) -> None:
+    """Raises ConfigError, with keys under path, for what can't be an evaluator: see evals.suite."""
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"{path} is {options!r}; it must be a dict of kind and its options")
+    _check_choice(options, EVALUATORS, path)
+    for key, option in _parameters(EVALUATORS[options["kind"]]).items():
+        if option.annotation in (SourceConfig, SourceConfig | None) and options.get(key) is not None:
+            _check_type(options[key], Mapping, f"{path}.{key}")
+            _check_choice(options[key], sources.SOURCES, f"{path}.{key}")
 
 
 def _check_rule(rule, path, what):

@@ -24,7 +24,7 @@ def few_pairs(resize: int, crop: int) -> dict:
 
 def evals(styles=("twemoji", "openmoji"), training_styles=TRAINING_STYLES) -> dict:
     """Zero-shot classification and retrieval in unseen styles."""
-    return dict(emoji=dict(styles=styles, training_styles=training_styles))
+    return dict(emoji=dict(kind="emoji", styles=styles, training_styles=training_styles))
 
 
 # The embedded WordPiece vocabulary; [SEP] ends a text.

@@ -86,7 +86,7 @@ def test_what_the_run_itself_gives_an_encoder_is_no_key(key):
         ("dtype", "float16", "dtype is 'float16'; use float32 or bfloat16"),
         ("remat", "ful", "remat is 'ful'; use none, dots, full"),
         ("streams/pairs/objectives", dict(contrast={}), ".objectives: 'contrast' is unknown"),
-        ("evals", dict(emojis={}), "evals: 'emojis' is unknown; did you mean emoji?"),
+        ("evals", dict(x=dict(kind="emojis")), "evals.x.kind: 'emojis' is unknown; did you mean emoji?"),
     ],
 )  # fmt: skip
 def test_an_unknown_choice_is_named(path, value, message):
@@ -129,7 +129,7 @@ def test_a_wrong_type_is_named(path, value, message):
 @pytest.mark.parametrize(
     "path",
     ["seed", "remat", "optimizer/b2", "streams/pairs/data/captions", "views/image/std", "encoders/image/kind",
-     "streams/pairs/data/source/styles", "streams/pairs/objectives/contrastive/dim", "evals/emoji/styles"],
+     "streams/pairs/data/source/styles", "streams/pairs/objectives/contrastive/dim", "evals/emoji/kind"],
 )  # fmt: skip
 def test_a_missing_key_is_named(path):
     with pytest.raises(ConfigError, match=rf"^{re.escape(path.replace('/', '.'))} is missing"):

@@ -28,9 +28,9 @@ def opened(encoded: bytes, then: Callable[[Image.Image], T]) -> T:
         raise BadImage(f"{type(error).__name__}: {error}") from error
 
 
-def decode(encoded: bytes, size: int) -> np.ndarray:
-    """uint8[size, size, 3]: the middle of the picture with its shorter side resized. See `opened`."""
-    return opened(encoded, lambda image: center_crop(resized(image, size, "crop"), size))
+def decode_whole(encoded: bytes) -> np.ndarray:
+    """uint8[H, W, 3] at its own size, transparency over white. Raises BadImage as `opened` does."""
+    return opened(encoded, np.asarray)
 
 
 def resized(image: Image.Image, size: int, fit: str) -> np.ndarray:
@@ -48,12 +48,6 @@ def resized(image: Image.Image, size: int, fit: str) -> np.ndarray:
 def random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """A uniformly placed [size, size, 3] window of a larger or equal picture."""
     top, left = rng.integers(0, [side - size + 1 for side in image.shape[:2]])
-    return image[top : top + size, left : left + size]
-
-
-def center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle [size, size, 3] window of a larger or equal picture."""
-    top, left = ((side - size) // 2 for side in image.shape[:2])
     return image[top : top + size, left : left + size]
 
 

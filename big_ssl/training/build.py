@@ -45,6 +45,14 @@ def system(config: Mapping, mesh: Mesh) -> System:
     return System(towers, views, terms)
 
 
+def preparation(data: Mapping) -> dict:
+    """How a stream's images are prepared outside of training, in the keys of a weights.format.Config:
+    as in training, but the middle of each instead of a random part."""
+    window = data["views"]["image"]
+    margin = {} if window["resize"] == window["crop"] else dict(shorter_side=window["resize"])
+    return dict(image_size=window["crop"], resize=window["fit"], **margin)
+
+
 def abstract_batch(config: Mapping) -> dict:
     """Zeros of the shapes of one example of every stream, to initialise the parameters with."""
     return {name: _example(stream["data"], config) for name, stream in config["streams"].items()}

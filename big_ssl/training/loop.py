@@ -9,7 +9,9 @@ from typing import NamedTuple
 import jax
 from etils import epath
 
+from big_ssl.data import preprocessing
 from big_ssl.evals import suite
+from big_ssl.evals.embedder import Towers
 from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build, flops, initial, progress, requirements
@@ -27,7 +29,8 @@ class Result(NamedTuple):
 
     state: state_lib.TrainState
     setup: Setup
-    evaluators: Mapping[str, suite.EmojiSuite]
+    evaluators: Mapping[str, suite.Evaluator]
+    towers: Towers
     finished: bool
 
 
@@ -44,6 +47,7 @@ def train(config: Mapping, workdir) -> Result:
     size = requirements.state_bytes(setup.abstract_state)
     requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
     requirements.check_shared(workdir)
+    evaluators = _evaluators(config)
     mesh_lib.connect(setup.mesh)
     progress.print_parameters(
         setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
@@ -55,10 +59,10 @@ def train(config: Mapping, workdir) -> Result:
         (epath.Path(workdir) / "config.json").write_text(json.dumps(config, indent=2))
     if state is None:
         state = initial.replace(setup.init(), start_from)
-    run = _Run(config, workdir, setup, checkpoints, int(state.step), began)
+    run = _Run(config, workdir, setup, checkpoints, evaluators, int(state.step), began)
     try:
         state, finished = run.go(state)
-        return Result(state, setup, run.evaluators, finished)
+        return Result(state, setup, evaluators, run.towers, finished)
     finally:
         run.close()
 
@@ -66,7 +70,7 @@ def train(config: Mapping, workdir) -> Result:
 class _Run:
     """One process's stretch of a run, from its first step to its last."""
 
-    def __init__(self, config, workdir, setup, checkpoints, start, began):
+    def __init__(self, config, workdir, setup, checkpoints, evaluators, start, began):
         self.config, self.setup, self.checkpoints = config, setup, checkpoints
         self.start, self.total = start, config["total_steps"]
         self.writer = MetricsWriter(workdir, start)
@@ -74,11 +78,10 @@ class _Run:
         self.profile = Profile(workdir, config["profile"], start, self.total)
         self.stop = StopRequest()
         self.examples = sum(stream["batch_size"] for stream in config["streams"].values())
-        window = next(s["data"]["views"]["image"] for s in config["streams"].values())
-        sizes = (window["resize"], window["crop"])
-        self.evaluators = suite.build(
-            config["evals"], system=setup.system, tokenizer=setup.tokenizer, mesh=setup.mesh, sizes=sizes
-        )
+        first = next(iter(config["streams"].values()))
+        prepare = preprocessing.of(build.preparation(first["data"]))
+        self.evaluators = evaluators
+        self.towers = Towers(setup.system, "contrastive", setup.tokenizer, setup.mesh, prepare)
         self.progress = progress.Progress(start, self.total, self.examples)
         self.peak_steps = _peak_steps_per_second(config, setup)
 
@@ -138,16 +141,13 @@ class _Run:
         return speed | ({"time/mfu": 1 / (seconds * self.peak_steps)} if self.peak_steps else {})
 
     def _evaluate(self, step, state):
-        variables = state_lib.evaluation_variables(state)
+        embedder = self.towers.at(state_lib.evaluation_variables(state))
         found = {}
         for evaluator in self.evaluators.values():
-            found |= {f"eval/{key}": value for key, value in evaluator.metrics(variables).items()}
+            found |= {f"eval/{key}": value for key, value in evaluator.metrics(embedder).items()}
         if found:
             self.writer.write(step, found)
-            top1 = (
-                f"{key.split('/')[2]} {value:.1%}" for key, value in found.items() if key.endswith("/top1")
-            )
-            self.progress.report(step, "zero-shot top-1: " + ", ".join(top1))
+            self.progress.report(step, _summary(found))
         return found
 
     def _check(self, metrics, step):
@@ -169,6 +169,29 @@ class _Run:
         self.checkpoints.close()
         self.writer.close()
         self.stop.restore()
+
+
+def _evaluators(config):
+    """Before anything slow, for what they say of their data."""
+    try:
+        return suite.build(config["evals"])
+    except (ValueError, OSError) as error:
+        raise requirements.Unrunnable(f"evals: {error}") from error
+
+
+def _summary(found):
+    """A line of the metrics that one looks for first; of a run that has several kinds, retrieval last."""
+    parts = []
+    for kind, metric in (("zero_shot", "top1"), ("linear_probe", "top1"), ("retrieval", "image_to_text_r1")):
+        values = {
+            key.split("/")[2]: x
+            for key, x in found.items()
+            if key.startswith(f"eval/{kind}/") and key.endswith(f"/{metric}")
+        }
+        if values and not (kind == "retrieval" and parts):
+            shown = ", ".join(f"{name} {value:.1%}" for name, value in values.items())
+            parts.append(f"{kind.replace('_', '-')} {metric}: {shown}")
+    return "  ".join(parts)
 
 
 def _peak_steps_per_second(config, setup):

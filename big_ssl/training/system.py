@@ -120,11 +120,11 @@ class System:
             encoder_state = encoder_state | {item.encoder: state}
         return outputs, encoder_state
 
-    def embed(self, variables, name, views):
-        """The features that term `name` makes of the given views, in evaluation mode.
+    def encode(self, variables, name, views):
+        """What the encoders make of the given views for term `name`, in evaluation mode.
 
         variables: {"params", "encoders"} as state.evaluation_variables gives; views: {view:
-        batch}, any part of what the term needs. Returns the head's dict for those views.
+        batch}, any part of what the term needs. Returns {pass: encoder output}.
         """
         outputs, params = {}, self._gathered(variables["params"])
         for item in self.terms[name].objective.needs:
@@ -133,7 +133,11 @@ class System:
                 collections |= variables["encoders"][item.encoder]
                 inputs = self._inputs(item.view, views, None)
                 outputs[item] = self.encoders[item.encoder].apply(collections, **inputs, train=False)
-        return self._features(name, params, outputs)
+        return outputs
+
+    def head(self, variables, name, outputs):
+        """The dict of features that term `name`'s head makes of what `encode` returned."""
+        return self._features(name, self._gathered(variables["params"]), outputs)
 
     def project(self, params):
         """Each objective's constraint on its head, applied after an update."""

@@ -11,7 +11,7 @@ from big_ssl.config import ConfigError, validate
 from big_ssl.models import encoders
 from big_ssl.models.layer_layouts import unstack_layers
 from big_ssl.objectives.contrastive import ContrastiveHead
-from big_ssl.training import setup
+from big_ssl.training import build, setup
 from big_ssl.training.state import evaluation_variables
 from big_ssl.weights.format import Config
 
@@ -34,7 +34,8 @@ def load(workdir) -> tuple[Config, dict]:
     one that this version knows.
     """
     workdir = epath.Path(workdir).resolve()
-    config = json.loads((workdir / "config.json").read_text())
+    # What the run was evaluated on while it trained is nothing that the model depends on.
+    config = json.loads((workdir / "config.json").read_text()) | dict(evals={})
     try:
         validate(config)
     except ConfigError as error:
@@ -67,14 +68,13 @@ def describe(config: Mapping) -> Config:
     """What is trained by a training config. Raises ValueError where that is not images and texts."""
     for stream in config["streams"].values():
         if "contrastive" in stream["objectives"]:
-            options, window = stream["objectives"]["contrastive"], stream["data"]["views"]["image"]
+            options = stream["objectives"]["contrastive"]
             known = ContrastiveHead.__dataclass_fields__
             return dict(
                 encoders=config["encoders"],
                 head={key: value for key, value in options.items() if key in known},
                 views=config["views"],
-                image_size=window["crop"],
-                resize=window["fit"],
                 tokenizer=config["tokenizer"],
+                **build.preparation(stream["data"]),
             )
     raise ValueError(f"{config['name']} has no contrastive objective: it embeds no images and texts")

@@ -51,7 +51,7 @@ def test_a_name_of_training_is_never_that_of_a_held_out_concept(seen):
 
 def test_a_record_is_a_picture_and_its_texts(seen):
     record = seen[0]
-    assert set(record.texts) == {"label", "name", "short_names", "tags"}
+    assert set(record.texts) == {"label", "name", "category", "subcategory", "short_names", "tags"}
     assert all(isinstance(text, str) for texts in record.texts.values() for text in texts)
     assert Image.open(io.BytesIO(record.image)).format == "WEBP"
     row = seen.rows[0]
