@@ -11,7 +11,7 @@ def resize(images: np.ndarray, size: int, how: str, shorter_side: int = 0) -> np
     """uint8[B, H, W, 3] -> uint8[B, size, size, 3], bicubic with antialiasing, by Pillow.
 
     how: "crop", the shorter side resized to shorter_side, or size if 0, and the middle kept (CLIP);
-    "squash", both sides, whatever the aspect (SigLIP). Images that need no resizing come back
+    "squash", both sides, whatever the aspect (SigLIP, ALIGN). Images that need no resizing come back
     untouched, as Pillow leaves them.
     """
     before = shorter_side or size
@@ -33,8 +33,7 @@ def of(config: Mapping) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _squash(image, size, before):
-    del before
-    return image.resize((size, size), Image.Resampling.BICUBIC)
+    return _middle(image.resize((before, before), Image.Resampling.BICUBIC), (size, size))
 
 
 def _crop(image, size, before):
