@@ -25,10 +25,9 @@ _FROM = flags.DEFINE_enum("from", "big_ssl", list(FORMATS), "The input's format.
 _TO = flags.DEFINE_enum("to", "big_ssl", list(WRITTEN), "The output's format.")
 _INPUT = flags.DEFINE_string("input", None, "The weights' file, or the folder of it and its JSON files.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write.")
-# 0: not given.
-_MODEL = config_flags.DEFINE_config_dict(
-    "model", ConfigDict(dict(num_heads=0, text_num_heads=0, image_size=0)), "What the input does not say."
-)
+# 0 and "": not given.
+_UNSAID = dict(num_heads=0, text_num_heads=0, image_size=0, position_resize="", network="")
+_MODEL = config_flags.DEFINE_config_dict("model", ConfigDict(_UNSAID), "What the input does not say.")
 
 
 def convert(source: str, path, target: str, folder, options) -> int:

@@ -27,7 +27,7 @@ _BATCH = 64
 
 
 class Model:
-    """Two towers and their projections. What it is given and gives are NumPy arrays.
+    """Two towers and their projections, or an image tower alone. It takes and gives NumPy arrays.
 
     config: see weights.format.Config; variables: as training.state.evaluation_variables;
     dtype: of the computation.
@@ -41,8 +41,11 @@ class Model:
         self._run_image, self._run_text = jax.jit(self._image_outputs), jax.jit(self._text_outputs)
 
     def encode_image(self, images: np.ndarray, normalize: bool = True, resize: bool = True) -> np.ndarray:
-        """uint8[B, H, W, 3] -> float32[B, D]. resize: to the size that the model was trained at; without
-        it the tower sees the images as they are. Raises ValueError for anything but such images."""
+        """uint8[B, H, W, 3] -> float32[B, D]; of an image tower alone it is the pooled output.
+
+        resize: to the size that the model was trained at; without it the tower sees the images as
+        they are. Raises ValueError for anything but such images.
+        """
         return self._embedded("image", self._run_image, self._prepared(images, resize), normalize)
 
     def patch_features(self, images: np.ndarray, resize: bool = True) -> np.ndarray:
@@ -56,15 +59,20 @@ class Model:
         """A list of str, or int32[B, L] token ids with mask: bool[B, L] -> float32[B, D].
 
         Raises ValueError for anything else, ids out of the vocabulary, and ids without the end of
-        text at which the tower would be read.
+        text at which the tower would be read; and of a model without a text tower.
         """
+        if self._text is None:
+            raise ValueError("this model has no text tower: it embeds images alone")
         inputs = self.tokenizer(texts) if _are_strings(texts) else self._checked(np.asarray(texts), mask)
         return self._embedded("text", self._run_text, inputs, normalize)
 
     def _image_outputs(self, variables, images):
         tower = architecture.tower_variables(variables, "image")
         outputs = self._image.apply(tower, self._view(images, None))
-        return dict(image=self._projected(variables, {IMAGE: outputs})["image"], patches=outputs["patches"])
+        image = outputs["pooled"]
+        if self._head is not None:
+            image = self._projected(variables, {IMAGE: outputs})["image"]
+        return dict(image=image, patches=outputs["patches"])
 
     def _text_outputs(self, variables, inputs):
         outputs = self._text.apply(architecture.tower_variables(variables, "text"), **inputs)

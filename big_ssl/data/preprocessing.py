@@ -1,31 +1,59 @@
 """From images of any size to what a trained tower wants to see."""
 
+from typing import NamedTuple
+
 import numpy as np
 from PIL import Image
 
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class Resize(NamedTuple):
+    """way: "crop", the shorter side resized to `side` and the middle kept (CLIP); "squash", both sides,
+    whatever the aspect (SigLIP). filter: bicubic or bilinear."""
+
+    way: str
+    side: int
+    filter: str
+
+
+def parse_resize(how: str, size: int) -> Resize:
+    """What a Config's `resize` says: a way, then, where they are not usual, a side and a filter.
+
+    "crop", "crop 256" (DINO, of which the middle `size` is kept), "squash", "squash bilinear".
+    Raises ValueError for anything else.
+    """
+    way, *options = how.split() or [""]
+    side = int(options.pop(0)) if way == "crop" and options and options[0].isdigit() else size
+    filter_ = options.pop(0) if options and options[0] in _FILTERS else "bicubic"
+    if way not in ("crop", "squash") or options:
+        raise ValueError(f"resize is {how!r}; it must be like crop, crop 256 or squash bilinear")
+    return Resize(way, side, filter_)
+
 
 def resize(images: np.ndarray, size: int, how: str) -> np.ndarray:
-    """uint8[B, H, W, 3] -> uint8[B, size, size, 3], bicubic with antialiasing, by Pillow.
+    """uint8[B, H, W, 3] -> uint8[B, size, size, 3], with antialiasing, by Pillow.
 
-    how: "crop", the shorter side resized and the middle kept (CLIP); "squash", both sides, whatever
-    the aspect (SigLIP). Images of that size already come back untouched, as Pillow leaves them.
+    how: see `parse_resize`. Images of the size that they are resized to come back untouched, as
+    Pillow leaves them.
     """
-    if images.shape[1:3] == (size, size):
+    way, side, filter_ = parse_resize(how, size)
+    if images.shape[1:3] == (size, size) and side == size:
         return images
-    resized = {"crop": _crop, "squash": _squash}[how]
-    return np.stack([np.asarray(resized(Image.fromarray(image), size)) for image in images])
+    pictures = [Image.fromarray(image) for image in images]
+    if way == "squash":
+        resized = [picture.resize((size, size), _FILTERS[filter_]) for picture in pictures]
+    else:
+        resized = [_crop(picture, side, size, _FILTERS[filter_]) for picture in pictures]
+    return np.stack([np.asarray(picture) for picture in resized])
 
 
-def _squash(image, size):
-    return image.resize((size, size), Image.Resampling.BICUBIC)
-
-
-def _crop(image, size):
+def _crop(image, side, size, filter_):
     # torchvision's rounding, which the published weights have seen: the longer side rounded down,
     # the margin to the nearest. Of a hair-thin image all that is never seen stays unresized.
-    image = _middle(image, [min(side, 16 * min(image.size)) for side in image.size])
-    sides = [size * side // min(image.size) for side in image.size]
-    return _middle(image.resize(sides, Image.Resampling.BICUBIC), (size, size))
+    image = _middle(image, [min(length, 16 * min(image.size)) for length in image.size])
+    sides = [side * length // min(image.size) for length in image.size]
+    return _middle(image.resize(sides, filter_), (size, size))
 
 
 def _middle(image, sides):

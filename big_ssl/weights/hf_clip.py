@@ -5,11 +5,13 @@ from big_ssl.weights import hf_layers
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import (
     CLIP_PIXELS,
+    HALF_PIXELS,
     HEAD,
     IMAGE,
     TEXT,
     Config,
     Format,
+    check_options,
     clip_config,
     shape_of,
 )
@@ -80,8 +82,14 @@ def _describe(config: Config) -> dict[str, dict]:
     )
     return {
         "config.json": described,
-        "preprocessor_config.json": hf_layers.describe_preprocessing(config),
+        "preprocessor_config.json": hf_layers.describe_preprocessing(config, _processor(config)),
     }
+
+
+def _processor(config):
+    """The class that reads the preprocessing: SigLIP's pixels come with SigLIP's."""
+    is_clip = config["views"]["image"]["mean"] != HALF_PIXELS["mean"]
+    return "CLIPImageProcessor" if is_clip else "SiglipImageProcessor"
 
 
 def _check_is_clip(image, text, head):
@@ -94,9 +102,7 @@ def _check_is_clip(image, text, head):
         "head": (head, dict(image_projection=True, text_bias=False, temperature_form="log", logit_bias=None)),
     }
     for part, (options, values) in wanted.items():
-        for key, value in values.items():
-            if options[key] != value:
-                raise WeightsError(f"hf_clip: {part}.{key} is {options[key]!r}; a CLIPModel has {value!r}")
+        check_options("hf_clip", part, options, "CLIPModel", values)
 
 
 FORMAT = Format(
