@@ -156,3 +156,11 @@ def test_what_data_are_called():
     assert evaluate.dataset(dict(data=dict(kind="tfds", name="imagenet_v2"))) == "imagenet_v2"
     assert evaluate.dataset(dict(data=dict(kind="image_folder", path="a/val/"))) == "val"
     assert evaluate.dataset(dict(test=dict(kind="emoji"))) == "emoji"
+
+
+def test_a_model_of_images_alone_says_so(model, monkeypatch, checkpoint, tmp_path):
+    monkeypatch.setattr(model, "_text", None)
+    monkeypatch.setattr(inference, "Model", lambda *_: model)
+    given = dict(data=dict(kind="emoji", styles=STYLES), label="category")
+    with pytest.raises(ValueError, match="this model has no text tower: it embeds images alone"):
+        evaluate.evaluate(checkpoint, "zero_shot", given, tmp_path / "out.json")

@@ -57,8 +57,7 @@ def preparation(data: Mapping) -> dict:
     """How a stream's images are prepared outside of training, in the keys of a weights.format.Config:
     as in training, but the middle of each instead of a random part."""
     window = data["views"]["image"]
-    margin = {} if window["resize"] == window["crop"] else dict(shorter_side=window["resize"])
-    return dict(image_size=window["crop"], resize=window["fit"], **margin)
+    return dict(image_size=window["crop"], resize=f"{window['fit']} {window['resize']}")
 
 
 def abstract_batch(config: Mapping) -> dict:

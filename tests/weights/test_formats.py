@@ -152,17 +152,17 @@ def test_ours_with_a_config_of_something_else(tmp_path):
 
 def test_every_format_says_what_it_reads():
     for name, format_ in FORMATS.items():
-        assert bool(format_.describe) == (name in ("big_ssl", "open_clip", "hf_clip"))
+        written = ("big_ssl", "open_clip", "hf_clip", "hf_dinov2", "hf_vit")
+        assert bool(format_.describe) == (name in written)
 
 
 def test_a_margin_around_the_middle_is_kept(tmp_path):
     """A run's own, which resizes images to more than it sees; HF CLIP has a place for it."""
     config, ours = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", tmp_path / "in"))
-    assert "shorter_side" not in config
-    for extra in ({}, dict(shorter_side=30)):
-        write_checkpoint("hf_clip", tmp_path / "out", config | extra, ours)
+    assert config["resize"] == "crop"
+    for resize, side in (("crop", 24), ("crop 30", 30)):
+        write_checkpoint("hf_clip", tmp_path / "out", config | dict(resize=resize), ours)
         written = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
-        assert written["size"] == dict(shortest_edge=extra.get("shorter_side", 24))
+        assert written["size"] == dict(shortest_edge=side)
         assert written["crop_size"] == dict(height=24, width=24)
-        again, _ = read_checkpoint("hf_clip", tmp_path / "out")
-        assert again.get("shorter_side") == extra.get("shorter_side")
+        assert read_checkpoint("hf_clip", tmp_path / "out")[0]["resize"] == resize
