@@ -81,7 +81,7 @@ class _Run:
         first = next(iter(config["streams"].values()))
         prepare = preprocessing.of(build.preparation(first["data"]))
         self.evaluators = evaluators
-        self.towers = Towers(setup.system, "contrastive", setup.tokenizer, setup.mesh, prepare)
+        self.towers = Towers(setup.system, setup.system.embedding_term, setup.tokenizer, setup.mesh, prepare)
         self.progress = progress.Progress(start, self.total, self.examples)
         self.peak_steps = _peak_steps_per_second(config, setup)
 
@@ -182,7 +182,12 @@ def _evaluators(config):
 def _summary(found):
     """A line of the metrics that one looks for first; of a run that has several kinds, retrieval last."""
     parts = []
-    for kind, metric in (("zero_shot", "top1"), ("linear_probe", "top1"), ("retrieval", "image_to_text_r1")):
+    for kind, metric in (
+        ("zero_shot", "top1"),
+        ("linear_probe", "top1"),
+        ("knn", "k20_top1"),
+        ("retrieval", "image_to_text_r1"),
+    ):
         values = {
             key.split("/")[2]: x
             for key, x in found.items()
