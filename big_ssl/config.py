@@ -117,7 +117,7 @@ def validate_evaluator(options: Mapping, path: str) -> None:
     _check_choice(options, EVALUATORS, path)
     for key, option in _parameters(EVALUATORS[options["kind"]]).items():
         if option.annotation in (SourceConfig, SourceConfig | None) and options.get(key) is not None:
-            _check_type(options[key], Mapping, f"{path}.{key}")
+            _check_type(options[key], dict, f"{path}.{key}")
             _check_choice(options[key], sources.SOURCES, f"{path}.{key}")
 
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -118,22 +119,108 @@ def test_what_are_no_texts(bad, message, model):
     assert "\n" not in str(caught.value)
 
 
-def test_texts_as_strings(folder, tmp_path):
-    """A vocabulary beside the weights is taken; here the text tower is made as large as it."""
-    config, ours = read_checkpoint("big_ssl", folder)
-    size = 512 + len(MERGES.read_text(encoding="utf-8").split("\n")) - 2 + 2
-    config["tokenizer"]["size"] = config["encoders"]["text"]["vocab_size"] = size
-    config["encoders"]["text"]["eot_id"] = None
-    name = "params/encoders/text/token/embedding"
-    ours[name] = RNG.normal(size=(size, 16)).astype(np.float32)
-    write_checkpoint("big_ssl", tmp_path, config, ours)
-    (tmp_path / "merges.txt").write_bytes(MERGES.read_bytes())
-    model = big_ssl.load(str(tmp_path))
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory):
+    """A model with a vocabulary beside its weights."""
+    return big_ssl.load(goldens.write_talking(tmp_path_factory.mktemp("talking")))
+
+
+def test_texts_as_strings(talking):
     texts = ["a photo of a cat", "", "word " * 50]
-    found = model.encode_text(texts)
-    np.testing.assert_array_equal(found, model.encode_text(tuple(texts)))
-    ids = inference.tokenizers.build(model.config["tokenizer"])(texts)["ids"]
-    np.testing.assert_array_equal(found, model.encode_text(ids))
+    found = talking.encode_text(texts)
+    np.testing.assert_array_equal(found, talking.encode_text(tuple(texts)))
+    ids = inference.tokenizers.build(talking.config["tokenizer"])(texts)["ids"]
+    np.testing.assert_array_equal(found, talking.encode_text(ids))
+
+
+NAMES = ["cat", "a dog", "red"]
+
+
+def test_zero_shot_is_the_softmax_of_scaled_cosines(talking):
+    pictures, scale = images(5), np.exp(talking.variables["params"]["heads"]["contrastive"]["logit_scale"])
+    found = talking.zero_shot(pictures, NAMES)
+    logits = scale * talking.encode_image(pictures).astype(float) @ talking.encode_text(NAMES).T
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert (type(found), found.dtype, found.shape) == (np.ndarray, np.float32, (5, 3))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert np.ptp(found) > 0.01
+
+
+def test_zero_shot_with_several_templates(talking):
+    pictures, forms = images(2), ("a {}", "the {}!")
+    found = talking.zero_shot(pictures, NAMES, forms)
+    mean = np.mean([talking.encode_text([form.replace("{}", n) for n in NAMES]) for form in forms], axis=0)
+    classes = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    scale = np.exp(talking.variables["params"]["heads"]["contrastive"]["logit_scale"])
+    logits = scale * talking.encode_image(pictures) @ classes.T
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert talking.zero_shot(pictures, NAMES, "openai").shape == (2, 3)
+
+
+def test_zero_shot_of_a_model_with_a_logit_bias_is_a_sigmoid(tmp_path, monkeypatch):
+    path = goldens.write_checkpoint("hf_siglip", tmp_path / "in")
+    model = inference.Model(*inference.read(path, "hf_siglip"))
+    texts = np.random.default_rng(1).normal(size=(len(NAMES), 24)).astype(np.float32)
+    monkeypatch.setattr(model, "encode_text", lambda names: texts[: len(names)])
+    pictures = images(2)
+    found = model.zero_shot(pictures, NAMES)
+    head = model.variables["params"]["heads"]["contrastive"]
+    unit = texts / np.linalg.norm(texts, axis=1, keepdims=True)
+    logits = np.exp(head["logit_scale"]) * (model.encode_image(pictures) @ unit.T) + head["logit_bias"]
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(class_names=[]), "class_names must be a list of str, at least one"),
+        (dict(class_names="cat"), "class_names must be a list of str"),
+        (dict(class_names=["cat", 3]), "class_names must be a list of str"),
+        (dict(templates=["a"]), "templates: 'a' has no {}"),
+        (dict(templates=[]), "templates: there are none"),
+        (dict(images=np.zeros((1, 24, 24, 4), np.uint8)), r"images are uint8\[1, 24, 24, 4\]; they must be"),
+        (dict(images=np.zeros((1, 24, 24, 3), np.float32)), r"images are float32\[1, 24, 24, 3\]"),
+    ],
+)
+def test_what_zero_shot_does_not_take(talking, changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        talking.zero_shot(**dict(images=images(1), class_names=NAMES) | changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_zero_shot_of_an_image_of_one_pixel(talking):
+    assert talking.zero_shot(np.full((1, 1, 1, 3), 7, np.uint8), NAMES).sum() == pytest.approx(1)
+
+
+def test_the_number_of_devices_changes_nothing(talking):
+    pictures, ids = images(11), talking.tokenizer([f"text {i}" for i in range(11)])["ids"]
+    expected = talking.encode_image(pictures), talking.encode_text(ids)
+    assert talking._mesh.size == 8
+    for devices in (1, 2):
+        model = inference.Model(talking.config, talking.variables, devices=jax.devices()[:devices])
+        found = model.encode_image(pictures), model.encode_text(ids)
+        for few, many in zip(found, expected, strict=True):
+            np.testing.assert_allclose(few, many, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(
+            model.zero_shot(pictures, NAMES).argmax(1), talking.zero_shot(pictures, NAMES).argmax(1)
+        )
+
+
+def test_what_evaluators_are_given(talking, monkeypatch):
+    """The same embeddings, in batches of one size whatever their number."""
+    monkeypatch.setattr(inference, "_BATCH", 1)
+    embedder, pictures = talking.embedder(), images(11, (30, 40))
+    prepared = embedder.prepare(pictures)
+    np.testing.assert_array_equal(prepared, preprocessing.resize(pictures, 24, "crop"))
+    close = dict(rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(embedder.images(prepared), talking.encode_image(pictures), **close)
+    np.testing.assert_allclose(embedder.texts(NAMES), talking.encode_text(NAMES), **close)
+    kernel = talking.variables["params"]["heads"]["contrastive"]["image_projection"]["kernel"]
+    projected = embedder.pooled(prepared) @ np.asarray(kernel)
+    np.testing.assert_allclose(
+        projected, talking.encode_image(pictures, normalize=False), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_size_that_is_not_the_vocabularys_is_named(folder, tmp_path):

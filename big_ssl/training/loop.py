@@ -25,12 +25,13 @@ from big_ssl.training.wall_time import WallTime, earlier_seconds
 
 
 class Result(NamedTuple):
-    """What a run leaves in memory. finished: False where it was asked to stop before its end."""
+    """What a run leaves in memory. towers: None without evaluators; finished: False where it was asked
+    to stop before its end."""
 
     state: state_lib.TrainState
     setup: Setup
     evaluators: Mapping[str, suite.Evaluator]
-    towers: Towers
+    towers: Towers | None
     finished: bool
 
 
@@ -78,10 +79,8 @@ class _Run:
         self.profile = Profile(workdir, config["profile"], start, self.total)
         self.stop = StopRequest()
         self.examples = sum(stream["batch_size"] for stream in config["streams"].values())
-        first = next(iter(config["streams"].values()))
-        prepare = preprocessing.of(build.preparation(first["data"]))
         self.evaluators = evaluators
-        self.towers = Towers(setup.system, setup.system.embedding_term, setup.tokenizer, setup.mesh, prepare)
+        self.towers = _towers(config, setup) if evaluators else None
         self.progress = progress.Progress(start, self.total, self.examples)
         self.peak_steps = _peak_steps_per_second(config, setup)
 
@@ -141,13 +140,14 @@ class _Run:
         return speed | ({"time/mfu": 1 / (seconds * self.peak_steps)} if self.peak_steps else {})
 
     def _evaluate(self, step, state):
+        if not self.evaluators:
+            return {}
         embedder = self.towers.at(state_lib.evaluation_variables(state))
         found = {}
         for evaluator in self.evaluators.values():
             found |= {f"eval/{key}": value for key, value in evaluator.metrics(embedder).items()}
-        if found:
-            self.writer.write(step, found)
-            self.progress.report(step, _summary(found))
+        self.writer.write(step, found)
+        self.progress.report(step, _summary(found))
         return found
 
     def _check(self, metrics, step):
@@ -173,10 +173,18 @@ class _Run:
 
 def _evaluators(config):
     """Before anything slow, for what they say of their data."""
+    if config["evals"] and not any("contrastive" in s["objectives"] for s in config["streams"].values()):
+        raise requirements.Unrunnable("evals: they need a contrastive objective, whose embeddings they judge")
     try:
         return suite.build(config["evals"])
     except (ValueError, OSError) as error:
         raise requirements.Unrunnable(f"evals: {error}") from error
+
+
+def _towers(config, setup):
+    stream = config["streams"][setup.system.terms["contrastive"].stream]
+    prepare = preprocessing.of(build.preparation(stream["data"]))
+    return Towers(setup.system, setup.system.embedding_term, setup.tokenizer, setup.mesh, prepare)
 
 
 def _summary(found):

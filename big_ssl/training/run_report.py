@@ -29,13 +29,13 @@ def write_run_report(config, workdir, command: str, result):
 
     All processes take part in the embedding, which runs on all devices.
     """
-    embedder = result.towers.at(state_lib.evaluation_variables(result.state))
     scenes, texts = {}, np.empty((0, 0), np.float32)
-    for evaluator in result.evaluators.values():
-        if isinstance(evaluator, EmojiSuite):
-            scenes |= evaluator.scenes(embedder)
-    if scenes:
+    suites = [each for each in result.evaluators.values() if isinstance(each, EmojiSuite)]
+    if suites:
+        embedder = result.towers.at(state_lib.evaluation_variables(result.state))
         texts = embedder.texts(QUERIES)
+        for each in suites:
+            scenes |= each.scenes(embedder)
     if jax.process_index() != 0:
         return None
     return write_report(

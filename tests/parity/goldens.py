@@ -5,6 +5,8 @@ import pathlib
 
 import numpy as np
 
+from big_ssl.weights import formats
+from big_ssl.weights.formats import read_checkpoint
 from big_ssl.weights.tensor_files import write_safetensors
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
@@ -31,4 +33,19 @@ def write_checkpoint(kind, folder, **changes):
     if "config" not in arrays:
         return folder / "model.safetensors"
     (folder / "config.json").write_text(str(arrays["config"]))
+    return folder
+
+
+def write_talking(folder):
+    """Writes to folder, as ours, the golden CLIP with a text tower as large as the tiny merges beside it:
+    one that takes texts, too."""
+    kind, merges = "hf_clip", DATA / "tiny_merges.txt"
+    config, ours = read_checkpoint(kind, write_checkpoint(kind, folder / "from"))
+    size = 512 + len(merges.read_text(encoding="utf-8").split("\n")) - 2 + 2
+    config["tokenizer"]["size"] = config["encoders"]["text"]["vocab_size"] = size
+    config["encoders"]["text"]["eot_id"] = None
+    name = "params/encoders/text/token/embedding"
+    ours[name] = np.random.default_rng(0).normal(size=(size, 16)).astype(np.float32)
+    formats.write_checkpoint("big_ssl", folder, config, ours)
+    (folder / "merges.txt").write_bytes(merges.read_bytes())
     return folder
