@@ -182,9 +182,10 @@ def _evaluators(config):
 
 
 def _towers(config, setup):
-    stream = config["streams"][setup.system.terms["contrastive"].stream]
-    prepare = preprocessing.of(build.preparation(stream["data"]))
-    return Towers(setup.system, setup.system.embedding_term, setup.tokenizer, setup.mesh, prepare)
+    term = setup.system.embedding_term
+    stream = setup.system.terms[term].stream if term else next(iter(config["streams"]))
+    prepare = preprocessing.of(build.preparation(config["streams"][stream]["data"]))
+    return Towers(setup.system, term, setup.tokenizer, setup.mesh, prepare)
 
 
 def _summary(found):
