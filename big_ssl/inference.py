@@ -19,8 +19,13 @@ from big_ssl.training import trained
 from big_ssl.weights import architecture, formats
 from big_ssl.weights.format import Config
 
-# Of a converted model: its tokenizer's merges, where they came with the weights.
-VOCABULARY = "merges.txt"
+# Of a converted model: its tokenizer's file, where it came with the weights, by the tokenizer's kind.
+_PIECES = ("spiece.model", "tokenizer.model")
+VOCABULARIES = {
+    "clip_bpe": ("merges.txt",),
+    "sentencepiece": _PIECES,
+    "sentencepiece_gemma": _PIECES,
+}
 
 # Examples that go through a tower at once.
 _BATCH = 64
@@ -90,7 +95,14 @@ class Model:
     @functools.cached_property
     def tokenizer(self):
         """What turns texts into token ids. Raises where its vocabulary is not at hand."""
-        return tokenizers.build(self.config["tokenizer"])
+        options = self.config["tokenizer"]
+        if not options["vocabulary"]:
+            files = " or ".join(VOCABULARIES.get(options["kind"], ("its file",)))
+            raise ValueError(
+                f"the weights came without the {options['kind']} vocabulary: put {files} beside "
+                "them, or give token ids"
+            )
+        return tokenizers.build(options)
 
     def _checked(self, ids, mask):
         if ids.dtype.kind not in "iu" or ids.ndim != 2 or 0 in ids.shape:
@@ -136,9 +148,15 @@ def read(path) -> tuple[Config, dict]:
     if (folder / "checkpoints").exists():
         return trained.read(folder)
     config, ours = formats.read_checkpoint("big_ssl", folder)
-    if (folder / VOCABULARY).exists():
-        config["tokenizer"]["vocabulary"] = str(folder / VOCABULARY)
+    if beside := vocabulary_beside(config, folder):
+        config["tokenizer"]["vocabulary"] = str(beside)
     return config, unflatten_dict(ours, sep="/")
+
+
+def vocabulary_beside(config: Config, folder):
+    """The tokenizer's file in a folder of weights; None where there is none, or no tokenizer."""
+    names = VOCABULARIES.get(config.get("tokenizer", {}).get("kind"), ())
+    return next((path for name in names if (path := epath.Path(folder) / name).is_file()), None)
 
 
 def _are_strings(texts):
