@@ -10,7 +10,7 @@ import numpy as np
 import sentencepiece
 from etils import epath
 
-# More texts than this are sampled for training: all of them are held in memory.
+# More texts than this are sampled for training, anew each time: all that are used are held in memory.
 _MOST_TEXTS = 10_000_000
 _NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 
