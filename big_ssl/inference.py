@@ -27,6 +27,9 @@ VOCABULARIES = {
     "sentencepiece_gemma": _PIECES,
 }
 
+# What a model is given.
+_IMAGES, _TEXTS = "uint8[B, H, W, 3]", "a list of str or int32[B, L]"
+
 # Examples that go through a tower at once.
 _BATCH = 64
 
@@ -63,7 +66,11 @@ class Model:
         Raises ValueError for anything else, ids out of the vocabulary, and ids without the end of
         text at which the tower would be read.
         """
-        inputs = self.tokenizer(texts) if _are_strings(texts) else self._checked(np.asarray(texts), mask)
+        inputs = (
+            self.tokenizer(texts)
+            if _are_strings(texts)
+            else self._checked(_array(texts, "texts", _TEXTS), mask)
+        )
         return self._embedded("text", self._run_text, inputs, normalize)
 
     def _image_outputs(self, variables, images):
@@ -83,11 +90,9 @@ class Model:
         return np.asarray(l2_normalize(found)) if normalize else found
 
     def _prepared(self, images, resize):
-        images = np.asarray(images)
+        images = _array(images, "images", _IMAGES)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
-            raise ValueError(
-                f"images are {images.dtype.name}{list(images.shape)}; they must be uint8[B, H, W, 3]"
-            )
+            raise ValueError(f"images are {images.dtype.name}{list(images.shape)}; they must be {_IMAGES}")
         if not resize:
             return images
         return preprocessing.resize(images, self.config["image_size"], self.config["resize"])
@@ -106,15 +111,17 @@ class Model:
 
     def _checked(self, ids, mask):
         if ids.dtype.kind not in "iu" or ids.ndim != 2 or 0 in ids.shape:
-            raise ValueError(
-                f"texts are {ids.dtype.name}{list(ids.shape)}; they must be a list of str or int32[B, L]"
-            )
+            raise ValueError(f"texts are {ids.dtype.name}{list(ids.shape)}; they must be {_TEXTS}")
         size = self._text.vocab_size
         if ids.min() < 0 or ids.max() >= size:
             wrong = ids[(ids < 0) | (ids >= size)][0]
             raise ValueError(f"token id {wrong} is not in the vocabulary of {size}")
         _check_pooled(self._text, ids)
         mask = np.ones(ids.shape, bool) if mask is None else np.asarray(mask, bool)
+        if mask.shape != ids.shape:
+            raise ValueError(
+                f"mask is {list(mask.shape)}; it must be {list(ids.shape)}, as the token ids are"
+            )
         return dict(ids=ids.astype(np.int32), mask=mask)
 
 
@@ -157,6 +164,13 @@ def vocabulary_beside(config: Config, folder):
     """The tokenizer's file in a folder of weights; None where there is none, or no tokenizer."""
     names = VOCABULARIES.get(config.get("tokenizer", {}).get("kind"), ())
     return next((path for name in names if (path := epath.Path(folder) / name).is_file()), None)
+
+
+def _array(values, name, wanted):
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} are not all of one shape; they must be {wanted}") from error
 
 
 def _are_strings(texts):

@@ -91,6 +91,14 @@ def test_batches_are_put_together(model, monkeypatch):
         (np.zeros((1, 24, 24, 3), np.float32), r"images are float32\[1, 24, 24, 3\]"),
         (np.zeros((24, 24, 3), np.uint8), r"images are uint8\[24, 24, 3\]"),
         (np.zeros((0, 24, 24, 3), np.uint8), r"images are uint8\[0, 24, 24, 3\]"),
+        (np.zeros((1, 24, 24), np.uint8), r"images are uint8\[1, 24, 24\]"),
+        (np.zeros((1, 24, 24, 3), np.uint16), r"images are uint16\[1, 24, 24, 3\]"),
+        (
+            [np.zeros((24, width, 3), np.uint8) for width in (24, 25)],
+            r"images are not all of one shape; they must be uint8\[B, H, W, 3\]",
+        ),
+        ([np.zeros((24, 24, 3), np.uint8), None], "images are not all of one shape"),
+        (None, r"images are object\[\]"),
     ],
 )
 def test_what_are_no_images(bad, message, model):
@@ -114,6 +122,12 @@ def test_an_image_of_one_pixel(model):
         (["a cat", None], "they must be a list of str"),
         (["a cat", 3], "they must be a list of str"),
         ([], r"texts are float64\[0\]"),
+        ([b"a cat"], r"texts are bytes40\[1\]"),
+        (None, r"texts are object\[\]"),
+        (
+            [[1, 2, 49], [1, 49]],
+            r"texts are not all of one shape; they must be a list of str or int32\[B, L\]",
+        ),
         (np.zeros((2, 3)), r"texts are float64\[2, 3\]"),
         (np.zeros(3, int), r"texts are int64\[3\]"),
         (np.array([[1, 50, 49]]), "token id 50 is not in the vocabulary of 50"),
@@ -126,6 +140,11 @@ def test_what_are_no_texts(bad, message, model):
     with pytest.raises(ValueError, match=message) as caught:
         model.encode_text(bad)
     assert "\n" not in str(caught.value)
+
+
+def test_a_mask_of_another_shape(model):
+    with pytest.raises(ValueError, match=r"mask is \[1, 2\]; it must be \[1, 3\], as the token ids are"):
+        model.encode_text(np.array([[1, 2, 49]]), mask=np.ones((1, 2)))
 
 
 def test_texts_as_strings(folder, tmp_path):
