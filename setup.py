@@ -61,6 +61,8 @@ setup(
             "data/embedded/*.parquet",
             "data/embedded/*.txt",
             "evals/templates/*.html",
+            "evals/labels/*.tsv",
+            "evals/labels/*.txt",
         ]
     },
     install_requires=CORE,

@@ -15,7 +15,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import loop
+from big_ssl.training import build
+from big_ssl.training.setup import set_up
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps to time.")
@@ -23,21 +24,23 @@ _STEPS = flags.DEFINE_integer("steps", 20, "Steps to time.")
 
 def random_batch(config, vocab_size: int) -> dict:
     """{stream: batch} of the config's shapes, NumPy."""
-    rng, batch = np.random.default_rng(0), {}
-    for name, stream in config["streams"].items():
-        size, crop, length = stream["batch_size"], stream["data"]["crop"], config["tokenizer"]["length"]
-        ids = rng.integers(5, vocab_size, (size, length), dtype=np.int32)
-        batch[name] = dict(
-            image=rng.integers(0, 256, (size, crop, crop, 3), dtype=np.uint8),
-            text=dict(ids=ids, mask=np.ones((size, length), bool)),
-            faults=dict(replaced_images=np.zeros(size, bool), replaced_texts=np.zeros(size, bool)),
-        )
+    rng = np.random.default_rng(0)
+
+    def fill(leaf):
+        if leaf.dtype == bool:
+            return np.ones(leaf.shape, bool)
+        high = 256 if leaf.dtype == np.uint8 else vocab_size
+        return rng.integers(5, high, leaf.shape, dtype=leaf.dtype)
+
+    batch = jax.tree.map(fill, build.abstract_global_batch(config, None))
+    for stream in batch.values():
+        stream["faults"] = {name: np.zeros_like(marks) for name, marks in stream["faults"].items()}
     return batch
 
 
 def main(_) -> None:
     config = _CONFIG.value.to_dict()
-    setup = loop.set_up(config)
+    setup = set_up(config)
     batch = mesh_lib.global_batch(setup.mesh, random_batch(config, setup.tokenizer.vocab_size))
     state, times = setup.init(), []
     for _ in range(_STEPS.value + 1):

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from big_ssl.data import sources
+from big_ssl.data import host_views, sources
+from big_ssl.data.sources import SourceConfig
 from big_ssl.data.tokenizers import TOKENIZERS
 from big_ssl.evals.suite import EVALUATORS
 from big_ssl.models.encoders import ENCODERS
@@ -35,7 +36,8 @@ SCHEMA: Mapping = dict(
     mesh=_MESH,
     mesh_rules=TEXTS,
     sharding=TEXTS,
-    requires=dict(devices=int, gib_per_device=NUMBER, preset_here=str),
+    requires=dict(devices=int, gib_per_device=NUMBER, weights=bool, preset_here=str),
+    init_from=dict(path=str, skip=TEXTS),
     tokenizer=dict(kind=str, vocabulary=str, size=int, length=int),
     streams=ANY,
     views=ANY,
@@ -51,6 +53,7 @@ SCHEMA: Mapping = dict(
         clip_norm=NUMBER,
     ),
     learning_rate=dict(kind=str, peak=NUMBER, warmup_steps=int, start=NUMBER, final=NUMBER),
+    rates=TEXTS,
     ema=NUMBER,
     profile=int,
     log_every=int,
@@ -60,7 +63,7 @@ SCHEMA: Mapping = dict(
     evals=ANY,
 )
 _STREAM = dict(batch_size=int, data=ANY, objectives=ANY)
-_DATA = dict(source=ANY, captions=ANY, resize=int, crop=int, cache=int, threads=int)
+_DATA = dict(source=ANY, views=ANY, captions=ANY, cache=int, threads=int)
 _VIEW = dict(mean=TEXTS, std=TEXTS, flip=bool)
 
 
@@ -77,22 +80,40 @@ def validate(config: Mapping) -> None:
             _check_options(
                 options, _choose(kind, OBJECTIVES, f"{path}.objectives"), f"{path}.objectives.{kind}"
             )
-        if stream["data"]["crop"] > stream["data"]["resize"]:
-            raise ConfigError(f"{path}.data.crop is larger than {path}.data.resize")
+        for view, options in stream["data"]["views"].items():
+            _check_choice(options, host_views.HOST_VIEWS, f"{path}.data.views.{view}")
+        try:
+            host_views.build(stream["data"]["views"])
+        except ValueError as error:
+            raise ConfigError(f"{path}.data.{error}") from error
     for i, rule in enumerate(config["mesh_rules"]):
         _check_rule(rule, f"mesh_rules.{i}", "mesh sizes")
         _check(rule[1], _MESH, f"mesh_rules.{i}.1")
     for i, rule in enumerate(config["sharding"]):
         _check_rule(rule, f"sharding.{i}", "mesh axes")
         _check_type(rule[1], TEXTS, f"sharding.{i}.1")
+    for i, rule in enumerate(config["rates"]):
+        _check_rule(rule, f"rates.{i}", "a factor")
+        _check_schedule(rule[1], config["total_steps"], f"rates.{i}.1")
     for name, view in config["views"].items():
         _check(view, _VIEW, f"views.{name}")
     for name, encoder in config["encoders"].items():
         given = ("dtype", "remat", "vocab_size", "max_len")
         _check_choice(encoder, ENCODERS, f"encoders.{name}", given)
     for name, options in config["evals"].items():
-        _check_options(options, _choose(name, EVALUATORS, "evals"), f"evals.{name}")
+        validate_evaluator(options, f"evals.{name}")
     _check_values(config)
+
+
+def validate_evaluator(options: Mapping, path: str) -> None:
+    """Raises ConfigError, with keys under path, for what can't be an evaluator: see evals.suite."""
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"{path} is {options!r}; it must be a dict of kind and its options")
+    _check_choice(options, EVALUATORS, path)
+    for key, option in _parameters(EVALUATORS[options["kind"]]).items():
+        if option.annotation in (SourceConfig, SourceConfig | None) and options.get(key) is not None:
+            _check_type(options[key], Mapping, f"{path}.{key}")
+            _check_choice(options[key], sources.SOURCES, f"{path}.{key}")
 
 
 def _check_rule(rule, path, what):
@@ -121,10 +142,14 @@ def _check_values(config):
         raise ConfigError(f"profile is {config['profile']}; it is a number of steps, 0 for none")
     if not 0 <= config["ema"] < 1:
         raise ConfigError(f"ema is {config['ema']}; it must lie in [0, 1), 0 for none")
+    _check_schedule(config["learning_rate"], config["total_steps"], "learning_rate")
+
+
+def _check_schedule(value, total_steps, path):
     try:
-        schedules.build(config["learning_rate"], config["total_steps"])
-    except ValueError as error:
-        raise ConfigError(f"learning_rate: {error}") from error
+        schedules.build(value, total_steps)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _counts(config):
@@ -137,7 +162,6 @@ def _counts(config):
         yield f"checkpoint.{key}", config["checkpoint"][key]
     for name, stream in config["streams"].items():
         yield f"streams.{name}.batch_size", stream["batch_size"]
-        yield f"streams.{name}.data.crop", stream["data"]["crop"]
 
 
 def _check(value, schema, path):

@@ -1,20 +1,22 @@
 """Trained models on NumPy arrays: `big_ssl.load`."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
 from big_ssl.data import preprocessing, tokenizers
 from big_ssl.data.device_views import ImageView
-from big_ssl.evals.embedder import padded_slice
+from big_ssl.evals import prompts
+from big_ssl.evals.embedder import Embedder, in_batches, sharded
 from big_ssl.losses.contrastive import l2_normalize
 from big_ssl.models.text_transformer import TextTransformer
 from big_ssl.objectives.contrastive import IMAGE, TEXT
+from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.parallel.sharding import replicated
 from big_ssl.training import trained
 from big_ssl.weights import architecture, formats
 from big_ssl.weights.format import Config
@@ -30,7 +32,7 @@ VOCABULARIES = {
 # What a model is given.
 _IMAGES, _TEXTS = "uint8[B, H, W, 3]", "a list of str or int32[B, L]"
 
-# Examples that go through a tower at once.
+# Examples that go through a tower at once, on each device.
 _BATCH = 64
 
 
@@ -38,27 +40,28 @@ class Model:
     """Two towers and their projections. What it is given and gives are NumPy arrays.
 
     config: see weights.format.Config; variables: as training.state.evaluation_variables;
-    dtype: of the computation.
+    dtype: of the computation; devices: which compute, each a part of every batch; all of them if None.
     """
 
-    def __init__(self, config: Config, variables: Mapping, dtype: str = "float32"):
-        self.config = config
-        self.variables = jax.tree.map(jnp.asarray, variables)
+    def __init__(self, config: Config, variables: Mapping, dtype: str = "float32", devices=None):
+        self.config, self._prepare = config, preprocessing.of(config)
+        self._mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), devices)
+        self.variables = jax.device_put(variables, replicated(self._mesh))
         self._image, self._text, self._head = architecture.modules(config, dtype)
         self._view = ImageView(**(config["views"]["image"] | dict(flip=False)))
-        self._run_image, self._run_text = jax.jit(self._image_outputs), jax.jit(self._text_outputs)
+        self._run_image = sharded(self._image_outputs, self._mesh)
+        self._run_text = sharded(self._text_outputs, self._mesh)
 
     def encode_image(self, images: np.ndarray, normalize: bool = True, resize: bool = True) -> np.ndarray:
         """uint8[B, H, W, 3] -> float32[B, D]. resize: to the size that the model was trained at; without
         it the tower sees the images as they are. Raises ValueError for anything but such images."""
-        return self._embedded("image", self._run_image, self._prepared(images, resize), normalize)
+        found = self._in_batches(self._run_image, "image", self._prepared(images, resize))
+        return np.asarray(l2_normalize(found)) if normalize else found
 
     def patch_features(self, images: np.ndarray, resize: bool = True) -> np.ndarray:
         """uint8[B, H, W, 3] -> float32[B, N, D] of a ViT, N row by row, after its final norm;
         [B, H', W', C] of a convolutional tower, its last map."""
-        return _in_batches(
-            lambda x: self._run_image(self.variables, x)["patches"], self._prepared(images, resize)
-        )
+        return self._in_batches(self._run_image, "patches", self._prepared(images, resize))
 
     def encode_text(self, texts, mask: np.ndarray | None = None, normalize: bool = True) -> np.ndarray:
         """A list of str, or int32[B, L] token ids with mask: bool[B, L] -> float32[B, D].
@@ -66,17 +69,53 @@ class Model:
         Raises ValueError for anything else, ids out of the vocabulary, and ids without the end of
         text at which the tower would be read.
         """
-        inputs = (
-            self.tokenizer(texts)
-            if _are_strings(texts)
-            else self._checked(_array(texts, "texts", _TEXTS), mask)
+        inputs = self.tokenizer(texts) if _are_strings(texts) else self._checked(texts, mask)
+        found = self._in_batches(self._run_text, "text", inputs)
+        return np.asarray(l2_normalize(found)) if normalize else found
+
+    def zero_shot(
+        self, images: np.ndarray, class_names: Sequence[str], templates: str | Sequence[str] = ("{}",)
+    ) -> np.ndarray:
+        """uint8[B, H, W, 3], C names -> float32[B, C]: how probable each name is of each image.
+
+        Softmax over the names of the scaled cosines (CLIP, arXiv 2103.00020, figure 1); of a model
+        with a logit bias each name's own sigmoid (SigLIP, arXiv 2303.15343, equation 1), so that rows
+        need not sum to 1. templates: with {} for the name, or "openai" for CLIP's 80; of several the
+        embeddings are averaged. Raises ValueError for what are no images or no names, and for a
+        template without {}.
+        """
+        if not _are_strings(class_names):
+            raise ValueError("class_names must be a list of str, at least one")
+        forms, prepared = prompts.templates(templates), self._prepared(images, resize=True)
+        classes = prompts.class_embeddings(self.encode_text, class_names, forms)
+        seen = np.asarray(l2_normalize(self._in_batches(self._run_image, "image", prepared)))
+        scalars = self._projected(self.variables, {})
+        logits = seen @ classes.T / scalars["temperature"]
+        if "logit_bias" in scalars:
+            return np.asarray(jax.nn.sigmoid(logits + scalars["logit_bias"]))
+        return np.asarray(jax.nn.softmax(logits))
+
+    def embedder(self, track: Callable | None = None) -> Embedder:
+        """This model as evaluators want it; track: as in Embedder."""
+
+        def run(run, name, inputs):
+            found = self._in_batches(run, name, inputs, whole=True)
+            return found if name == "pooled" else np.asarray(l2_normalize(found))
+
+        given = {} if track is None else dict(track=track)
+        return Embedder(
+            prepare=self._prepare,
+            images=functools.partial(run, self._run_image, "image"),
+            texts=lambda texts: run(self._run_text, "text", self.tokenizer(texts)),
+            pooled=functools.partial(run, self._run_image, "pooled"),
+            **given,
         )
-        return self._embedded("text", self._run_text, inputs, normalize)
 
     def _image_outputs(self, variables, images):
         tower = architecture.tower_variables(variables, "image")
         outputs = self._image.apply(tower, self._view(images, None))
-        return dict(image=self._projected(variables, {IMAGE: outputs})["image"], patches=outputs["patches"])
+        finer = {name: outputs[name] for name in ("pooled", "patches")}
+        return dict(image=self._projected(variables, {IMAGE: outputs})["image"], **finer)
 
     def _text_outputs(self, variables, inputs):
         outputs = self._text.apply(architecture.tower_variables(variables, "text"), **inputs)
@@ -85,9 +124,11 @@ class Model:
     def _projected(self, variables, outputs):
         return self._head.apply({"params": variables["params"]["heads"]["contrastive"]}, outputs)
 
-    def _embedded(self, name, run, inputs, normalize):
-        found = _in_batches(lambda x: run(self.variables, x)[name], inputs)
-        return np.asarray(l2_normalize(found)) if normalize else found
+    def _in_batches(self, run, name, inputs, whole=False):
+        """whole: whether few inputs too make a whole batch, so that they compile nothing new."""
+        size = _BATCH * mesh_lib.batch_ways(self._mesh)
+        size = size if whole else min(size, len(jax.tree.leaves(inputs)[0]))
+        return in_batches(lambda batch: run(self.variables, batch)[name], self._mesh, inputs, size)
 
     def _prepared(self, images, resize):
         images = _array(images, "images", _IMAGES)
@@ -95,7 +136,7 @@ class Model:
             raise ValueError(f"images are {images.dtype.name}{list(images.shape)}; they must be {_IMAGES}")
         if not resize:
             return images
-        return preprocessing.resize(images, self.config["image_size"], self.config["resize"])
+        return self._prepare(images)
 
     @functools.cached_property
     def tokenizer(self):
@@ -110,6 +151,7 @@ class Model:
         return tokenizers.build(options)
 
     def _checked(self, ids, mask):
+        ids = _array(ids, "texts", _TEXTS)
         if ids.dtype.kind not in "iu" or ids.ndim != 2 or 0 in ids.shape:
             raise ValueError(f"texts are {ids.dtype.name}{list(ids.shape)}; they must be {_TEXTS}")
         size = self._text.vocab_size
@@ -149,12 +191,15 @@ def load(path, dtype: str = "float32") -> Model:
     return Model(config, variables, dtype)
 
 
-def read(path) -> tuple[Config, dict]:
-    """The Config and the variables of such a folder; see `load`."""
+def read(path, source: str = "big_ssl", options: Mapping | None = None) -> tuple[Config, dict]:
+    """The Config and the variables of such a folder, see `load`, or of public weights.
+
+    source, options: as in weights.formats.read_checkpoint.
+    """
     folder = epath.Path(path)
-    if (folder / "checkpoints").exists():
+    if source == "big_ssl" and (folder / "checkpoints").exists():
         return trained.read(folder)
-    config, ours = formats.read_checkpoint("big_ssl", folder)
+    config, ours = formats.read_checkpoint(source, folder, options)
     if beside := vocabulary_beside(config, folder):
         config["tokenizer"]["vocabulary"] = str(beside)
     return config, unflatten_dict(ours, sep="/")
@@ -177,13 +222,3 @@ def _are_strings(texts):
     if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
         return False
     return all(isinstance(text, str) for text in texts)
-
-
-def _in_batches(run, inputs):
-    """What run gives for _BATCH examples at a time."""
-    total = len(jax.tree.leaves(inputs)[0])
-    size, found = min(total, _BATCH), []
-    for start in range(0, total, size):
-        part = jax.tree.map(functools.partial(padded_slice, start=start, size=size), inputs)
-        found.append(np.asarray(run(part), np.float32)[: total - start])
-    return np.concatenate(found)

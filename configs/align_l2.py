@@ -10,15 +10,13 @@ two CPU cores; `tiny`, the demo in seconds, for tests. What the paper leaves ope
 
 from ml_collections import ConfigDict
 
-TRAINING_STYLES = ("noto", "noto-v1", "emojitwo", "fluent3d", "fluent-flat", "fxemoji")
+from big_ssl import recipe
+from configs import emoji
 
 
-def get_config(preset: str = "") -> ConfigDict:
-    """The recipe, or one of its presets "demo" and "tiny"."""
-    presets = {"": full, "demo": demo, "tiny": tiny}
-    if preset not in presets:
-        raise ValueError(f"align_l2: no preset {preset!r}; there are demo and tiny")
-    return ConfigDict(presets[preset](), convert_dict=True)
+def get_config(arg: str = "") -> ConfigDict:
+    """The recipe, one of its presets, or changes to it; see big_ssl/recipe.py."""
+    return recipe.choose("align_l2", arg, {"": full, "demo": demo, "tiny": tiny})
 
 
 def full() -> dict:
@@ -33,7 +31,8 @@ def full() -> dict:
         mesh=dict(data=-1, fsdp=16, tensor=1),
         mesh_rules=(),
         sharding=(),
-        requires=dict(devices=1024, gib_per_device=16.0, preset_here="demo"),
+        requires=dict(devices=1024, gib_per_device=16.0, weights=False, preset_here="demo"),
+        init_from=dict(path="", skip=()),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=100_000, length=64),
         streams=dict(
             pairs=dict(
@@ -47,9 +46,9 @@ def full() -> dict:
                         image_key="image",
                         text_keys=("text",),
                     ),
+                    # To 346 x 346 whatever the aspect, as TensorFlow resizes.
+                    views=dict(image=dict(kind="window", resize=346, crop=289, fit="squash")),
                     captions=dict(text=1.0),
-                    resize=346,
-                    crop=289,
                     cache=0,
                     threads=64,
                 ),
@@ -68,19 +67,7 @@ def full() -> dict:
         ),
         # Scaling to [-1, 1] is not in the paper; COYO's reproduction does it.
         views=dict(image=dict(mean=(0.5,), std=(0.5,), flip=True)),
-        encoders=dict(
-            image=dict(
-                kind="efficientnet",
-                width=4.3,
-                depth=5.3,
-                strides=(1, 2, 2, 2, 1, 2, 1),
-                drop_connect=0.2,  # open in the paper; EfficientNet's own default
-                group_size=16,  # open in the paper; its TPUs normalised over a core's 16 examples
-                bn_momentum=0.99,
-                scan=True,
-            ),
-            text=dict(kind="bert", width=1024, depth=24, heads=16, dropout=0.1, scan=True),
-        ),
+        encoders=_encoders(),
         optimizer=dict(
             name="lamb",
             b1=0.9,  # betas and epsilon are open in the paper: LAMB's own
@@ -93,6 +80,7 @@ def full() -> dict:
             clip_norm=0.0,
         ),
         learning_rate=dict(kind="linear", peak=1e-3, warmup_steps=10_000, start=0.0, final=0.0),
+        rates=(),
         ema=0.0,
         profile=0,
         log_every=100,
@@ -100,6 +88,22 @@ def full() -> dict:
         checkpoint=dict(every=2_000, keep=3, best=""),
         faults=dict(skipped_in_a_row=10, replaced_fraction=0.05),
         evals=dict(),
+    )
+
+
+def _encoders():
+    return dict(
+        image=dict(
+            kind="efficientnet",
+            width=4.3,
+            depth=5.3,
+            strides=(1, 2, 2, 2, 1, 2, 1),
+            drop_connect=0.2,  # open in the paper; EfficientNet's own default
+            group_size=16,  # open in the paper; its TPUs normalised over a core's 16 examples
+            bn_momentum=0.99,
+            scan=True,
+        ),
+        text=dict(kind="bert", width=1024, depth=24, heads=16, dropout=0.1, scan=True),
     )
 
 
@@ -112,26 +116,18 @@ def demo() -> dict:
         dtype="float32",
         remat="none",
         mesh=dict(data=-1, fsdp=1, tensor=1),
-        requires=dict(devices=1, gib_per_device=2.0, preset_here="tiny"),
-        tokenizer=dict(kind="wordpiece", vocabulary="emoji", size=4096, length=12),
+        requires=dict(devices=1, gib_per_device=2.0, weights=False, preset_here="tiny"),
+        tokenizer=dict(emoji.TOKENIZER),
         ema=0.99,
         log_every=20,
         eval_every=325,
         checkpoint=dict(every=325, keep=2, best="eval/zero_shot/twemoji/top1"),
-        evals=dict(emoji=dict(styles=("twemoji", "openmoji"), training_styles=TRAINING_STYLES)),
+        evals=emoji.evals(),
         learning_rate=dict(kind="cosine", peak=3e-3, warmup_steps=100, start=0.0, final=0.0),
     )
     pairs = config["streams"]["pairs"]
     pairs["batch_size"] = 128
-    pairs["data"] = dict(
-        # By concept: two drawings of one concept in a batch would be false negatives of each other.
-        source=dict(kind="emoji_concepts", styles=TRAINING_STYLES, concepts="seen"),
-        captions=dict(label=0.7, name=0.1, short_names=0.1, tags=0.1),
-        resize=36,
-        crop=32,
-        cache=10_000,
-        threads=2,
-    )
+    pairs["data"] = emoji.pairs(resize=36, crop=32)
     # By its logarithm: learnt as it is, it first triples at this rate, and the start takes longer.
     pairs["objectives"]["contrastive"].update(
         dim=240, text_bias=False, temperature=0.07, temperature_form="log"
@@ -159,11 +155,9 @@ def tiny() -> dict:
     config["checkpoint"].update(every=10)
     config["learning_rate"].update(peak=2e-3, warmup_steps=5)
     pairs = config["streams"]["pairs"]
-    pairs["batch_size"] = 16
-    pairs["data"].update(resize=18, crop=16)
-    pairs["data"]["source"].update(kind="emoji", styles=("fxemoji",))
+    pairs.update(batch_size=16, data=emoji.few_pairs(resize=18, crop=16))
     pairs["objectives"]["contrastive"].update(dim=80, temperature_form="log")
     config["encoders"]["image"].update(width=0.25, depth=0.3)
     config["encoders"]["text"].update(width=32, depth=1, heads=1)
-    config["evals"]["emoji"].update(styles=("twemoji",), training_styles=("fxemoji",))
+    config["evals"] = emoji.evals(("twemoji",), ("fxemoji",))
     return config

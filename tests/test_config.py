@@ -42,7 +42,10 @@ def test_the_recipe_and_its_presets_are_valid(preset):
         ("mesh/tensors", "mesh.tensors is no known key; did you mean tensor?"),
         ("checkpoint/kep", "checkpoint.kep is no known key; did you mean keep?"),
         ("streams/pairs/batchsize", "streams.pairs.batchsize is no known key; did you mean batch_size?"),
-        ("streams/pairs/data/resise", "streams.pairs.data.resise is no known key; did you mean resize?"),
+        (
+            "streams/pairs/data/views/image/resise",
+            "streams.pairs.data.views.image.resise is no known key; did you mean resize?",
+        ),
         (
             "streams/pairs/data/source/style",
             "streams.pairs.data.source.style is no known key; did you mean styles?",
@@ -83,7 +86,7 @@ def test_what_the_run_itself_gives_an_encoder_is_no_key(key):
         ("dtype", "float16", "dtype is 'float16'; use float32 or bfloat16"),
         ("remat", "ful", "remat is 'ful'; use none, dots, full"),
         ("streams/pairs/objectives", dict(contrast={}), ".objectives: 'contrast' is unknown"),
-        ("evals", dict(emojis={}), "evals: 'emojis' is unknown; did you mean emoji?"),
+        ("evals", dict(x=dict(kind="emojis")), "evals.x.kind: 'emojis' is unknown; did you mean emoji?"),
     ],
 )  # fmt: skip
 def test_an_unknown_choice_is_named(path, value, message):
@@ -103,7 +106,11 @@ def test_an_unknown_choice_is_named(path, value, message):
         ("mesh", 8, "mesh is 8; it must be a dict of data, fsdp, tensor"),
         ("optimizer/clip_norm", None, "optimizer.clip_norm is None, of type NoneType"),
         ("streams/pairs/batch_size", 1.5, "streams.pairs.batch_size is 1.5, of type float"),
-        ("streams/pairs/data/crop", "16", "streams.pairs.data.crop is '16', of type str"),
+        (
+            "streams/pairs/data/views/image/crop",
+            "16",
+            "streams.pairs.data.views.image.crop is '16', of type str",
+        ),
         ("views/image/flip", 1, "views.image.flip is 1, of type int; it must be bool"),
         ("encoders/text/depth", 2.5, "encoders.text.depth is 2.5, of type float; it must be int"),
         ("encoders/image/depth", "deep", "encoders.image.depth is 'deep', of type str; it must be int or"),
@@ -122,7 +129,7 @@ def test_a_wrong_type_is_named(path, value, message):
 @pytest.mark.parametrize(
     "path",
     ["seed", "remat", "optimizer/b2", "streams/pairs/data/captions", "views/image/std", "encoders/image/kind",
-     "streams/pairs/data/source/styles", "streams/pairs/objectives/contrastive/dim", "evals/emoji/styles"],
+     "streams/pairs/data/source/styles", "streams/pairs/objectives/contrastive/dim", "evals/emoji/kind"],
 )  # fmt: skip
 def test_a_missing_key_is_named(path):
     with pytest.raises(ConfigError, match=rf"^{re.escape(path.replace('/', '.'))} is missing"):
@@ -138,9 +145,23 @@ def test_a_missing_key_is_named(path):
         ("checkpoint/every", 0, "checkpoint.every is 0; it must be at least 1"),
         ("checkpoint/keep", 0, "checkpoint.keep is 0; it must be at least 1"),
         ("streams/pairs/batch_size", 0, "streams.pairs.batch_size is 0; it must be at least 1"),
-        ("streams/pairs/data/crop", 0, "streams.pairs.data.crop is 0; it must be at least 1"),
+        (
+            "streams/pairs/data/views/image/crop",
+            0,
+            "streams.pairs.data.views.image: crop is 0; it must be between 1 and resize, 18",
+        ),
         ("ema", 1.0, "ema is 1.0; it must lie in [0, 1)"),
-        ("streams/pairs/data/crop", 19, "streams.pairs.data.crop is larger than streams.pairs.data.resize"),
+        (
+            "streams/pairs/data/views/image/crop",
+            19,
+            "streams.pairs.data.views.image: crop is 19; it must be between 1 and",
+        ),
+        (
+            "streams/pairs/data/views/image/fit",
+            "pad",
+            "streams.pairs.data.views.image: fit is 'pad'; use crop or squash",
+        ),
+        ("rates", (("x", dict(kind="step", values=())),), "rates.0.1: schedule: kind 'step' is unknown"),
         (
             "learning_rate/warmup_steps",
             20,

@@ -10,6 +10,7 @@ import pytest
 
 import big_ssl
 from big_ssl import convert
+from big_ssl.data.preprocessing import resize
 from big_ssl.models import text_transformer, vit
 from big_ssl.training import loop
 from big_ssl.weights.tensor_files import read_tensors
@@ -82,9 +83,9 @@ def test_a_trained_run_is_loaded_and_exported(tmp_path):
     kernel = trained["layer_stack"]["mlp_in"]["kernel"]
     np.testing.assert_array_equal(found["layer1"]["mlp_in"]["kernel"], kernel[1])
     images, texts = np.random.default_rng(0).integers(0, 256, (2, 20, 16, 3), np.uint8), ["red heart", "cat"]
-    expected = result.setup.system.embed(result.state.ema, "contrastive", dict(image=images[:, 2:18]))
-    # A mesh of eight adds in another order.
-    np.testing.assert_allclose(model.encode_image(images), expected["image"], rtol=1e-4, atol=1e-5)
+    expected = result.towers.at(result.state.ema).images(resize(images, 16, "crop", 18))
+    # Layers in a loop add in another order.
+    np.testing.assert_allclose(model.encode_image(images), expected, rtol=1e-4, atol=1e-5)
     for kind in ("big_ssl", "hf_clip"):
         convert.convert("big_ssl", tmp_path / "run", kind, tmp_path / kind, {})
         convert.convert(kind, tmp_path / kind, "big_ssl", tmp_path / "again", {})

@@ -111,7 +111,7 @@ def test_an_image_of_one_pixel(model):
     pixel = np.full((1, 1, 1, 3), 7, np.uint8)
     same = np.full((1, 24, 24, 3), 7, np.uint8)
     np.testing.assert_array_equal(model.encode_image(pixel), model.encode_image(same))
-    with pytest.raises(ValueError, match=r"vit: images are \[1, 1, 1, 3\]; .* at least 8"):
+    with pytest.raises(ValueError, match=r"vit: images are \[8, 1, 1, 3\]; .* at least 8"):
         model.encode_image(pixel, resize=False)
 
 

@@ -1,4 +1,4 @@
-"""Image-text batches by Grain, as a pure function of (seed, step)."""
+"""Batches of images and texts by Grain, as a pure function of (seed, step)."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import grain
 import numpy as np
 
-from big_ssl.data import decode, sources
+from big_ssl.data import decode, host_views, sources
+from big_ssl.data.host_views import HostView
 from big_ssl.data.sources import Record
 
 # How many neighbours may stand in for one bad record before the data counts as unusable.
@@ -17,22 +18,22 @@ class BadText(ValueError):
     """A caption that is no text, or that says nothing once tokenised."""
 
 
-class LoadPair(grain.transforms.RandomMap):
-    """Index -> dict(image: uint8[crop, crop, 3], text: dict(ids, mask), faults: {name: bool}).
+class LoadExample(grain.transforms.RandomMap):
+    """Index -> {view: uint8 array}, text: dict(ids, mask) where there are captions, faults: {name: bool}.
 
     A bad picture or caption is replaced by the next record that is good, so that the same
     (seed, step) gives the same batch, and marked in `faults`.
 
-    captions: {kind: probability} over the kinds of text that a record has; cache: how many
-    decoded pictures stay in memory, for sets that fit there.
+    views: {name: HostView}; captions: {kind: probability} over the kinds of text that a record has,
+    {} for none; cache: how many prepared pictures stay in memory, for sets that fit there.
     """
 
     def __init__(
-        self, source, tokenizer, captions: Mapping[str, float], resize: int, crop: int, cache: int = 0
+        self, source, tokenizer, views: Mapping[str, HostView], captions: Mapping[str, float], cache: int = 0
     ):
         self._source, self._tokenizer, self._captions = source, tokenizer, captions
-        self._resize, self._crop = resize, crop
-        self._decode = functools.lru_cache(cache)(decode.decode)
+        self._views = views
+        self._prepare = functools.lru_cache(cache)(self._prepared)
 
     def random_map(self, index: int, rng: np.random.Generator):
         faults = dict(replaced_images=False, replaced_texts=False)
@@ -48,12 +49,21 @@ class LoadPair(grain.transforms.RandomMap):
         raise ValueError(f"data: records {index} to {index + _MAX_NEIGHBOURS - 1} are all unusable")
 
     def _load(self, record: Record, rng):
+        text = dict(text=self._text(record, rng)) if self._captions else {}
+        prepared = self._prepare(record.image)
+        return {name: view.draw(prepared[name], rng) for name, view in self._views.items()} | text
+
+    def _text(self, record, rng):
         tokens = self._tokenizer([draw_caption(record.texts, self._captions, rng)])
         text = {key: value[0] for key, value in tokens.items()}
         if self._tokenizer.is_empty(text["ids"]):
             raise BadText("nothing left after tokenisation")
-        image = decode.random_crop(self._decode(record.image, self._resize), self._crop, rng)
-        return dict(image=image, text=text)
+        return text
+
+    def _prepared(self, encoded):
+        return decode.opened(
+            encoded, lambda image: {name: view.prepare(image) for name, view in self._views.items()}
+        )
 
 
 def draw_caption(texts: Mapping[str, Sequence], captions: Mapping[str, float], rng) -> str:
@@ -110,8 +120,7 @@ def batches(
     )
 
 
-def build(config: Mapping, tokenizer) -> tuple[LoadPair, int]:
+def build(config: Mapping, tokenizer) -> tuple[LoadExample, int]:
     """The loader of one stream's records and their number, from its `data` config."""
-    source = sources.build(config["source"])
-    sizes = (config["resize"], config["crop"], config["cache"])
-    return LoadPair(source, tokenizer, dict(config["captions"]), *sizes), len(source)
+    source, views = sources.build(config["source"]), host_views.build(config["views"])
+    return LoadExample(source, tokenizer, views, dict(config["captions"]), config["cache"]), len(source)

@@ -8,11 +8,12 @@ import functools
 import hashlib
 import importlib.resources
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NewType
 
 import pyarrow.compute
 import pyarrow.parquet
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 
 class Record(NamedTuple):
@@ -22,11 +23,18 @@ class Record(NamedTuple):
     texts: Mapping[str, Sequence[Any]]
 
 
+# What a config says of a source: `kind`, a name in SOURCES, and that source's options.
+SourceConfig = NewType("SourceConfig", Mapping)
+
+_PICTURES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".tif", ".tiff"))
+
+
 class EmojiPairs(Sequence[Record]):
     """The embedded emoji drawings with their names.
 
     styles: which drawings; concepts: "seen" leaves out the held-out fifth of concept stems,
     "unseen" keeps only that, "all" keeps both. `rows` carries every column but the picture.
+    Labels: "label", the concept; "category" and "subcategory".
     """
 
     def __init__(self, styles: Sequence[str], concepts: str = "all"):
@@ -51,8 +59,14 @@ class EmojiPairs(Sequence[Record]):
     def __getitem__(self, index):
         row = self.rows[index]
         names = [name.replace("_", " ") for name in row["short_names"]]
-        texts = {"label": [row["label"]], "name": [row["name"]], "short_names": names, "tags": row["tags"]}
-        return Record(self._images[index].as_py(), texts)
+        texts = {kind: [row[kind]] for kind in ("label", "name", "category", "subcategory")}
+        return Record(self._images[index].as_py(), texts | {"short_names": names, "tags": row["tags"]})
+
+    def label_names(self, kind: str) -> list[str]:
+        """The classes of a kind of label, of all embedded drawings, whatever the styles here."""
+        if kind not in ("label", "category", "subcategory"):
+            raise ValueError(f"emoji: {kind!r} is no label; there are label, category, subcategory")
+        return sorted(set(_read_embedded()[kind].to_pylist()))
 
 
 class EmojiConcepts(Sequence[list[Record]]):
@@ -79,11 +93,14 @@ class EmojiConcepts(Sequence[list[Record]]):
 class TfdsPairs(Sequence[Record]):
     """A TFDS dataset prepared in a random-access format (array_record), read without TensorFlow.
 
-    name, split, data_dir: as for tfds.data_source; image_key, text_keys: its feature names.
-    Raises FileNotFoundError where data_dir holds no such dataset.
+    name, split, data_dir: as for tfds.data_source; image_key, text_keys: its feature names, one
+    inside another as "captions/text"; without text_keys, all that the records hold. Labels: its
+    class labels. Raises FileNotFoundError where data_dir holds no such dataset.
     """
 
-    def __init__(self, name: str, split: str, data_dir: str, image_key: str, text_keys: Sequence[str]):
+    def __init__(
+        self, name: str, split: str, data_dir: str, image_key: str = "image", text_keys: Sequence[str] = ()
+    ):
         import tensorflow_datasets as tfds  # slow to import, and needed only here
 
         try:
@@ -92,6 +109,7 @@ class TfdsPairs(Sequence[Record]):
             raise FileNotFoundError(f"data: no TFDS dataset {name!r} in {data_dir!r}") from error
         decoders = {image_key: tfds.decode.SkipDecoding()}
         self._source = builder.as_data_source(split=split, decoders=decoders)
+        self._features, self._name = builder.info.features, name
         self._image_key, self._text_keys = image_key, tuple(text_keys)
 
     def __len__(self):
@@ -99,10 +117,57 @@ class TfdsPairs(Sequence[Record]):
 
     def __getitem__(self, index):
         example = self._source[index]
-        return Record(example[self._image_key], {key: _texts(example[key]) for key in self._text_keys})
+        values = flatten_dict(example, sep="/")
+        keys = self._text_keys or [key for key in values if key != self._image_key]
+        return Record(example[self._image_key], {key: _texts(values[key]) for key in keys})
+
+    def label_names(self, kind: str) -> list[str]:
+        """The classes of a class label, in the order of its numbers."""
+        names = {key: feature.names for key, feature in self._features.items() if hasattr(feature, "names")}
+        if kind not in names:
+            known = ", ".join(names) or "none"
+            raise ValueError(f"tfds: {kind!r} of {self._name!r} is no class label; there is {known}")
+        return names[kind]
 
 
-SOURCES = {"emoji": EmojiPairs, "emoji_concepts": EmojiConcepts, "tfds": TfdsPairs}
+class ImageFolder(Sequence[Record]):
+    """A folder with a subfolder of pictures, at any depth, for each class; the class is the label.
+
+    Classes come in the order of their names; where all are integers (ImageNet-V2), in the order
+    of these. Raises FileNotFoundError where there is no such folder, ValueError where it has no
+    classes or no pictures.
+    """
+
+    def __init__(self, path: str):
+        folders = [folder for folder in epath.Path(path).iterdir() if folder.is_dir()]
+        numbers = all(folder.name.isdecimal() for folder in folders)
+        folders.sort(key=lambda folder: int(folder.name) if numbers else folder.name)
+        self._names = [folder.name for folder in folders]
+        self._files = [(file, folder.name) for folder in folders for file in _pictures(folder)]
+        if not self._files:
+            missing = "pictures in its subfolders" if folders else "subfolders, one for each class"
+            raise ValueError(f"image_folder: {path} has no {missing}")
+
+    def __len__(self):
+        return len(self._files)
+
+    def __getitem__(self, index):
+        file, name = self._files[index]
+        return Record(file.read_bytes(), {"label": [name]})
+
+    def label_names(self, kind: str) -> list[str]:
+        """The classes, which are the only label."""
+        if kind != "label":
+            raise ValueError(f"image_folder: {kind!r} is no label; there is label")
+        return self._names
+
+
+SOURCES = {
+    "emoji": EmojiPairs,
+    "emoji_concepts": EmojiConcepts,
+    "tfds": TfdsPairs,
+    "image_folder": ImageFolder,
+}
 
 
 def build(config: Mapping) -> Sequence[Record]:
@@ -137,6 +202,10 @@ def _read_embedded():
     folder = epath.Path(importlib.resources.files("big_ssl.data") / "embedded")
     files = ("emoji_styles.parquet", "openmoji_eval.parquet")
     return pyarrow.concat_tables(pyarrow.parquet.read_table(folder / name) for name in files)
+
+
+def _pictures(folder):
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _PICTURES)
 
 
 def _texts(value):

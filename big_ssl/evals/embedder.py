@@ -1,7 +1,8 @@
 """Embeddings of many pictures or texts, in batches sharded over the mesh."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -11,39 +12,85 @@ from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
 
 
-class Embedder:
-    """Runs one term's towers over arrays of any length; compiled once for each tower.
+def _unseen(steps: Iterable, total: int, what: str) -> Iterable:
+    del total, what
+    return steps
 
-    The last batch is padded by repeating its first row, and the padding cut off again.
+
+@dataclasses.dataclass(frozen=True)
+class Embedder:
+    """A model with its weights, as evaluators see it.
+
+    prepare: uint8[B, H, W, 3] -> uint8[B, S, S, 3], the pictures as the model wants them.
+    images: such uint8[N, S, S, 3] -> float32[N, D], and texts: N texts -> float32[N, D], both
+    L2-normalised; pooled: images -> float32[N, W], the image tower's output before its projection.
+    track: (steps, their number, what they do) -> steps, to show how far a long loop is.
     """
 
-    def __init__(self, system, term: str, tokenizer, mesh, batch_size: int = 256):
-        ways = mesh_lib.batch_ways(mesh)
-        self._batch = -(-batch_size // ways) * ways
-        self._mesh, self._tokenizer = mesh, tokenizer
-        # Replicated, so that every host can read the whole of it.
-        embed = fsdp.within(mesh, lambda variables, views: system.embed(variables, term, views))
-        self._embed = jax.jit(embed, out_shardings=replicated(mesh))
-
-    def images(self, variables, images: np.ndarray) -> np.ndarray:
-        """uint8[N, H, W, 3] -> float32[N, D], L2-normalised."""
-        return self._run(variables, "image", images)
-
-    def texts(self, variables, texts: Sequence[str]) -> np.ndarray:
-        """N texts -> float32[N, D], L2-normalised."""
-        return self._run(variables, "text", self._tokenizer(texts))
-
-    def _run(self, variables, view, inputs):
-        total = len(jax.tree.leaves(inputs)[0])
-        parts = []
-        for start in range(0, total, self._batch):
-            part = jax.tree.map(functools.partial(padded_slice, start=start, size=self._batch), inputs)
-            features = self._embed(variables, {view: mesh_lib.from_every_host(self._mesh, part)})
-            parts.append(np.asarray(features[view])[: total - start])
-        return np.concatenate(parts)
+    prepare: Callable[[np.ndarray], np.ndarray]
+    images: Callable[[np.ndarray], np.ndarray]
+    texts: Callable[[Sequence[str]], np.ndarray]
+    pooled: Callable[[np.ndarray], np.ndarray]
+    track: Callable[[Iterable, int, str], Iterable] = _unseen
 
 
-def padded_slice(array, start, size):
-    """array[start : start + size], to the size by repeating its first row: so all are compiled alike."""
+class Towers:
+    """One term's towers, of which every state that training reaches makes an Embedder.
+
+    Each tower is compiled once. prepare: as in Embedder.
+    """
+
+    def __init__(self, system, term: str, tokenizer, mesh, prepare, batch_size: int = 256):
+        self._mesh, self._tokenizer, self._prepare = mesh, tokenizer, prepare
+        self._batch_size = batch_size
+        self._run = sharded(functools.partial(_features, system, term), mesh)
+
+    def at(self, variables) -> Embedder:
+        """variables: as state.evaluation_variables gives."""
+
+        def run(view, feature, inputs):
+            batch = lambda part: self._run(variables, {view: part})[feature]  # noqa: E731
+            return in_batches(batch, self._mesh, inputs, self._batch_size)
+
+        return Embedder(
+            prepare=self._prepare,
+            images=functools.partial(run, "image", "image"),
+            texts=lambda texts: run("text", "text", self._tokenizer(texts)),
+            pooled=functools.partial(run, "image", "pooled"),
+        )
+
+
+def _features(system, term, variables, views):
+    outputs = system.encode(variables, term, views)
+    features = system.head(variables, term, outputs)
+    for item, output in outputs.items():
+        if item.view == "image":
+            features |= dict(pooled=output["pooled"])
+    return features
+
+
+def sharded(function, mesh):
+    """The function of (variables, batch) compiled for batches split over the mesh; what it gives is
+    whole on every host."""
+    return jax.jit(fsdp.within(mesh, function), out_shardings=replicated(mesh))
+
+
+def in_batches(run, mesh, inputs, size: int) -> np.ndarray:
+    """What run(batch) gives for inputs of any length N, as float32[N, ...].
+
+    inputs: an array or a tree of arrays [N, ...]; size: of a batch, rounded up to what the mesh
+    divides. The last batch is padded by repeating its first row, and the padding cut off again, so
+    that all batches are compiled alike.
+    """
+    ways, total, found = mesh_lib.batch_ways(mesh), len(jax.tree.leaves(inputs)[0]), []
+    size = -(-size // ways) * ways
+    for start in range(0, total, size):
+        part = jax.tree.map(functools.partial(_padded_slice, start=start, size=size), inputs)
+        features = run(mesh_lib.from_every_host(mesh, part))
+        found.append(np.asarray(features, np.float32)[: total - start])
+    return np.concatenate(found)
+
+
+def _padded_slice(array, start, size):
     part = array[start : start + size]
     return np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])

@@ -2,11 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from big_ssl.data import decode, sources
+from big_ssl.data import chunks, preprocessing, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +28,13 @@ class NamedImages:
         return self.labels[images, None] == np.flatnonzero(names)[None]
 
 
-def load(style: str, resize: int, crop: int) -> NamedImages:
-    """All drawings of one style, against the names of every concept in the embedded set."""
+def load(style: str, prepare: Callable[[np.ndarray], np.ndarray]) -> NamedImages:
+    """All drawings of one style, against the names of every concept in the embedded set.
+
+    prepare: uint8[1, H, W, 3] -> uint8[1, S, S, 3].
+    """
     source, concepts = sources.EmojiPairs([style]), _concepts()
-    images = load_images(source, resize, crop)
+    images = load_images(source, prepare)
     return NamedImages(
         images=images,
         names=[row["label"] for row in concepts],
@@ -41,10 +44,9 @@ def load(style: str, resize: int, crop: int) -> NamedImages:
     )
 
 
-def load_images(source: sources.EmojiPairs, resize: int, crop: int) -> np.ndarray:
-    """uint8[N, crop, crop, 3], the centre crops of a source's pictures."""
-    decoded = (decode.decode(source[i].image, resize) for i in range(len(source)))
-    return np.stack([decode.center_crop(image, crop) for image in decoded])
+def load_images(source: sources.EmojiPairs, prepare: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """uint8[N, S, S, 3], a source's pictures, prepared as in `load`."""
+    return np.concatenate([images for images, _ in chunks.chunks(source, lambda _: True, prepare)])
 
 
 def subsets(data: NamedImages) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -99,6 +101,6 @@ def _concepts():
 
 
 def _pixels(source):
-    images = load_images(source, 16, 16)
+    images = load_images(source, functools.partial(preprocessing.resize, size=16, how="crop"))
     flat = images.reshape(len(images), -1).astype(np.float32) / 255
     return flat - flat.mean(1, keepdims=True)

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+# Queries whose scores are in memory at a time.
+_QUERIES = 1024
+
 
 def ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
     """int[N]: how many wrong candidates stand at or above each query's best right one.
@@ -14,6 +17,21 @@ def ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
     best = np.where(positives, scores, -np.inf).max(1, keepdims=True)
     # "not below" rather than "at or above": a score that is NaN counts against the query too.
     return (~(scores < best) & ~positives).sum(1)
+
+
+def group_ranks(
+    queries: np.ndarray, candidates: np.ndarray, query_groups: np.ndarray, candidate_groups: np.ndarray
+) -> np.ndarray:
+    """int[N], `ranks` by inner products, a candidate of the query's group being right.
+
+    queries: float32[N, D]; candidates: float32[M, D]; their groups: int[N], int[M]. Some queries at
+    a time: all scores of COCO at once would be half a gigabyte, and their comparisons as much again.
+    """
+    found = []
+    for start in range(0, len(queries), _QUERIES):
+        rows = slice(start, start + _QUERIES)
+        found.append(ranks(queries[rows] @ candidates.T, query_groups[rows, None] == candidate_groups[None]))
+    return np.concatenate(found)
 
 
 def recall_at(rank: np.ndarray, k: int) -> float:

@@ -1,49 +1,72 @@
-"""Zero-shot classification and retrieval by name, with their baselines."""
+"""Zero-shot classification (CLIP, arXiv 2103.00020, section 3.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
-from big_ssl.evals import emoji, ranking
+from big_ssl.data.sources import SourceConfig
+from big_ssl.evals import prompts, ranking
+from big_ssl.evals.labelled_set import LabelledSet
 
-KS = (1, 5, 10)
 
+class ZeroShot:
+    """Pictures by the nearest of their class names' embeddings.
 
-def classification(data: emoji.NamedImages, scores: np.ndarray, pixels: np.ndarray, name: str):
-    """{"<name><subset>/<metric>": value}: top1, top5, chance, pixel_1nn_top1 of each subset.
-
-    scores: float[N, M], image-name similarity; pixels: the same from emoji.pixel_scores.
+    data, label, classes: as in LabelledSet; templates: as in prompts.templates; canonicalize:
+    prompts in lower case without punctuation (SigLIP).
     """
-    metrics = {}
-    for suffix, images, names in emoji.subsets(data):
-        positives = data.positives(images, names)
-        chosen = np.ix_(images, names)
-        rank = ranking.ranks(scores[chosen], positives)
-        metrics |= {
-            f"{name}{suffix}/top1": ranking.recall_at(rank, 1),
-            f"{name}{suffix}/top5": ranking.recall_at(rank, 5),
-            f"{name}{suffix}/chance": ranking.chance_at(positives, 1),
-            f"{name}{suffix}/pixel_1nn_top1": ranking.recall_at(ranking.ranks(pixels[chosen], positives), 1),
-        }
-    return metrics
+
+    def __init__(
+        self,
+        data: SourceConfig,
+        label: str = "label",
+        classes: str | Sequence[str] = "",
+        templates: str | Sequence[str] = "openai",
+        canonicalize: bool = False,
+        *,
+        name: str,
+    ):
+        self._data, self._name = LabelledSet(data, label, classes), name
+        self._templates, self._canonicalize = prompts.templates(templates), canonicalize
+
+    def metrics(self, embedder) -> dict[str, float]:
+        """{"zero_shot/<name>/<metric>": fraction}; see `scores`."""
+        names = self._data.names
+        classes = prompts.class_embeddings(
+            embedder.texts, names, self._templates, self._canonicalize, embedder.track
+        )
+        ranks, labels = [], []
+        for images, some in self._data.chunks(embedder, f"{self._name}: pictures"):
+            ranks.append(class_ranks(embedder.images(images) @ classes.T, some, names))
+            labels.append(some)
+        found = scores(np.concatenate(ranks), np.concatenate(labels), len(names))
+        return {f"zero_shot/{self._name}/{metric}": value for metric, value in found.items()}
 
 
-def retrieval(data: emoji.NamedImages, scores: np.ndarray, pixels: np.ndarray, name: str):
-    """{"<name><subset>/<direction>_r<k>": value} for both directions, chance and pixels.
+def class_ranks(similarities: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """int[N]: how many other classes stand at or above the right one.
 
-    In every subset the pictures and the names are those of the same concepts, one name a
-    picture; so "_unseen" here means unseen concepts among themselves.
+    similarities: float32[N, C]; labels: int[N]. Classes of one name (ImageNet has "missile" and
+    "sunglasses" twice) have one embedding: the first of them wins, as with the argmax of published
+    evaluations, where as ties all of them would lose.
     """
-    metrics = {}
-    for suffix, images, names in emoji.subsets(data):
-        names = names & np.isin(np.arange(len(names)), data.labels[images])
-        positives, chosen = data.positives(images, names), np.ix_(images, names)
-        metrics |= _both_ways(scores[chosen], positives, f"{name}{suffix}/")
-        metrics |= _both_ways(pixels[chosen], positives, f"{name}{suffix}/pixel_1nn_")
-        metrics |= {f"{name}{suffix}/chance_r{k}": ranking.chance_at(positives, k) for k in KS}
-    return metrics
+    similarities, last = np.array(similarities, np.float32), dict[str, int]()
+    for i, name in enumerate(names):
+        if name in last:
+            similarities[:, i] = np.nextafter(similarities[:, last[name]], np.float32(-np.inf))
+        last[name] = i
+    return ranking.ranks(similarities, labels.reshape(-1, 1) == np.arange(len(names)))
 
 
-def _both_ways(scores, positives, prefix) -> Mapping[str, float]:
-    forth = ranking.recalls(scores, positives, KS, f"{prefix}image_to_text_r")
-    return forth | ranking.recalls(scores.T, positives.T, KS, f"{prefix}text_to_image_r")
+def scores(rank: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, float]:
+    """top1, top5, their mean_per_class (of top1, over the classes that occur), and chance.
+
+    rank: int[N] from class_ranks; labels: int[N]; classes: how many there are to choose from.
+    """
+    hits = rank < 1
+    return {
+        "top1": ranking.recall_at(rank, 1),
+        "top5": ranking.recall_at(rank, 5),
+        "mean_per_class": float(np.mean([hits[labels == label].mean() for label in np.unique(labels)])),
+        "chance": 1 / classes,
+    }

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from big_ssl.data import pipeline, tokenizers
+from big_ssl.data import host_views, pipeline, tokenizers
 from big_ssl.data.device_views import ImageView
 from big_ssl.data.tokenizers import Tokenizer
 from big_ssl.models import encoders
@@ -45,14 +45,26 @@ def system(config: Mapping, mesh: Mesh) -> System:
     return System(towers, views, terms)
 
 
+def preparation(data: Mapping) -> dict:
+    """How a stream's images are prepared outside of training, in the keys of a weights.format.Config:
+    as in training, but the middle of each instead of a random part."""
+    window = data["views"]["image"]
+    margin = {} if window["resize"] == window["crop"] else dict(shorter_side=window["resize"])
+    return dict(image_size=window["crop"], resize=window["fit"], **margin)
+
+
 def abstract_batch(config: Mapping) -> dict:
     """Zeros of the shapes of one example of every stream, to initialise the parameters with."""
-    length = config["tokenizer"]["length"]
-    text = dict(ids=np.zeros((1, length), np.int32), mask=np.ones((1, length), bool))
-    return {
-        name: dict(image=np.zeros((1, *2 * (stream["data"]["crop"],), 3), np.uint8), text=text)
-        for name, stream in config["streams"].items()
-    }
+    return {name: _example(stream["data"], config) for name, stream in config["streams"].items()}
+
+
+def _example(data, config):
+    views = host_views.build(data["views"])
+    example: dict = {name: np.zeros((1, *view.shape), np.uint8) for name, view in views.items()}
+    if data["captions"]:
+        length = config["tokenizer"]["length"]
+        example["text"] = dict(ids=np.zeros((1, length), np.int32), mask=np.ones((1, length), bool))
+    return example
 
 
 def abstract_global_batch(config: Mapping, sharding) -> dict:

@@ -1,44 +1,27 @@
 """The one training loop."""
 
 import contextlib
-import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 from etils import epath
-from jax.sharding import Mesh
 
+from big_ssl.data import preprocessing
 from big_ssl.evals import suite
-from big_ssl.parallel import fsdp, hardware
+from big_ssl.evals.embedder import Towers
+from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.parallel.sharding import replicated, state_shardings
-from big_ssl.training import accumulation, build, flops, optimizers, progress, requirements, schedules
+from big_ssl.training import build, flops, initial, progress, requirements
 from big_ssl.training import state as state_lib
 from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.metrics import MetricsWriter
 from big_ssl.training.profiling import Profile
-from big_ssl.training.step import make_step
+from big_ssl.training.setup import Setup, set_up
 from big_ssl.training.stopping import StopRequest, check_health
-from big_ssl.training.system import System
 from big_ssl.training.wall_time import WallTime, earlier_seconds
-
-
-class Setup(NamedTuple):
-    """The parts of a run that do not change while it runs.
-
-    init: () -> TrainState, jitted; step: (state, batch) -> (state, metrics), jitted, donating
-    the state; abstract_state: shapes, dtypes and shardings.
-    """
-
-    mesh: Mesh
-    system: System
-    tokenizer: Any
-    init: Callable
-    step: Callable
-    abstract_state: state_lib.TrainState
 
 
 class Result(NamedTuple):
@@ -46,54 +29,9 @@ class Result(NamedTuple):
 
     state: state_lib.TrainState
     setup: Setup
-    evaluators: Mapping[str, suite.EmojiSuite]
+    evaluators: Mapping[str, suite.Evaluator]
+    towers: Towers
     finished: bool
-
-
-def set_up(config: Mapping, devices=None) -> Setup:
-    """Everything up to the first compilation; nothing is computed yet.
-
-    Raises requirements.Unrunnable where parts do not fit together: the mesh and the devices or a
-    batch, a vocabulary and its size, widths, lengths, the groups of a batch norm.
-    """
-    try:
-        return _set_up(config, _mesh(config, devices))
-    except (ValueError, OSError) as error:
-        raise requirements.Unrunnable(str(error)) from error
-
-
-def _set_up(config, mesh):
-    system = build.system(config, mesh)
-    optimizer = optimizers.build(config["optimizer"])
-    rate = schedules.build(config["learning_rate"], config["total_steps"])
-
-    def init():
-        key = jax.random.key(config["seed"])
-        params, mutable = system.init(key, build.abstract_batch(config))
-        return state_lib.create(params, mutable, optimizer, use_ema=config["ema"] > 0)
-
-    shapes = jax.eval_shape(init)
-    shardings = state_shardings(mesh, shapes, config["sharding"])
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
-    specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
-    system = dataclasses.replace(system, specs=specs)
-    grad_fn = accumulation.value_and_grad(system, config["grad_accum"], mesh)
-    step = make_step(grad_fn, system.project, optimizer, rate, _ema_momentum(config["ema"]), config["seed"])
-    step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    # Traced now, for its errors; what is traced is kept for the first step.
-    step.eval_shape(abstract, build.abstract_global_batch(config, mesh_lib.batch_sharding(mesh)))
-    return Setup(
-        mesh=mesh,
-        system=system,
-        tokenizer=build.tokenizer(config),
-        init=jax.jit(init, out_shardings=shardings),
-        step=step,
-        abstract_state=abstract,
-    )
 
 
 def train(config: Mapping, workdir) -> Result:
@@ -105,9 +43,11 @@ def train(config: Mapping, workdir) -> Result:
     """
     began = time.monotonic()
     setup = set_up(config)
+    start_from = initial.read(config, setup.abstract_state)
     size = requirements.state_bytes(setup.abstract_state)
     requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
     requirements.check_shared(workdir)
+    evaluators = _evaluators(config)
     mesh_lib.connect(setup.mesh)
     progress.print_parameters(
         setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
@@ -118,11 +58,11 @@ def train(config: Mapping, workdir) -> Result:
     if jax.process_index() == 0:
         (epath.Path(workdir) / "config.json").write_text(json.dumps(config, indent=2))
     if state is None:
-        state = setup.init()
-    run = _Run(config, workdir, setup, checkpoints, int(state.step), began)
+        state = initial.replace(setup.init(), start_from)
+    run = _Run(config, workdir, setup, checkpoints, evaluators, int(state.step), began)
     try:
         state, finished = run.go(state)
-        return Result(state, setup, run.evaluators, finished)
+        return Result(state, setup, evaluators, run.towers, finished)
     finally:
         run.close()
 
@@ -130,7 +70,7 @@ def train(config: Mapping, workdir) -> Result:
 class _Run:
     """One process's stretch of a run, from its first step to its last."""
 
-    def __init__(self, config, workdir, setup, checkpoints, start, began):
+    def __init__(self, config, workdir, setup, checkpoints, evaluators, start, began):
         self.config, self.setup, self.checkpoints = config, setup, checkpoints
         self.start, self.total = start, config["total_steps"]
         self.writer = MetricsWriter(workdir, start)
@@ -138,10 +78,10 @@ class _Run:
         self.profile = Profile(workdir, config["profile"], start, self.total)
         self.stop = StopRequest()
         self.examples = sum(stream["batch_size"] for stream in config["streams"].values())
-        sizes = next((s["data"]["resize"], s["data"]["crop"]) for s in config["streams"].values())
-        self.evaluators = suite.build(
-            config["evals"], system=setup.system, tokenizer=setup.tokenizer, mesh=setup.mesh, sizes=sizes
-        )
+        first = next(iter(config["streams"].values()))
+        prepare = preprocessing.of(build.preparation(first["data"]))
+        self.evaluators = evaluators
+        self.towers = Towers(setup.system, "contrastive", setup.tokenizer, setup.mesh, prepare)
         self.progress = progress.Progress(start, self.total, self.examples)
         self.peak_steps = _peak_steps_per_second(config, setup)
 
@@ -201,16 +141,13 @@ class _Run:
         return speed | ({"time/mfu": 1 / (seconds * self.peak_steps)} if self.peak_steps else {})
 
     def _evaluate(self, step, state):
-        variables = state_lib.evaluation_variables(state)
+        embedder = self.towers.at(state_lib.evaluation_variables(state))
         found = {}
         for evaluator in self.evaluators.values():
-            found |= {f"eval/{key}": value for key, value in evaluator.metrics(variables).items()}
+            found |= {f"eval/{key}": value for key, value in evaluator.metrics(embedder).items()}
         if found:
             self.writer.write(step, found)
-            top1 = (
-                f"{key.split('/')[2]} {value:.1%}" for key, value in found.items() if key.endswith("/top1")
-            )
-            self.progress.report(step, "zero-shot top-1: " + ", ".join(top1))
+            self.progress.report(step, _summary(found))
         return found
 
     def _check(self, metrics, step):
@@ -234,19 +171,27 @@ class _Run:
         self.stop.restore()
 
 
-def _mesh(config, devices):
-    """The config's mesh, once it is known to divide the devices and every batch."""
-    devices = devices or jax.devices()
-    sizes = mesh_lib.sizes_for(devices[0].device_kind, config["mesh"], config["mesh_rules"])
-    mesh = mesh_lib.make_mesh(sizes, devices)
-    ways, parts = mesh_lib.batch_ways(mesh), config["grad_accum"]
-    for name, stream in config["streams"].items():
-        if stream["batch_size"] % (ways * parts):
-            raise requirements.Unrunnable(
-                f"streams.{name}.batch_size is {stream['batch_size']}; "
-                f"it must be a multiple of data x fsdp x grad_accum = {ways} x {parts}"
-            )
-    return mesh
+def _evaluators(config):
+    """Before anything slow, for what they say of their data."""
+    try:
+        return suite.build(config["evals"])
+    except (ValueError, OSError) as error:
+        raise requirements.Unrunnable(f"evals: {error}") from error
+
+
+def _summary(found):
+    """A line of the metrics that one looks for first; of a run that has several kinds, retrieval last."""
+    parts = []
+    for kind, metric in (("zero_shot", "top1"), ("linear_probe", "top1"), ("retrieval", "image_to_text_r1")):
+        values = {
+            key.split("/")[2]: x
+            for key, x in found.items()
+            if key.startswith(f"eval/{kind}/") and key.endswith(f"/{metric}")
+        }
+        if values and not (kind == "retrieval" and parts):
+            shown = ", ".join(f"{name} {value:.1%}" for name, value in values.items())
+            parts.append(f"{kind.replace('_', '-')} {metric}: {shown}")
+    return "  ".join(parts)
 
 
 def _peak_steps_per_second(config, setup):
@@ -257,8 +202,3 @@ def _peak_steps_per_second(config, setup):
         return None
     batch = build.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
     return peak * devices.size / flops.model_flops_per_step(setup.system, setup.abstract_state, batch)
-
-
-def _ema_momentum(momentum):
-    """The average's momentum by step: a short memory at first, so that it forgets the start."""
-    return lambda step: jax.numpy.minimum(momentum, (1 + step) / (10 + step))

@@ -28,6 +28,8 @@ def check_machine(config, config_file: str) -> None:
         lacking.append(f"{needs['gib_per_device']:g} GiB a device (here: {_memory_gib():.1f} GiB)")
     for name, stream in config["streams"].items():
         lacking.extend(_lacking_data(f"streams.{name}.data.source", stream["data"]["source"]))
+    if needs["weights"] and not config["init_from"]["path"]:
+        lacking.append("weights to start from, config.init_from.path (not set)")
     if not config["tokenizer"]["vocabulary"]:
         lacking.append(f"a {config['tokenizer']['kind']} vocabulary, config.tokenizer.vocabulary (not set)")
     if lacking:

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from big_ssl.evals.emoji_suite import EmojiSuite
 from big_ssl.evals.report import write_report
 from big_ssl.training import state as state_lib
 
@@ -28,11 +29,13 @@ def write_run_report(config, workdir, command: str, result):
 
     All processes take part in the embedding, which runs on all devices.
     """
-    variables = state_lib.evaluation_variables(result.state)
+    embedder = result.towers.at(state_lib.evaluation_variables(result.state))
     scenes, texts = {}, np.empty((0, 0), np.float32)
     for evaluator in result.evaluators.values():
-        scenes |= evaluator.scenes(variables)
-        texts = evaluator.encode_text(variables)(QUERIES)
+        if isinstance(evaluator, EmojiSuite):
+            scenes |= evaluator.scenes(embedder)
+    if scenes:
+        texts = embedder.texts(QUERIES)
     if jax.process_index() != 0:
         return None
     return write_report(

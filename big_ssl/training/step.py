@@ -9,12 +9,12 @@ from big_ssl.training.random_keys import step_key
 from big_ssl.training.state import TrainState
 
 
-def make_step(grad_fn, project, optimizer, learning_rate, ema_momentum, seed: int):
+def make_step(grad_fn, project, optimizer, learning_rate, factors, ema_momentum, seed: int):
     """Returns step(state, batch) -> (state, metrics), pure and jittable.
 
     grad_fn: accumulation.value_and_grad of a system; project: System.project; optimizer: of unit
     rate; learning_rate, ema_momentum: functions of the step (ema_momentum is read only where the
-    state has an average).
+    state has an average); factors: Rates.factors, of each parameter's learning rate.
     A step whose loss or gradient is not finite changes nothing but the step and the counters,
     so neither the optimiser's moments nor any running statistic sees it.
     """
@@ -26,8 +26,8 @@ def make_step(grad_fn, project, optimizer, learning_rate, ema_momentum, seed: in
         grad_norm = optax.tree.norm(grads)
         rate = learning_rate(state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, updates))
-        params = project(params)
+        updates = jax.tree.map(lambda u, f: -rate * f * u, updates, factors(updates, state.step))
+        params = project(optax.apply_updates(state.params, updates))
         ema = _update_average(state, params, mutable, ema_momentum)
         new = state.replace(params=params, opt_state=opt_state, mutable=mutable, ema=ema)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

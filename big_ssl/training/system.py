@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from big_ssl.data.device_views import ImageView
 from big_ssl.objectives.base import Objective, Pass
 from big_ssl.parallel import fsdp
+from big_ssl.parallel.sharding import path_name
 from big_ssl.training.random_keys import named_key
 
 
@@ -29,7 +30,8 @@ class System:
 
     encoders: {name: linen module}; views: {view: ImageView}, what happens on the device to a
     batch's images before an encoder sees them; terms: {name: Term}; specs: the PartitionSpec of
-    each parameter on the mesh that all of it is traced within, None on one device.
+    each parameter on the mesh that all of it is traced within, None on one device; frozen: whether
+    the parameter of a path is never trained.
     A batch is {stream: {view: uint8 images or dict(ids, mask)}}.
     """
 
@@ -37,6 +39,7 @@ class System:
     views: Mapping[str, ImageView]
     terms: Mapping[str, Term]
     specs: Any = None
+    frozen: Callable[[str], bool] = lambda name: False
 
     def init(self, key, batch):
         """(params, mutable) as in TrainState; of the batch only shapes and dtypes matter."""
@@ -65,7 +68,10 @@ class System:
 
         Returns ({term: features}, the encoders' new state).
         """
-        params = self._gathered(params)
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.lax.stop_gradient(x) if self.frozen(path_name(path)) else x,
+            self._gathered(params),
+        )
         outputs, encoder_state = self.forward(params, encoder_state, batch, key)
         features = {
             name: self._features(name, params, {i: outputs[term.stream, i] for i in term.objective.needs})
@@ -92,7 +98,7 @@ class System:
         return total, (metrics, after)
 
     def forward(self, params, encoder_state, batch, key):
-        """Runs each distinct pass once, in training mode.
+        """Runs each distinct pass once, in training mode but for encoders that are frozen whole.
 
         Returns ({(stream, pass): encoder output}, the encoders' new state).
         """
@@ -101,11 +107,12 @@ class System:
             view_key, dropout_key = (
                 named_key(key, f"{stream}/{what}") for what in (item.view, f"{item.encoder}/{item.view}")
             )
-            state = encoder_state[item.encoder]
+            state, tower = encoder_state[item.encoder], params["encoders"][item.encoder]
+            train = not self._all_frozen(item.encoder, tower)
             output, state = self.encoders[item.encoder].apply(
-                {"params": params["encoders"][item.encoder], **state},
+                {"params": tower, **state},
                 **self._inputs(item.view, batch[stream], view_key),
-                train=True,
+                train=train,
                 mutable=list(state),
                 rngs={"dropout": dropout_key},
             )
@@ -113,11 +120,11 @@ class System:
             encoder_state = encoder_state | {item.encoder: state}
         return outputs, encoder_state
 
-    def embed(self, variables, name, views):
-        """The features that term `name` makes of the given views, in evaluation mode.
+    def encode(self, variables, name, views):
+        """What the encoders make of the given views for term `name`, in evaluation mode.
 
         variables: {"params", "encoders"} as state.evaluation_variables gives; views: {view:
-        batch}, any part of what the term needs. Returns the head's dict for those views.
+        batch}, any part of what the term needs. Returns {pass: encoder output}.
         """
         outputs, params = {}, self._gathered(variables["params"])
         for item in self.terms[name].objective.needs:
@@ -126,7 +133,11 @@ class System:
                 collections |= variables["encoders"][item.encoder]
                 inputs = self._inputs(item.view, views, None)
                 outputs[item] = self.encoders[item.encoder].apply(collections, **inputs, train=False)
-        return self._features(name, params, outputs)
+        return outputs
+
+    def head(self, variables, name, outputs):
+        """The dict of features that term `name`'s head makes of what `encode` returned."""
+        return self._features(name, self._gathered(variables["params"]), outputs)
 
     def project(self, params):
         """Each objective's constraint on its head, applied after an update."""
@@ -140,6 +151,10 @@ class System:
 
     def _gathered(self, params):
         return params if self.specs is None else fsdp.gather(params, self.specs)
+
+    def _all_frozen(self, encoder, params):
+        paths = (path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+        return all(self.frozen(f"encoders/{encoder}/{path}") for path in paths)
 
     def _features(self, name, params, outputs):
         return self.terms[name].objective.head.apply({"params": params["heads"][name]}, outputs)

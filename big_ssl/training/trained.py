@@ -11,7 +11,7 @@ from big_ssl.config import ConfigError, validate
 from big_ssl.models import encoders
 from big_ssl.models.layer_layouts import unstack_layers
 from big_ssl.objectives.contrastive import ContrastiveHead
-from big_ssl.training import loop
+from big_ssl.training import build, setup
 from big_ssl.training.state import evaluation_variables
 from big_ssl.weights.format import Config
 
@@ -19,24 +19,33 @@ _ONE_DEVICE = dict(mesh=dict(data=1, fsdp=1, tensor=1), mesh_rules=(), sharding=
 
 
 def read(workdir) -> tuple[Config, dict]:
-    """(Config, variables) of a run with a contrastive objective; the average where there is one.
+    """(Config, variables) of a run with a contrastive objective; see `load`.
 
-    Raises FileNotFoundError where the run has not saved yet, ValueError where it has another
-    objective, or its config is not one that this version knows.
+    Raises ValueError, too, where the run has another objective.
+    """
+    config, variables = load(workdir)
+    return describe(config), variables
+
+
+def load(workdir) -> tuple[Config, dict]:
+    """(training config, variables) of a run, layers apart; the average where there is one.
+
+    Raises FileNotFoundError where the run has not saved yet, ValueError where its config is not
+    one that this version knows.
     """
     workdir = epath.Path(workdir).resolve()
-    config = json.loads((workdir / "config.json").read_text())
+    # What the run was evaluated on while it trained is nothing that the model depends on.
+    config = json.loads((workdir / "config.json").read_text()) | dict(evals={})
     try:
         validate(config)
     except ConfigError as error:
         raise ValueError(f"{workdir}/config.json: {error}") from error
-    described = describe(config)
-    abstract = loop.set_up(config | _ONE_DEVICE, jax.devices()[:1]).abstract_state
+    abstract = setup.set_up(config | _ONE_DEVICE, jax.devices()[:1]).abstract_state
     with ocp.training.Checkpointer(workdir / "checkpoints") as checkpoints:
         if checkpoints.latest is None:
             raise FileNotFoundError(f"{workdir} has no checkpoint yet")
         variables = evaluation_variables(checkpoints.load(checkpoints.latest.step, abstract))
-    return _unrolled(described, variables)
+    return _unrolled(config, variables)
 
 
 def _unrolled(config, variables):
@@ -59,14 +68,13 @@ def describe(config: Mapping) -> Config:
     """What is trained by a training config. Raises ValueError where that is not images and texts."""
     for stream in config["streams"].values():
         if "contrastive" in stream["objectives"]:
-            options, data = stream["objectives"]["contrastive"], stream["data"]
+            options = stream["objectives"]["contrastive"]
             known = ContrastiveHead.__dataclass_fields__
             return dict(
                 encoders=config["encoders"],
                 head={key: value for key, value in options.items() if key in known},
                 views=config["views"],
-                image_size=data["crop"],
-                resize="crop",
                 tokenizer=config["tokenizer"],
+                **build.preparation(stream["data"]),
             )
     raise ValueError(f"{config['name']} has no contrastive objective: it embeds no images and texts")

@@ -14,7 +14,8 @@ IMAGE_STATISTICS = "encoders/image/batch_stats/"
 GEMMA_SIZE = 256_000
 
 # What a model is, in the keys of a training config where there are such: encoders, views,
-# tokenizer; and head (objectives.contrastive.ContrastiveHead), image_size and resize.
+# tokenizer; and head (objectives.contrastive.ContrastiveHead), image_size and resize, and shorter_side
+# where images are made larger than image_size before their middle is taken; see data.preprocessing.
 Config = dict[str, Any]
 
 

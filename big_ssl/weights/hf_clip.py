@@ -45,7 +45,8 @@ def _config(tensors, files, options) -> Config:
     image = vit.CLIP | dict(kind="vit", patch=patch, image_size=patch * side, **shape)
     dim = shape_of(tensors, "text_projection.weight", 2)[0]
     pixels = hf_layers.pixels(files, CLIP_PIXELS)
-    return clip_config(image, text, dim, vision_config.get("image_size", 224), views=dict(image=pixels))
+    size = vision_config.get("image_size", 224)
+    return clip_config(image, text, dim, size, views=dict(image=pixels), **hf_layers.margin(files, size))
 
 
 def _eot_id(text_config, vocab_size):

@@ -83,6 +83,13 @@ def pixels(files: Mapping[str, dict], default: dict) -> dict:
     return default | {key: tuple(value) for key, value in found.items()}
 
 
+def margin(files: Mapping[str, dict], image_size: int) -> dict:
+    """dict(shorter_side) where preprocessor_config.json makes images larger than the model sees them."""
+    size = files.get("preprocessor_config.json", {}).get("size", image_size)
+    shorter_side = size.get("shortest_edge", image_size) if isinstance(size, dict) else size
+    return {} if shorter_side == image_size else dict(shorter_side=shorter_side)
+
+
 def describe_layers(tower: Mapping) -> dict:
     """The part of text_config and vision_config that both have."""
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
@@ -103,7 +110,7 @@ def describe_preprocessing(config: Config) -> dict:
     square = dict(height=size, width=size)
     return dict(
         do_resize=True,
-        size=dict(shortest_edge=size) if crop else square,
+        size=dict(shortest_edge=config.get("shorter_side", size)) if crop else square,
         resample=3,  # Pillow's bicubic
         do_center_crop=crop,
         crop_size=square,

@@ -12,7 +12,8 @@ def test_the_published_values():
     config = get_config().to_dict()
     pairs = config["streams"]["pairs"]
     assert (pairs["batch_size"], config["total_steps"]) == (16_384, 1_200_000)
-    assert (pairs["data"]["resize"], pairs["data"]["crop"]) == (346, 289)
+    window = pairs["data"]["views"]["image"]
+    assert (window["resize"], window["crop"], window["fit"]) == (346, 289, "squash")
     assert (config["encoders"]["text"]["depth"], config["encoders"]["text"]["width"]) == (24, 1024)
     assert config["tokenizer"]["length"] == 64
     contrastive = pairs["objectives"]["contrastive"]

@@ -21,29 +21,31 @@ def _noise(mode="RGB", size=(40, 30)):
     return Image.fromarray(pixels.squeeze(), mode)
 
 
+def _decoded(encoded, size):
+    return decode.opened(encoded, lambda image: decode.resized(image, size, "crop"))
+
+
 def test_the_same_size_is_the_same_picture():
     image = _noise(size=(16, 16))
-    np.testing.assert_array_equal(decode.decode(_encoded(image), 16), np.asarray(image))
+    np.testing.assert_array_equal(_decoded(_encoded(image), 16), np.asarray(image))
 
 
-def test_the_centre_of_the_longer_side_is_kept():
-    pixels = np.zeros((10, 30, 3), np.uint8)
-    pixels[:, 10:20] = 200
-    assert (decode.decode(_encoded(Image.fromarray(pixels)), 10) == 200).all()
-    assert (decode.decode(_encoded(Image.fromarray(pixels.transpose(1, 0, 2))), 10) == 200).all()
+def test_the_shorter_side_is_resized_and_the_longer_follows():
+    assert _decoded(_encoded(_noise(size=(40, 30))), 15).shape == (15, 20, 3)
+    assert _decoded(_encoded(_noise(size=(30, 40))), 60).shape == (80, 60, 3)
 
 
 def test_transparency_lies_over_white():
-    assert (decode.decode(_encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 0))), 8) == 255).all()
-    half = decode.decode(_encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 128))), 8)
+    assert (_decoded(_encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 0))), 8) == 255).all()
+    half = _decoded(_encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 128))), 8)
     assert abs(half.astype(int) - 127).max() <= 1
 
 
 def test_a_palette_with_a_transparent_entry():
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 255, 255, 0, 0])
-    assert (decode.decode(_encoded(image), 8) == (255, 0, 0)).all()
-    assert (decode.decode(_encoded(image, transparency=1), 8) == 255).all()
+    assert (_decoded(_encoded(image), 8) == (255, 0, 0)).all()
+    assert (_decoded(_encoded(image, transparency=1), 8) == 255).all()
 
 
 @pytest.mark.parametrize(
@@ -59,25 +61,25 @@ def test_a_palette_with_a_transparent_entry():
     ],
 )
 def test_every_mode_becomes_rgb(mode, form):
-    decoded = decode.decode(_encoded(_noise(mode), form), 24)
-    assert decoded.shape == (24, 24, 3)
+    decoded = _decoded(_encoded(_noise(mode), form), 24)
+    assert decoded.shape == (24, 32, 3)
     assert decoded.dtype == np.uint8
     assert np.ptp(decoded) > 50
 
 
 def test_cmyk_keeps_its_colours():
     red = Image.new("RGB", (16, 16), (220, 20, 20)).convert("CMYK")
-    assert abs(decode.decode(_encoded(red, "JPEG"), 16).astype(int) - (220, 20, 20)).max() < 12
+    assert abs(_decoded(_encoded(red, "JPEG"), 16).astype(int) - (220, 20, 20)).max() < 12
 
 
 def test_sixteen_bits_and_one_bit():
     deep = Image.fromarray(np.full((8, 8), 40_000, np.uint16))
-    assert decode.decode(_encoded(deep), 8).shape == (8, 8, 3)
-    assert (decode.decode(_encoded(Image.new("1", (8, 8), 1)), 8) == 255).all()
+    assert _decoded(_encoded(deep), 8).shape == (8, 8, 3)
+    assert (_decoded(_encoded(Image.new("1", (8, 8), 1)), 8) == 255).all()
 
 
 def test_one_pixel_fills_the_square():
-    assert (decode.decode(_encoded(Image.new("RGB", (1, 1), (9, 8, 7))), 16) == (9, 8, 7)).all()
+    assert (_decoded(_encoded(Image.new("RGB", (1, 1), (9, 8, 7))), 16) == (9, 8, 7)).all()
 
 
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1)])
@@ -89,7 +91,7 @@ def test_a_hair_thin_picture_is_cropped_before_it_is_enlarged(size, monkeypatch)
         return resize(self, size, *arguments, **options)
 
     monkeypatch.setattr(Image.Image, "resize", spy)
-    assert (decode.decode(_encoded(Image.new("RGB", size, (9, 8, 7))), 64) == (9, 8, 7)).all()
+    assert (_decoded(_encoded(Image.new("RGB", size, (9, 8, 7))), 64) == (9, 8, 7)).all()
     # Enlarged whole it would have 64 x 320,000 pixels, and a real one gigabytes.
     assert max(max(size) for size in sizes) <= 16 * 64
 
@@ -97,7 +99,7 @@ def test_a_hair_thin_picture_is_cropped_before_it_is_enlarged(size, monkeypatch)
 def test_a_decompression_bomb_is_a_bad_image(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(decode.BadImage, match="DecompressionBombError"):
-        decode.decode(_encoded(_noise()), 16)
+        _decoded(_encoded(_noise()), 16)
 
 
 @pytest.mark.smoke
@@ -106,7 +108,7 @@ def test_a_decompression_bomb_is_a_bad_image(monkeypatch):
 )
 def test_what_is_no_picture_is_a_bad_image(encoded):
     with pytest.raises(decode.BadImage):
-        decode.decode(encoded, 16)
+        _decoded(encoded, 16)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -127,7 +129,7 @@ def test_damage_is_never_another_error(form):
             if position < len(damaged):
                 damaged[position] = int(rng.integers(0, 256))
         try:
-            assert decode.decode(bytes(damaged), 16).shape == (16, 16, 3)
+            assert min(_decoded(bytes(damaged), 16).shape[:2]) == 16
         except decode.BadImage:
             bad += 1
     assert bad > 20
@@ -136,13 +138,11 @@ def test_damage_is_never_another_error(form):
 def test_truncated_is_bad_even_where_most_is_there():
     encoded = _encoded(_noise(size=(64, 64)), "JPEG")
     with pytest.raises(decode.BadImage, match="truncated"):
-        decode.decode(encoded[: len(encoded) * 3 // 4], 16)
+        _decoded(encoded[: len(encoded) * 3 // 4], 16)
 
 
 def test_crops():
     image = np.arange(6 * 6 * 3, dtype=np.uint8).reshape(6, 6, 3)
-    np.testing.assert_array_equal(decode.center_crop(image, 4), image[1:5, 1:5])
-    np.testing.assert_array_equal(decode.center_crop(image, 6), image)
     rng = np.random.default_rng(0)
     crops = [decode.random_crop(image, 4, rng) for _ in range(200)]
     corners = {tuple(crop[0, 0]) for crop in crops}
@@ -154,4 +154,4 @@ def test_every_embedded_picture_decodes():
     for style in sources.emoji_styles():
         source = sources.EmojiPairs([style])
         for index in range(0, len(source), 97):
-            assert decode.decode(source[index].image, 36).shape == (36, 36, 3)
+            assert _decoded(source[index].image, 36).shape == (36, 36, 3)

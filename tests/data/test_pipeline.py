@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 
 from big_ssl.data import pipeline
+from big_ssl.data.host_views import Window
 from big_ssl.data.sources import EmojiPairs, Record
 from big_ssl.data.tokenizers import WordPiece, vocabulary_path
 
 TOKENIZER = WordPiece(vocabulary_path("emoji"), 8)
+VIEWS = dict(image=Window(18, 16))
 CAPTIONS = dict(label=0.5, name=0.2, short_names=0.1, tags=0.2)
 
 
 @pytest.fixture(scope="module")
 def load():
-    return pipeline.LoadPair(EmojiPairs(["fxemoji"], "seen"), TOKENIZER, CAPTIONS, 18, 16)
+    return pipeline.LoadExample(EmojiPairs(["fxemoji"], "seen"), TOKENIZER, VIEWS, CAPTIONS)
 
 
 def _take(load, steps, records=500, batch_size=16, seed=0, start=0, threads=2, rows=None):
@@ -65,7 +67,7 @@ def test_a_process_whose_devices_are_scattered_gets_its_rows(load):
 
 
 class _Indices:
-    """Stands in for LoadPair: each record is its own index."""
+    """Stands in for LoadExample: each record is its own index."""
 
     def __new__(cls):
         import grain
@@ -115,7 +117,7 @@ NO_IMAGE, NO_TEXT = dict(image=b"nothing"), dict(texts={"label": [""]})
 
 
 def _load(bad, **options):
-    return pipeline.LoadPair(_Source(bad, **options), TOKENIZER, dict(label=1.0), 18, 16)
+    return pipeline.LoadExample(_Source(bad, **options), TOKENIZER, VIEWS, dict(label=1.0))
 
 
 def test_a_bad_record_is_replaced_by_the_next_good_one():
@@ -169,8 +171,8 @@ def test_a_record_without_captions_is_replaced(texts):
 
 def test_the_cache_changes_nothing():
     source = EmojiPairs(["fxemoji"], "seen")
-    cached = pipeline.LoadPair(source, TOKENIZER, CAPTIONS, 18, 16, cache=100)
-    plain = pipeline.LoadPair(source, TOKENIZER, CAPTIONS, 18, 16, cache=0)
+    cached = pipeline.LoadExample(source, TOKENIZER, VIEWS, CAPTIONS, cache=100)
+    plain = pipeline.LoadExample(source, TOKENIZER, VIEWS, CAPTIONS, cache=0)
     _assert_equal(_take(cached, 4, records=30), _take(plain, 4, records=30))
 
 
@@ -215,7 +217,7 @@ def test_a_tag_that_is_no_string_is_a_bad_text():
 def test_build_reads_the_config():
     data = dict(
         source=dict(kind="emoji", styles=("fxemoji",), concepts="seen"),
-        captions=CAPTIONS, resize=18, crop=16, cache=0, threads=1,
+        views=dict(image=dict(kind="window", resize=18, crop=16)), captions=CAPTIONS, cache=0, threads=1,
     )  # fmt: skip
     load, records = pipeline.build(data, TOKENIZER)
     assert records == len(EmojiPairs(["fxemoji"], "seen"))

@@ -10,7 +10,10 @@ from PIL import Image
 
 import big_ssl
 from big_ssl.data import pipeline, sources, tokenizers
-from configs.align_l2 import TRAINING_STYLES
+from big_ssl.data.host_views import Window
+from configs.emoji import TRAINING_STYLES
+
+VIEWS = dict(image=Window(8, 8))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def test_a_name_of_training_is_never_that_of_a_held_out_concept(seen):
 
 def test_a_record_is_a_picture_and_its_texts(seen):
     record = seen[0]
-    assert set(record.texts) == {"label", "name", "short_names", "tags"}
+    assert set(record.texts) == {"label", "name", "category", "subcategory", "short_names", "tags"}
     assert all(isinstance(text, str) for texts in record.texts.values() for text in texts)
     assert Image.open(io.BytesIO(record.image)).format == "WEBP"
     row = seen.rows[0]
@@ -147,7 +150,7 @@ def test_a_split_can_be_sliced(data_dir):
 
 def test_tfds_feeds_the_pipeline(data_dir):
     tokenizer = tokenizers.WordPiece(tokenizers.vocabulary_path("emoji"), 8)
-    load = pipeline.LoadPair(_pairs(data_dir), tokenizer, dict(text=1.0), 8, 8)
+    load = pipeline.LoadExample(_pairs(data_dir), tokenizer, VIEWS, dict(text=1.0))
     batch = next(pipeline.batches(load, 10, 10, 0, 0, 1))
     assert batch["image"].shape == (10, 8, 8, 3)
     assert batch["faults"]["replaced_images"].sum() == 1
@@ -159,7 +162,9 @@ def test_a_feature_that_is_no_text_is_a_bad_text_and_not_a_crash(data_dir):
     source = _pairs(data_dir, text_keys=("number",))
     assert not isinstance(source[0].texts["number"][0], str)
     with pytest.raises(ValueError, match="records 0 to 99 are all unusable"):
-        pipeline.LoadPair(source, tokenizer, dict(number=1.0), 8, 8).random_map(0, np.random.default_rng(0))
+        pipeline.LoadExample(source, tokenizer, VIEWS, dict(number=1.0)).random_map(
+            0, np.random.default_rng(0)
+        )
 
 
 def test_a_missing_dataset_is_named(data_dir):

@@ -1,18 +1,22 @@
 """The evaluation sets, and what plain pixels know about them."""
 
+import functools
 import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from big_ssl.data import sources
+from big_ssl.data import preprocessing, sources
 from big_ssl.evals import emoji
+
+SMALL = functools.partial(preprocessing.resize, size=16, how="crop", shorter_side=18)
+PIXELS = functools.partial(preprocessing.resize, size=16, how="crop")
 
 
 @pytest.fixture(scope="module")
 def twemoji():
-    return emoji.load("twemoji", 18, 16)
+    return emoji.load("twemoji", SMALL)
 
 
 def test_each_picture_has_its_own_name(twemoji):
@@ -23,7 +27,7 @@ def test_each_picture_has_its_own_name(twemoji):
 
 
 def test_another_style_shares_the_names(twemoji):
-    other = emoji.load("fxemoji", 18, 16)
+    other = emoji.load("fxemoji", SMALL)
     rows = sources.EmojiPairs(["fxemoji"]).rows
     assert list(other.names) == list(twemoji.names)
     assert [other.names[i] for i in other.labels] == [row["label"] for row in rows]
@@ -61,7 +65,7 @@ def test_positives(small):
 
 def test_pixels_find_an_identical_picture():
     # The training pictures themselves, asked at the baseline's own size: distance zero.
-    data = emoji.load("fxemoji", 16, 16)
+    data = emoji.load("fxemoji", PIXELS)
     scores = emoji.pixel_scores("fxemoji", ["fxemoji"])
     seen = ~data.unseen[data.labels]
     assert (scores[seen].argmax(1) == data.labels[seen]).mean() > 0.995  # a few drawings are alike
@@ -71,7 +75,7 @@ def test_pixels_find_an_identical_picture():
 
 def test_pixels_are_the_nearest_of_a_concepts_drawings():
     styles, chosen = ["fxemoji", "noto"], 7
-    asked = emoji.load("twemoji", 16, 16).images[chosen]
+    asked = emoji.load("twemoji", PIXELS).images[chosen]
     scores = emoji.pixel_scores("twemoji", styles)
     source = sources.EmojiPairs(styles, "seen")
     concept = source.rows[3]["unified"]
@@ -86,7 +90,7 @@ def test_pixels_are_the_nearest_of_a_concepts_drawings():
     assert len(drawings) == 2
     distances = []
     for i in drawings:
-        image = emoji.load_images([source[i]], 16, 16)[0]
+        image = emoji.load_images([source[i]], PIXELS)[0]
         assert Image.open(io.BytesIO(source[i].image)).size[0] >= 16
         distances.append(((pixels(image) - pixels(asked)) ** 2).sum())
     assert scores[chosen, column] == pytest.approx(-min(distances), rel=1e-3)

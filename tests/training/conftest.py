@@ -83,9 +83,8 @@ def _compiling_quickly():
 def _shared_set_up(config, devices=None):
     """loop.set_up, with equal models on equal devices compiled once."""
     config = copy.deepcopy(config)
-    shaping = {
-        k: v for k, v in config.items() if k not in ("checkpoint", "log_every", "evals", "faults", "name")
-    }
+    apart = ("checkpoint", "log_every", "evals", "faults", "init_from", "name")
+    shaping = {k: v for k, v in config.items() if k not in apart}
     for stream in shaping["streams"].values():
         stream["data"] = dict(stream["data"], source=None)
     count = len(devices or jax.devices())

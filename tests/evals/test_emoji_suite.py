@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from big_ssl.evals import emoji, zero_shot
+from big_ssl.evals import emoji, emoji_suite
 
 # Names a, b, c, d; b and d are unseen, c and d flags. One picture each.
 DATA = emoji.NamedImages(
@@ -25,7 +25,7 @@ PIXELS = np.array([[0.0, -np.inf, -1.0, -np.inf],
 
 
 def test_classification():
-    found = zero_shot.classification(DATA, SCORES, PIXELS, "s")
+    found = emoji_suite.classification(DATA, SCORES, PIXELS, "s")
     expected = {
         "s/top1": 2 / 4, "s/top5": 1.0, "s/chance": 1 / 4, "s/pixel_1nn_top1": 1 / 4,
         "s_no_flags/top1": 1.0, "s_no_flags/chance": 1 / 2, "s_no_flags/pixel_1nn_top1": 1 / 2,
@@ -36,7 +36,7 @@ def test_classification():
 
 
 def test_retrieval():
-    found = zero_shot.retrieval(DATA, SCORES, PIXELS, "s")
+    found = emoji_suite.retrieval(DATA, SCORES, PIXELS, "s")
     expected = {
         "s/image_to_text_r1": 2 / 4,
         # By column: a's best picture is a, b's is c, c's a tie of b and c, d's is c.
@@ -61,5 +61,5 @@ def test_names_without_a_picture_are_offered_to_classification_only():
         images=DATA.images[:2], names=DATA.names, labels=np.array([0, 1]), unseen=DATA.unseen, flag=DATA.flag
     )
     scores = SCORES[:2]
-    assert zero_shot.classification(data, scores, PIXELS[:2], "s")["s/top1"] == 1 / 2  # b loses to c
-    assert zero_shot.retrieval(data, scores, PIXELS[:2], "s")["s/image_to_text_r1"] == 1.0
+    assert emoji_suite.classification(data, scores, PIXELS[:2], "s")["s/top1"] == 1 / 2  # b loses to c
+    assert emoji_suite.retrieval(data, scores, PIXELS[:2], "s")["s/image_to_text_r1"] == 1.0

@@ -1,0 +1,56 @@
+"""A whole source in its own order, decoded in parallel, a chunk at a time: what evaluations read."""
+
+import collections
+import concurrent.futures
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from big_ssl.data import decode
+from big_ssl.data.sources import Record
+
+# Pictures that are decoded together; up to three chunks are in memory at a time.
+CHUNK = 512
+
+
+def chunks(
+    source: Sequence[Record], read: Callable[[Record], Any], prepare: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[tuple[np.ndarray, list]]:
+    """Yields (images: uint8[n, S, S, 3], what `read` made of each record) over all of a source.
+
+    read: of a record, anything but None, which leaves the record out before it is decoded;
+    prepare: uint8[1, H, W, 3] -> uint8[1, S, S, 3]. Raises ValueError, naming the record, for a
+    picture that can't be decoded: a result must not depend on how many were left out.
+    """
+    load = functools.partial(_load, source, read, prepare)
+    waiting: collections.deque = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(source), CHUNK):
+            # One chunk ahead: it is decoded while the one before is embedded.
+            waiting.append(pool.map(load, range(start, min(start + CHUNK, len(source)))))
+            if len(waiting) > 1:
+                yield from _stacked(waiting.popleft())
+        for chunk in waiting:
+            yield from _stacked(chunk)
+
+
+def _load(source, read, prepare, index):
+    record = source[index]
+    kept = read(record)
+    if kept is None:
+        return None
+    try:
+        return prepare(decode.decode_whole(record.image)[None])[0], kept
+    except decode.BadImage as error:
+        raise ValueError(f"data: the picture of record {index} can't be decoded: {error}") from error
+
+
+def _stacked(loaded):
+    """At most one pair: of a chunk that `read` leaves out altogether there is none."""
+    kept = [item for item in loaded if item is not None]
+    if kept:
+        images, values = zip(*kept, strict=True)
+        yield np.stack(images), list(values)

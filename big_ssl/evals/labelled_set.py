@@ -1,0 +1,53 @@
+"""A labelled set of pictures: what zero-shot classification and probes read."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from big_ssl.data import chunks, sources
+from big_ssl.data.sources import SourceConfig
+from big_ssl.evals import label_sets
+
+
+class LabelledSet:
+    """The pictures of a source, each in one class. `names`: the C classes.
+
+    label: which kind of the source's texts is the label; classes: as in label_sets.build. Raises
+    ValueError where the source has no such label, or the classes do not fit it.
+    """
+
+    def __init__(self, data: SourceConfig, label: str = "label", classes: str | Sequence[str] = ""):
+        self._source, self._label = sources.build(data), label
+        if not hasattr(self._source, "label_names"):
+            raise ValueError(f"data: the source {data['kind']} has no labels")
+        own = self._source.label_names(label)
+        self._set = label_sets.build(classes, own)
+        self._own = {name: i for i, name in enumerate(own)}
+        self.names = self._set.names
+
+    def chunks(self, embedder, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (uint8[n, S, S, 3], int[n], the classes), prepared as the embedder wants pictures.
+
+        Raises ValueError for a picture under a label that is none of the classes.
+        """
+        total = -(-len(self._source) // chunks.CHUNK)
+        pairs = chunks.chunks(self._source, self._class, embedder.prepare)
+        for images, labels in embedder.track(pairs, total, what):
+            yield images, np.array(labels)
+
+    def features(self, embedder, kind: str, what: str) -> tuple[np.ndarray, np.ndarray]:
+        """(float32[N, W], int[N]): all pictures by the embedder's "pooled" or "images", and their classes."""
+        embed = {"pooled": embedder.pooled, "images": embedder.images}[kind]
+        parts = [(embed(images), labels) for images, labels in self.chunks(embedder, what)]
+        features, labels = zip(*parts, strict=True)
+        return np.concatenate(features), np.concatenate(labels)
+
+    def _class(self, record):
+        value = record.texts[self._label][0]
+        found = int(self._set.classes[self._own[value] if isinstance(value, str) else int(value)])
+        if found >= 0:
+            return found
+        if self._set.partial:
+            return None
+        name = value if isinstance(value, str) else list(self._own)[int(value)]
+        raise ValueError(f"classes: there is a picture labelled {name!r}, which is none of the classes")

@@ -1,0 +1,146 @@
+"""Logistic regression on frozen features (CLIP, arXiv 2103.00020, appendix A.3)."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from big_ssl.data.sources import SourceConfig
+from big_ssl.evals.labelled_set import LabelledSet
+
+# Eight a decade.
+CLIP_GRID = tuple(float(c) for c in 10 ** np.linspace(-6, 6, 97))
+
+
+class LinearProbe:
+    """Multinomial logistic regression by L-BFGS, its C chosen on a validation split and then fitted
+    again on training and validation together.
+
+    train, test, validation: labelled sources with the same labels; without validation, a random
+    validation_fraction of train is that. label: as in LabelledSet. features: "pooled", the image
+    tower's output before its projection, or "images", the normalised embedding. grid: the values of C,
+    ascending, 97 from 1e-6 to 1e6 if empty; every_c: tries them all, not only those that
+    `sweep` comes to. iterations, tolerance: where L-BFGS stops.
+    """
+
+    def __init__(
+        self,
+        train: SourceConfig,
+        test: SourceConfig,
+        validation: SourceConfig | None = None,
+        validation_fraction: float = 0.1,
+        label: str = "label",
+        features: str = "pooled",
+        grid: Sequence[float] = (),
+        every_c: bool = False,
+        iterations: int = 1000,
+        tolerance: float = 1e-4,
+        *,
+        name: str,
+    ):
+        _logistic_regression()
+        if features not in ("pooled", "images"):
+            raise ValueError(f"features is {features!r}; use pooled or images")
+        given = dict(train=train, validation=validation, test=test)
+        self._sets = {split: LabelledSet(data, label) for split, data in given.items() if data}
+        for split, data in self._sets.items():
+            if list(data.names) != list(self._sets["train"].names):
+                raise ValueError(f"linear_probe: {split} has other labels than train")
+        self._fraction, self._features, self._name = validation_fraction, features, name
+        self._grid, self._every_c = tuple(grid) or CLIP_GRID, every_c
+        self._options = dict(max_iter=iterations, tol=tolerance)
+
+    def metrics(self, embedder) -> dict[str, float]:
+        """{"linear_probe/<name>/<metric>": value}: top1, mean_per_class and chance on test, the chosen
+        c, and validation_top1, what it was chosen for."""
+        data = {
+            split: part.features(embedder, self._features, f"{self._name}: {split}")
+            for split, part in self._sets.items()
+        }
+        if "validation" not in data:
+            data |= split_off(*data["train"], self._fraction)
+        found = probe(
+            **data, grid=self._grid, every_c=self._every_c, track=embedder.track, options=self._options
+        )
+        found["chance"] = 1 / len(self._sets["train"].names)
+        return {f"linear_probe/{self._name}/{metric}": value for metric, value in found.items()}
+
+
+def split_off(features: np.ndarray, labels: np.ndarray, fraction: float) -> dict:
+    """dict(train, validation), pairs of (float[N, W], int[N]), at random but always alike."""
+    chosen = np.random.default_rng(0).random(len(labels)) < fraction
+    if chosen.all() or not chosen.any():
+        raise ValueError(f"linear_probe: validation_fraction is {fraction}; it leaves one part empty")
+    return dict(train=(features[~chosen], labels[~chosen]), validation=(features[chosen], labels[chosen]))
+
+
+def probe(
+    train,
+    validation,
+    test,
+    grid: Sequence[float] = CLIP_GRID,
+    every_c: bool = False,
+    track: Callable[[Iterable, int, str], Iterable] = lambda steps, total, what: steps,
+    options: Mapping = MappingProxyType({}),
+) -> dict[str, float]:
+    """top1 and mean_per_class on test, c and validation_top1.
+
+    train, validation, test: (features: float[N, W], labels: int[N]); grid, every_c: as in
+    LinearProbe; options: of scikit-learn's LogisticRegression.
+    """
+
+    def accuracy(c):
+        return float((_fit(train, c, options).predict(validation[0]) == validation[1]).mean())
+
+    best, found = sweep(accuracy, grid, every_c, track)
+    both = [np.concatenate(pair) for pair in zip(train, validation, strict=True)]
+    hits = _fit(both, best, options).predict(test[0]) == test[1]
+    mean = np.mean([hits[test[1] == label].mean() for label in np.unique(test[1])])
+    return dict(top1=float(hits.mean()), mean_per_class=float(mean), c=best, validation_top1=found)
+
+
+def sweep(
+    score: Callable[[float], float],
+    grid: Sequence[float],
+    every_c: bool = False,
+    track: Callable[[Iterable, int, str], Iterable] = lambda steps, total, what: steps,
+) -> tuple[float, float]:
+    """(the value in grid with the largest score, that score); of equals the smallest, the plainest fit.
+
+    First every 16th value or so, seven of 97; then the interval around the best is halved until its
+    neighbours have been tried. every_c: all of them, for scores with several peaks.
+    """
+    if not len(grid):
+        raise ValueError("linear_probe: the grid of C is empty")
+    stride = 1 if every_c else 2 ** max(0, int(np.log2(max(1, (len(grid) - 1) / 6))))
+    tried = {i: score(grid[i]) for i in track(range(0, len(grid), stride), -(-len(grid) // stride), "C")}
+    while stride > 1:
+        stride //= 2
+        best = _best(tried)
+        for i in (best - stride, best + stride):
+            if 0 <= i < len(grid) and i not in tried:
+                tried[i] = score(grid[i])
+    best = _best(tried)
+    return float(grid[best]), tried[best]
+
+
+def _best(tried):
+    return min(tried, key=lambda i: (-tried[i], i))
+
+
+def _fit(pair, c, options):
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        # The number of iterations is a part of the protocol, reached or not.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return _logistic_regression()(C=c, **options).fit(np.asarray(pair[0], np.float64), pair[1])
+
+
+def _logistic_regression():
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise ValueError("linear_probe needs scikit-learn: pip install 'big-ssl[eval]'") from error
+    return LogisticRegression

@@ -1,0 +1,80 @@
+"""From class names to text embeddings: prompt templates and their average."""
+
+import functools
+import importlib.resources
+import string
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+# Classes whose prompts are embedded together.
+_CLASSES = 32
+
+
+def labels_file(name: str) -> Path:
+    """A data file of this package's evaluations."""
+    return Path(str(importlib.resources.files("big_ssl.evals") / "labels" / name))
+
+
+@functools.cache
+def openai_templates() -> tuple[str, ...]:
+    """The 80 templates that CLIP was evaluated with on ImageNet."""
+    return tuple(labels_file("openai_templates.txt").read_text(encoding="utf-8").splitlines())
+
+
+def templates(spec: str | Sequence[str]) -> tuple[str, ...]:
+    """The templates that an option names: "openai", one template, a text file of one a line, a list.
+
+    Raises ValueError for one without {}, the place of the class name, and for none at all.
+    """
+    if spec == "openai":
+        return openai_templates()
+    if isinstance(spec, str):
+        spec = [spec] if "{}" in spec else read_lines(spec)
+    for template in spec:
+        if not isinstance(template, str) or "{}" not in template:
+            raise ValueError(f"templates: {template!r} has no {{}}, the place of the class name")
+    if not spec:
+        raise ValueError("templates: there are none; ('{}',) is the bare class name")
+    return tuple(spec)
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of a text file that are not empty."""
+    return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def canonical(text: str) -> str:
+    """Lower case, without ASCII punctuation, single spaces: the texts that SigLIP was trained on
+    (big_vision, evaluators/proj/image_text/prompt_engineering.py)."""
+    bare = text.replace("_", " ").translate(str.maketrans("", "", string.punctuation))
+    return " ".join(bare.lower().split())
+
+
+def class_embeddings(
+    encode: Callable[[Sequence[str]], np.ndarray],
+    names: Sequence[str],
+    forms: Sequence[str],
+    canonicalize: bool = False,
+    track: Callable[[Iterable, int, str], Iterable] = lambda steps, total, what: steps,
+) -> np.ndarray:
+    """float32[C, D], L2-normalised: of each of C names the mean over the embeddings of its prompts, each
+    normalised first (CLIP, arXiv 2103.00020, section 3.1.4: an ensemble in embedding space).
+
+    encode: N texts -> float32[N, D]; forms: T templates with {} for the name.
+    """
+    starts = range(0, len(names), _CLASSES)
+    found = []
+    for start in track(starts, len(starts), "class names"):
+        some = names[start : start + _CLASSES]
+        prompts = [form.replace("{}", name) for name in some for form in forms]
+        if canonicalize:
+            prompts = [canonical(prompt) for prompt in prompts]
+        each = _unit(np.asarray(encode(prompts), np.float32)).reshape(len(some), len(forms), -1)
+        found.append(_unit(each.mean(1)))
+    return np.concatenate(found)
+
+
+def _unit(vectors):
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

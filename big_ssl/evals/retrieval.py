@@ -1,0 +1,79 @@
+"""Image-text retrieval, both ways, with any number of captions an image."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from big_ssl.data import chunks, sources
+from big_ssl.data.sources import Record, SourceConfig
+from big_ssl.evals import ranking
+
+KS = (1, 5, 10)
+
+# Captions that are embedded together.
+_TEXTS = 2048
+
+
+class Retrieval:
+    """Recall at 1, 5 and 10 over a whole set: a hit where any right answer is among the first k.
+
+    data: a source of captioned pictures; captions: the kinds of its texts that are captions;
+    per_image: how many captions of an image count, 0 for all (COCO has five to seven, of which some
+    papers keep five); prefix: put before each caption with a space; CLIP's was "a photo of".
+    """
+
+    def __init__(
+        self,
+        data: SourceConfig,
+        captions: Sequence[str] = ("text",),
+        per_image: int = 0,
+        prefix: str = "",
+        *,
+        name: str,
+    ):
+        self._source, self._name = sources.build(data), name
+        if not isinstance(self._source[0], Record):
+            raise ValueError(f"data: the source {data['kind']} groups its records; use single ones")
+        self._captions = (captions,) if isinstance(captions, str) else tuple(captions)
+        self._per_image, self._prefix = per_image or None, f"{prefix} " if prefix else ""
+        self._texts(self._source[0])
+
+    def metrics(self, embedder) -> dict[str, float]:
+        """{"retrieval/<name>/<direction>_r<k>": fraction}."""
+        images, captions, owners = [], [], []
+        total = -(-len(self._source) // chunks.CHUNK)
+        pairs = chunks.chunks(self._source, self._texts, embedder.prepare)
+        for pictures, texts in embedder.track(pairs, total, f"{self._name}: pictures"):
+            first = owners[-1] + 1 if owners else 0
+            owners += [first + i for i, some in enumerate(texts) for _ in some]
+            captions += [text for some in texts for text in some]
+            images.append(embedder.images(pictures))
+        starts = range(0, len(captions), _TEXTS)
+        steps = embedder.track(starts, len(starts), f"{self._name}: captions")
+        texts = np.concatenate([embedder.texts(captions[start : start + _TEXTS]) for start in steps])
+        found = recalls(np.concatenate(images), texts, np.array(owners))
+        return {f"retrieval/{self._name}/{metric}": value for metric, value in found.items()}
+
+    def _texts(self, record):
+        missing = [kind for kind in self._captions if kind not in record.texts]
+        if missing:
+            known = ", ".join(record.texts)
+            raise ValueError(f"captions: the records have no {missing[0]!r}; there are {known}")
+        texts = [text for kind in self._captions for text in record.texts[kind]][: self._per_image]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"captions: {texts!r} of a record are no captions")
+        return [self._prefix + text for text in texts]
+
+
+def recalls(images: np.ndarray, texts: np.ndarray, owners: np.ndarray) -> dict[str, float]:
+    """{"image_to_text_r<k>" and "text_to_image_r<k>": fraction} for k = 1, 5, 10.
+
+    images: float32[N, D]; texts: float32[M, D]; owners: int[M], the image that each text belongs to,
+    of which each has at least one. Equal texts of two images are a tie, and count against both.
+    """
+    numbers = np.arange(len(images))
+    ways = {
+        "image_to_text": ranking.group_ranks(images, texts, numbers, owners),
+        "text_to_image": ranking.group_ranks(texts, images, owners, numbers),
+    }
+    return {f"{way}_r{k}": ranking.recall_at(rank, k) for way, rank in ways.items() for k in KS}

@@ -1,0 +1,115 @@
+"""Evaluates a model: one that a run trained, a converted one, or public weights.
+
+    python -m big_ssl.evaluate --checkpoint=runs/align_demo --eval=emoji --output=emoji.json
+    python -m big_ssl.evaluate --checkpoint=CONVERTED --eval=zero_shot --eval.classes=imagenet \
+        --eval.data.kind=image_folder --eval.data.path=IMAGENET/val --output=imagenet.json
+    python -m big_ssl.evaluate --from=openai_clip --checkpoint=ViT-B-32.pt --eval=emoji --output=b32.json
+
+--eval names an evaluator, --eval.KEY=VALUE sets its options (docs/evaluate.md), --name what its results
+are filed under. Exit code 2, and one line, where something does not fit.
+"""
+
+import ast
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+
+import rich.console
+import rich.progress
+from absl import app, flags, logging
+
+from big_ssl import command_line, inference
+from big_ssl.config import ConfigError, validate_evaluator
+from big_ssl.evals import suite
+from big_ssl.model_flags import FROM, OUTPUT, options
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, a converted folder, or weights.")
+_EVAL = flags.DEFINE_enum("eval", None, list(suite.EVALUATORS), "The evaluator.")
+_NAME = flags.DEFINE_string("name", "", "The data's name in the results; by default that of its folder.")
+
+# An option of the evaluator. Which there are depends on --eval, so absl can't know them.
+_OPTION = re.compile(r"--?eval\.([\w.]+)(=?)(.*)", re.DOTALL)
+_WORDS = {"true": True, "false": False}
+
+
+def evaluate(path, kind, given: Mapping, output, name: str = "", **source) -> dict[str, float]:
+    """Runs one evaluator on one model, and writes output, JSON with the keys checkpoint, eval, options
+    and metrics. Returns the metrics, {"eval/<kind>/<dataset>/<metric>": value}.
+
+    given: the evaluator's options; name: the dataset in these keys; source: as in inference.read.
+    Raises ConfigError, OSError, and ValueError that names what does not fit.
+    """
+    validate_evaluator(dict(given, kind=kind), "eval")
+    output = pathlib.Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    name = name or dataset(given)
+    evaluator = suite.build({name: dict(given, kind=kind)})[name]
+    model = inference.Model(*inference.read(path, **source))
+    found = {f"eval/{key}": value for key, value in evaluator.metrics(model.embedder(_track)).items()}
+    record = dict(checkpoint=str(path), eval=kind, options=dict(given), metrics=found)
+    output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def dataset(given: Mapping) -> str:
+    """What data are called: a TFDS dataset by its name, a folder by its own, others by their kind."""
+    data = given.get("data") or given.get("test") or {}
+    return str(data.get("name") or pathlib.PurePath(str(data.get("path", ""))).name or data.get("kind", ""))
+
+
+def parse(arguments: Sequence[str]) -> dict:
+    """The evaluator's options of some --eval.KEY=VALUE, a key with dots as dicts in one another.
+
+    Values are Python's where they can be read so, else text. Raises ValueError for other arguments.
+    """
+    options: dict = {}
+    for argument in arguments:
+        match = _OPTION.fullmatch(argument)
+        if not match or not match[2]:
+            raise ValueError(f"{argument}: write --eval.KEY=VALUE")
+        *parents, last = match[1].split(".")
+        node = options
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = _value(match[3])
+    return options
+
+
+def _value(text):
+    try:
+        return _WORDS[text] if text in _WORDS else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _track(steps, total, what):
+    """A bar on a terminal, nothing elsewhere."""
+    console = rich.console.Console(stderr=True)
+    shown = dict(console=console, transient=True, disable=not console.is_terminal)
+    return rich.progress.track(steps, what, total, **shown)
+
+
+def _parse_flags(argv):
+    """The evaluator's options stay, for `main`."""
+    own = [argument for argument in argv[1:] if _OPTION.fullmatch(argument)]
+    return command_line.parse_flags([argument for argument in argv if argument not in own]) + own
+
+
+def main(argv) -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it looks for
+    try:
+        given, source = parse(argv[1:]), dict(source=FROM.value, options=options())
+        found = evaluate(_CHECKPOINT.value, _EVAL.value, given, OUTPUT.value, _NAME.value, **source)
+    except (ConfigError, OSError, ValueError) as error:
+        print(str(error).splitlines()[0], file=sys.stderr)
+        sys.exit(2)
+    for key, value in found.items():
+        print(f"{key} {value:.4g}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["checkpoint", "eval", "output"])
+    app.run(main, flags_parser=_parse_flags)

@@ -1,0 +1,18 @@
+"""The flags of the commands that read a model: its format, what the format does not say, the output."""
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from big_ssl.weights.formats import FORMATS
+
+FROM = flags.DEFINE_enum("from", "big_ssl", list(FORMATS), "The input's format.")
+OUTPUT = flags.DEFINE_string("output", None, "What to write.")
+# 0: not given.
+_MODEL = config_flags.DEFINE_config_dict(
+    "model", ConfigDict(dict(num_heads=0, text_num_heads=0, image_size=0)), "What the input does not say."
+)
+
+
+def options() -> dict:
+    """What --model says, for weights.formats.read_checkpoint."""
+    return {key: value for key, value in _MODEL.value.items() if value}

@@ -1,0 +1,116 @@
+"""Starting from weights: config.init_from.
+
+path: a folder that `python -m big_ssl.convert` wrote, or that another run trained in. skip: patterns of
+the paths ("encoders/text/", "heads/") that start from scratch all the same. Position tables of another
+image size are resized. Encoders and heads are filled whole or skipped whole, but for single skipped paths.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from etils import epath
+from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
+
+from big_ssl.models import encoders
+from big_ssl.models.layer_layouts import stack_layers
+from big_ssl.models.position_embedding import resize_position_embedding
+from big_ssl.training import requirements, trained
+from big_ssl.training import state as state_lib
+from big_ssl.weights import formats
+
+
+def read(config: Mapping, abstract_state: state_lib.TrainState):
+    """{"params", "encoders"} as state.averaged, of arrays where weights are given and None where a value
+    starts from scratch; None where config.init_from has no path.
+
+    Raises requirements.Unrunnable that names what does not fit.
+    """
+    path, skip = config["init_from"]["path"], config["init_from"]["skip"]
+    if not path:
+        return None
+    wanted = state_lib.averaged(abstract_state.params, abstract_state.mutable)
+    try:
+        given = flatten_dict(_restacked(_read(path), config["encoders"]), sep="/")
+        # A tower without running statistics has an empty node, which must stay.
+        wanted = flatten_dict(wanted, keep_empty_nodes=True, sep="/")
+        return _matched(given, wanted, skip, config["encoders"])
+    except (ValueError, OSError) as error:
+        raise requirements.Unrunnable(f"init_from: {error}") from error
+
+
+def replace(state: state_lib.TrainState, given) -> state_lib.TrainState:
+    """The state with what `read` gave in it, placed as the state is; its average starts there too."""
+    if given is None:
+        return state
+    old = state_lib.averaged(state.params, state.mutable)
+    new = jax.tree.map(
+        lambda x, y: x if y is None else jax.device_put(np.asarray(y, x.dtype), x.sharding),
+        old,
+        given,
+        is_leaf=lambda x: x is None,
+    )
+    ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, new)
+    mutable = state.mutable | dict(encoders=new["encoders"])
+    return state.replace(params=new["params"], mutable=mutable, ema=ema)
+
+
+def _read(path):
+    folder = epath.Path(path)
+    if (folder / "checkpoints").exists():
+        return trained.load(folder)[1]
+    return unflatten_dict(formats.read_checkpoint("big_ssl", folder)[1], sep="/")
+
+
+def _restacked(given, towers):
+    """Layers in stacks for the towers that are scanned here; in weights they are apart."""
+    for name, tower in towers.items():
+        if tower.get("scan") and name in given["params"]["encoders"]:
+            stacks = encoders.STACKS[tower["kind"]]
+            params = stack_layers(given["params"]["encoders"][name], stacks)
+            given["params"]["encoders"][name] = params
+            for collection, tree in given.get("encoders", {}).get(name, {}).items():
+                given["encoders"][name][collection] = stack_layers(tree, stacks)
+    return given
+
+
+def _matched(given, wanted, skip, towers):
+    """A tree like wanted of given arrays, None for what is skipped."""
+    skipped = re.compile("|".join(f"(?:{p})" for p in skip)) if skip else None
+    found = {}
+    for name, leaf in wanted.items():
+        if leaf is empty_node:
+            found[name] = leaf
+        elif skipped and skipped.search(name):
+            found[name] = None
+        elif name not in given:
+            raise ValueError(f"the weights have no {name}; skip=({_module(name)!r},) starts it from scratch")
+        else:
+            found[name] = _fitted(name, given[name], leaf.shape, towers)
+    filled = {_module(name) for name, value in found.items() if isinstance(value, np.ndarray)}
+    for name in given:
+        if name not in wanted and _module(name) in filled:
+            raise ValueError(f"{name} of the weights has no place in this model")
+    return unflatten_dict(found, sep="/")
+
+
+def _module(name):
+    """ "params/encoders/image/..." -> "params/encoders/image/": a whole encoder or head."""
+    return "/".join(name.split("/")[: 3 if name.startswith("params/") else 2]) + "/"
+
+
+def _fitted(name, array, shape, towers):
+    """The array, a position table of it resized where the images are of another size."""
+    array = np.asarray(array)
+    if array.shape == shape:
+        return array
+    tower = towers.get(name.split("/")[2], {})
+    if name.endswith("position_embedding") and tower.get("kind") in ("vit", "resnet"):
+        # Before the places stands a ViT's class token, or what a ResNet's pool asks with.
+        before = int(tower.get("class_token", True))
+        old, new = (round(math.sqrt(places - before)) for places in (len(array), shape[0]))
+        if array.shape[1:] == shape[1:] and (before + old**2, before + new**2) == (len(array), shape[0]):
+            return np.asarray(resize_position_embedding(array, (old, old), (new, new)))
+    raise ValueError(f"{name} is {list(array.shape)} in the weights and {list(shape)} in this model")

@@ -1,0 +1,75 @@
+"""Parts of a model that learn at their own rate, or not at all: config.rates.
+
+Pairs of (pattern, factor): a regular expression searched in a parameter's path, such as
+"encoders/image/layer0/query/kernel", and what its learning rate is multiplied by, a number or a
+schedule (training/schedules.py). The first pattern that is found counts; without one it is 1.
+A locked image tower (LiT, Zhai et al. 2022, arXiv 2111.07991) is ("encoders/image/", 0.0).
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import jax
+import optax
+
+from big_ssl.parallel.sharding import path_name
+from big_ssl.training import schedules
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """rules: (compiled pattern, schedule), None for a schedule that is the number 0: frozen.
+
+    What is frozen has neither gradient nor moments, and an encoder of which all is frozen runs as in
+    evaluation. A schedule that is 0 for a while only stops the updates; the moments go on.
+    """
+
+    rules: Sequence[tuple]
+
+    @classmethod
+    def build(cls, config: Sequence, total_steps: int) -> "Rates":
+        """From config.rates. Raises ValueError for an unknown schedule."""
+        return cls(
+            tuple(
+                (re.compile(pattern), None if value == 0 else schedules.build(value, total_steps))
+                for pattern, value in config
+            )
+        )
+
+    def frozen(self, name: str) -> bool:
+        """Whether the parameter of this path never changes."""
+        return self._rule(name)[1] is None
+
+    def factors(self, params, step):
+        """What each parameter's learning rate is multiplied by at this step."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: 0.0 if (found := self._rule(path_name(path))[1]) is None else found(step), params
+        )
+
+    def check(self, params) -> None:
+        """Raises ValueError for a pattern that no path has, and where nothing is left to train."""
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern, _ in self.rules:
+            if not any(pattern.search(name) for name in names):
+                raise ValueError(f"rates: {pattern.pattern!r} is found in no path of the parameters")
+        if all(map(self.frozen, names)):
+            raise ValueError("rates: every parameter is frozen")
+
+    def mask(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The optimiser for what is not frozen."""
+        if not any(schedule is None for _, schedule in self.rules):
+            return optimizer
+
+        def trained(params):
+            return jax.tree_util.tree_map_with_path(lambda path, _: not self.frozen(path_name(path)), params)
+
+        return optax.masked(optimizer, trained)
+
+    def _rule(self, name):
+        return next((rule for rule in self.rules if rule[0].search(name)), (None, _one))
+
+
+def _one(step):
+    del step
+    return 1.0

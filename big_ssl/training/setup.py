@@ -1,0 +1,101 @@
+"""From a config to the compiled parts of a run: mesh, system, initialisation and step."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from big_ssl.parallel import fsdp
+from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.parallel.sharding import replicated, state_shardings
+from big_ssl.training import accumulation, build, optimizers, requirements, schedules
+from big_ssl.training import state as state_lib
+from big_ssl.training.rates import Rates
+from big_ssl.training.step import make_step
+from big_ssl.training.system import System
+
+
+class Setup(NamedTuple):
+    """The parts of a run that do not change while it runs.
+
+    init: () -> TrainState, jitted; step: (state, batch) -> (state, metrics), jitted, donating
+    the state; abstract_state: shapes, dtypes and shardings.
+    """
+
+    mesh: Mesh
+    system: System
+    tokenizer: Any
+    init: Callable
+    step: Callable
+    abstract_state: state_lib.TrainState
+
+
+def set_up(config: Mapping, devices=None) -> Setup:
+    """Everything up to the first compilation; nothing is computed yet.
+
+    Raises requirements.Unrunnable where parts do not fit together: the mesh and the devices or a
+    batch, a vocabulary and its size, widths, lengths, the groups of a batch norm.
+    """
+    try:
+        return _set_up(config, _mesh(config, devices))
+    except (ValueError, OSError) as error:
+        raise requirements.Unrunnable(str(error)) from error
+
+
+def _set_up(config, mesh):
+    rates = Rates.build(config["rates"], config["total_steps"])
+    system = dataclasses.replace(build.system(config, mesh), frozen=rates.frozen)
+    optimizer = rates.mask(optimizers.build(config["optimizer"]))
+    rate = schedules.build(config["learning_rate"], config["total_steps"])
+
+    def init():
+        key = jax.random.key(config["seed"])
+        params, mutable = system.init(key, build.abstract_batch(config))
+        return state_lib.create(params, mutable, optimizer, use_ema=config["ema"] > 0)
+
+    shapes = jax.eval_shape(init)
+    rates.check(shapes.params)
+    shardings = state_shardings(mesh, shapes, config["sharding"])
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
+    system = dataclasses.replace(system, specs=specs)
+    grad_fn = accumulation.value_and_grad(system, config["grad_accum"], mesh)
+    momentum = _ema_momentum(config["ema"])
+    step = make_step(grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"])
+    step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    # Traced now, for its errors; what is traced is kept for the first step.
+    step.eval_shape(abstract, build.abstract_global_batch(config, mesh_lib.batch_sharding(mesh)))
+    return Setup(
+        mesh=mesh,
+        system=system,
+        tokenizer=build.tokenizer(config),
+        init=jax.jit(init, out_shardings=shardings),
+        step=step,
+        abstract_state=abstract,
+    )
+
+
+def _mesh(config, devices):
+    """The config's mesh, once it is known to divide the devices and every batch."""
+    devices = devices or jax.devices()
+    sizes = mesh_lib.sizes_for(devices[0].device_kind, config["mesh"], config["mesh_rules"])
+    mesh = mesh_lib.make_mesh(sizes, devices)
+    ways, parts = mesh_lib.batch_ways(mesh), config["grad_accum"]
+    for name, stream in config["streams"].items():
+        if stream["batch_size"] % (ways * parts):
+            raise requirements.Unrunnable(
+                f"streams.{name}.batch_size is {stream['batch_size']}; "
+                f"it must be a multiple of data x fsdp x grad_accum = {ways} x {parts}"
+            )
+    return mesh
+
+
+def _ema_momentum(momentum):
+    """The average's momentum by step: a short memory at first, so that it forgets the start."""
+    return lambda step: jax.numpy.minimum(momentum, (1 + step) / (10 + step))

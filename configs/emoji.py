@@ -1,0 +1,32 @@
+"""The embedded emoji drawings as a demo's data: what the demos of all recipes share."""
+
+TRAINING_STYLES = ("noto", "noto-v1", "emojitwo", "fluent3d", "fluent-flat", "fxemoji")
+
+
+def pairs(resize: int, crop: int) -> dict:
+    """6,803 drawings of 1,541 concepts with their names, as the data of a stream.
+
+    A concept an item: two drawings of one concept in a batch would be false negatives of each other.
+    """
+    return dict(
+        source=dict(kind="emoji_concepts", styles=TRAINING_STYLES, concepts="seen"),
+        views=dict(image=dict(kind="window", resize=resize, crop=crop, fit="crop")),
+        captions=dict(label=0.7, name=0.1, short_names=0.1, tags=0.1),
+        cache=10_000,
+        threads=2,
+    )
+
+
+def few_pairs(resize: int, crop: int) -> dict:
+    """The 627 drawings of one style, for tests."""
+    return pairs(resize, crop) | dict(source=dict(kind="emoji", styles=("fxemoji",), concepts="seen"))
+
+
+def evals(styles=("twemoji", "openmoji"), training_styles=TRAINING_STYLES) -> dict:
+    """Zero-shot classification and retrieval in unseen styles."""
+    return dict(emoji=dict(kind="emoji", styles=styles, training_styles=training_styles))
+
+
+# The embedded WordPiece vocabulary; [SEP] ends a text.
+TOKENIZER = dict(kind="wordpiece", vocabulary="emoji", size=4096, length=12)
+SEP_ID = 3

@@ -1,0 +1,113 @@
+"""config.init_from: weights into a state, and what does not fit named."""
+
+import copy
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from big_ssl.models.position_embedding import resize_position_embedding
+from big_ssl.training import initial, requirements
+from big_ssl.training.state import TrainState
+from big_ssl.weights import architecture
+from big_ssl.weights.formats import read_checkpoint, write_checkpoint
+from tests.parity import goldens
+
+TABLE = "params/encoders/image/position_embedding"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """(folder, Config, {path: array}) of a small CLIP."""
+    where = tmp_path_factory.mktemp("weights")
+    config, ours = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", where / "in"))
+    write_checkpoint("big_ssl", where / "out", config, ours)
+    return where / "out", config, ours
+
+
+def read(weights, skip=(), **image):
+    """What initial.read gives a model like the weights', but for its image tower's options."""
+    folder, config, _ = weights
+    config = copy.deepcopy(architecture.completed(config))
+    config["encoders"]["image"].update(image)
+    shapes = architecture.shapes(config)
+    tree = unflatten_dict({k: jax.ShapeDtypeStruct(s, np.float32) for k, s in shapes.items()}, sep="/")
+    mutable = dict(encoders={"image": {}, "text": {}}, objectives={})
+    state = TrainState(step=0, params=tree["params"], opt_state=(), mutable=mutable, ema=None, counters={})
+    return initial.read(dict(init_from=dict(path=str(folder), skip=skip), encoders=config["encoders"]), state)
+
+
+def test_every_array_comes_through(weights):
+    found = flatten_dict(read(weights)["params"], sep="/")
+    assert {f"params/{name}" for name in found} == set(weights[2])
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, weights[2][f"params/{name}"])
+
+
+def test_without_a_path_there_is_nothing(weights):
+    assert initial.read(dict(init_from=dict(path="", skip=())), None) is None
+    state = object()
+    assert initial.replace(state, None) is state
+
+
+def test_the_position_table_is_resized(weights):
+    table = weights[2][TABLE]
+    side = round((len(table) - 1) ** 0.5)
+    patch = weights[1]["encoders"]["image"]["patch"]
+    found = read(weights, image_size=2 * side * patch)["params"]["encoders"]["image"]["position_embedding"]
+    expected = resize_position_embedding(table, (side, side), (2 * side, 2 * side))
+    np.testing.assert_array_equal(found, expected)
+    assert len(found) == 1 + 4 * side**2
+
+
+def test_layers_go_into_a_stack(weights):
+    found = read(weights, scan=True)["params"]["encoders"]["image"]["layer_stack"]["mlp_in"]["kernel"]
+    np.testing.assert_array_equal(found[1], weights[2]["params/encoders/image/layer1/mlp_in/kernel"])
+
+
+def test_what_is_skipped_starts_from_scratch(weights):
+    found = read(weights, skip=("encoders/text/", "heads/"))
+    assert all(leaf is None for leaf in flatten_dict(found["params"]["encoders"]["text"]).values())
+    assert found["params"]["heads"]["contrastive"]["logit_scale"] is None
+    assert all(leaf is not None for leaf in flatten_dict(found["params"]["encoders"]["image"]).values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(depth=3), "the weights have no params/encoders/image/layer2/"),
+        (dict(depth=1), "params/encoders/image/layer1/.* of the weights has no place in this model"),
+        (dict(mlp_dim=17), r"params/encoders/image/layer0/mlp_in/bias is \[\d+\] in the weights and \[17\]"),
+    ],
+)
+def test_what_does_not_fit_is_named(weights, options, message):
+    with pytest.raises(requirements.Unrunnable, match=f"^init_from: {message}"):
+        read(weights, **options)
+
+
+def test_a_folder_without_weights_is_named(tmp_path):
+    config = dict(init_from=dict(path=str(tmp_path), skip=()), encoders={})
+    state = TrainState(0, {}, (), dict(encoders={}, objectives={}), None, {})
+    with pytest.raises(requirements.Unrunnable, match=f"^init_from: {tmp_path} is a folder"):
+        initial.read(config, state)
+
+
+def test_a_run_starts_where_another_ended(train, micro_config, set_up, tmp_path, monkeypatch):
+    """Weights, statistics and average are those that the first run evaluates; the step is 0."""
+    first = train(micro_config(), tmp_path / "first")
+    config = micro_config(init_from__path=str(tmp_path / "first"))
+    setup = set_up(config)
+    state = initial.replace(setup.init(), initial.read(config, setup.abstract_state))
+    expected = jax.device_get(first.state.ema)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), expected["params"])
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.device_get(state.mutable["encoders"]), expected["encoders"]
+    )
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.ema), expected)
+    assert int(state.step) == 0
+    placed = jax.tree.map(
+        lambda x, a: x.sharding.is_equivalent_to(a.sharding, x.ndim), state, setup.abstract_state
+    )
+    assert all(jax.tree.leaves(placed))
+    assert train(config, tmp_path / "second").finished
