@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from big_ssl.data import host_views, sources
+from big_ssl.data.device_views import ImageView
+from big_ssl.data.masking import BlockMask
 from big_ssl.data.sources import SourceConfig
 from big_ssl.data.tokenizers import TOKENIZERS
 from big_ssl.evals.suite import EVALUATORS
@@ -41,6 +43,7 @@ SCHEMA: Mapping = dict(
     tokenizer=dict(kind=str, vocabulary=str, size=int, length=int),
     streams=ANY,
     views=ANY,
+    masks=ANY,
     encoders=ANY,
     optimizer=dict(
         name=str,
@@ -54,7 +57,7 @@ SCHEMA: Mapping = dict(
     ),
     learning_rate=dict(kind=str, peak=NUMBER, warmup_steps=int, start=NUMBER, final=NUMBER),
     rates=TEXTS,
-    ema=NUMBER,
+    ema=(int, float, Mapping),
     profile=int,
     log_every=int,
     eval_every=int,
@@ -64,7 +67,6 @@ SCHEMA: Mapping = dict(
 )
 _STREAM = dict(batch_size=int, data=ANY, objectives=ANY)
 _DATA = dict(source=ANY, views=ANY, captions=ANY, cache=int, threads=int)
-_VIEW = dict(mean=TEXTS, std=TEXTS, flip=bool)
 
 
 def validate(config: Mapping) -> None:
@@ -95,8 +97,9 @@ def validate(config: Mapping) -> None:
     for i, rule in enumerate(config["rates"]):
         _check_rule(rule, f"rates.{i}", "a factor")
         _check_schedule(rule[1], config["total_steps"], f"rates.{i}.1")
-    for name, view in config["views"].items():
-        _check(view, _VIEW, f"views.{name}")
+    for key, made in (("views", ImageView), ("masks", BlockMask)):
+        for name, options in config[key].items():
+            _check_options(options, made, f"{key}.{name}")
     for name, encoder in config["encoders"].items():
         given = ("dtype", "remat", "vocab_size", "max_len")
         _check_choice(encoder, ENCODERS, f"encoders.{name}", given)
@@ -140,7 +143,9 @@ def _check_values(config):
         raise ConfigError(f"tokenizer.kind is {config['tokenizer']['kind']!r}; use {', '.join(TOKENIZERS)}")
     if config["profile"] < 0:
         raise ConfigError(f"profile is {config['profile']}; it is a number of steps, 0 for none")
-    if not 0 <= config["ema"] < 1:
+    if isinstance(config["ema"], Mapping):
+        _check_schedule(config["ema"], config["total_steps"], "ema")
+    elif not 0 <= config["ema"] < 1:
         raise ConfigError(f"ema is {config['ema']}; it must lie in [0, 1), 0 for none")
     _check_schedule(config["learning_rate"], config["total_steps"], "learning_rate")
 

@@ -37,7 +37,7 @@ _BATCH = 64
 
 
 class Model:
-    """Two towers and their projections. What it is given and gives are NumPy arrays.
+    """Two towers and their projections, or an image tower alone. It takes and gives NumPy arrays.
 
     config: see weights.format.Config; variables: as training.state.evaluation_variables;
     dtype: of the computation; devices: which compute, each a part of every batch; all of them if None.
@@ -53,8 +53,11 @@ class Model:
         self._run_text = sharded(self._text_outputs, self._mesh)
 
     def encode_image(self, images: np.ndarray, normalize: bool = True, resize: bool = True) -> np.ndarray:
-        """uint8[B, H, W, 3] -> float32[B, D]. resize: to the size that the model was trained at; without
-        it the tower sees the images as they are. Raises ValueError for anything but such images."""
+        """uint8[B, H, W, 3] -> float32[B, D]; of an image tower alone it is the pooled output.
+
+        resize: to the size that the model was trained at; without it the tower sees the images as
+        they are. Raises ValueError for anything but such images.
+        """
         found = self._in_batches(self._run_image, "image", self._prepared(images, resize))
         return np.asarray(l2_normalize(found)) if normalize else found
 
@@ -67,8 +70,10 @@ class Model:
         """A list of str, or int32[B, L] token ids with mask: bool[B, L] -> float32[B, D].
 
         Raises ValueError for anything else, ids out of the vocabulary, and ids without the end of
-        text at which the tower would be read.
+        text at which the tower would be read; and of a model without a text tower.
         """
+        if self._text is None:
+            raise ValueError("this model has no text tower: it embeds images alone")
         inputs = self.tokenizer(texts) if _are_strings(texts) else self._checked(texts, mask)
         found = self._in_batches(self._run_text, "text", inputs)
         return np.asarray(l2_normalize(found)) if normalize else found
@@ -115,7 +120,10 @@ class Model:
         tower = architecture.tower_variables(variables, "image")
         outputs = self._image.apply(tower, self._view(images, None))
         finer = {name: outputs[name] for name in ("pooled", "patches")}
-        return dict(image=self._projected(variables, {IMAGE: outputs})["image"], **finer)
+        image = outputs["pooled"]
+        if self._head is not None:
+            image = self._projected(variables, {IMAGE: outputs})["image"]
+        return dict(image=image, **finer)
 
     def _text_outputs(self, variables, inputs):
         outputs = self._text.apply(architecture.tower_variables(variables, "text"), **inputs)

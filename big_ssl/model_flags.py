@@ -7,10 +7,9 @@ from big_ssl.weights.formats import FORMATS
 
 FROM = flags.DEFINE_enum("from", "big_ssl", list(FORMATS), "The input's format.")
 OUTPUT = flags.DEFINE_string("output", None, "What to write.")
-# 0: not given.
-_MODEL = config_flags.DEFINE_config_dict(
-    "model", ConfigDict(dict(num_heads=0, text_num_heads=0, image_size=0)), "What the input does not say."
-)
+# 0 and "": not given.
+_UNSAID = dict(num_heads=0, text_num_heads=0, image_size=0, position_resize="", network="")
+_MODEL = config_flags.DEFINE_config_dict("model", ConfigDict(_UNSAID), "What the input does not say.")
 
 
 def options() -> dict:

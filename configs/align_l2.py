@@ -67,6 +67,7 @@ def full() -> dict:
         ),
         # Scaling to [-1, 1] is not in the paper; COYO's reproduction does it.
         views=dict(image=dict(mean=(0.5,), std=(0.5,), flip=True)),
+        masks=dict(),
         encoders=_encoders(),
         optimizer=dict(
             name="lamb",

@@ -80,6 +80,7 @@ def full(model: str) -> dict:
             )
         ),
         views=dict(image=dict(CLIP_PIXELS)),
+        masks=dict(),
         encoders=dict(image=_image_tower(model), text=_text_tower(chosen["text_width"])),
         optimizer=dict(
             name="adamw",

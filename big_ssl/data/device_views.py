@@ -13,14 +13,14 @@ class ImageView:
     mean, std: one value for all channels or one for each.
     """
 
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     flip: bool = False
 
     def __call__(self, images, key=None):
-        """images: uint8[B, H, W, 3] -> float32, same shape; key: None in evaluation."""
+        """images: uint8[..., H, W, 3] -> float32, same shape; key: None in evaluation."""
         if self.flip and key is not None:
-            flipped = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
-            images = jnp.where(flipped, images[:, :, ::-1], images)
+            flipped = jax.random.bernoulli(key, 0.5, (*images.shape[:-3], 1, 1, 1))
+            images = jnp.where(flipped, images[..., ::-1, :], images)
         scaled = images.astype(jnp.float32) / 255
         return (scaled - jnp.asarray(self.mean)) / jnp.asarray(self.std)

@@ -2,46 +2,66 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
-def resize(images: np.ndarray, size: int, how: str, shorter_side: int = 0) -> np.ndarray:
-    """uint8[B, H, W, 3] -> uint8[B, size, size, 3], bicubic with antialiasing, by Pillow.
 
-    how: "crop", the shorter side resized to shorter_side, or size if 0, and the middle kept (CLIP);
-    "squash", both sides, whatever the aspect (SigLIP, ALIGN). Images that need no resizing come back
-    untouched, as Pillow leaves them.
+class Resize(NamedTuple):
+    """way: "crop", the shorter side resized to `side` (CLIP); "squash", both sides, whatever the aspect
+    (SigLIP, ALIGN); the middle of it is kept. filter: bicubic or bilinear."""
+
+    way: str
+    side: int
+    filter: str
+
+
+def parse_resize(how: str, size: int) -> Resize:
+    """What a Config's `resize` says: a way, then, where they are not usual, a side and a filter.
+
+    "crop", "crop 256" (DINO, of which the middle `size` is kept), "squash", "squash 346 bilinear" (ALIGN).
+    Raises ValueError for anything else.
     """
-    before = shorter_side or size
-    if images.shape[1:3] == (size, size) == (before, before):
+    way, *options = how.split() or [""]
+    side = int(options.pop(0)) if options and options[0].isdigit() else size
+    filter_ = options.pop(0) if options and options[0] in _FILTERS else "bicubic"
+    if way not in ("crop", "squash") or options:
+        raise ValueError(f"resize is {how!r}; it must be like crop, crop 256 or squash bilinear")
+    return Resize(way, side, filter_)
+
+
+def resize(images: np.ndarray, size: int, how: str) -> np.ndarray:
+    """uint8[B, H, W, 3] -> uint8[B, size, size, 3], with antialiasing, by Pillow.
+
+    how: see `parse_resize`. Images of the size that they are resized to come back untouched, as
+    Pillow leaves them.
+    """
+    way, side, filter_ = parse_resize(how, size)
+    if images.shape[1:3] == (size, size) and side == size:
         return images
-    resized = {"crop": _crop, "squash": _squash}[how]
-    return np.stack([np.asarray(resized(Image.fromarray(image), size, before)) for image in images])
+    resized = {"crop": _crop, "squash": _squash}[way]
+    pictures = (resized(Image.fromarray(image), side, _FILTERS[filter_]) for image in images)
+    return np.stack([np.asarray(_middle(picture, (size, size))) for picture in pictures])
 
 
 def of(config: Mapping) -> Callable[[np.ndarray], np.ndarray]:
-    """`resize` as a model wants it: by image_size, resize and, where it has it, shorter_side of a
-    weights.format.Config."""
-    return functools.partial(
-        resize,
-        size=config["image_size"],
-        how=config["resize"],
-        shorter_side=config.get("shorter_side", 0),
-    )
+    """`resize` as a model wants it: by image_size and resize of a weights.format.Config."""
+    return functools.partial(resize, size=config["image_size"], how=config["resize"])
 
 
-def _squash(image, size, before):
-    return _middle(image.resize((before, before), Image.Resampling.BICUBIC), (size, size))
+def _squash(image, side, filter_):
+    return image.resize((side, side), filter_)
 
 
-def _crop(image, size, before):
+def _crop(image, side, filter_):
     # torchvision's rounding, which the published weights have seen: the longer side rounded down,
     # the margin to the nearest. Of a hair-thin image all that is never seen stays unresized.
-    image = _middle(image, [min(side, 16 * min(image.size)) for side in image.size])
-    sides = [before * side // min(image.size) for side in image.size]
-    return _middle(image.resize(sides, Image.Resampling.BICUBIC), (size, size))
+    image = _middle(image, [min(length, 16 * min(image.size)) for length in image.size])
+    sides = [side * length // min(image.size) for length in image.size]
+    return image.resize(sides, filter_)
 
 
 def _middle(image, sides):

@@ -205,7 +205,12 @@ def _read_embedded():
 
 
 def _pictures(folder):
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _PICTURES)
+    """All below a folder, in order; epath searches no trees."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in _PICTURES:
+            yield path
+        elif path.is_dir():
+            yield from _pictures(path)
 
 
 def _texts(value):

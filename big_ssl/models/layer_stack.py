@@ -73,7 +73,8 @@ def _scanned(layer, call, x, owns, length, remat):
     body = _rematerialised(call, remat, prevent_cse=False)
     loop = nn.scan(
         lambda layer, x, own: (body(layer, x, own), None),
-        variable_axes={"params": 0, "batch_stats": 0},
+        # "intermediates" are there only where flax is asked to capture them.
+        variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         length=length,
     )

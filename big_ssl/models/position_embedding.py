@@ -6,12 +6,41 @@ import jax
 import jax.numpy as jnp
 
 
-def resize_position_embedding(table, old_grid: tuple[int, int], new_grid: tuple[int, int]):
+def _bicubic_antialias(grid, shape):
+    return jax.image.resize(grid, shape, "cubic", antialias=True)
+
+
+def _hf_dinov2(grid, shape):
+    return jax.image.resize(grid, shape, "cubic-pytorch", antialias=False)
+
+
+def _dinov2(grid, shape):
+    # Their guard against rounding in the number of places is part of the coordinates, too.
+    scale = jnp.array([(new + 0.1) / old for new, old in zip(shape[:2], grid.shape[:2], strict=True)])
+    return jax.image.scale_and_translate(
+        grid, shape, (0, 1), scale, jnp.zeros(2), "cubic-pytorch", antialias=False
+    )
+
+
+# How published models resize their tables. The kernel is Keys' with a = -0.5 where antialiased, as
+# by Pillow, and with a = -0.75 where not, as by PyTorch.
+RESIZES = {
+    # By size, antialiased: open_clip, DINOv2 with registers, all of timm.
+    "bicubic_antialias": _bicubic_antialias,
+    # By the factor (new + 0.1) / old: DINO, iBOT, DINOv2 without registers.
+    "dinov2": _dinov2,
+    # By size: the same weights, and ViT, in transformers.
+    "hf_dinov2": _hf_dinov2,
+}
+
+
+def resize_position_embedding(
+    table, old_grid: tuple[int, int], new_grid: tuple[int, int], how: str = "bicubic_antialias"
+):
     """A table for images of another size. table: [P + h * w, D] -> [P + h' * w', D].
 
     The first P rows, those of a class token and its like, stay as they are; the others are a map
-    of old_grid = (h, w), row by row. Bicubic (a = -0.5) with antialiasing, as Pillow, open_clip
-    and PyTorch's antialias=True do it; PyTorch without it has a = -0.75, other values.
+    of old_grid = (h, w), row by row. how: a name in RESIZES; the same grid keeps its table with any.
     Raises ValueError where the table has fewer than h * w rows.
     """
     prefix = len(table) - math.prod(old_grid)
@@ -20,7 +49,5 @@ def resize_position_embedding(table, old_grid: tuple[int, int], new_grid: tuple[
     if tuple(old_grid) == tuple(new_grid):
         return table
     width = table.shape[1]
-    grid = jax.image.resize(
-        table[prefix:].reshape(*old_grid, width), (*new_grid, width), "bicubic", antialias=True
-    )
+    grid = RESIZES[how](table[prefix:].reshape(*old_grid, width), (*new_grid, width))
     return jnp.concatenate([table[:prefix], grid.reshape(-1, width)])

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_ssl.models.random_subsets import add_on_subset
+
 # For models/layer_layouts.py: a scanned tower keeps all its layers in one stack.
 STACKS = {"layer": 0}
 
@@ -52,9 +54,16 @@ def _glorot(width, mlp_dim, depth):
     return Deviations(width**-0.5, width**-0.5, mlp, mlp)
 
 
+def _dino(width, mlp_dim, depth):
+    del width, mlp_dim, depth
+    # Cut at 2 there, not at two deviations: a plain normal distribution.
+    return Deviations(0.02, 0.02, 0.02, 0.02)
+
+
 # Initial kernels as published. "clip": its text tower, initialize_parameters of OpenAI's code;
-# "torch": PyTorch's own, at which that code leaves the image tower; "glorot": SigLIP (big_vision).
-INITIALISERS = {"clip": _clip, "torch": _torch, "glorot": _glorot}
+# "torch": PyTorch's own, at which that code leaves the image tower; "glorot": SigLIP (big_vision); "dino":
+# DINO and iBOT; "dinov2": the same, but for its tokens (models/vit.py).
+INITIALISERS = {"clip": _clip, "torch": _torch, "glorot": _glorot, "dino": _dino, "dinov2": _dino}
 
 
 def choose(table: Mapping, key: str, option: str):
@@ -73,20 +82,24 @@ class Style(NamedTuple):
     epsilon: float  # of layer norms
     deviations: Deviations
     dtype: jnp.dtype
+    feed_forward: str  # a name in FEED_FORWARDS
+    layer_scale: float | None  # the start of LayerScale, None for none
 
 
-def make_style(tower) -> Style:
-    """The style of a module with the fields width, depth, heads, mlp_dim (None is 4 * width),
-    activation, epsilon, kernel_init (a name in INITIALISERS) and dtype.
+def make_style(tower, feed_forward: str = "mlp", layer_scale: float | None = None) -> Style:
+    """The style of a module with the fields width, depth, heads, mlp_dim (None is what feed_forward
+    has by default), activation, epsilon, kernel_init (a name in INITIALISERS) and dtype.
 
     Raises ValueError for unknown names and where heads does not divide width.
     """
     if tower.width % tower.heads:
         raise ValueError(f"transformer: {tower.heads} heads do not divide a width of {tower.width}")
     choose(ACTIVATIONS, tower.activation, "activation")
-    mlp_dim = tower.mlp_dim or 4 * tower.width
+    default = choose(FEED_FORWARDS, feed_forward, "feed_forward").default_dim
+    mlp_dim = tower.mlp_dim or default(tower.width)
     deviations = choose(INITIALISERS, tower.kernel_init, "kernel_init")(tower.width, mlp_dim, tower.depth)
-    return Style(tower.heads, mlp_dim, tower.activation, tower.epsilon, deviations, tower.dtype)
+    common = (tower.activation, tower.epsilon, deviations, tower.dtype)
+    return Style(tower.heads, mlp_dim, *common, feed_forward, layer_scale)
 
 
 def layer_norm(name: str, style: Style) -> nn.LayerNorm:
@@ -117,6 +130,33 @@ def mlp(x, style: Style):
     return dense("mlp_out", x.shape[-1], style.deviations.mlp_out, style)(y)
 
 
+def swiglu(x, style: Style):
+    """Two products of which one, through SiLU, gates the other, and a third (Shazeer 2020, 2002.05202)."""
+    gate, y = (
+        dense(name, style.mlp_dim, style.deviations.mlp_in, style)(x) for name in ("mlp_gate", "mlp_in")
+    )
+    return dense("mlp_out", x.shape[-1], style.deviations.mlp_out, style)(nn.silu(gate) * y)
+
+
+class FeedForward(NamedTuple):
+    """What follows attention in a layer, and how wide it is inside, by the layer's width."""
+
+    apply: Callable
+    default_dim: Callable[[int], int]
+
+
+FEED_FORWARDS = {
+    "mlp": FeedForward(mlp, lambda width: 4 * width),
+    # DINOv2's rule: about the parameters of an MLP of 4 * width, in multiples of eight.
+    "swiglu": FeedForward(swiglu, lambda width: (8 * width // 3 + 7) // 8 * 8),
+}
+
+
+def feed_forward(x, style: Style):
+    """The style's own; see `attention` for where it may stand."""
+    return FEED_FORWARDS[style.feed_forward].apply(x, style)
+
+
 def dense(name, features, deviation, style) -> nn.Dense:
     """A product with a kernel that starts normal of this deviation, and a bias."""
     init = nn.initializers.normal(deviation)
@@ -124,22 +164,43 @@ def dense(name, features, deviation, style) -> nn.Dense:
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). x: [B, L, D], same shape out.
+    """x + attention(norm(x)), then x + feed_forward(norm(x)). x: [B, L, D], same shape out.
 
+    What is added is first multiplied by a learned vector where style.layer_scale gives its start
+    (LayerScale, Touvron et al. 2021, arXiv 2103.17239).
     drop_rate: the chance, a number or float32[], that an example skips a residual branch while
     training (stochastic depth, Huang et al. 2016); None where there is no such chance, nor a key.
+    subset_groups: None, and every example has its own chance; else that part of each of so many groups
+    of the batch skips the branch, exactly, and saves its work; drop_rate is then a Python number.
     """
 
     style: Style
     causal: bool = False
+    subset_groups: int | None = None
 
     @nn.compact
     def __call__(self, x, drop_rate=None, train: bool = False):
+        x = self._add(x, self._attend, drop_rate, train)
+        return self._add(x, self._feed_forward, drop_rate, train)
+
+    def _attend(self, x):
         y = layer_norm("attention_norm", self.style)(x)
-        y = attention(y, y, self.style, self.causal)
-        x = x + self._drop_path(y, drop_rate, train)
-        y = mlp(layer_norm("mlp_norm", self.style)(x), self.style)
-        return x + self._drop_path(y, drop_rate, train)
+        return self._scaled("attention_scale", attention(y, y, self.style, self.causal))
+
+    def _feed_forward(self, x):
+        y = layer_norm("mlp_norm", self.style)(x)
+        return self._scaled("mlp_scale", feed_forward(y, self.style))
+
+    def _scaled(self, name, y):
+        if self.style.layer_scale is None:
+            return y
+        init = nn.initializers.constant(self.style.layer_scale)
+        return y * self.param(name, init, y.shape[-1:]).astype(y.dtype)
+
+    def _add(self, x, branch, drop_rate, train):
+        if self.subset_groups is None or drop_rate is None or not train:
+            return x + self._drop_path(branch(x), drop_rate, train)
+        return add_on_subset(x, branch, drop_rate, self.subset_groups, self.make_rng("dropout"))
 
     def _drop_path(self, y, drop_rate, train):
         if drop_rate is None or not train:
@@ -150,7 +211,7 @@ class Layer(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """A learned query over all tokens, then an MLP: x: [B, N, D] -> [B, D].
+    """A learned query over all tokens, then what feeds forward: x: [B, N, D] -> [B, D].
 
     Multihead attention pooling (Zhai et al. 2022, arXiv 2106.04560, section 3.2), as in SigLIP.
     """
@@ -163,5 +224,5 @@ class AttentionPooling(nn.Module):
         probe = self.param("probe", nn.initializers.normal(math.sqrt(2 / (1 + width))), (width,))
         query = jnp.broadcast_to(probe.astype(self.style.dtype), (batch, 1, width))
         y = attention(query, x, self.style)
-        y = y + mlp(layer_norm("mlp_norm", self.style)(y), self.style)
+        y = y + feed_forward(layer_norm("mlp_norm", self.style)(y), self.style)
         return y[:, 0]

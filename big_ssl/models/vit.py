@@ -1,31 +1,52 @@
-"""Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): CLIP's and SigLIP's image towers."""
+"""Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): the image towers of CLIP and SigLIP,
+the backbones of iBOT and DINOv2."""
 
 import functools
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from big_ssl.models import layer_stack
-from big_ssl.models.position_embedding import resize_position_embedding
+from big_ssl.models.position_embedding import RESIZES, resize_position_embedding
+from big_ssl.models.random_subsets import random_subsets, take
 from big_ssl.models.transformer import (
     STACKS,
     AttentionPooling,
     Layer,
     Style,
+    choose,
     layer_norm,
     make_style,
 )
 
-__all__ = ["CLIP", "SIGLIP", "STACKS", "VARIANTS", "PatchEmbedding", "ViT"]
+__all__ = [
+    "CLIP",
+    "DINO",
+    "DINOV2",
+    "SIGLIP",
+    "STACKS",
+    "VARIANTS",
+    "PatchEmbedding",
+    "ViT",
+    "last_attention",
+]
 
-# Shapes by their usual names: ViT's own Table 1, and So400m of Alabdulmohsin et al. 2023 (2305.13035).
+# Shapes by their usual names: ViT's own Table 1; So400m of Alabdulmohsin et al. 2023 (2305.13035);
+# S of Touvron et al. 2021 (2012.12877); g of DINOv2, not the g of other papers.
 VARIANTS = {
+    "S/16": dict(patch=16, width=384, depth=12, heads=6),
+    "S/14": dict(patch=14, width=384, depth=12, heads=6),
     "B/32": dict(patch=32, width=768, depth=12, heads=12),
     "B/16": dict(patch=16, width=768, depth=12, heads=12),
+    "B/14": dict(patch=14, width=768, depth=12, heads=12),
     "L/16": dict(patch=16, width=1024, depth=24, heads=16),
     "L/14": dict(patch=14, width=1024, depth=24, heads=16),
     "H/14": dict(patch=14, width=1280, depth=32, heads=16),
     "So400m/14": dict(patch=14, width=1152, depth=27, heads=16, mlp_dim=4304),
+    "g/14": dict(patch=14, width=1536, depth=40, heads=24, feed_forward="swiglu"),
 }
 
 # What a family's towers share. CLIP: arXiv 2103.00020 section 2.4 and OpenAI's weights.
@@ -33,6 +54,15 @@ CLIP = dict(
     pre_norm=True, patch_bias=False, activation="quick_gelu", epsilon=1e-5, pooling="cls", kernel_init="torch"
 )
 SIGLIP = dict(class_token=False, activation="gelu_tanh", epsilon=1e-6, pooling="map", kernel_init="glorot")
+# DINO and, with its mask token, iBOT (arXiv 2111.07832); DINOv2 (arXiv 2304.07193).
+DINO = dict(epsilon=1e-6, pooling="cls", kernel_init="dino", mask_token=True, position_resize="dinov2")
+DINOV2 = DINO | dict(kernel_init="dinov2", layer_scale=1e-5, drop_path_mode="subset")
+
+# Standard deviations at the start of the class token and registers, and of the position table,
+# where they are not width ** -0.5; a mask token starts at zero.
+_DEVIATIONS = {"dino": (0.02, 0.02), "dinov2": (1e-6, 0.02)}
+# Those that leave the patch embedding as PyTorch makes it, with a third of the variance of LeCun's rule.
+_PYTORCHS_PATCHES = ("torch", "dino", "dinov2")
 
 
 class PatchEmbedding(nn.Module):
@@ -67,19 +97,26 @@ class PatchEmbedding(nn.Module):
 
 
 class ViT(nn.Module):
-    """The transformer over an image's patches; VARIANTS, CLIP and SIGLIP are its published options.
+    """The transformer over an image's patches; VARIANTS, CLIP, SIGLIP, DINO, DINOV2 are published options.
 
     image_size: of the position table, in pixels of a square image; for images of another size it
       is resized by models.position_embedding.
     class_token: whether one stands before the patches. pre_norm: whether a layer norm follows the
       position embedding (CLIP). patch_bias: of the patch embedding.
-    activation, kernel_init: names in models.transformer; mlp_dim: None is 4 * width.
+    position_resize: how, a name in models.position_embedding.RESIZES.
+    registers: how many learned tokens without a place stand after the class token, and are in no
+      output (Darcet et al. 2024, arXiv 2309.16588).
+    mask_token: whether there is one to stand for masked patches (iBOT).
+    activation, feed_forward, kernel_init: names in models.transformer; mlp_dim: None is 4 * width
+      for "mlp", and by DINOv2's rule for "swiglu".
+    layer_scale: the start of the factors of what a layer adds; None for no such factors.
     pooling: "cls", the class token; "map", attention pooling (SigLIP); "mean", of the patches.
-    drop_path: rate at the last layer; layer i of n has drop_path * i / (n - 1).
+    drop_path, drop_path_mode: "linear", each example skips a branch of layer i of n with the chance
+      drop_path * i / (n - 1); "subset", all layers compute their branches for a part 1 - drop_path
+      of the batch (DINOv2), chosen within each of drop_path_groups groups of neighbours: with a
+      multiple of the devices that share the batch, no example leaves its device.
+    patch_dropout: the part of the patches that is left out in training (FLIP, arXiv 2212.00794).
     scan, remat: of the layers, see models/layer_stack.py.
-
-    images: float[B, H, W, 3], normalised -> dict(
-      pooled: float32[B, D], patches: dtype[B, N, D]), both after the final norm, N row by row.
     """
 
     patch: int = 16
@@ -91,54 +128,144 @@ class ViT(nn.Module):
     class_token: bool = True
     pre_norm: bool = False
     patch_bias: bool = True
+    position_resize: str = "bicubic_antialias"
+    registers: int = 0
+    mask_token: bool = False
     activation: str = "gelu"
+    feed_forward: str = "mlp"
+    layer_scale: float | None = None
     epsilon: float = 1e-6
     pooling: str = "cls"
     kernel_init: str = "glorot"
     drop_path: float = 0.0
+    drop_path_mode: str = "linear"
+    drop_path_groups: int = 1
+    patch_dropout: float = 0.0
     scan: bool = False
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images, train: bool = False):
-        style = make_style(self)
-        x = self._embed(images)
+    def __call__(self, images, train: bool = False, mask=None, intermediate: Sequence[int] = ()):
+        """images: float[B, H, W, 3], normalised; mask: bool[B, N], the patches that the mask token
+        replaces, before they get their positions; intermediate: layers to see, as indices of a list.
+
+        Returns dict(pooled: float32[B, D], patches: dtype[B, N, D]), both after the final norm, N row
+        by row, in training those that patch_dropout leaves; cls: float32[B, D] where there is a class
+        token and pooled is not it; and with intermediate of length n the same norm of what those
+        layers give: intermediate: dict(cls: float32[n, B, D] where there is one, patches: [n, B, N, D]).
+        Raises ValueError for options, images and masks that do not fit.
+        """
+        style = make_style(self, self.feed_forward, self.layer_scale)
+        x = self._with_registers(self._drop_patches(self._embed(images, mask), train))
         if self.pre_norm:
             x = layer_norm("pre_norm", style)(x)
-        x = layer_stack.apply_layers(
-            functools.partial(Layer, style),
-            "layer",
-            range(self.depth),
-            lambda layer, x, rate: layer(x, rate, train),
-            x,
-            self._drop_rates(),
-            scan=self.scan,
-            remat=self.remat,
-        )
-        x = layer_norm("final_norm", style)(x)
-        patches = x[:, int(self.class_token) :]
-        return dict(pooled=self._pool(x, patches, style).astype(jnp.float32), patches=patches)
+        x, between = self._apply_layers(x, style, train, intermediate)
+        norm = layer_norm("final_norm", style)
+        x = norm(x)
+        outputs = self._apart(x)
+        pooled = dict(pooled=self._pool(x, outputs["patches"], style).astype(jnp.float32))
+        if self.pooling == "cls":
+            del outputs["cls"]  # it is the pooled output
+        if intermediate:
+            outputs["intermediate"] = self._apart(norm(between))
+        return pooled | outputs
 
-    def _embed(self, images):
+    def _embed(self, images, mask):
         """[B, N (+ 1), D]: the patches, the class token first, with their positions."""
-        # PyTorch's default has a third of the variance of LeCun's rule.
-        scale = 1 / 3 if self.kernel_init == "torch" else 1.0
+        scale = 1 / 3 if self.kernel_init in _PYTORCHS_PATCHES else 1.0
         init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
         embed = PatchEmbedding(
             self.patch, self.width, self.patch_bias, init, self.dtype, name="patch_embedding"
         )
         x = embed(images)
         grid = x.shape[1:3]
-        x = x.reshape(len(x), -1, self.width)
-        small = nn.initializers.normal(self.width**-0.5)
+        x = self._masked(x.reshape(len(x), -1, self.width), mask)
         if self.class_token:
-            token = self.param("class_token", small, (self.width,)).astype(self.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, self.width)), x], axis=1)
+            x = jnp.concatenate([self._tokens("class_token", (), len(x)), x], axis=1)
         side = self.image_size // self.patch
         shape = (int(self.class_token) + side**2, self.width)
-        table = self.param("position_embedding", small, shape)
-        return x + resize_position_embedding(table, (side, side), grid).astype(self.dtype)
+        table = self.param("position_embedding", nn.initializers.normal(self._deviations()[1]), shape)
+        choose(RESIZES, self.position_resize, "position_resize")
+        table = resize_position_embedding(table, (side, side), grid, self.position_resize)
+        return x + table.astype(self.dtype)
+
+    def _masked(self, x, mask):
+        """x: [B, N, D], with the mask token where mask: bool[B, N] says so."""
+        if not self.mask_token:
+            if mask is not None:
+                raise ValueError("vit: there is a mask, but mask_token is False")
+            return x
+        token = self.param("mask_token", nn.initializers.zeros, (self.width,)).astype(self.dtype)
+        if mask is None:
+            return x
+        if mask.shape != x.shape[:2]:
+            raise ValueError(f"vit: mask is {list(mask.shape)}; the images' patches are {list(x.shape[:2])}")
+        return jnp.where(mask[:, :, None], token, x)
+
+    def _drop_patches(self, x, train):
+        """x: [B, T, D] with some of the patches, others in each example; the class token stays."""
+        if not self.patch_dropout or not train:
+            return x
+        first = int(self.class_token)
+        tokens, patches = x[:, :first], x[:, first:]
+        total = patches.shape[1]
+        kept = max(1, int(total * (1 - self.patch_dropout)))
+        chosen = random_subsets(self.make_rng("dropout"), len(x), total, kept)
+        return jnp.concatenate([tokens, take(patches, chosen)], axis=1)
+
+    def _with_registers(self, x):
+        if not self.registers:
+            return x
+        registers = self._tokens("registers", (self.registers,), len(x))
+        first = int(self.class_token)
+        return jnp.concatenate([x[:, :first], registers, x[:, first:]], axis=1)
+
+    def _tokens(self, name, count, batch):
+        """[batch, n, D]: learned tokens, the same for all examples; count: () for one, or (n,)."""
+        init = nn.initializers.normal(self._deviations()[0])
+        tokens = self.param(name, init, (*count, self.width))
+        tokens = tokens.astype(self.dtype).reshape(-1, self.width)
+        return jnp.broadcast_to(tokens, (batch, *tokens.shape))
+
+    def _deviations(self):
+        return _DEVIATIONS.get(self.kernel_init, (self.width**-0.5,) * 2)
+
+    def _apply_layers(self, x, style, train, intermediate):
+        """x after all layers, and [n, *x.shape] after those of intermediate, None without."""
+        subset = choose({"linear": False, "subset": True}, self.drop_path_mode, "drop_path_mode")
+        rates = None if subset else self._drop_rates()
+        between, seen = None, self._indices(intermediate)
+        if len(seen):
+            between = jnp.zeros((len(seen), *x.shape), x.dtype)
+            # A layer's place in the stack is a number of its own, which a loop can tell it by.
+            rates = list(enumerate(rates or [None] * self.depth))
+
+        def call(layer, state, own):
+            x, between = state
+            index, rate = own if len(seen) else (None, own)
+            # The size of a subset must be a plain number, in a loop too.
+            x = layer(x, (self.drop_path or None) if subset else rate, train)
+            if len(seen):
+                between = jnp.where((seen == index)[:, None, None, None], x, between)
+            return x, between
+
+        make = functools.partial(Layer, style, subset_groups=self.drop_path_groups if subset else None)
+        indices, how = range(self.depth), dict(scan=self.scan, remat=self.remat)
+        return layer_stack.apply_layers(make, "layer", indices, call, (x, between), rates, **how)
+
+    def _indices(self, intermediate):
+        for i in intermediate:
+            if not -self.depth <= i < self.depth:
+                raise ValueError(f"vit: intermediate has {i}; there are {self.depth} layers")
+        return np.arange(self.depth)[list(intermediate)]
+
+    def _apart(self, x):
+        """Of [..., T, D] the class token, where there is one, and the patches."""
+        patches = x[..., int(self.class_token) + self.registers :, :]
+        if not self.class_token:
+            return dict(patches=patches)
+        return dict(cls=x[..., 0, :].astype(jnp.float32), patches=patches)
 
     def _drop_rates(self):
         if not self.drop_path:
@@ -156,3 +283,24 @@ class ViT(nn.Module):
             f"vit: pooling is {self.pooling!r} and class_token {self.class_token}; "
             "use map, mean, or cls with a class token"
         )
+
+
+def last_attention(model: ViT, variables: Mapping, images):
+    """What the last layer's heads look at: float32[B, heads, T, T], rows that sum to one.
+
+    T: the class token, the registers, the patches row by row, as there are. images: float[B, H, W, 3],
+    normalised. Computed again from the queries and keys, which no output holds.
+    """
+
+    def wanted(module, _):
+        return module.name in ("query", "key")
+
+    captured = model.apply(variables, images, capture_intermediates=wanted, mutable=["intermediates"])[1]
+    captured = captured["intermediates"]
+    if model.scan:
+        layer = jax.tree.map(lambda x: x[-1], captured["layer_stack"])
+    else:
+        layer = captured[f"layer{model.depth - 1}"]
+    query, key = (layer[name]["__call__"][0].astype(jnp.float32) for name in ("query", "key"))
+    query, key = (x.reshape(*x.shape[:2], model.heads, -1) for x in (query, key))
+    return nn.dot_product_attention_weights(query, key)

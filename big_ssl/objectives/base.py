@@ -11,10 +11,15 @@ class Pass(NamedTuple):
     """One run of one encoder over one view; objectives that need equal passes share the run.
 
     encoder: a key of config.encoders; view: a key of the batch, "image" or "text" say.
+    masked: with the view's mask (config.masks); teacher: by the averaged weights, in evaluation mode
+    and without gradient. Of a view of n crops an image, outputs are [B, n, ...]; of one that has a
+    mask, masked or not, they hold it too, under "mask".
     """
 
     encoder: str
     view: str
+    masked: bool = False
+    teacher: bool = False
 
 
 class Objective(Protocol):
@@ -22,7 +27,10 @@ class Objective(Protocol):
 
     needs: the passes whose outputs it reads.
     head: a linen module with its own parameters, called with {pass: encoder output}; returns
-      features, arrays with a leading example axis, and scalars such as a temperature.
+      features, arrays with a leading example axis, and scalars such as a temperature. Where there are
+      teacher passes it is called with those too, by the averaged parameters; what it returns then is
+      in the features' "teacher".
+    head_of: the term whose head's parameters it uses; "" for its own.
     scope: "batch" where the loss couples examples, "example" where it is a mean over them.
     loss: pure and float32, over the global batch.
     """
@@ -32,6 +40,9 @@ class Objective(Protocol):
 
     @property
     def head(self) -> nn.Module: ...
+
+    @property
+    def head_of(self) -> str: ...
 
     @property
     def scope(self) -> Literal["batch", "example"]: ...

@@ -1,10 +1,28 @@
 """Objectives by name, as configs choose them."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
 
 from big_ssl.losses.pairwise import FORMS, Pairwise
+from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.base import Objective
 from big_ssl.objectives.contrastive import Contrastive, ContrastiveHead
+from big_ssl.objectives.dino import ClassTokenHead, Dino
+from big_ssl.objectives.ibot import Ibot, PatchHead
+
+
+class Context(NamedTuple):
+    """What a run gives its objectives. mesh: that batches are split over; dtype: of large products;
+    schedule: from a config's value, a number or a mapping, to a function of the step; heads: the
+    `head` options of the other objectives on the stream, by name."""
+
+    mesh: Any
+    dtype: str
+    schedule: Callable
+    heads: Mapping[str, Any]
 
 
 def contrastive(
@@ -18,7 +36,7 @@ def contrastive(
     label_smoothing: float = 0.0,
     form: str = "ring",
     *,
-    mesh,
+    context: Context,
 ) -> Contrastive:
     """The contrastive objective; `weight` is the step's business, form: see losses.pairwise.
 
@@ -30,12 +48,67 @@ def contrastive(
     if label_smoothing and logit_bias is not None:
         raise ValueError("contrastive: label_smoothing is the softmax's; with a logit_bias it must be 0")
     head = ContrastiveHead(dim, image_projection, text_bias, temperature, temperature_form, logit_bias)
-    return Contrastive(head, Pairwise(form, mesh), label_smoothing)
+    return Contrastive(head, Pairwise(form, context.mesh), label_smoothing)
 
 
-OBJECTIVES = {"contrastive": contrastive}
+def dino(
+    weight,
+    head: Mapping,
+    teacher_temperature: Any = 0.04,
+    student_temperature: float = 0.1,
+    centre_momentum: float = 0.9,
+    masked: bool = True,
+    local: bool = True,
+    *,
+    context: Context,
+) -> Dino:
+    """Self-distillation on class tokens; head: options of models.projection_head.ProjectionHead.
+
+    teacher_temperature: a number or a schedule. Raises ValueError for what is no option of a head.
+    """
+    del weight
+    schedule = context.schedule(teacher_temperature)
+    projection = ClassTokenHead(_projection("dino", head, context))
+    return Dino(projection, schedule, student_temperature, centre_momentum, masked, local)
 
 
-def build(name: str, options: Mapping, mesh) -> Objective:
-    """The objective `name` from its config; mesh: that batches are split over."""
-    return OBJECTIVES[name](**options, mesh=mesh)
+def ibot(
+    weight,
+    head: Any,
+    teacher_temperature: Any = 0.04,
+    student_temperature: float = 0.1,
+    centre_momentum: float = 0.9,
+    centre_over: str = "all",
+    *,
+    context: Context,
+) -> Ibot:
+    """Self-distillation on masked patches. head: as in `dino`, or "dino" to share that objective's.
+
+    centre_over: "all" patches (iBOT), or the "masked" ones (DINOv2).
+    """
+    del weight
+    if centre_over not in ("all", "masked"):
+        raise ValueError(f"ibot.centre_over is {centre_over!r}; use all or masked")
+    owner = head if isinstance(head, str) else ""
+    if owner and owner not in context.heads:
+        raise ValueError(f"ibot.head is {owner!r}, which is no objective of this stream with a head")
+    projection = _projection("ibot", context.heads[owner] if owner else head, context)
+    schedule = context.schedule(teacher_temperature)
+    patches = PatchHead(projection, centre_over == "all")
+    return Ibot(patches, schedule, student_temperature, centre_momentum, owner)
+
+
+def _projection(name, options, context):
+    fields = {f.name for f in dataclasses.fields(ProjectionHead)} - {"parent", "name", "dtype"}
+    for key in options:
+        if key not in fields:
+            raise ValueError(f"{name}.head.{key} is no option; there are {', '.join(sorted(fields))}")
+    return ProjectionHead(**options, dtype=jnp.dtype(context.dtype))
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"contrastive": contrastive, "dino": dino, "ibot": ibot}
+
+
+def build(name: str, options: Mapping, context: Context) -> Objective:
+    """The objective `name` from its config."""
+    return OBJECTIVES[name](**options, context=context)

@@ -90,6 +90,7 @@ class Contrastive:
     label_smoothing: float = 0.0
 
     needs: ClassVar[tuple[Pass, ...]] = (IMAGE, TEXT)
+    head_of: ClassVar[str] = ""
     scope: ClassVar[Literal["batch", "example"]] = "batch"
 
     def loss(self, features, batch, mutable, step):

@@ -19,7 +19,7 @@ from big_ssl.parallel.mesh import BATCH_AXES, batch_ways
 def value_and_grad(system, microbatches: int, mesh: Mesh):
     """System.loss with its gradient by the parameters, in so many microbatches.
 
-    Returns f(params, mutable, batch, key, step) -> ((loss, (metrics, mutable)), gradients).
+    Returns f(params, mutable, batch, key, step, teacher=None) -> ((loss, (metrics, mutable)), gradients).
     Every stream's batch must be divisible by microbatches x the ways that the mesh splits it.
     """
     if microbatches == 1:
@@ -27,12 +27,12 @@ def value_and_grad(system, microbatches: int, mesh: Mesh):
     return functools.partial(_accumulated, system, microbatches, mesh)
 
 
-def _accumulated(system, count, mesh, params, mutable, batch, key, step):
+def _accumulated(system, count, mesh, params, mutable, batch, key, step, teacher=None):
     parts = jax.tree.map(functools.partial(_split, count, mesh), batch), jax.random.split(key, count)
     coupled = [name for name, term in system.terms.items() if term.objective.scope == "batch"]
 
     def features(params, part, key):
-        return system.features(params, mutable["encoders"], part, key)
+        return system.features(params, mutable["encoders"], part, key, teacher)
 
     def coupled_features(part):
         found, _ = features(params, *part)

@@ -9,9 +9,11 @@ from jax.sharding import Mesh
 
 from big_ssl.data import host_views, pipeline, tokenizers
 from big_ssl.data.device_views import ImageView
+from big_ssl.data.masking import BlockMask
 from big_ssl.data.tokenizers import Tokenizer
 from big_ssl.models import encoders
 from big_ssl.objectives import build as objectives
+from big_ssl.objectives.build import Context
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import schedules
 from big_ssl.training.system import System, Term
@@ -33,24 +35,29 @@ def system(config: Mapping, mesh: Mesh) -> System:
         for name, options in config["encoders"].items()
     }
     views = {name: ImageView(**options) for name, options in config["views"].items()}
+    masks = {name: BlockMask(**options) for name, options in config["masks"].items()}
     terms = {
-        kind: Term(
-            stream,
-            objectives.build(kind, options, mesh),
-            schedules.build(options["weight"], config["total_steps"]),
-        )
+        name: term
         for stream, parts in config["streams"].items()
-        for kind, options in parts["objectives"].items()
+        for name, term in _terms(stream, parts, config, mesh)
     }
-    return System(towers, views, terms)
+    return System(towers, views, terms, masks)
+
+
+def _terms(stream, parts, config, mesh):
+    """Yields (name, Term) of every objective of a stream."""
+    schedule = functools.partial(schedules.build, total_steps=config["total_steps"])
+    heads = {name: options.get("head") for name, options in parts["objectives"].items()}
+    context = Context(mesh, config["dtype"], schedule, heads)
+    for name, options in parts["objectives"].items():
+        yield name, Term(stream, objectives.build(name, options, context), schedule(options["weight"]))
 
 
 def preparation(data: Mapping) -> dict:
     """How a stream's images are prepared outside of training, in the keys of a weights.format.Config:
     as in training, but the middle of each instead of a random part."""
     window = data["views"]["image"]
-    margin = {} if window["resize"] == window["crop"] else dict(shorter_side=window["resize"])
-    return dict(image_size=window["crop"], resize=window["fit"], **margin)
+    return dict(image_size=window["crop"], resize=f"{window['fit']} {window['resize']}")
 
 
 def abstract_batch(config: Mapping) -> dict:

@@ -48,12 +48,14 @@ def _set_up(config, mesh):
     rates = Rates.build(config["rates"], config["total_steps"])
     system = dataclasses.replace(build.system(config, mesh), frozen=rates.frozen)
     optimizer = rates.mask(optimizers.build(config["optimizer"]))
+    if system.has_teacher and not config["ema"]:
+        raise ValueError("ema is 0; the average is the teacher of this config's objectives")
     rate = schedules.build(config["learning_rate"], config["total_steps"])
 
     def init():
         key = jax.random.key(config["seed"])
         params, mutable = system.init(key, build.abstract_batch(config))
-        return state_lib.create(params, mutable, optimizer, use_ema=config["ema"] > 0)
+        return state_lib.create(params, mutable, optimizer, use_ema=bool(config["ema"]))
 
     shapes = jax.eval_shape(init)
     rates.check(shapes.params)
@@ -66,7 +68,7 @@ def _set_up(config, mesh):
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
     system = dataclasses.replace(system, specs=specs)
     grad_fn = accumulation.value_and_grad(system, config["grad_accum"], mesh)
-    momentum = _ema_momentum(config["ema"])
+    momentum = _ema_momentum(config["ema"], config["total_steps"])
     step = make_step(grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"])
     step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     # Traced now, for its errors; what is traced is kept for the first step.
@@ -96,6 +98,9 @@ def _mesh(config, devices):
     return mesh
 
 
-def _ema_momentum(momentum):
-    """The average's momentum by step: a short memory at first, so that it forgets the start."""
-    return lambda step: jax.numpy.minimum(momentum, (1 + step) / (10 + step))
+def _ema_momentum(ema, total_steps):
+    """The average's momentum by step: a schedule as it is, a teacher's; for a number a short memory at
+    first, so that the average forgets the start."""
+    if isinstance(ema, Mapping):
+        return schedules.build(ema, total_steps)
+    return lambda step: jax.numpy.minimum(ema, (1 + step) / (10 + step))

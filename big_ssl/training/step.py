@@ -21,7 +21,7 @@ def make_step(grad_fn, project, optimizer, learning_rate, factors, ema_momentum,
 
     def step(state: TrainState, batch):
         (loss, (metrics, mutable)), grads = grad_fn(
-            state.params, state.mutable, batch, step_key(seed, state.step), state.step
+            state.params, state.mutable, batch, step_key(seed, state.step), state.step, state.ema
         )
         grad_norm = optax.tree.norm(grads)
         rate = learning_rate(state.step)

@@ -1,6 +1,7 @@
 """Encoders and weighted objectives, put together: the model and the loss of a run."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from big_ssl.data.device_views import ImageView
+from big_ssl.data.masking import BlockMask
 from big_ssl.objectives.base import Objective, Pass
 from big_ssl.parallel import fsdp
 from big_ssl.parallel.sharding import path_name
@@ -29,54 +31,59 @@ class System:
     """All that is trained, as pure functions of (params, mutable, batch, key).
 
     encoders: {name: linen module}; views: {view: ImageView}, what happens on the device to a
-    batch's images before an encoder sees them; terms: {name: Term}; specs: the PartitionSpec of
-    each parameter on the mesh that all of it is traced within, None on one device; frozen: whether
-    the parameter of a path is never trained.
-    A batch is {stream: {view: uint8 images or dict(ids, mask)}}.
+    batch's images before an encoder sees them; masks: {view: BlockMask}, drawn anew each step;
+    terms: {name: Term}; specs: the PartitionSpec of each parameter on the mesh that all of it is traced
+    within, None on one device; frozen: whether the parameter of a path is never trained.
+    A batch is {stream: {view: uint8 images [B, H, W, 3] or crops [B, n, H, W, 3], or dict(ids, mask)}}.
     """
 
     encoders: Mapping[str, nn.Module]
     views: Mapping[str, ImageView]
     terms: Mapping[str, Term]
+    masks: Mapping[str, BlockMask] = dataclasses.field(default_factory=dict)
     specs: Any = None
     frozen: Callable[[str], bool] = lambda name: False
 
     def init(self, key, batch):
         """(params, mutable) as in TrainState; of the batch only shapes and dtypes matter."""
-        encoders, outputs = {}, {}
+        encoders, outputs, inputs = {}, {}, self._inputs(batch, key, train=False)
         for stream, item in self.passes():
-            inputs = self._inputs(item.view, batch[stream], None)
-            init = self.encoders[item.encoder].init_with_output
-            outputs[stream, item], encoders[item.encoder] = init(named_key(key, item.encoder), **inputs)
+            module, given = self.encoders[item.encoder], inputs[stream, item.view]
+            init = functools.partial(module.init_with_output, named_key(key, item.encoder))
+            outputs[stream, item], variables = _run(init, given, item)
+            encoders.setdefault(item.encoder, variables)
         heads = {}
         for name, term in self.terms.items():
-            read = {item: outputs[term.stream, item] for item in term.objective.needs}
-            heads[name] = term.objective.head.init(named_key(key, name), read)["params"]
+            if not term.objective.head_of:
+                read = {i: outputs[term.stream, i] for i in term.objective.needs if not i.teacher}
+                heads[name] = term.objective.head.init(named_key(key, name), read)["params"]
         params = {"encoders": {k: v["params"] for k, v in encoders.items()}, "heads": heads}
         states = {k: {c: v[c] for c in v if c != "params"} for k, v in encoders.items()}
         kept = {name: term.objective.initial_mutable() for name, term in self.terms.items()}
         return params, {"encoders": states, "objectives": kept}
 
-    def loss(self, params, mutable, batch, key, step):
+    def loss(self, params, mutable, batch, key, step, teacher=None):
         """The weighted sum of all terms: (float32[], (metrics, new mutable)); see `combine`."""
-        features, encoders = self.features(params, mutable["encoders"], batch, key)
+        features, encoders = self.features(params, mutable["encoders"], batch, key, teacher)
         total, (metrics, kept) = self.combine(features, batch, mutable["objectives"], step)
         return total, (metrics, {"encoders": encoders, "objectives": kept})
 
-    def features(self, params, encoder_state, batch, key):
+    def features(self, params, encoder_state, batch, key, teacher=None):
         """What every term's head makes of the batch, in training mode.
 
+        teacher: state.averaged of the averaged weights, for the passes that are the teacher's.
         Returns ({term: features}, the encoders' new state).
         """
         params = jax.tree_util.tree_map_with_path(
             lambda path, x: jax.lax.stop_gradient(x) if self.frozen(path_name(path)) else x,
             self._gathered(params),
         )
-        outputs, encoder_state = self.forward(params, encoder_state, batch, key)
-        features = {
-            name: self._features(name, params, {i: outputs[term.stream, i] for i in term.objective.needs})
-            for name, term in self.terms.items()
-        }
+        inputs = self._inputs(batch, key, train=True)
+        outputs, encoder_state = self._student_outputs(params, encoder_state, inputs, key)
+        if self.has_teacher:
+            teacher = jax.lax.stop_gradient(teacher | dict(params=self._gathered(teacher["params"])))
+            outputs |= self._teacher_outputs(teacher, inputs)
+        features = {name: self._features(name, params, teacher, outputs) for name in self.terms}
         return features, encoder_state
 
     def combine(self, features, batch, kept, step):
@@ -97,29 +104,6 @@ class System:
             metrics |= own | {name: value, f"{name}_weighted": weighted}
         return total, (metrics, after)
 
-    def forward(self, params, encoder_state, batch, key):
-        """Runs each distinct pass once, in training mode but for encoders that are frozen whole.
-
-        Returns ({(stream, pass): encoder output}, the encoders' new state).
-        """
-        outputs = {}
-        for stream, item in self.passes():
-            view_key, dropout_key = (
-                named_key(key, f"{stream}/{what}") for what in (item.view, f"{item.encoder}/{item.view}")
-            )
-            state, tower = encoder_state[item.encoder], params["encoders"][item.encoder]
-            train = not self._all_frozen(item.encoder, tower)
-            output, state = self.encoders[item.encoder].apply(
-                {"params": tower, **state},
-                **self._inputs(item.view, batch[stream], view_key),
-                train=train,
-                mutable=list(state),
-                rngs={"dropout": dropout_key},
-            )
-            outputs[stream, item] = output
-            encoder_state = encoder_state | {item.encoder: state}
-        return outputs, encoder_state
-
     def encode(self, variables, name, views):
         """What the encoders make of the given views for term `name`, in evaluation mode.
 
@@ -131,23 +115,88 @@ class System:
             if item.view in views:
                 collections = {"params": params["encoders"][item.encoder]}
                 collections |= variables["encoders"][item.encoder]
-                inputs = self._inputs(item.view, views, None)
-                outputs[item] = self.encoders[item.encoder].apply(collections, **inputs, train=False)
+                given = self._input(item.view, views[item.view], None)
+                apply = functools.partial(self.encoders[item.encoder].apply, collections, train=False)
+                outputs[item] = _run(apply, given, item)
         return outputs
 
     def head(self, variables, name, outputs):
         """The dict of features that term `name`'s head makes of what `encode` returned."""
-        return self._features(name, self._gathered(variables["params"]), outputs)
+        return self._apply_head(name, self._gathered(variables["params"]), outputs)
 
     def project(self, params):
         """Each objective's constraint on its head, applied after an update."""
-        heads = {name: term.objective.project(params["heads"][name]) for name, term in self.terms.items()}
+        heads = {name: self.terms[name].objective.project(head) for name, head in params["heads"].items()}
         return params | {"heads": heads}
 
     def passes(self) -> Iterator[tuple[str, Pass]]:
         """Every (stream, pass) that some term needs, once each, in the terms' order."""
         needed = ((term.stream, item) for term in self.terms.values() for item in term.objective.needs)
         return iter(dict.fromkeys(needed))
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether some pass is the teacher's."""
+        return any(item.teacher for _, item in self.passes())
+
+    def _student_outputs(self, params, encoder_state, inputs, key):
+        """Each distinct pass once, in training mode but for encoders that are frozen whole.
+
+        Returns ({(stream, pass): encoder output}, the encoders' new state).
+        """
+        outputs = {}
+        for stream, item in self.passes():
+            if item.teacher:
+                continue
+            state, tower = encoder_state[item.encoder], params["encoders"][item.encoder]
+            apply = functools.partial(
+                self.encoders[item.encoder].apply,
+                {"params": tower, **state},
+                train=not self._all_frozen(item.encoder, tower),
+                mutable=list(state),
+                rngs={"dropout": named_key(key, f"{stream}/{item.encoder}/{item.view}")},
+            )
+            outputs[stream, item], state = _run(apply, inputs[stream, item.view], item)
+            encoder_state = encoder_state | {item.encoder: state}
+        return outputs, encoder_state
+
+    def _teacher_outputs(self, teacher, inputs):
+        outputs = {}
+        for stream, item in self.passes():
+            if item.teacher:
+                tower = {"params": teacher["params"]["encoders"][item.encoder]}
+                tower |= teacher["encoders"][item.encoder]
+                apply = functools.partial(self.encoders[item.encoder].apply, tower, train=False)
+                outputs[stream, item] = _run(apply, inputs[stream, item.view], item)
+        return outputs
+
+    def _features(self, name, params, teacher, outputs):
+        term = self.terms[name]
+        read = {item: outputs[term.stream, item] for item in term.objective.needs}
+        features = self._apply_head(name, params, {i: x for i, x in read.items() if not i.teacher})
+        taught = {i: x for i, x in read.items() if i.teacher}
+        if taught:
+            own = self._apply_head(name, teacher["params"], taught)
+            features |= dict(teacher=jax.lax.stop_gradient(own))
+        return features
+
+    def _apply_head(self, name, params, outputs):
+        objective = self.terms[name].objective
+        return objective.head.apply({"params": params["heads"][objective.head_of or name]}, outputs)
+
+    def _inputs(self, batch, key, train):
+        """{(stream, view): an encoder's arguments, and the mask where the view has one}."""
+        inputs = {}
+        for stream, view in dict.fromkeys((stream, item.view) for stream, item in self.passes()):
+            own = named_key(key, f"{stream}/{view}")
+            inputs[stream, view] = self._input(view, batch[stream][view], own if train else None)
+            if view in self.masks:
+                crops = batch[stream][view].shape[:2]
+                inputs[stream, view]["mask"] = self.masks[view](named_key(own, "mask"), *crops)
+        return inputs
+
+    def _input(self, view, given, key):
+        return {"images": self.views[view](given, key)} if view in self.views else dict(given)
 
     def _gathered(self, params):
         return params if self.specs is None else fsdp.gather(params, self.specs)
@@ -156,10 +205,20 @@ class System:
         paths = (path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
         return all(self.frozen(f"encoders/{encoder}/{path}") for path in paths)
 
-    def _features(self, name, params, outputs):
-        return self.terms[name].objective.head.apply({"params": params["heads"][name]}, outputs)
 
-    def _inputs(self, view, batch, key):
-        if view in self.views:
-            return {"images": self.views[view](batch[view], key)}
-        return batch[view]
+def _run(apply, given, item):
+    """apply(**given), whose crops [B, n, ...] are examples to the encoder; outputs [B, n, ...] again.
+
+    What comes with the output, variables or state, is passed on.
+    """
+    if "images" not in given:
+        return apply(**given)
+    images, mask = given["images"], given.get("mask")
+    crops = images.shape[:-3]
+    masked = dict(mask=mask["mask"].reshape(-1, mask["mask"].shape[-1])) if item.masked else {}
+    found = apply(images=images.reshape(-1, *images.shape[-3:]), **masked)
+    output, rest = found if isinstance(found, tuple) else (found, None)
+    output = jax.tree.map(lambda x: x.reshape(*crops, *x.shape[1:]), output)
+    if mask is not None:
+        output |= dict(mask=mask)
+    return (output, rest) if isinstance(found, tuple) else output

@@ -16,18 +16,23 @@ from big_ssl.weights.format import Config
 
 
 class Modules(NamedTuple):
-    """Two towers, and a head that projects without normalising."""
+    """The image tower, and of a model that embeds texts too, the text tower and a head that projects
+    without normalising."""
 
     image: nn.Module
-    text: nn.Module
-    head: ContrastiveHead
+    text: nn.Module | None
+    head: ContrastiveHead | None
 
 
 def modules(config: Config, dtype: str = "float32") -> Modules:
     """The modules of a Config. Raises WeightsError where it has not the keys of one."""
     try:
-        length, size = config["tokenizer"]["length"], config["tokenizer"]["size"]
-        image, text = (encoders.build(config["encoders"][k], dtype, size, length) for k in ("image", "text"))
+        tokenizer = config["tokenizer"] or dict(length=0, size=0)
+        length, size = tokenizer["length"], tokenizer["size"]
+        image = encoders.build(config["encoders"]["image"], dtype, size, length)
+        if config["head"] is None:
+            return Modules(image, None, None)
+        text = encoders.build(config["encoders"]["text"], dtype, size, length)
         return Modules(image, text, ContrastiveHead(**config["head"], normalize=False))
     except (KeyError, TypeError) as error:
         raise WeightsError(f"config.json does not describe a model: {error}") from error
@@ -36,8 +41,10 @@ def modules(config: Config, dtype: str = "float32") -> Modules:
 def completed(config: Config) -> Config:
     """The Config with every option of its modules spelled out, but how they are computed."""
     image, text, head = modules(config)
-    given = config["encoders"]
-    towers = {"image": _options(given["image"], image), "text": _options(given["text"], text)}
+    towers = dict(image=_options(config["encoders"]["image"], image))
+    if head is None:
+        return config | dict(encoders=towers)
+    towers["text"] = _options(config["encoders"]["text"], text)
     return config | dict(encoders=towers, head=_fields(head, ("normalize",)))
 
 
@@ -60,19 +67,23 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     size = config["encoders"]["image"]["image_size"]
     key, images = jax.random.key(0), jnp.zeros((1, size, size, 3))
     seen, image_variables = jax.eval_shape(image.init_with_output, key, images)
+    if head is None or text is None:
+        return _flat(joined(dict(image=image_variables), {}))
     ids = jnp.zeros((1, 1), int)
     read, text_variables = jax.eval_shape(text.init_with_output, key, ids, ids == 0)
     head_variables = jax.eval_shape(head.init, key, {IMAGE: seen, TEXT: read})
-    variables = joined(dict(image=image_variables, text=text_variables), head_variables["params"])
+    towers = dict(image=image_variables, text=text_variables)
+    return _flat(joined(towers, dict(contrastive=head_variables["params"])))
+
+
+def _flat(variables):
     return {path: leaf.shape for path, leaf in flatten_dict(variables, sep="/").items()}
 
 
-def joined(towers: Mapping[str, Mapping], head: Mapping) -> dict:
+def joined(towers: Mapping[str, Mapping], heads: Mapping[str, Mapping]) -> dict:
     """As training.state.evaluation_variables: {"params": {"encoders", "heads"}, "encoders": statistics}."""
     statistics = {name: {k: v for k, v in tower.items() if k != "params"} for name, tower in towers.items()}
-    params = dict(
-        encoders={name: tower["params"] for name, tower in towers.items()}, heads=dict(contrastive=head)
-    )
+    params = dict(encoders={name: tower["params"] for name, tower in towers.items()}, heads=heads)
     return dict(params=params, encoders=statistics)
 
 

@@ -14,8 +14,8 @@ IMAGE_STATISTICS = "encoders/image/batch_stats/"
 GEMMA_SIZE = 256_000
 
 # What a model is, in the keys of a training config where there are such: encoders, views,
-# tokenizer; and head (objectives.contrastive.ContrastiveHead), image_size and resize, and shorter_side
-# where images are made larger than image_size before their middle is taken; see data.preprocessing.
+# tokenizer; and head (objectives.contrastive.ContrastiveHead), image_size and resize
+# (data.preprocessing). Of a model of images alone, tokenizer and head are None.
 Config = dict[str, Any]
 
 
@@ -26,8 +26,9 @@ class Format(NamedTuple):
     rules: Config -> the names, for weights.rules; ignored: patterns of names that are no weights.
     weights: names of its weights file, the one that is written first; files: its JSON files.
     options: what the command line may add to a checkpoint that does not say it.
-    prepare: puts away the spellings of one layout. describe: Config -> {file name: JSON} to write
-    beside the weights, None for a format that is only read.
+    prepare: (arrays, options) -> arrays, without the spellings of one layout. describe: Config ->
+    {file name: JSON} to write beside the weights, None for a format that is only read.
+    towers: what the models that are written embed; empty for anything.
     """
 
     config: Callable[[Mapping, Mapping[str, dict], Mapping], Config]
@@ -36,8 +37,9 @@ class Format(NamedTuple):
     weights: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
-    prepare: Callable[[Mapping], Mapping] = dict
+    prepare: Callable[[Mapping, Mapping], Mapping] = lambda tensors, options: tensors
     describe: Callable[[Config], dict[str, dict]] | None = None
+    towers: tuple[str, ...] = ("image", "text")
 
 
 def shape_of(tensors: Mapping, name: str, rank: int) -> tuple[int, ...]:
@@ -70,6 +72,28 @@ def grid_side(places: int, name: str) -> int:
     if side**2 != places:
         raise WeightsError(f"{name} has {places} places, no square grid")
     return side
+
+
+def check_options(kind: str, part: str, options: Mapping, model: str, wanted: Mapping) -> None:
+    """Raises WeightsError where a part of a Config is not what the format's model always is."""
+    for key, value in wanted.items():
+        if options[key] != value:
+            raise WeightsError(f"{kind}: {part}.{key} is {options[key]!r}; a {model} has {value!r}")
+
+
+def image_config(image: dict, image_size: int, **changes) -> Config:
+    """A model of images alone, a ViT of these options; by default it sees what DINO's children see."""
+    return (
+        dict(
+            encoders=dict(image=dict(kind="vit", **image)),
+            head=None,
+            views=dict(image=IMAGENET_PIXELS),
+            image_size=image_size,
+            resize="crop 256",
+            tokenizer=None,
+        )
+        | changes
+    )
 
 
 def clip_config(image: dict, text: dict, dim: int, image_size: int, **changes) -> Config:
@@ -108,4 +132,5 @@ def siglip_config(image: dict, text: dict, image_size: int, **changes) -> Config
 CLIP_PIXELS = dict(
     mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711), flip=False
 )
+IMAGENET_PIXELS = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), flip=False)
 HALF_PIXELS = dict(mean=(0.5,) * 3, std=(0.5,) * 3, flip=False)

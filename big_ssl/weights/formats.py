@@ -8,12 +8,17 @@ import numpy as np
 
 from big_ssl.weights import (
     architecture,
+    dinov2,
     hf_clip,
+    hf_dinov2,
     hf_siglip,
+    hf_vit,
+    ibot,
     open_clip,
     openai_clip,
     rules,
     siglip_npz,
+    timm_dinov2,
 )
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import Config, Format, json_file
@@ -26,6 +31,7 @@ _OURS = Format(
     weights=("model.safetensors",),
     files=("config.json",),
     describe=lambda config: {"config.json": config},
+    towers=(),
 )
 
 FORMATS: dict[str, Format] = {
@@ -35,6 +41,11 @@ FORMATS: dict[str, Format] = {
     "hf_clip": hf_clip.FORMAT,
     "hf_siglip": hf_siglip.FORMAT,
     "siglip_npz": siglip_npz.FORMAT,
+    "dinov2": dinov2.FORMAT,
+    "hf_dinov2": hf_dinov2.FORMAT,
+    "timm_dinov2": timm_dinov2.FORMAT,
+    "ibot": ibot.FORMAT,
+    "hf_vit": hf_vit.FORMAT,
 }
 WRITTEN = tuple(name for name, format_ in FORMATS.items() if format_.describe)
 
@@ -43,17 +54,17 @@ def read_checkpoint(kind: str, path, options: Mapping | None = None) -> tuple[Co
     """The Config and our weights, {path: float32 array}, of a checkpoint of a format in FORMATS.
 
     path: the weights' file (or the index of its shards), or the folder of it and the format's JSON
-    files; options: what the
-    checkpoint does not say, such as num_heads. Raises FileNotFoundError, and WeightsError that
-    names the file and what is wrong with it.
+    files; options: what the checkpoint does not say, such as num_heads. Raises FileNotFoundError,
+    and WeightsError that names the file and what is wrong with it.
     """
     format_, file = FORMATS[kind], _weights_file(kind, pathlib.Path(path))
-    tensors = format_.prepare(read_tensors(file))
+    found = read_tensors(file)
     for option in options or {}:
         if option not in format_.options:
             known = ", ".join(format_.options) or "none"
             raise WeightsError(f"{kind} takes no option {option}; there is {known}")
     try:
+        tensors = format_.prepare(found, options or {})
         config = format_.config(tensors, _json_files(file.parent, format_), options or {})
         ours = rules.read(format_.rules(config), format_.ignored, tensors, architecture.shapes(config))
     except ValueError as error:  # a module's own, where the architecture is none it can have
@@ -69,6 +80,10 @@ def write_checkpoint(kind: str, folder, config: Config, ours: Mapping[str, np.nd
     format_, folder = FORMATS[kind], pathlib.Path(folder)
     if format_.describe is None:
         raise WeightsError(f"{kind} is only read; what is written: {', '.join(WRITTEN)}")
+    towers = ("image",) if config["head"] is None else ("image", "text")
+    if format_.towers and towers != format_.towers:
+        there, wanted = (" and ".join(names) for names in (towers, format_.towers))
+        raise WeightsError(f"{kind} is for models of {wanted}; this is one of {there}")
     described = format_.describe(architecture.completed(config))
     tensors = rules.write(format_.rules(config), ours)
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,11 +5,13 @@ from big_ssl.weights import hf_layers
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import (
     CLIP_PIXELS,
+    HALF_PIXELS,
     HEAD,
     IMAGE,
     TEXT,
     Config,
     Format,
+    check_options,
     clip_config,
     shape_of,
 )
@@ -44,9 +46,9 @@ def _config(tensors, files, options) -> Config:
     shape = hf_layers.layers(tensors, "vision_model", width, vision_config, defaults)
     image = vit.CLIP | dict(kind="vit", patch=patch, image_size=patch * side, **shape)
     dim = shape_of(tensors, "text_projection.weight", 2)[0]
-    pixels = hf_layers.pixels(files, CLIP_PIXELS)
-    size = vision_config.get("image_size", 224)
-    return clip_config(image, text, dim, size, views=dict(image=pixels), **hf_layers.margin(files, size))
+    seen = dict(views=dict(image=CLIP_PIXELS), image_size=vision_config.get("image_size", 224), resize="crop")
+    seen = hf_layers.read_preprocessing(files, seen)
+    return clip_config(image, text, dim, **seen)
 
 
 def _eot_id(text_config, vocab_size):
@@ -81,8 +83,14 @@ def _describe(config: Config) -> dict[str, dict]:
     )
     return {
         "config.json": described,
-        "preprocessor_config.json": hf_layers.describe_preprocessing(config),
+        "preprocessor_config.json": hf_layers.describe_preprocessing(config, _processor(config)),
     }
+
+
+def _processor(config):
+    """The class that reads the preprocessing: SigLIP's pixels come with SigLIP's."""
+    is_clip = config["views"]["image"]["mean"] != HALF_PIXELS["mean"]
+    return "CLIPImageProcessor" if is_clip else "SiglipImageProcessor"
 
 
 def _check_is_clip(image, text, head):
@@ -95,9 +103,7 @@ def _check_is_clip(image, text, head):
         "head": (head, dict(image_projection=True, text_bias=False, temperature_form="log", logit_bias=None)),
     }
     for part, (options, values) in wanted.items():
-        for key, value in values.items():
-            if options[key] != value:
-                raise WeightsError(f"hf_clip: {part}.{key} is {options[key]!r}; a CLIPModel has {value!r}")
+        check_options("hf_clip", part, options, "CLIPModel", values)
 
 
 FORMAT = Format(

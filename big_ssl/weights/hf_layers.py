@@ -1,9 +1,10 @@
-"""What transformers' CLIP and SigLIP have in common: the names of a layer, and their JSON files."""
+"""What transformers' towers have in common: CLIP's and SigLIP's names of a layer, all their JSON files."""
 
 from collections.abc import Mapping
 
+from big_ssl.data.preprocessing import parse_resize
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import HALF_PIXELS, Config, count, grid_side, json_file, shape_of
+from big_ssl.weights.format import Config, count, grid_side, json_file, shape_of
 from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, linear, norm, within
 
 LAYERS = within(
@@ -47,17 +48,24 @@ def parts(files: Mapping[str, dict]) -> tuple[dict, dict]:
 
 
 def layers(tensors: Mapping, model: str, width: int, config: Mapping, defaults: Mapping) -> dict:
-    """A tower's depth, heads and so on; defaults: of num_attention_heads, hidden_act, layer_norm_eps."""
+    """A tower's depth, heads and so on; defaults: see `settings`."""
+    return dict(
+        width=width,
+        depth=count(tensors, rf"{model}\.encoder\.layers\.(\d+)\."),
+        mlp_dim=shape_of(tensors, f"{model}.encoder.layers.0.mlp.fc1.weight", 2)[0],
+        **settings(config, defaults),
+    )
+
+
+def settings(config: Mapping, defaults: Mapping) -> dict:
+    """heads, activation, epsilon; defaults: of num_attention_heads, hidden_act, layer_norm_eps."""
     config = {**defaults, **{key: config[key] for key in defaults if key in config}}
     if config["hidden_act"] not in ACTIVATIONS:
         raise WeightsError(
             f"config.json: hidden_act {config['hidden_act']!r}; there are {', '.join(ACTIVATIONS)}"
         )
     return dict(
-        width=width,
-        depth=count(tensors, rf"{model}\.encoder\.layers\.(\d+)\."),
         heads=config["num_attention_heads"],
-        mlp_dim=shape_of(tensors, f"{model}.encoder.layers.0.mlp.fc1.weight", 2)[0],
         activation=ACTIVATIONS[config["hidden_act"]],
         epsilon=config["layer_norm_eps"],
     )
@@ -83,13 +91,6 @@ def pixels(files: Mapping[str, dict], default: dict) -> dict:
     return default | {key: tuple(value) for key, value in found.items()}
 
 
-def margin(files: Mapping[str, dict], image_size: int) -> dict:
-    """dict(shorter_side) where preprocessor_config.json makes images larger than the model sees them."""
-    size = files.get("preprocessor_config.json", {}).get("size", image_size)
-    shorter_side = size.get("shortest_edge", image_size) if isinstance(size, dict) else size
-    return {} if shorter_side == image_size else dict(shorter_side=shorter_side)
-
-
 def describe_layers(tower: Mapping) -> dict:
     """The part of text_config and vision_config that both have."""
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
@@ -103,16 +104,55 @@ def describe_layers(tower: Mapping) -> dict:
     )
 
 
-def describe_preprocessing(config: Config) -> dict:
-    """preprocessor_config.json."""
+# Pillow's numbers of its filters.
+_RESAMPLE = dict(bicubic=3, bilinear=2)
+
+
+def read_preprocessing(files: Mapping[str, dict], default: Config) -> Config:
+    """The part of a Config that preprocessor_config.json says: views, image_size, resize.
+
+    default: the same where there is no such file, and of the keys that older ones leave out.
+    """
+    settings = files.get("preprocessor_config.json")
+    if settings is None:
+        return default
+    filters = {number: name for name, number in _RESAMPLE.items()}
+    number = settings.get("resample", _RESAMPLE[parse_resize(default["resize"], 0).filter])
+    if number not in filters:
+        raise WeightsError(f"preprocessor_config.json: resample is {number}; 2 and 3 are known")
+    size, resize = _side(settings, "size"), "squash"
+    kept = _side(settings, "crop_size") if settings.get("do_center_crop") else size
+    if settings.get("do_center_crop") and not _says_both_sides(settings["size"]):
+        resize = "crop"
+    resize += "" if kept == size else f" {size}"
+    resize += "" if filters[number] == "bicubic" else f" {filters[number]}"
+    view = pixels(files, default["views"]["image"])
+    return dict(views=dict(image=view), image_size=kept, resize=resize)
+
+
+def _says_both_sides(size):
+    return isinstance(size, dict) and "height" in size
+
+
+def _side(settings, key):
+    """Of a number, {"shortest_edge": number}, or {"height": number, "width": the same}."""
+    value = settings.get(key)
+    sides = set(value.values()) if isinstance(value, dict) else {value}
+    if len(sides) != 1 or not isinstance(side := sides.pop(), int):
+        raise WeightsError(f"preprocessor_config.json: {key} is {value}; it must say one side")
+    return side
+
+
+def describe_preprocessing(config: Config, processor: str) -> dict:
+    """preprocessor_config.json, for transformers' class of this name."""
     size, view = config["image_size"], config["views"]["image"]
-    crop = config["resize"] == "crop"
+    way, side, filter_ = parse_resize(config["resize"], size)
     square = dict(height=size, width=size)
     return dict(
         do_resize=True,
-        size=dict(shortest_edge=config.get("shorter_side", size)) if crop else square,
-        resample=3,  # Pillow's bicubic
-        do_center_crop=crop,
+        size=dict(shortest_edge=side) if way == "crop" else dict(height=side, width=side),
+        resample=_RESAMPLE[filter_],
+        do_center_crop=way == "crop" or side != size,
         crop_size=square,
         do_rescale=True,
         rescale_factor=1 / 255,
@@ -120,7 +160,5 @@ def describe_preprocessing(config: Config) -> dict:
         image_mean=list(view["mean"]),
         image_std=list(view["std"]),
         do_convert_rgb=True,
-        image_processor_type="CLIPImageProcessor"
-        if view["mean"] != HALF_PIXELS["mean"]
-        else "SiglipImageProcessor",
+        image_processor_type=processor,
     )

@@ -110,8 +110,9 @@ def _mlp_ratio(tower):
     return {} if mlp_dim == 4 * tower["width"] else dict(mlp_ratio=mlp_dim / tower["width"])
 
 
-def _prepare(tensors: Mapping) -> dict:
+def _prepare(tensors: Mapping, options: Mapping) -> dict:
     """Without "text." before the text tower's names, and with () for a logit scale of shape (1,)."""
+    del options
     names = (
         "token_embedding.",
         "positional_embedding",

@@ -41,11 +41,6 @@ LINEAR = permute(1, 0)
 CONVOLUTION = permute(2, 3, 1, 0)
 # [out, in, 1, 1] as [in, out].
 POINTWISE = Transform(lambda x: (x[:, :, 0, 0].T,), lambda xs: xs[0].T[:, :, None, None])
-# [3 * out, in] as three of [in, out], and their biases.
-LINEAR_QKV = Transform(
-    lambda x: [part.T for part in np.split(x, 3)], lambda xs: np.concatenate([x.T for x in xs])
-)
-BIAS_QKV = Transform(lambda x: np.split(x, 3), np.concatenate)
 
 
 def leading(ones: int) -> Transform:
@@ -69,16 +64,23 @@ def norm(theirs: str, ours: str) -> list[Rule]:
     ]
 
 
+def fused(theirs: str, *ours: str) -> list[Rule]:
+    """Linear layers that are one: <theirs>weight [n * out, in] as n of [in, out], and <theirs>bias."""
+    count = len(ours)
+    kernels = Transform(
+        lambda x: [part.T for part in np.split(x, count)], lambda xs: np.concatenate([x.T for x in xs])
+    )
+    biases = Transform(lambda x: np.split(x, count), np.concatenate)
+    return [
+        Rule(f"{theirs}weight", tuple(f"{name}/kernel" for name in ours), kernels),
+        Rule(f"{theirs}bias", tuple(f"{name}/bias" for name in ours), biases),
+    ]
+
+
 def qkv(theirs: str, ours: str) -> list[Rule]:
     """PyTorch's MultiheadAttention, whose three projections are one array."""
-    split = [
-        tuple(f"{ours}{name}/{leaf}" for name in ("query", "key", "value")) for leaf in ("kernel", "bias")
-    ]
-    return [
-        Rule(f"{theirs}.in_proj_weight", split[0], LINEAR_QKV),
-        Rule(f"{theirs}.in_proj_bias", split[1], BIAS_QKV),
-        *linear(f"{theirs}.out_proj", f"{ours}out"),
-    ]
+    split = [f"{ours}{name}" for name in ("query", "key", "value")]
+    return [*fused(f"{theirs}.in_proj_", *split), *linear(f"{theirs}.out_proj", f"{ours}out")]
 
 
 def within(theirs: str, ours: str, rules: Iterable[Rule]) -> list[Rule]:

@@ -107,8 +107,9 @@ def _shape(tensors, tower, width):
     )
 
 
-def _prepare(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _prepare(tensors: Mapping[str, np.ndarray], options: Mapping) -> dict[str, np.ndarray]:
     """Without the "params/" before all names of some files, and with scanned layers apart."""
+    del options
     prepared = {}
     for name, array in tensors.items():
         name = name.removeprefix("params/")

@@ -48,7 +48,7 @@ def read_torch(path) -> dict[str, np.ndarray]:
 
 
 class _Module:
-    """A TorchScript module, of which only the attributes count."""
+    """A TorchScript module or the like, of which only the attributes count."""
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -62,7 +62,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name) -> Any:
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
-        if module.startswith("__torch__"):
+        # A run's arguments are beside its weights in some.
+        if module.startswith("__torch__") or (module, name) == ("argparse", "Namespace"):
             return _Module
         known = {
             ("collections", "OrderedDict"): OrderedDict,

@@ -83,6 +83,53 @@ def test_the_data_lies_in_the_package():
     assert tokenizers.vocabulary_path("emoji") == str(folder / "emoji_wordpiece.txt")
 
 
+def test_the_labels_of_the_drawings(seen):
+    assert len(seen.label_names("category")) == 10
+    assert len(seen.label_names("subcategory")) == 99
+    assert len(seen.label_names("label")) == 1911  # held out or not
+    texts = seen[0].texts
+    assert all(texts[kind][0] in seen.label_names(kind) for kind in ("label", "category", "subcategory"))
+    with pytest.raises(ValueError, match="emoji: 'tags' is no label; there are label, category, subcategory"):
+        seen.label_names("tags")
+
+
+# Folders.
+
+
+def _folder(path, names):
+    for name in names:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(name.encode())
+    return sources.ImageFolder(str(path))
+
+
+def test_a_folder_of_classes(tmp_path):
+    names = ["dog/b.JPG", "cat/2.png", "cat/1.jpeg", "cat/notes.txt", "dog/more/a.webp", "readme.png"]
+    found = _folder(tmp_path, names)
+    assert found.label_names("label") == ["cat", "dog"]
+    records = [found[i] for i in range(len(found))]
+    assert [r.image.decode() for r in records] == ["cat/1.jpeg", "cat/2.png", "dog/b.JPG", "dog/more/a.webp"]
+    assert [r.texts["label"] for r in records] == [["cat"], ["cat"], ["dog"], ["dog"]]
+
+
+def test_classes_that_are_numbers_are_in_their_order(tmp_path):
+    assert _folder(tmp_path / "a", ["10/x.png", "2/x.png"]).label_names("label") == ["2", "10"]
+    assert _folder(tmp_path / "b", ["10/x.png", "2/x.png", "n/x.png"]).label_names("label") == [
+        "10",
+        "2",
+        "n",
+    ]
+
+
+def test_what_is_no_folder_of_classes(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        sources.ImageFolder(str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="has no subfolders, one for each class"):
+        _folder(tmp_path, ["a.png"])
+    with pytest.raises(ValueError, match="has no pictures in its subfolders"):
+        _folder(tmp_path, ["a/notes.txt"])
+
+
 # TFDS.
 
 
@@ -107,7 +154,12 @@ def data_dir(tmp_path_factory):
             def _info(self):
                 text = tfds.features.Text()
                 features = dict(
-                    image=tfds.features.Image(), text=text, tags=tfds.features.Sequence(text), number=np.int64
+                    image=tfds.features.Image(),
+                    text=text,
+                    tags=tfds.features.Sequence(text),
+                    number=np.int64,
+                    label=tfds.features.ClassLabel(names=["even", "odd"]),
+                    captions=tfds.features.Sequence(dict(text=text, id=np.int64)),
                 )
                 return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -119,7 +171,9 @@ def data_dir(tmp_path_factory):
                     # The fourth has no caption, the fifth no picture that can be read.
                     image = _png(20 * i) if i != 4 else _png(0)[:30]
                     text = f"grey {i} ÿ" if i != 3 else ""
-                    yield i, dict(image=io.BytesIO(image), text=text, tags=["a", "b"][: i % 3], number=i)
+                    captions = [dict(text=f"{i} {k}", id=k) for k in range(i % 2 + 1)]
+                    rest = dict(number=i, label=i % 2, captions=captions)
+                    yield i, dict(image=io.BytesIO(image), text=text, tags=["a", "b"][: i % 3], **rest)
 
     folder = tmp_path_factory.mktemp("tfds")
     ImageTextPairs(data_dir=folder, file_format="array_record").download_and_prepare()
@@ -142,6 +196,20 @@ def test_tfds_records_are_encoded_pictures_and_texts(data_dir):
         assert record.texts["tags"] == ["a", "b"][: number % 3]
         if number != 4:
             assert record.image == _png(20 * number)
+
+
+def test_labels_and_nested_texts(data_dir):
+    source = sources.TfdsPairs("image_text_pairs", "train", data_dir)  # without keys: all there are
+    for record in (source[i] for i in range(10)):
+        assert set(record.texts) == {"text", "tags", "number", "label", "captions/text", "captions/id"}
+        (number,) = record.texts["number"]
+        assert record.texts["label"] == [number % 2]
+        assert record.texts["captions/text"] == [f"{number} {k}" for k in range(number % 2 + 1)]
+    assert source.label_names("label") == ["even", "odd"]
+    with pytest.raises(
+        ValueError, match="tfds: 'text' of 'image_text_pairs' is no class label; there is label"
+    ):
+        source.label_names("text")
 
 
 def test_a_split_can_be_sliced(data_dir):

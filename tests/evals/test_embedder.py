@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from big_ssl.evals.embedder import Embedder
+from big_ssl.evals.embedder import Towers
+from big_ssl.objectives.contrastive import IMAGE, TEXT
 from big_ssl.parallel import mesh as mesh_lib
 
 WEIGHTS = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
@@ -17,12 +18,15 @@ class _Linear:
     def __init__(self):
         self.traced = []
 
-    def embed(self, variables, term, views):
+    def encode(self, variables, term, views):
         ((name, inputs),) = views.items()
         rows = inputs["ids"] if name == "text" else inputs.reshape(len(inputs), -1)
         self.traced.append((term, name, len(rows)))
-        features = rows.astype(jnp.float32) @ variables["w"]
-        return {name: features / jnp.linalg.norm(features, axis=1, keepdims=True)}
+        return {IMAGE if name == "image" else TEXT: dict(pooled=rows.astype(jnp.float32) @ variables["w"])}
+
+    def head(self, variables, term, outputs):
+        ((item, output),) = outputs.items()
+        return {item.view: output["pooled"] / jnp.linalg.norm(output["pooled"], axis=1, keepdims=True)}
 
 
 def _tokenizer(texts):
@@ -35,22 +39,26 @@ def _expected(rows):
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
+def _towers(system, devices, batch_size):
+    mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:devices])
+    return Towers(system, "contrastive", _tokenizer, mesh, None, batch_size).at(dict(w=WEIGHTS))
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 33])
 def test_any_number_of_pictures(count, devices):
-    mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:devices])
     system = _Linear()
-    embedder = Embedder(system, "contrastive", _tokenizer, mesh, batch_size=7)
+    embedder = _towers(system, devices, 7)
     images = np.random.default_rng(1).integers(0, 256, (count, 2, 2, 3), np.uint8)
-    found = embedder.images(dict(w=WEIGHTS), images)
+    found = embedder.images(images)
     assert found.shape == (count, 5)
     np.testing.assert_allclose(found, _expected(images.reshape(count, -1)), atol=1e-5)
+    np.testing.assert_allclose(embedder.pooled(images), images.reshape(count, -1) @ WEIGHTS, rtol=1e-4)
     # Compiled once, for the next multiple of the devices.
     assert system.traced == [("contrastive", "image", 7 if devices == 1 else 8)]
 
 
 def test_texts_go_through_the_tokenizer():
-    mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
     texts = [f"text {i}" for i in range(11)]
-    found = Embedder(_Linear(), "t", _tokenizer, mesh, batch_size=8).texts(dict(w=WEIGHTS), texts)
+    found = _towers(_Linear(), 8, 8).texts(texts)
     np.testing.assert_allclose(found, _expected(_tokenizer(texts)["ids"]), atol=1e-5)

@@ -10,7 +10,7 @@ from PIL import Image
 from big_ssl.data import preprocessing, sources
 from big_ssl.evals import emoji
 
-SMALL = functools.partial(preprocessing.resize, size=16, how="crop", shorter_side=18)
+SMALL = functools.partial(preprocessing.resize, size=16, how="crop 18")
 PIXELS = functools.partial(preprocessing.resize, size=16, how="crop")
 
 

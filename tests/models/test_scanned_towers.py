@@ -19,6 +19,9 @@ IMAGE = functools.partial(
 )
 TEXT = functools.partial(bert.Bert, 30, width=8, depth=3, heads=2, max_len=8, dropout=0.0)
 VIT = functools.partial(vit.ViT, patch=4, width=8, depth=3, heads=2, image_size=8, drop_path=0.4)
+DINO = functools.partial(
+    VIT, **vit.DINOV2 | dict(depth=2, feed_forward="swiglu", registers=2, layer_scale=0.5)
+)
 CAUSAL = functools.partial(text_transformer.TextTransformer, 30, width=8, depth=3, heads=2, max_len=8)
 RESNET = functools.partial(resnet.ModifiedResNet, width=8, blocks=(1, 3), image_size=32, pooled_dim=4)
 KEY = jax.random.key(0)
@@ -26,7 +29,7 @@ KEY = jax.random.key(0)
 
 def inputs(tower):
     rng = np.random.default_rng(0)
-    if tower in (IMAGE, VIT, RESNET):
+    if tower in (IMAGE, VIT, DINO, RESNET):
         side = 33 if tower is RESNET else 9
         return (rng.normal(size=(4, side, side, 3)).astype(np.float32),)
     return rng.integers(0, 30, (3, 6)), np.arange(6) < np.array([[6], [4], [1]])
@@ -63,16 +66,20 @@ def trained(tower, variables, **options):
         (IMAGE, efficientnet.STACKS),
         (TEXT, bert.STACKS),
         (VIT, vit.STACKS),
+        (DINO, vit.STACKS),
         (CAUSAL, text_transformer.STACKS),
         (RESNET, resnet.STACKS),
     ],
-    ids=["efficientnet", "bert", "vit", "text_transformer", "resnet"],
+    ids=["efficientnet", "bert", "vit", "dino", "text_transformer", "resnet"],
 )
 def test_scanned_and_recomputed_is_unrolled(tower, stacks, monkeypatch):
     # Chance put aside, the rate of each block shows in the outputs.
     monkeypatch.setattr(efficientnet.MBConv, "_drop_connect", lambda self, x, rate: x * (1 - rate))
     monkeypatch.setattr(
         transformer.Layer, "_drop_path", lambda self, y, rate, train: y if rate is None else y * (1 - rate)
+    )
+    monkeypatch.setattr(
+        transformer, "add_on_subset", lambda x, branch, rate, groups, key: x + branch(x) * (1 - rate)
     )
     apart = trained(tower, variables(tower))
     loop = trained(tower, stack_layers(variables(tower), stacks), scan=True, remat="full")

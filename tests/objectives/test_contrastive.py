@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from big_ssl.objectives import build
+from big_ssl.objectives.build import Context
 from big_ssl.objectives.contrastive import IMAGE, TEXT
 
 B, WIDTH, DIM = 4, 5, 3
@@ -21,7 +22,7 @@ def towers(image_width=DIM):
 
 
 def make(**options):
-    return build.build("contrastive", dict(weight=1.0, dim=DIM) | options, mesh=None)
+    return build.build("contrastive", dict(weight=1.0, dim=DIM) | options, Context(None, "float32", None, {}))
 
 
 def init(objective, outputs):

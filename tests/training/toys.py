@@ -34,6 +34,7 @@ class Toy:
     scope: str
     head: nn.Module = dataclasses.field(default_factory=Head)
     needs: tuple = (Pass("text", "text"),)
+    head_of: str = ""
 
     def loss(self, features, batch, mutable, step):
         x = features["factor"] * jnp.tanh(features["x"])

@@ -1,0 +1,108 @@
+"""Block-wise masks of patches, drawn on the device, as many masked patches in every step."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Rectangles tried for one picture; the published loop needs about ten.
+_ATTEMPTS = 48
+# After so many failures in a row the published loop gives up on a picture.
+_PATIENCE = 10
+# A rectangle's height by its width lies between this and its inverse.
+_ASPECT = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockMask:
+    """Masks of a view of several crops (Bao et al. 2022, arXiv 2106.08254, algorithm 1; Zhou et al. 2022,
+    arXiv 2111.07832, section 3.2).
+
+    grid: patches along a side of a crop. share: the part of the crops that is masked at all; ratio: the
+    range of the part of a masked crop's patches. min_patches: of a rectangle.
+    group_size: examples among which the masked patches are counted, so that their number is static: in
+    a group share of all crops is masked, with ratios spread evenly over the range and dealt out at
+    random (DINOv2's published code does so for each device's batch); a group never leaves a device
+    where the devices' parts of the batch are multiples of it.
+    Rectangles are drawn as published, and what they lack of a crop's number, a few patches, is drawn
+    one by one (as in DINOv3). Raises ValueError for what can't be.
+    """
+
+    grid: int
+    share: float = 0.5
+    ratio: tuple[float, float] = (0.1, 0.5)
+    min_patches: int = 4
+    group_size: int = 16
+
+    def __post_init__(self):
+        low, high = self.ratio
+        if not 0 < low <= high < 1 or not 0 < self.share <= 1 or self.grid < 2:
+            raise ValueError(
+                f"mask: grid is {self.grid}, share {self.share} and ratio {self.ratio}; they must be at "
+                "least 2, in (0, 1], and a rising pair within (0, 1)"
+            )
+
+    def counts(self, crops: int) -> np.ndarray:
+        """int[crops]: how many patches are masked in each of a group's crops, before they are dealt out."""
+        masked = max(1, int(self.share * crops))
+        edges = np.linspace(*self.ratio, masked + 1)
+        counts = np.maximum(1, (self.grid**2 * (edges[:-1] + edges[1:]) / 2).astype(int))
+        return np.pad(counts, (0, crops - masked))
+
+    def __call__(self, key, examples: int, crops: int):
+        """A mask for each of [examples, crops] pictures of N = grid ** 2 patches.
+
+        Returns mask: bool[examples, crops, N], True where a patch is masked; and for G groups with M
+        masked patches each, indices: int32[G, M], where they are among a group's patches, laid out as
+        [examples / G * crops * N], and weights: float32[G, M], one by how many are masked in their crop.
+        Raises ValueError where group_size does not divide the examples, unless it is larger.
+        """
+        size = min(self.group_size, examples)
+        if examples % size:
+            raise ValueError(f"mask: group_size {size} does not divide a batch of {examples}")
+        counts = jnp.asarray(self.counts(size * crops))
+        masks, dealt = jax.vmap(functools.partial(self._group, counts))(
+            jax.random.split(key, examples // size)
+        )
+        flat = masks.reshape(len(masks), -1)
+        indices = jax.vmap(lambda m: jnp.nonzero(m, size=int(self.counts(size * crops).sum()))[0])(flat)
+        each = jnp.take_along_axis(dealt, indices // self.grid**2, axis=1)
+        return dict(
+            mask=masks.reshape(examples, crops, -1), indices=indices, weights=1 / each.astype(jnp.float32)
+        )
+
+    def _group(self, counts, key):
+        """(bool[crops, N], int32[crops]) of one group."""
+        deal, draw = jax.random.split(key)
+        counts = jax.random.permutation(deal, counts)
+        return jax.vmap(self._one)(jax.random.split(draw, len(counts)), counts), counts
+
+    def _one(self, key, count):
+        """bool[N] of one crop, count of them True."""
+        rectangles, rest = jax.random.split(key)
+        draws = jax.random.uniform(rectangles, (_ATTEMPTS, 4))
+        empty = jnp.zeros((self.grid, self.grid), bool)
+        (mask, _), _ = jax.lax.scan(functools.partial(self._attempt, count), (empty, 0), draws)
+        # Those in rectangles first, then whichever come first in a random order.
+        order = jnp.where(mask.ravel(), -1.0, jax.random.uniform(rest, (self.grid**2,)))
+        return jnp.argsort(jnp.argsort(order)) < count
+
+    def _attempt(self, count, state, draw):
+        """One more rectangle, if it fits into what is left."""
+        mask, failures = state
+        left = count - mask.sum()
+        area = self.min_patches + draw[0] * (left - self.min_patches)
+        aspect = jnp.exp((2 * draw[1] - 1) * -math.log(_ASPECT))
+        height, width = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
+        top = jnp.floor(draw[2] * (self.grid - height + 1))
+        start = jnp.floor(draw[3] * (self.grid - width + 1))
+        at = jnp.arange(self.grid)
+        rows, columns = (at >= top) & (at < top + height), (at >= start) & (at < start + width)
+        block = rows[:, None] & columns
+        new = (block & ~mask).sum()
+        fits = (height < self.grid) & (width < self.grid) & (new > 0) & (new <= left)
+        fits &= failures < _PATIENCE
+        return (jnp.where(fits, mask | block, mask), jnp.where(fits, 0, failures + 1)), None

@@ -1,0 +1,52 @@
+"""The head of DINO, iBOT and DINOv2: an MLP to a bottleneck, then similarities to prototypes."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from big_ssl.losses.contrastive import l2_normalize
+
+# The MLP starts truncated normal; the prototypes as PyTorch makes them, which the authors leave so.
+_INIT = nn.initializers.truncated_normal(0.02)
+_PROTOTYPES = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class ProjectionHead(nn.Module):
+    """x: [..., D] -> float32[..., prototypes] (Caron et al. 2021, arXiv 2104.14294, appendix C).
+
+    layers linear layers, the last into a bottleneck, with GELU between them; the bottleneck's output
+    is divided by its length, and so are the prototypes: a prototype's logit is a cosine times its length.
+    learn_lengths: whether the prototypes' lengths, all 1 at the start, are trained (iBOT's
+    norm_last_layer=False; its authors freeze them for large models).
+    """
+
+    prototypes: int
+    hidden: int = 2048
+    bottleneck: int = 256
+    layers: int = 3
+    learn_lengths: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        widths = (*(self.hidden,) * (self.layers - 1), self.bottleneck)
+        self.mlp = [nn.Dense(width, kernel_init=_INIT, dtype=self.dtype) for width in widths]
+        self.direction = self.param("prototypes", _PROTOTYPES, (self.bottleneck, self.prototypes))
+        if self.learn_lengths:
+            self.length = self.param("prototype_lengths", nn.initializers.ones, (self.prototypes,))
+
+    def __call__(self, x):
+        return self.logits(self.project(x))
+
+    def project(self, x):
+        """[..., D] -> [..., bottleneck], of length 1."""
+        for i, layer in enumerate(self.mlp):
+            x = layer(x)
+            if i < self.layers - 1:
+                x = nn.gelu(x, approximate=False)
+        return l2_normalize(x.astype(jnp.float32))
+
+    def logits(self, projected):
+        """What `project` gives -> float32[..., prototypes]; linear, so that means may be taken before."""
+        kernel = l2_normalize(self.direction.T).T
+        if self.learn_lengths:
+            kernel = kernel * self.length
+        return jnp.matmul(projected.astype(self.dtype), kernel.astype(self.dtype)).astype(jnp.float32)

@@ -1,0 +1,49 @@
+"""DINOv2's own files, with registers and without: of a backbone, or teacher_checkpoint.pth of a training.
+
+Layout: facebookresearch/dinov2, dinov2/models/vision_transformer.py. How positions are resized is
+in no file; those published with registers do it otherwise than those without.
+"""
+
+import re
+from collections.abc import Mapping
+
+from big_ssl.models import vit
+from big_ssl.models.position_embedding import RESIZES
+from big_ssl.models.transformer import choose
+from big_ssl.weights import dino_layers
+from big_ssl.weights.format import Config, Format, image_config, shape_of
+
+
+def _config(tensors, files, options) -> Config:
+    del files
+    swiglu = f"blocks.0.{dino_layers.SWIGLU[0]}.weight" in tensors
+    registers = shape_of(tensors, "register_tokens", 3)[1] if "register_tokens" in tensors else 0
+    resize = options.get("position_resize", "bicubic_antialias" if registers else "dinov2")
+    choose(RESIZES, resize, "position_resize")
+    image = vit.DINOV2 | dict(
+        **dino_layers.shape(tensors, options, dino_layers.SWIGLU[1] if swiglu else "mlp.fc2"),
+        feed_forward="swiglu" if swiglu else "mlp",
+        registers=registers,
+        position_resize=resize,
+        mask_token="mask_token" in tensors,
+    )
+    return image_config(image, image_size=224)
+
+
+def _prepare(tensors: Mapping, options: Mapping) -> dict:
+    """A backbone's names, whatever the layers were grouped in, and the heads'."""
+    del options
+    names = {name: name.removeprefix("teacher.").removeprefix("backbone.") for name in tensors}
+    return {
+        re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", names[name]): array for name, array in tensors.items()
+    }
+
+
+FORMAT = Format(
+    config=_config,
+    rules=dino_layers.rules,
+    # Of training alone: a Config has no place for them.
+    ignored=(r"(dino|ibot)_head\..*",),
+    options=(*dino_layers.OPTIONS, "position_resize"),
+    prepare=_prepare,
+)

@@ -1,0 +1,61 @@
+"""transformers' ViTModel: config.json, model.safetensors or pytorch_model.bin; read and written.
+
+Of its pooler, a layer on top of the class token, nothing is kept: what is pooled here is the token,
+as DINO's and iBOT's weights in this class are used. What is written is for add_pooling_layer=False.
+"""
+
+from big_ssl.weights import hf_images, hf_layers
+from big_ssl.weights.format import HALF_PIXELS, IMAGE, Config, Format, check_options, image_config
+from big_ssl.weights.rules import Rule, leading, linear, norm, within
+
+_LAYER = [
+    *norm("layernorm_before", "attention_norm"),
+    *hf_images.ATTENTION,
+    *norm("layernorm_after", "mlp_norm"),
+    *linear("intermediate.dense", "mlp_in"),
+    *linear("output.dense", "mlp_out"),
+]
+_MASK_TOKEN = Rule(hf_images.MASK_TOKEN, ("mask_token",), leading(2))
+_LAYERS = within("encoder.layer.{i}.", "layer{i}/", _LAYER)
+_RULES = within("", IMAGE, [*hf_images.EMBEDDINGS, *_LAYERS, _MASK_TOKEN])
+
+# ViTConfig's own.
+_DEFAULTS = dict(num_attention_heads=12, hidden_act="gelu", layer_norm_eps=1e-12)
+_ALWAYS = hf_images.ALWAYS | dict(feed_forward="mlp", layer_scale=None, registers=0)
+
+
+def _config(tensors, files, options) -> Config:
+    del options
+    image = hf_images.shape(tensors, files, "output.dense", _DEFAULTS)
+    image |= dict(pooling="cls", kernel_init="dino", position_resize="hf_dinov2")
+    size = files["config.json"].get("image_size", 224)
+    seen = dict(views=dict(image=HALF_PIXELS), image_size=size, resize="squash bilinear")
+    return image_config(image, **hf_layers.read_preprocessing(files, seen))
+
+
+def _describe(config: Config) -> dict[str, dict]:
+    image = config["encoders"]["image"]
+    check_options("hf_vit", "image", image, "ViTModel", _ALWAYS)
+    described = hf_layers.describe_layers(image) | dict(
+        model_type="vit",
+        architectures=["ViTModel"],
+        image_size=image["image_size"],
+        patch_size=image["patch"],
+        encoder_stride=image["patch"],
+    )
+    processor = "BitImageProcessor" if config["resize"].startswith("crop") else "ViTImageProcessor"
+    processing = hf_layers.describe_preprocessing(config, processor)
+    return {"config.json": described, "preprocessor_config.json": processing}
+
+
+FORMAT = Format(
+    config=_config,
+    rules=lambda config: _RULES,
+    # Heads on top of the class token, for which a Config has no place.
+    ignored=(r"pooler\..*", r"classifier\..*"),
+    weights=hf_layers.WEIGHTS,
+    files=hf_layers.FILES,
+    prepare=hf_images.without("vit."),
+    describe=_describe,
+    towers=("image",),
+)

@@ -1,0 +1,64 @@
+"""Whole sets of pictures, decoded in parallel: their order, their ends, and what is left out."""
+
+import io
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from big_ssl.data import chunks
+from big_ssl.data.sources import Record
+
+
+def _record(value):
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 5), (value, 0, 0)).save(buffer, "PNG")
+    return Record(buffer.getvalue(), {"label": [value]})
+
+
+def _label(record):
+    return record.texts["label"][0]
+
+
+def _corner(images):
+    return images[:, :2, :2]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 11])
+def test_every_picture_comes_once_and_in_order(count, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK", 4)
+    found = list(chunks.chunks([_record(i) for i in range(count)], _label, _corner))
+    assert [len(labels) for _, labels in found] == [4] * (count // 4) + [count % 4] * bool(count % 4)
+    images = np.concatenate([images for images, _ in found])
+    assert images.shape == (count, 2, 2, 3)
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images[:, 0, 0, 0], np.arange(count))
+    assert [label for _, labels in found for label in labels] == list(range(count))
+
+
+def test_what_is_left_out_is_not_decoded(monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK", 4)
+    records = [_record(i) if i % 8 < 3 else Record(b"no picture", {"label": [None]}) for i in range(16)]
+    found = list(chunks.chunks(records, _label, _corner))
+    assert [labels for _, labels in found] == [[0, 1, 2], [8, 9, 10]]
+    np.testing.assert_array_equal(found[1][0][:, 0, 0, 0], [8, 9, 10])
+
+
+def test_a_picture_that_cannot_be_decoded_is_an_error_that_names_it():
+    records = [_record(i) for i in range(7)]
+    records[5] = records[5]._replace(image=records[5].image[:30])
+    with pytest.raises(ValueError, match="data: the picture of record 5 can't be decoded: ") as caught:
+        list(chunks.chunks(records, _label, _corner))
+    assert "\n" not in str(caught.value)
+
+
+def test_only_a_chunk_is_decoded_ahead_and_no_thread_stays(monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK", 2)
+    read = []
+    before = threading.active_count()
+    found = chunks.chunks([_record(i) for i in range(10)], lambda r: read.append(1) or _label(r), _corner)
+    next(found)
+    assert len(read) <= 4
+    found.close()
+    assert threading.active_count() == before

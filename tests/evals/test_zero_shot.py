@@ -1,0 +1,140 @@
+"""Zero-shot classification: prompts, the ranking of classes, and whole sets."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+
+from big_ssl.evals import prompts
+from big_ssl.evals.zero_shot import ZeroShot, class_ranks, scores
+
+RNG = np.random.default_rng(0)
+
+
+def _evaluate(embedder, path, **options):
+    data = dict(kind="image_folder", path=path)
+    found = ZeroShot(data, **options, name="x").metrics(embedder)
+    assert all(key.startswith("zero_shot/x/") for key in found)
+    return {key.removeprefix("zero_shot/x/"): value for key, value in found.items()}
+
+
+def test_metrics_agree_with_scikit_learn():
+    # Few pictures of some classes and many of others, so that the two means differ.
+    labels = np.sort(RNG.integers(0, 30, 400) * RNG.integers(0, 2, 400))
+    similarities = RNG.normal(size=(400, 30)).astype(np.float32)
+    similarities[np.arange(400), labels] += 1.5
+    found = scores(class_ranks(similarities, labels, [str(i) for i in range(30)]), labels, 30)
+    every = dict(labels=np.arange(30))
+    assert found["top1"] == pytest.approx(top_k_accuracy_score(labels, similarities, k=1, **every))
+    assert found["top5"] == pytest.approx(top_k_accuracy_score(labels, similarities, k=5, **every))
+    mean = balanced_accuracy_score(labels, similarities.argmax(1))
+    assert found["mean_per_class"] == pytest.approx(mean)
+    assert abs(mean - found["top1"]) > 0.01
+    assert found["chance"] == pytest.approx(1 / 30)
+
+
+def test_ties_count_against_the_picture():
+    similarities = np.array([[0.5, 0.5, 0.1], [0.5, 0.5, 0.1]], np.float32)
+    np.testing.assert_array_equal(class_ranks(similarities, np.array([0, 1]), "abc"), [1, 1])
+
+
+def test_of_classes_of_one_name_the_first_wins_as_by_argmax():
+    names = ["cat", "missile", "dog", "missile", "missile"]
+    similarities = np.array([[0.1, 0.9, 0.2, 0.9, 0.9]] * 5, np.float32)
+    # Behind "missile" the copies take their places, as they would in a sorted list.
+    np.testing.assert_array_equal(class_ranks(similarities, np.arange(5), names), [4, 0, 3, 1, 2])
+    assert similarities[0].argmax() == 1
+
+
+def test_a_prompt_ensemble_is_the_normalised_mean_of_normalised_embeddings():
+    vectors = {text: RNG.normal(size=6) for text in ("a x", "b x", "a y", "b y")}
+    lengths = RNG.uniform(0.1, 9, 4)  # not to matter
+    encode = lambda texts: np.array([vectors[t] * lengths[i % 4] for i, t in enumerate(texts)])  # noqa: E731
+    found = prompts.class_embeddings(encode, ["x", "y"], ("a {}", "b {}"))
+    for row, name in zip(found, "xy", strict=True):
+        unit = [vectors[f"{form} {name}"] / np.linalg.norm(vectors[f"{form} {name}"]) for form in "ab"]
+        mean = (unit[0] + unit[1]) / 2
+        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), rtol=1e-5)
+
+
+def test_more_classes_than_are_embedded_together():
+    names = [f"name {i}" for i in range(3 * prompts._CLASSES + 5)]
+    table = {f"{form} {name}": RNG.normal(size=4) for form in "ab" for name in names}
+    calls = []
+
+    def encode(texts):
+        calls.append(len(texts))
+        return np.array([table[text] for text in texts])
+
+    found = prompts.class_embeddings(encode, names, ("a {}", "b {}"))
+    alone = prompts.class_embeddings(encode, names[-1:], ("a {}", "b {}"))
+    np.testing.assert_allclose(found[-1:], alone, rtol=1e-6)
+    assert (len(found), max(calls)) == (len(names), 2 * prompts._CLASSES)
+
+
+def test_canonical_texts():
+    assert prompts.canonical("A photo of the {Cat's_paw},  big.") == "a photo of the cats paw big"
+    seen = []
+    encode = lambda texts: seen.extend(texts) or np.ones((len(texts), 2))  # noqa: E731
+    prompts.class_embeddings(encode, ["St. Bernard"], ("A Photo of a {}.",), canonicalize=True)
+    assert seen == ["a photo of a st bernard"]
+
+
+def test_the_templates_are_openais(tmp_path):
+    found = prompts.templates("openai")
+    assert (len(found), len(set(found))) == (80, 80)
+    assert {"itap of a {}.", "a photo of a {}.", "a tattoo of the {}."} < set(found)
+    (tmp_path / "own.txt").write_text("a {}\n\nthe {}!\n")
+    assert prompts.templates(str(tmp_path / "own.txt")) == ("a {}", "the {}!")
+    assert prompts.templates("one {}") == ("one {}",)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [(["a {}", "b"], "templates: 'b' has no {}"), ((), "there are none"), ([3], "templates: 3 has no")],
+)
+def test_bad_templates_are_named(spec, message):
+    with pytest.raises(ValueError, match=message):
+        prompts.templates(spec)
+
+
+def test_a_folder_of_pictures(embedder, folder):
+    path = folder({"red": ["red", "red", "green"], "green": ["green"], "blue": ["blue"], "grey": ["red"]})
+    found = _evaluate(embedder, path, templates="a {} thing")
+    assert found == pytest.approx(dict(top1=4 / 6, top5=1, mean_per_class=(2 / 3 + 2) / 4, chance=1 / 4))
+
+
+def test_other_class_names(embedder, folder, tmp_path):
+    path = folder({"n1": ["red"], "n2": ["green", "red"]})
+    (tmp_path / "names.txt").write_text("red\ngreen\n")
+    for classes in (["red", "green"], str(tmp_path / "names.txt")):
+        assert _evaluate(embedder, path, classes=classes)["top1"] == pytest.approx(2 / 3)
+    assert _evaluate(embedder, path, classes=["green", "red"])["top1"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(classes=["red"]), "classes: there are 1 names for the 2 labels of the data"),
+        (dict(classes=["red", 3]), "classes: 3 is no text"),
+        (dict(classes="imagenet"), r"none of the 2 labels .* such as 'green', is one of imagenet's"),
+        (dict(classes="nowhere.txt"), "'nowhere.txt' is neither a file nor one of imagenet, imagenet_a"),
+        (dict(label="category"), "image_folder: 'category' is no label; there is label"),
+        (dict(templates="nowhere.txt"), r"nowhere\.txt"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_embedded(options, message, folder):
+    path = folder({"red": ["red"], "green": ["green"]})
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        ZeroShot(dict(kind="image_folder", path=path), **options, name="x")
+
+
+def test_a_source_without_labels():
+    with pytest.raises(ValueError, match="data: the source emoji_concepts has no labels"):
+        ZeroShot(dict(kind="emoji_concepts", styles=["fxemoji"]), name="x")
+
+
+def test_emoji_by_category(embedder):
+    data = dict(kind="emoji", styles=["fxemoji"], concepts="unseen")
+    found = ZeroShot(data, label="category", name="x").metrics(embedder)
+    assert found["zero_shot/x/chance"] == pytest.approx(1 / 10)
+    assert 0 < found["zero_shot/x/top1"] < found["zero_shot/x/top5"] < 1
