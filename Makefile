@@ -62,8 +62,9 @@ parity: $(INSTALLED_PARITY)  ## compare with the public PyTorch implementations 
 	@$(IN_VENV) -m pytest -m parity $(NONE_YET)
 
 $(INSTALLED_PARITY): $(INSTALLED)
-	@echo "installing PyTorch and transformers into $(VENV)"
-	@$(PIP) $(if $(LOCK),--constraint $(LOCK)) 'torch==2.13.0' 'transformers>=5.23'
+	@echo "installing PyTorch, transformers and open_clip into $(VENV)"
+	@$(PIP) $(if $(LOCK),--constraint $(LOCK)) 'torch==2.13.0' 'transformers>=5.23' regex
+	@$(PIP) --no-deps 'open_clip_torch>=3.3' 'ftfy>=6.3' wcwidth  # its tokenizer; the rest wants torchvision
 	@touch $@
 
 lint: $(INSTALLED)  ## check style, formatting and types

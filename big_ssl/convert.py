@@ -36,9 +36,8 @@ def convert(source: str, path, target: str, folder, said) -> int:
     else:
         config, ours = read_checkpoint(source, path, said)
     write_checkpoint(target, folder, config, ours)
-    beside = pathlib.Path(path) / inference.VOCABULARY
-    if beside.is_file():
-        shutil.copyfile(beside, pathlib.Path(folder) / inference.VOCABULARY)
+    if beside := inference.vocabulary_beside(config, path):
+        shutil.copyfile(beside, pathlib.Path(folder) / beside.name)
     return sum(array.size for name, array in ours.items() if name.startswith("params/"))
 
 

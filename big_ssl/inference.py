@@ -21,8 +21,16 @@ from big_ssl.training import trained
 from big_ssl.weights import architecture, formats
 from big_ssl.weights.format import Config
 
-# Of a converted model: its tokenizer's merges, where they came with the weights.
-VOCABULARY = "merges.txt"
+# Of a converted model: its tokenizer's file, where it came with the weights, by the tokenizer's kind.
+_PIECES = ("spiece.model", "tokenizer.model")
+VOCABULARIES = {
+    "clip_bpe": ("merges.txt",),
+    "sentencepiece": _PIECES,
+    "sentencepiece_gemma": _PIECES,
+}
+
+# What a model is given.
+_IMAGES, _TEXTS = "uint8[B, H, W, 3]", "a list of str or int32[B, L]"
 
 # Examples that go through a tower at once, on each device.
 _BATCH = 64
@@ -128,11 +136,9 @@ class Model:
         return in_batches(lambda batch: run(self.variables, batch)[name], self._mesh, inputs, size)
 
     def _prepared(self, images, resize):
-        images = np.asarray(images)
+        images = _array(images, "images", _IMAGES)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
-            raise ValueError(
-                f"images are {images.dtype.name}{list(images.shape)}; they must be uint8[B, H, W, 3]"
-            )
+            raise ValueError(f"images are {images.dtype.name}{list(images.shape)}; they must be {_IMAGES}")
         if not resize:
             return images
         return self._prepare(images)
@@ -140,24 +146,34 @@ class Model:
     @functools.cached_property
     def tokenizer(self):
         """What turns texts into token ids. Raises where its vocabulary is not at hand."""
-        return tokenizers.build(self.config["tokenizer"])
+        options = self.config["tokenizer"]
+        if not options["vocabulary"]:
+            files = " or ".join(VOCABULARIES.get(options["kind"], ("its file",)))
+            raise ValueError(
+                f"the weights came without the {options['kind']} vocabulary: put {files} beside "
+                "them, or give token ids"
+            )
+        return tokenizers.build(options)
 
     def _tokens(self, texts, mask=None):
         if self._text is None:
             raise ValueError("this model has no text tower: it embeds images alone")
-        return self.tokenizer(texts) if _are_strings(texts) else self._checked(np.asarray(texts), mask)
+        return self.tokenizer(texts) if _are_strings(texts) else self._checked(texts, mask)
 
     def _checked(self, ids, mask):
+        ids = _array(ids, "texts", _TEXTS)
         if ids.dtype.kind not in "iu" or ids.ndim != 2 or 0 in ids.shape:
-            raise ValueError(
-                f"texts are {ids.dtype.name}{list(ids.shape)}; they must be a list of str or int32[B, L]"
-            )
+            raise ValueError(f"texts are {ids.dtype.name}{list(ids.shape)}; they must be {_TEXTS}")
         size = self._text.vocab_size
         if ids.min() < 0 or ids.max() >= size:
             wrong = ids[(ids < 0) | (ids >= size)][0]
             raise ValueError(f"token id {wrong} is not in the vocabulary of {size}")
         _check_pooled(self._text, ids)
         mask = np.ones(ids.shape, bool) if mask is None else np.asarray(mask, bool)
+        if mask.shape != ids.shape:
+            raise ValueError(
+                f"mask is {list(mask.shape)}; it must be {list(ids.shape)}, as the token ids are"
+            )
         return dict(ids=ids.astype(np.int32), mask=mask)
 
 
@@ -194,9 +210,22 @@ def read(path, source: str = "big_ssl", options: Mapping | None = None) -> tuple
     if source == "big_ssl" and (folder / "checkpoints").exists():
         return trained.read(folder)
     config, ours = formats.read_checkpoint(source, folder, options)
-    if (folder / VOCABULARY).exists():
-        config["tokenizer"]["vocabulary"] = str(folder / VOCABULARY)
+    if beside := vocabulary_beside(config, folder):
+        config["tokenizer"]["vocabulary"] = str(beside)
     return config, unflatten_dict(ours, sep="/")
+
+
+def vocabulary_beside(config: Config, folder):
+    """The tokenizer's file in a folder of weights; None where there is none, or no tokenizer."""
+    names = VOCABULARIES.get(config.get("tokenizer", {}).get("kind"), ())
+    return next((path for name in names if (path := epath.Path(folder) / name).is_file()), None)
+
+
+def _array(values, name, wanted):
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} are not all of one shape; they must be {wanted}") from error
 
 
 def _are_strings(texts):

@@ -1,20 +1,38 @@
-"""Trains a WordPiece vocabulary on a config's captions.
+"""Trains a tokenizer's vocabulary on a config's captions.
 
 python -m big_ssl.train_tokenizer --config=configs/align_l2.py:demo --vocab_size=4096 --output=FILE
+python -m big_ssl.train_tokenizer --kind=sentencepiece --config=... --vocab_size=32000 --output=spiece.model
+
+Exit code 2, and one line, where the texts can't make one.
 """
 
-from collections.abc import Iterator
+import functools
+import sys
+from collections.abc import Callable, Iterator
 
 from absl import app, flags
 from etils import epath
-from ml_collections import config_flags
 
-from big_ssl.data import sources
-from big_ssl.data.tokenizers import train_wordpiece
+from big_ssl.command_line import CONFIG, parse_flags
+from big_ssl.data import sentence_piece, sources
+from big_ssl.data.tokenizers import TOKENIZERS, train_wordpiece
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe whose captions to read.")
-_SIZE = flags.DEFINE_integer("vocab_size", 100_000, "Largest number of words; ALIGN has 100,000.")
-_OUTPUT = flags.DEFINE_string("output", None, "The file to write, a word a line.")
+
+def wordpiece_file(texts: Iterator[str], vocab_size: int) -> bytes:
+    """A WordPiece vocabulary, a word a line."""
+    return "".join(f"{word}\n" for word in train_wordpiece(texts, vocab_size)).encode()
+
+
+# What is trained, by its kind in config.tokenizer: (texts, most entries) -> the file.
+TRAINERS: dict[str, Callable[[Iterator[str], int], bytes]] = {
+    "wordpiece": wordpiece_file,
+    "sentencepiece": functools.partial(sentence_piece.train, style=sentence_piece.SIGLIP),
+    "sentencepiece_bert": functools.partial(sentence_piece.train, style=sentence_piece.BERT),
+}
+
+_KIND = flags.DEFINE_enum("kind", "wordpiece", list(TRAINERS), "What to train; tokenizer.kind of a config.")
+_SIZE = flags.DEFINE_integer("vocab_size", 100_000, "Largest number of entries; ALIGN has 100,000.")
+_OUTPUT = flags.DEFINE_string("output", None, "The file to write.")
 
 
 def captions(config) -> Iterator[str]:
@@ -25,12 +43,22 @@ def captions(config) -> Iterator[str]:
                 yield from (text for text in candidates if isinstance(text, str))
 
 
+def run(kind: str, config, vocab_size: int, output: str) -> int:
+    """Trains, writes, and says what to enter in a config. Returns the exit code."""
+    try:
+        epath.Path(output).write_bytes(TRAINERS[kind](captions(config), vocab_size))
+        size = TOKENIZERS[kind](output, 2).vocab_size
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{output}: config.tokenizer.kind={kind}, config.tokenizer.size={size}")
+    return 0
+
+
 def main(_) -> None:
-    words = train_wordpiece(captions(_CONFIG.value), _SIZE.value)
-    epath.Path(_OUTPUT.value).write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
-    print(f"{len(words)} words in {_OUTPUT.value}")
+    sys.exit(run(_KIND.value, CONFIG.value, _SIZE.value, str(_OUTPUT.value)))
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "output"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

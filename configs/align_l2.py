@@ -79,6 +79,7 @@ def full() -> dict:
             decay_exclude=("_bn/",),
             adapt_exclude=("_bn/",),
             clip_norm=0.0,
+            clip_per="all",
         ),
         learning_rate=dict(kind="linear", peak=1e-3, warmup_steps=10_000, start=0.0, final=0.0),
         rates=(),

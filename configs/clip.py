@@ -91,6 +91,7 @@ def full(model: str) -> dict:
             decay_exclude=("_norm/", "_bn/", "bias$", "class_token$", "logit_scale$"),
             adapt_exclude=(),
             clip_norm=0.0,
+            clip_per="all",
         ),
         learning_rate=dict(kind="cosine", peak=chosen["rate"], warmup_steps=2_000, start=0.0, final=0.0),
         rates=(),

@@ -22,9 +22,43 @@ def few_pairs(resize: int, crop: int) -> dict:
     return pairs(resize, crop) | dict(source=dict(kind="emoji", styles=("fxemoji",), concepts="seen"))
 
 
+def pictures(size: int, local_size: int, local_count: int) -> dict:
+    """The same drawings without their names, in crops, as the data of a stream."""
+    crops = dict(
+        global_crops=dict(kind="random_resized_crop", size=size, scale=(0.4, 1.0), count=2),
+        local_crops=dict(kind="random_resized_crop", size=local_size, scale=(0.1, 0.4), count=local_count),
+        image=dict(kind="window", resize=size, crop=size, fit="crop"),  # for evaluation
+    )
+    source = dict(kind="emoji", styles=TRAINING_STYLES, concepts="seen")
+    return dict(source=source, views=crops, captions={}, cache=10_000, threads=2)
+
+
+def few_pictures(**crops: int) -> dict:
+    """Those of one style, for tests."""
+    return pictures(**crops) | dict(source=dict(kind="emoji", styles=("fxemoji",), concepts="seen"))
+
+
 def evals(styles=("twemoji", "openmoji"), training_styles=TRAINING_STYLES) -> dict:
     """Zero-shot classification and retrieval in unseen styles."""
     return dict(emoji=dict(kind="emoji", styles=styles, training_styles=training_styles))
+
+
+def neighbours(styles=("twemoji", "openmoji"), training_styles=TRAINING_STYLES) -> dict:
+    """Categories of drawings in unseen styles, all of them and those of unseen concepts, by the nearest
+    drawings of the training styles."""
+    train = dict(kind="emoji", styles=training_styles, concepts="seen")
+    sets = dict.fromkeys(styles, "all") | {f"{style}_unseen": "unseen" for style in styles}
+    return {
+        name: dict(
+            kind="knn",
+            train=train,
+            test=dict(kind="emoji", styles=(name.removesuffix("_unseen"),), concepts=concepts),
+            label="category",
+            ks=(10, 20),
+            pixels=True,
+        )
+        for name, concepts in sets.items()
+    }
 
 
 # The embedded WordPiece vocabulary; [SEP] ends a text.

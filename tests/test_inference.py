@@ -8,12 +8,22 @@ import numpy as np
 import pytest
 
 import big_ssl
-from big_ssl import inference
-from big_ssl.data import preprocessing
+from big_ssl import convert, inference
+from big_ssl.data import preprocessing, sentence_piece
+from big_ssl.weights.format import siglip_config
 from big_ssl.weights.formats import read_checkpoint, write_checkpoint
 from tests.parity import goldens
 
 MERGES = pathlib.Path(__file__).parent / "data" / "tiny_merges.txt"
+# Enough to learn 50 pieces from.
+CAPTIONS = [
+    "a photo of a cat",
+    "two dogs running on green grass",
+    "photos of big red hearts and flowers",
+    "the quick brown fox jumps over the lazy dog",
+    "grinning cat with smiling eyes",
+    "a person running and another person walking",
+]
 RNG = np.random.default_rng(0)
 
 
@@ -82,6 +92,14 @@ def test_batches_are_put_together(model, monkeypatch):
         (np.zeros((1, 24, 24, 3), np.float32), r"images are float32\[1, 24, 24, 3\]"),
         (np.zeros((24, 24, 3), np.uint8), r"images are uint8\[24, 24, 3\]"),
         (np.zeros((0, 24, 24, 3), np.uint8), r"images are uint8\[0, 24, 24, 3\]"),
+        (np.zeros((1, 24, 24), np.uint8), r"images are uint8\[1, 24, 24\]"),
+        (np.zeros((1, 24, 24, 3), np.uint16), r"images are uint16\[1, 24, 24, 3\]"),
+        (
+            [np.zeros((24, width, 3), np.uint8) for width in (24, 25)],
+            r"images are not all of one shape; they must be uint8\[B, H, W, 3\]",
+        ),
+        ([np.zeros((24, 24, 3), np.uint8), None], "images are not all of one shape"),
+        (None, r"images are object\[\]"),
     ],
 )
 def test_what_are_no_images(bad, message, model):
@@ -105,6 +123,12 @@ def test_an_image_of_one_pixel(model):
         (["a cat", None], "they must be a list of str"),
         (["a cat", 3], "they must be a list of str"),
         ([], r"texts are float64\[0\]"),
+        ([b"a cat"], r"texts are bytes40\[1\]"),
+        (None, r"texts are object\[\]"),
+        (
+            [[1, 2, 49], [1, 49]],
+            r"texts are not all of one shape; they must be a list of str or int32\[B, L\]",
+        ),
         (np.zeros((2, 3)), r"texts are float64\[2, 3\]"),
         (np.zeros(3, int), r"texts are int64\[3\]"),
         (np.array([[1, 50, 49]]), "token id 50 is not in the vocabulary of 50"),
@@ -117,6 +141,11 @@ def test_what_are_no_texts(bad, message, model):
     with pytest.raises(ValueError, match=message) as caught:
         model.encode_text(bad)
     assert "\n" not in str(caught.value)
+
+
+def test_a_mask_of_another_shape(model):
+    with pytest.raises(ValueError, match=r"mask is \[1, 2\]; it must be \[1, 3\], as the token ids are"):
+        model.encode_text(np.array([[1, 2, 49]]), mask=np.ones((1, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +266,30 @@ def test_siglip_texts_must_be_padded(tmp_path):
     model = big_ssl.load(tmp_path / "out")
     with pytest.raises(ValueError, match="texts are 4 tokens long; this tower reads the last of 9"):
         model.encode_text(np.zeros((2, 4), int))
-    with pytest.raises(ValueError, match=r"tokenizer\.kind is 'sentencepiece'"):
+    with pytest.raises(ValueError, match=r"without the sentencepiece vocabulary: put spiece\.model or tok"):
         model.encode_text(["a cat"])
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "tokenizer.model"])
+def test_siglip_texts_as_strings(name, tmp_path):
+    """The file of pieces beside the weights comes along; this one is of their 50 entries."""
+    path = goldens.write_checkpoint("hf_siglip", tmp_path / "in")
+    (path / name).write_bytes(sentence_piece.train(CAPTIONS * 20, 50, style=sentence_piece.SIGLIP))
+    convert.convert("hf_siglip", path, "big_ssl", tmp_path / "out", {})
+    model, texts = big_ssl.load(tmp_path / "out"), ["A photo, of a cat!", "", "hearts " * 50]
+    ids = model.tokenizer(texts)["ids"]
+    assert (ids.shape, model.tokenizer.vocab_size) == ((3, 9), 50)
+    assert (ids[:, -1] == 1).all()
+    found = model.encode_text(texts)
+    np.testing.assert_array_equal(found, model.encode_text(ids))
+    np.testing.assert_array_equal(found[:1], model.encode_text(["a photo of a cat"]))
+    assert np.abs(found[0] - found[2]).max() > 0.01
+
+
+@pytest.mark.parametrize(("size", "kind"), [(256_000, "sentencepiece_gemma"), (32_000, "sentencepiece")])
+def test_siglips_vocabulary_tells_its_tokenizer(size, kind):
+    config = siglip_config(dict(kind="vit", width=8), dict(vocab_size=size, max_len=64), 224)
+    assert config["tokenizer"] == dict(kind=kind, vocabulary="", size=size, length=64)
 
 
 def test_what_is_no_model(tmp_path):

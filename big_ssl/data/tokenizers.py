@@ -1,5 +1,6 @@
-"""Text to token ids, from a vocabulary file, by the tokenizers library: WordPiece, and by name others."""
+"""Text to token ids, from a vocabulary file: WordPiece, by the tokenizers library, and by name others."""
 
+import functools
 import importlib.resources
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
@@ -8,7 +9,8 @@ import numpy as np
 import tokenizers
 from etils import epath
 
-from big_ssl.data import clip_bpe
+from big_ssl.data import clip_bpe, sentence_piece
+from big_ssl.data.sentence_piece import SentencePiece
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -77,6 +79,9 @@ def vocabulary_path(name: str) -> str:
 TOKENIZERS: dict[str, Callable[[str, int], Tokenizer]] = {
     "wordpiece": WordPiece,
     "clip_bpe": clip_bpe.ClipBPE,
+    "sentencepiece": functools.partial(SentencePiece, style=sentence_piece.SIGLIP),
+    "sentencepiece_gemma": functools.partial(SentencePiece, style=sentence_piece.GEMMA),
+    "sentencepiece_bert": functools.partial(SentencePiece, style=sentence_piece.BERT),
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import numpy as np
 
+from big_ssl.losses.contrastive import l2_normalize
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
@@ -35,7 +36,8 @@ class Embedder:
 
 
 class Towers:
-    """One term's towers, of which every state that training reaches makes an Embedder.
+    """One term's towers, of which every state that training reaches makes an Embedder. Of a system without a
+    term that embeds images, "", the normalised pooled output is the embedding, and texts there are none.
 
     Each tower is compiled once. prepare: as in Embedder.
     """
@@ -62,10 +64,10 @@ class Towers:
 
 def _features(system, term, variables, views):
     outputs = system.encode(variables, term, views)
-    features = system.head(variables, term, outputs)
+    features = system.head(variables, term, outputs) if term else {}
     for item, output in outputs.items():
         if item.view == "image":
-            features |= dict(pooled=output["pooled"])
+            features = dict(image=l2_normalize(output["pooled"])) | features | dict(pooled=output["pooled"])
     return features
 
 

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from big_ssl.evals.embedder import Embedder
 from big_ssl.evals.emoji_suite import EmojiSuite
+from big_ssl.evals.knn import Knn
 from big_ssl.evals.linear_probe import LinearProbe
 from big_ssl.evals.retrieval import Retrieval
 from big_ssl.evals.zero_shot import ZeroShot
@@ -24,6 +25,7 @@ EVALUATORS: dict[str, Callable[..., Evaluator]] = {
     "zero_shot": ZeroShot,
     "retrieval": Retrieval,
     "linear_probe": LinearProbe,
+    "knn": Knn,
 }
 
 

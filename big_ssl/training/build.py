@@ -53,16 +53,25 @@ def _terms(stream, parts, config, mesh):
         yield name, Term(stream, objectives.build(name, options, context), schedule(options["weight"]))
 
 
+def loaded_data(stream: str, config: Mapping) -> dict:
+    """A stream's `data` config with only those views that an objective reads: "image", say, may be there
+    for evaluation alone."""
+    parts = config["streams"][stream]
+    read = {item.view for _, term in _terms(stream, parts, config, None) for item in term.objective.needs}
+    views = {name: view for name, view in parts["data"]["views"].items() if name in read}
+    return dict(parts["data"], views=views, captions=parts["data"]["captions"] if "text" in read else {})
+
+
 def preparation(data: Mapping) -> dict:
     """How a stream's images are prepared outside of training, in the keys of a weights.format.Config:
-    as in training, but the middle of each instead of a random part."""
+    as the view "image" prepares them, but the middle of each instead of a random part."""
     window = data["views"]["image"]
     return dict(image_size=window["crop"], resize=f"{window['fit']} {window['resize']}")
 
 
 def abstract_batch(config: Mapping) -> dict:
     """Zeros of the shapes of one example of every stream, to initialise the parameters with."""
-    return {name: _example(stream["data"], config) for name, stream in config["streams"].items()}
+    return {name: _example(loaded_data(name, config), config) for name in config["streams"]}
 
 
 def _example(data, config):
@@ -93,7 +102,7 @@ def batches(config: Mapping, tokens: Tokenizer, start: int, mesh: Mesh):
     """An endless iterator of {stream: batch}, NumPy, this process's rows, from step `start`."""
     iterators = {}
     for name, stream in config["streams"].items():
-        load, records = pipeline.build(stream["data"], tokens)
+        load, records = pipeline.build(loaded_data(name, config), tokens)
         iterators[name] = pipeline.batches(
             load,
             records,

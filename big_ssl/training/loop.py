@@ -182,15 +182,21 @@ def _evaluators(config):
 
 
 def _towers(config, setup):
-    stream = config["streams"][setup.system.terms["contrastive"].stream]
-    prepare = preprocessing.of(build.preparation(stream["data"]))
-    return Towers(setup.system, "contrastive", setup.tokenizer, setup.mesh, prepare)
+    term = setup.system.embedding_term
+    stream = setup.system.terms[term].stream if term else next(iter(config["streams"]))
+    prepare = preprocessing.of(build.preparation(config["streams"][stream]["data"]))
+    return Towers(setup.system, term, setup.tokenizer, setup.mesh, prepare)
 
 
 def _summary(found):
     """A line of the metrics that one looks for first; of a run that has several kinds, retrieval last."""
     parts = []
-    for kind, metric in (("zero_shot", "top1"), ("linear_probe", "top1"), ("retrieval", "image_to_text_r1")):
+    for kind, metric in (
+        ("zero_shot", "top1"),
+        ("linear_probe", "top1"),
+        ("knn", "k20_top1"),
+        ("retrieval", "image_to_text_r1"),
+    ):
         values = {
             key.split("/")[2]: x
             for key, x in found.items()

@@ -2,32 +2,78 @@
 of state.step, so a skipped step can't shift the schedule."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from big_ssl.parallel.sharding import path_name
 from big_ssl.parallel.stacked import is_stacked
 
 
-def build(config: Mapping) -> optax.GradientTransformation:
+def build(config: Mapping, schedule: Callable = optax.constant_schedule) -> optax.GradientTransformation:
     """AdamW or LAMB (You et al. 2020, arXiv 1904.00962) from config.
 
-    config: name "adamw" | "lamb", b1, b2, eps, weight_decay; decay_exclude and (LAMB)
-    adapt_exclude, regular expressions searched in a parameter's path "image/stem_bn/scale":
-    those matched get no weight decay, or no layer-wise trust ratio; clip_norm, the global
-    gradient norm to clip at, 0 for none. The updates are ascent directions of unit rate.
+    config: name "adamw" | "lamb", b1, b2, eps; weight_decay, which `schedule` makes a function of the step;
+    decay_exclude and (LAMB) adapt_exclude, regular expressions searched in a parameter's path
+    "image/stem_bn/scale": those matched get no weight decay, or no layer-wise trust ratio; clip_norm, the
+    gradient norm to clip at, 0 for none, and clip_per, whose norm: a name in CLIPS. The updates are ascent
+    directions of unit rate, and want the step: update(..., step=step).
     """
-    parts = [optax.clip_by_global_norm(config["clip_norm"])] if config["clip_norm"] else []
+    parts = [CLIPS[config["clip_per"]](config["clip_norm"])] if config["clip_norm"] else []
     parts.append(optax.scale_by_adam(config["b1"], config["b2"], config["eps"]))
     decayed = exclude(config["decay_exclude"])
-    parts.append(optax.add_decayed_weights(config["weight_decay"], mask=decayed))
+    parts.append(optax.masked(add_decayed_weights(schedule(config["weight_decay"])), decayed))
     if config["name"] == "lamb":
         parts.append(optax.masked(scale_by_trust_ratio(), exclude(config["adapt_exclude"])))
     elif config["name"] != "adamw":
         raise ValueError(f'optimizer.name is {config["name"]!r}; "adamw" and "lamb" are known')
     return optax.chain(*parts)
+
+
+def add_decayed_weights(weight_decay: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """optax's, by the run's step and not by a count of its own, which a skipped step would shift."""
+
+    def update(updates, state, params, *, step=0, **_):
+        rate = weight_decay(step)
+        return jax.tree.map(lambda u, p: u + rate * p, updates, params), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def clip_each_norm(limit: float) -> optax.GradientTransformation:
+    """Every parameter's own gradient norm, and of a stack every layer's, at most the limit (iBOT)."""
+
+    def clip(update):
+        return update * jnp.minimum(1, limit / (jnp.linalg.norm(update.ravel()) + 1e-6))
+
+    def update(updates, state, params=None):
+        del params
+        clipped = jax.tree_util.tree_map_with_path(
+            lambda path, u: (jax.vmap(clip) if is_stacked(path) else clip)(u), updates
+        )
+        return clipped, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def clip_part_norm(limit: float) -> optax.GradientTransformation:
+    """The norm of every encoder's and every head's gradient, each as a whole, at most the limit (DINOv2)."""
+    plain = optax.clip_by_global_norm(limit)
+
+    def update(updates, state, params=None):
+        clipped = {
+            kind: {name: plain.update(part, state, params)[0] for name, part in parts.items()}
+            for kind, parts in updates.items()
+        }
+        return clipped, state
+
+    return optax.GradientTransformation(plain.init, update)
+
+
+# What a norm is taken of: all of the gradient; each encoder and head; each parameter.
+CLIPS = {"all": optax.clip_by_global_norm, "part": clip_part_norm, "parameter": clip_each_norm}
 
 
 def scale_by_trust_ratio() -> optax.GradientTransformation:

@@ -30,7 +30,8 @@ def check_machine(config, config_file: str) -> None:
         lacking.extend(_lacking_data(f"streams.{name}.data.source", stream["data"]["source"]))
     if needs["weights"] and not config["init_from"]["path"]:
         lacking.append("weights to start from, config.init_from.path (not set)")
-    if not config["tokenizer"]["vocabulary"]:
+    texts = any(stream["data"]["captions"] for stream in config["streams"].values())
+    if texts and not config["tokenizer"]["vocabulary"]:
         lacking.append(f"a {config['tokenizer']['kind']} vocabulary, config.tokenizer.vocabulary (not set)")
     if lacking:
         listed = "".join(f"\n  - {item}" for item in lacking)

@@ -1,6 +1,7 @@
 """From a config to the compiled parts of a run: mesh, system, initialisation and step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -47,10 +48,11 @@ def set_up(config: Mapping, devices=None) -> Setup:
 def _set_up(config, mesh):
     rates = Rates.build(config["rates"], config["total_steps"])
     system = dataclasses.replace(build.system(config, mesh), frozen=rates.frozen)
-    optimizer = rates.mask(optimizers.build(config["optimizer"]))
+    schedule = functools.partial(schedules.build, total_steps=config["total_steps"])
+    optimizer = rates.mask(optimizers.build(config["optimizer"], schedule))
     if system.has_teacher and not config["ema"]:
         raise ValueError("ema is 0; the average is the teacher of this config's objectives")
-    rate = schedules.build(config["learning_rate"], config["total_steps"])
+    rate = schedule(config["learning_rate"])
 
     def init():
         key = jax.random.key(config["seed"])

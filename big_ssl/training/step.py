@@ -18,6 +18,7 @@ def make_step(grad_fn, project, optimizer, learning_rate, factors, ema_momentum,
     A step whose loss or gradient is not finite changes nothing but the step and the counters,
     so neither the optimiser's moments nor any running statistic sees it.
     """
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def step(state: TrainState, batch):
         (loss, (metrics, mutable)), grads = grad_fn(
@@ -25,7 +26,7 @@ def make_step(grad_fn, project, optimizer, learning_rate, factors, ema_momentum,
         )
         grad_norm = optax.tree.norm(grads)
         rate = learning_rate(state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
         updates = jax.tree.map(lambda u, f: -rate * f * u, updates, factors(updates, state.step))
         params = project(optax.apply_updates(state.params, updates))
         ema = _update_average(state, params, mutable, ema_momentum)

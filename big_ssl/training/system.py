@@ -108,10 +108,11 @@ class System:
         """What the encoders make of the given views for term `name`, in evaluation mode.
 
         variables: {"params", "encoders"} as state.evaluation_variables gives; views: {view:
-        batch}, any part of what the term needs. Returns {pass: encoder output}.
+        batch}, any part of what the term needs; without a name the image encoder is asked about the
+        view "image". Returns {pass: encoder output}.
         """
         outputs, params = {}, self._gathered(variables["params"])
-        for item in self.terms[name].objective.needs:
+        for item in self.terms[name].objective.needs if name else (Pass("image", "image"),):
             if item.view in views:
                 collections = {"params": params["encoders"][item.encoder]}
                 collections |= variables["encoders"][item.encoder]
@@ -133,6 +134,12 @@ class System:
         """Every (stream, pass) that some term needs, once each, in the terms' order."""
         needed = ((term.stream, item) for term in self.terms.values() for item in term.objective.needs)
         return iter(dict.fromkeys(needed))
+
+    @property
+    def embedding_term(self) -> str:
+        """The term whose head embeds whole images; "" where there is none, and pooled outputs have to do."""
+        found = (n for n, t in self.terms.items() if any(i.view == "image" for i in t.objective.needs))
+        return next(found, "")
 
     @property
     def has_teacher(self) -> bool:

@@ -10,6 +10,9 @@ from big_ssl.weights.rules import Rule
 IMAGE, TEXT, HEAD = (f"params/{name}/" for name in ("encoders/image", "encoders/text", "heads/contrastive"))
 IMAGE_STATISTICS = "encoders/image/batch_stats/"
 
+# Of SigLIP 2's vocabulary (arXiv 2502.14786, section 2); SigLIP's have 32,000 and 250,000.
+GEMMA_SIZE = 256_000
+
 # What a model is, in the keys of a training config where there are such: encoders, views,
 # tokenizer; and head (objectives.contrastive.ContrastiveHead), image_size and resize
 # (data.preprocessing). Of a model of images alone, tokenizer and head are None.
@@ -121,7 +124,8 @@ def siglip_config(image: dict, text: dict, image_size: int, **changes) -> Config
     """SigLIP's model: its pooled image is the embedding, its text head has a bias."""
     config = clip_config(image, text, image["width"], image_size)
     config["head"] |= dict(image_projection=False, text_bias=True, temperature=0.1, logit_bias=-10.0)
-    config["tokenizer"] |= dict(kind="sentencepiece", vocabulary="")
+    gemma = text["vocab_size"] == GEMMA_SIZE
+    config["tokenizer"] |= dict(kind="sentencepiece_gemma" if gemma else "sentencepiece", vocabulary="")
     return config | dict(views=dict(image=HALF_PIXELS), resize="squash") | changes
 
 

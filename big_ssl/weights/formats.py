@@ -22,7 +22,7 @@ from big_ssl.weights import (
 )
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import Config, Format, json_file
-from big_ssl.weights.tensor_files import read_tensors, write_safetensors
+from big_ssl.weights.tensor_files import INDEX, read_tensors, write_safetensors
 
 # Ours: a Config, and the weights under their paths.
 _OURS = Format(
@@ -53,9 +53,9 @@ WRITTEN = tuple(name for name, format_ in FORMATS.items() if format_.describe)
 def read_checkpoint(kind: str, path, options: Mapping | None = None) -> tuple[Config, dict[str, np.ndarray]]:
     """The Config and our weights, {path: float32 array}, of a checkpoint of a format in FORMATS.
 
-    path: the weights' file, or the folder of it and the format's JSON files; options: what the
-    checkpoint does not say, such as num_heads. Raises FileNotFoundError, and WeightsError that
-    names the file and what is wrong with it.
+    path: the weights' file (or the index of its shards), or the folder of it and the format's JSON
+    files; options: what the checkpoint does not say, such as num_heads. Raises FileNotFoundError,
+    and WeightsError that names the file and what is wrong with it.
     """
     format_, file = FORMATS[kind], _weights_file(kind, pathlib.Path(path))
     found = read_tensors(file)
@@ -97,7 +97,8 @@ def _weights_file(kind, path):
     if not path.is_dir():
         return path
     names = FORMATS[kind].weights
-    found = [path / name for name in names if (path / name).is_file()]
+    files = [path / (name + end) for name in names for end in ("", INDEX)]
+    found = [file for file in files if file.is_file()]
     if not found:
         wanted = f"there is none of {', '.join(names)}" if names else "give the weights' own file"
         raise FileNotFoundError(f"{path} is a folder; as {kind}, {wanted}")

@@ -1,4 +1,7 @@
-"""Files of named arrays: safetensors in and out, PyTorch's zip archives and npz in. None runs code."""
+"""Files of named arrays: safetensors in and out, PyTorch's zip archives and npz in. None runs code.
+
+What transformers splits over several files, of either of the first two, is read through its index.
+"""
 
 import json
 import math
@@ -27,14 +30,23 @@ _DTYPES = {
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
+# What transformers adds to the name of the file that it has split, {"weight_map": {name: file}} in JSON.
+INDEX = ".index.json"
+
+
 def read_tensors(path) -> dict[str, np.ndarray]:
-    """{name: array} of a .safetensors, .npz, or PyTorch .pt, .pth or .bin file, in its own dtypes.
+    """{name: array} of a .safetensors, .npz, or PyTorch .pt, .pth or .bin file, in its own dtypes, or of
+    all the files of an .index.json.
 
     Raises FileNotFoundError, and WeightsError for what is no such file, or not the whole of one.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+    return _read_shards(path) if path.name.endswith(INDEX) else _read_file(path)
+
+
+def _read_file(path):
     readers = {".safetensors": _read_safetensors, ".npz": _read_npz} | dict.fromkeys(
         (".pt", ".pth", ".bin"), read_torch
     )
@@ -59,6 +71,31 @@ def write_safetensors(path, tensors: Mapping[str, np.ndarray], metadata: Mapping
             file.write(np.ascontiguousarray(array).tobytes())
 
 
+def _read_shards(path):
+    tensors = {}
+    for file, names in _shards(path).items():
+        if not (path.parent / file).is_file():
+            raise WeightsError(f"{path}: its shard {file} is missing")
+        found = _read_file(path.parent / file)
+        if lacking := names - found.keys():
+            raise WeightsError(f"{path}: {min(lacking)} is not in {file}, where it should be")
+        if twice := tensors.keys() & found.keys():
+            raise WeightsError(f"{path}: {min(twice)} is in {file} and in another shard")
+        tensors |= found
+    return tensors
+
+
+def _shards(path) -> dict[str, set[str]]:
+    """{file: names of its arrays} of an index."""
+    shards: dict[str, set[str]] = {}
+    try:
+        for name, file in json.loads(path.read_text(encoding="utf-8"))["weight_map"].items():
+            shards.setdefault(str(file), set()).add(name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path}: no index of shards: it has no weight_map of names to files") from error
+    return shards
+
+
 def _read_safetensors(path):
     """Views of the mapped file: what is not used is not read."""
     data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
@@ -66,12 +103,22 @@ def _read_safetensors(path):
     if len(data) < 8 or length > len(data) - 8:
         raise WeightsError(f"{path}: no safetensors file, or a truncated one")
     try:
-        header = json.loads(data[8 : 8 + length].tobytes())
+        header = json.loads(data[8 : 8 + length].tobytes(), object_pairs_hook=_unique)
         header.pop("__metadata__", None)
         entries = {name: (e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in header.items()}
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path}: no safetensors file: its header can't be read") from error
     return {name: _view(path, data[8 + length :], name, *entry) for name, entry in entries.items()}
+
+
+def _unique(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise WeightsError(f"{next(key for key in keys if keys.count(key) > 1)} is there twice")
+    return found
 
 
 def _view(path, data, name, dtype, shape, start, end):

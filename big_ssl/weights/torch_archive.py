@@ -71,7 +71,9 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
         }
         if (module, name) not in known:
-            raise pickle.UnpicklingError(f"it pickles {module}.{name}")
+            raise pickle.UnpicklingError(
+                f"it pickles {module}.{name}, which would run code; only dicts of tensors are read"
+            )
         return known[module, name]
 
     def persistent_load(self, pid):

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from big_ssl.models import random_subsets, transformer, vit
 from big_ssl.models.layer_layouts import stack_layers
+from big_ssl.models.position_embedding import resize_position_embedding
 from big_ssl.training.flops import forward_flops
 
 KEY = jax.random.key(0)
@@ -283,6 +284,49 @@ def test_patch_dropout_leaves_a_part_of_the_patches_in_training():
     assert distances.min(-1).max() < 1e-4
     assert (np.diff(places, axis=1) > 0).all()
     assert len({tuple(row) for row in places}) > 1  # each example has its own
+
+
+def resized_axis(values, length, scale):
+    """[h, D] -> [length, D]: four taps of Keys' kernel with a = -0.75 at (i + 0.5) / scale - 0.5, what is
+    beyond an edge being as at it; in float64."""
+    a, found = -0.75, []
+    for i in range(length):
+        at = (i + 0.5) / scale - 0.5
+        first = int(np.floor(at)) - 1
+        taps = np.clip(np.arange(first, first + 4), 0, len(values) - 1)
+        x = np.abs(at - np.arange(first, first + 4))
+        near = ((a + 2) * x - (a + 3)) * x**2 + 1
+        found.append(np.where(x <= 1, near, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a) @ values[taps])
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("new", [(2, 7), (4, 6)])
+@pytest.mark.parametrize(("how", "offset"), [("dinov2", 0.1), ("hf_dinov2", 0.0)])
+def test_positions_are_resized_as_published(how, offset, new):
+    table = RNG.normal(size=(1 + 4 * 4, 3)).astype(np.float32)
+    grid = table[1:].reshape(4, 4, 3).astype(np.float64)
+    for axis in (0, 1):
+        moved = np.moveaxis(grid, axis, 0)
+        flat = resized_axis(moved.reshape(len(moved), -1), new[axis], (new[axis] + offset) / 4)
+        grid = np.moveaxis(flat.reshape(new[axis], *moved.shape[1:]), 0, axis)
+    run = jax.jit(lambda table: resize_position_embedding(table, (4, 4), new, how), **UNOPTIMISED)
+    found = run(table)
+    np.testing.assert_array_equal(found[0], table[0])
+    np.testing.assert_allclose(found[1:], grid.reshape(-1, 3), rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_computes_and_float32_is_kept():
+    options = dict(pooling="mean", drop_path=0.5, patch_dropout=0.5, feed_forward="swiglu")
+    model = vit.ViT(**(TINY | options), dtype=jnp.bfloat16)
+    made = jax.eval_shape(model.init, KEY, PICTURES)
+    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float32)}
+    run = functools.partial(model.apply, train=True, rngs=dict(dropout=KEY), mask=np.zeros((2, 6), bool))
+    outputs = jax.eval_shape(functools.partial(run, intermediate=[0]), made, PICTURES)
+    assert (outputs["pooled"].dtype, outputs["cls"].dtype) == (jnp.float32, jnp.float32)
+    assert (outputs["patches"].dtype, outputs["intermediate"]["patches"].dtype) == (
+        jnp.bfloat16,
+        jnp.bfloat16,
+    )
 
 
 @pytest.mark.parametrize(("family", "of_tokens"), [(vit.DINO, 0.02), (vit.DINOV2, 1e-6)])

@@ -10,6 +10,7 @@ of names is tested with them.
 import json
 import pathlib
 import sys
+import tempfile
 
 import numpy as np
 import tokenizers
@@ -17,7 +18,8 @@ import torch
 import transformers
 
 from big_ssl.data.clip_bpe import clean
-from tests.parity import clip_peers, peers
+from big_ssl.weights.tensor_files import read_tensors
+from tests.parity import clip_peers, dino_peers, peers
 from tests.parity.clip_texts import TEXTS
 from tests.parity.open_clip_tokenizer import simple_tokenizer
 
@@ -48,7 +50,23 @@ def main(folder):
     for name, peer in (("hf_clip", clip_peers.hf_clip()), ("hf_siglip", clip_peers.hf_siglip())):
         write_clip(folder / f"golden_{name}.npz", peer, made_by)
     write_resnet(folder / "golden_clip_resnet.npz", clip_peers.openai_clip("resnet"), made_by)
+    write_dinov2(folder / "golden_hf_dinov2.npz", dino_peers.hf_dinov2(registers=3, swiglu=True), made_by)
     write_ids(folder)
+
+
+def write_dinov2(path, peer, made_by):
+    """transformers' DINOv2: its config.json, and all tokens that it makes of images of two sizes,
+    masked and not. Its names in memory are not those of its files."""
+    with tempfile.TemporaryDirectory() as saved:
+        peer.save_pretrained(saved)
+        weights = dict(read_tensors(pathlib.Path(saved) / "model.safetensors"))
+        arrays = dict(config=(pathlib.Path(saved) / "config.json").read_text())
+        for name, size in (("native", (32, 32)), ("wide", (24, 48))):
+            images, masks = dino_peers.images(size), dino_peers.masks(size)
+            arrays |= {f"{name}_images": images, f"{name}_masks": masks}
+            arrays[f"{name}_tokens"] = dino_peers.run(peer, images)
+            arrays[f"{name}_masked"] = dino_peers.run(peer, images, masks)
+        write_arrays(path, weights, made_by, **arrays)
 
 
 def write_clip(path, peer, made_by):
@@ -86,11 +104,17 @@ def write(path, peer, made_by, dtype=None, **arrays):
 
     dtype: of the weights' floats in the file; it must lose nothing.
     """
-    weights = {f"weights/{name}": value for name, value in peers.state(peer).items()}
+    weights = peers.state(peer)
     if dtype is not None:
         floats = {name: value.astype(dtype) for name, value in weights.items() if value.dtype.kind == "f"}
         assert all((floats[name] == weights[name]).all() for name in floats)
         weights |= floats
+    write_arrays(path, weights, made_by, **arrays)
+
+
+def write_arrays(path, weights, made_by, **arrays):
+    """The same of weights that are arrays."""
+    weights = {f"weights/{name}": value for name, value in weights.items()}
     np.savez_compressed(path, made_by=made_by, **weights, **arrays)
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
 

@@ -64,6 +64,24 @@ def test_hf_siglip(image_size, tmp_path):
     assert_same(ours("hf_siglip", tmp_path), clip_peers.run_hf(peer, images, IDS), images)
 
 
+@pytest.mark.parametrize("end", ["safetensors", "bin"])
+def test_hf_clip_in_shards(end, tmp_path):
+    """As transformers splits it, and, as its older versions did, by PyTorch's own files."""
+    peer = clip_peers.hf_clip(seed=3)
+    peer.save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    if end == "bin":
+        for file in tmp_path.glob("*.safetensors"):
+            state = {name: torch.tensor(value) for name, value in read_tensors(file).items()}
+            torch.save(state, file.with_suffix(".bin"))
+            file.unlink()
+        names = index.read_text().replace(".safetensors", ".bin")
+        (tmp_path / "pytorch_model.bin.index.json").write_text(names)
+        index.unlink()
+    assert len(list(tmp_path.glob(f"*.{end}"))) > 2
+    assert_same(ours("hf_clip", tmp_path), clip_peers.run_hf(peer, IMAGES, IDS))
+
+
 def test_hf_clip_and_back_is_bit_identical(tmp_path):
     peer = clip_peers.hf_clip("gelu", seed=4)
     peer.save_pretrained(tmp_path / "theirs")

@@ -20,6 +20,7 @@ BASE = dict(
     decay_exclude=("bias$", "_bn/"),
     adapt_exclude=("_bn/",),
     clip_norm=0.0,
+    clip_per="all",
 )
 SHAPES = {
     "image/dense/kernel": (3, 4),
@@ -196,3 +197,51 @@ def test_exclude_searches_any_pattern_anywhere_in_the_path():
 def test_an_unknown_optimizer_is_named():
     with pytest.raises(ValueError, match=r"optimizer\.name is 'sgd'"):
         optimizers.build(BASE | dict(name="sgd"))
+
+
+def _clipped(clip_per, limit, grads):
+    """What is left of the gradients where nothing but clipping is done to them."""
+    transform = optimizers.CLIPS[clip_per](limit)
+    return flat(transform.update(nested(grads), transform.init(nested(grads)), None)[0])
+
+
+def test_each_parameter_or_each_part_is_clipped_by_its_own_norm():
+    """iBOT's clipping and DINOv2's, against sums in float64; what is short enough stays."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "encoders/image/a": (3, 4),
+        "encoders/image/b": (5,),
+        "encoders/text/a": (2,),
+        "heads/x/a": (4,),
+    }
+    grads = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    grads["heads/x/a"] *= 0.01
+
+    def shrunk(names):
+        norm = np.sqrt(sum((grads[name] ** 2).sum() for name in names))
+        return {name: grads[name] * min(1, 0.5 / norm) for name in names}
+
+    parts = (("encoders/image/a", "encoders/image/b"), ("encoders/text/a",), ("heads/x/a",))
+    for clip_per, groups in (("parameter", [(name,) for name in grads]), ("part", parts)):
+        found = _clipped(clip_per, 0.5, grads)
+        for names in groups:
+            for name, expected in shrunk(names).items():
+                np.testing.assert_allclose(found[name], expected, rtol=1e-4, err_msg=clip_per)
+
+
+def test_each_layer_of_a_stack_is_clipped_by_its_own_norm():
+    stack = np.random.default_rng(0).normal(size=(3, 4, 5)) * np.array([1, 10, 0.01])[:, None, None]
+    stack = stack.astype(np.float32)
+    found = _clipped("parameter", 0.5, {"image/layer_stack/kernel": stack})["image/layer_stack/kernel"]
+    apart = [_clipped("parameter", 0.5, {"a/b": layer})["a/b"] for layer in stack]
+    np.testing.assert_allclose(found, apart, rtol=1e-6)
+
+
+def test_the_decay_follows_the_runs_step_and_no_count_of_its_own():
+    config = BASE | dict(weight_decay=dict(a=0.1))
+    optimizer = optimizers.build(config, lambda value: lambda step: value["a"] * step)
+    params = nested({"a/kernel": np.ones(3)})
+    zeros, state = jax.tree.map(np.zeros_like, params), optimizer.init(params)
+    for step in (5, 2, 2):
+        update, state = optimizer.update(zeros, state, params, step=step)
+        np.testing.assert_allclose(update["a"]["kernel"], 0.1 * step, rtol=1e-6)

@@ -160,9 +160,14 @@ def test_a_margin_around_the_middle_is_kept(tmp_path):
     """A run's own, which resizes images to more than it sees; HF CLIP has a place for it."""
     config, ours = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", tmp_path / "in"))
     assert config["resize"] == "crop"
-    for resize, side in (("crop", 24), ("crop 30", 30)):
+    for resize, size in (
+        ("crop", dict(shortest_edge=24)),
+        ("crop 30", dict(shortest_edge=30)),
+        ("squash 30 bilinear", dict(height=30, width=30)),
+    ):
         write_checkpoint("hf_clip", tmp_path / "out", config | dict(resize=resize), ours)
         written = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
-        assert written["size"] == dict(shortest_edge=side)
+        assert written["size"] == size
         assert written["crop_size"] == dict(height=24, width=24)
-        assert read_checkpoint("hf_clip", tmp_path / "out")[0]["resize"] == resize
+        again, _ = read_checkpoint("hf_clip", tmp_path / "out")
+        assert again["resize"] == resize

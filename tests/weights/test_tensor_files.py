@@ -99,6 +99,7 @@ def test_a_torch_archive_by_hand(tmp_path):
         "rest": tensor("0", (2,), (1,), offset=4),
         "half": tensor("1", (2,), (1,), kind="HalfStorage"),
         "epoch": 3,
+        "args": Global("argparse", "Namespace"),
         "p": Global("torch._utils", "_rebuild_parameter", tensor("0", (), ()), True, {}),
     }
     write_archive(tmp_path / "a.pt", content, {"0": ARRAYS["matrix"], "1": ARRAYS["half"]})

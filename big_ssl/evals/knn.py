@@ -1,0 +1,135 @@
+"""Weighted nearest neighbours on frozen features, DINO's protocol (arXiv 2104.14294, appendix F.2)."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from big_ssl.data.sources import SourceConfig
+from big_ssl.evals.embedder import in_batches
+from big_ssl.evals.labelled_set import LabelledSet
+from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.parallel.sharding import replicated
+
+# Queries at a time, whose similarities to all training pictures are in memory.
+_QUERIES = 256
+_PIXELS = 16
+
+
+class Knn:
+    """The class with the largest sum of exp(cosine / temperature) among the k nearest training pictures.
+
+    DINOv2's code takes the softmax over more neighbours before it cuts to k, which is the same but for a
+    factor. train, test: labelled sources with the same labels; label: as in LabelledSet; ks: reported each;
+    features: "pooled", the image tower's output, or "images", the embedding; pixels: whether to report,
+    too, what 16 x 16 mean-free pixels give in place of features.
+    """
+
+    def __init__(
+        self,
+        train: SourceConfig,
+        test: SourceConfig,
+        label: str = "label",
+        ks: Sequence[int] = (10, 20, 100, 200),
+        temperature: float = 0.07,
+        features: str = "pooled",
+        pixels: bool = False,
+        *,
+        name: str,
+    ):
+        if features not in ("pooled", "images"):
+            raise ValueError(f"features is {features!r}; use pooled or images")
+        if not ks or min(ks) < 1:
+            raise ValueError(f"knn: ks is {tuple(ks)}; it must hold numbers of at least 1")
+        self._train, self._test = (LabelledSet(data, label) for data in (train, test))
+        if list(self._train.names) != list(self._test.names):
+            raise ValueError("knn: test has other labels than train")
+        self._ks, self._temperature, self._features = tuple(ks), temperature, features
+        self._pixels, self._name = pixels, name
+        self._of_pixels: dict | None = None
+
+    def metrics(self, embedder) -> dict[str, float]:
+        """{"knn/<name>/<metric>": value}: k<k>_top1 for each k, majority, what the most frequent class of
+        the training pictures would get; and with pixels, pixel_k<k>_top1."""
+        split = functools.partial(
+            self._split, lambda data, what: data.features(embedder, self._features, what)
+        )
+        found = self._accuracies("", *split())
+        if self._pixels:
+            found |= self._pixel_accuracies(embedder)
+        return {f"knn/{self._name}/{metric}": value for metric, value in found.items()}
+
+    def _pixel_accuracies(self, embedder):
+        """The same at every evaluation of a run, whose pictures are always prepared alike."""
+        if self._of_pixels is None:
+            split = self._split(lambda data, what: _pixel_features(data, embedder, what))
+            self._of_pixels = self._accuracies("pixel_", *split)
+            del self._of_pixels["pixel_majority"]
+        return self._of_pixels
+
+    def _split(self, features):
+        """(train features, train labels, test features, test labels)."""
+        train = features(self._train, f"{self._name}: train")
+        return (*train, *features(self._test, f"{self._name}: test"))
+
+    def _accuracies(self, prefix, train, labels, queries, wanted):
+        ks = [min(k, len(train)) for k in self._ks]
+        classes = len(self._train.names)
+        found = predictions(train, labels, queries, classes, ks, self._temperature)
+        accuracies = {f"k{k}_top1": (found[:, i] == wanted).mean() for i, k in enumerate(self._ks)}
+        accuracies["majority"] = (wanted == np.bincount(labels).argmax()).mean()
+        return {f"{prefix}{name}": float(value) for name, value in accuracies.items()}
+
+
+def predictions(
+    train: np.ndarray, labels: np.ndarray, queries: np.ndarray, classes: int, ks: Sequence[int], temperature
+) -> np.ndarray:
+    """The voted class of each query, for each k: int[Q, len(ks)].
+
+    train: float[N, D], labels: int[N] < classes, queries: float[Q, D]; of any length, cosines count. Queries
+    are split over all devices.
+    """
+    mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
+    known = jax.device_put((_unit(train), np.asarray(labels, np.int32)), replicated(mesh))
+    run = functools.partial(_jitted(mesh, classes, tuple(ks), temperature), *known)
+    return in_batches(run, mesh, _unit(queries), _QUERIES).astype(int)
+
+
+@functools.cache
+def _jitted(mesh, classes, ks, temperature):
+    votes = functools.partial(_votes, classes=classes, ks=ks, temperature=temperature)
+    return jax.jit(votes, out_shardings=replicated(mesh))
+
+
+def _votes(train, labels, queries, *, classes, ks, temperature):
+    similarities = jnp.matmul(queries, train.T, precision="highest")
+    nearest, where = jax.lax.top_k(similarities, max(ks))
+    # Only differences of cosines count: the largest weight is 1.
+    weights = jnp.exp((nearest - nearest[:, :1]) / temperature)
+
+    def vote(k):
+        tally = jax.vmap(lambda w, c: jnp.zeros(classes).at[c].add(w))
+        return tally(weights[:, :k], labels[where[:, :k]]).argmax(1)
+
+    return jnp.stack([vote(k) for k in ks], axis=1)
+
+
+def _unit(x):
+    x = np.asarray(x, np.float32)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def _pixel_features(data, embedder, what):
+    parts = [(_shrunk(images), labels) for images, labels in data.chunks(embedder, what)]
+    features, labels = zip(*parts, strict=True)
+    return np.concatenate(features), np.concatenate(labels)
+
+
+def _shrunk(images):
+    side = (_PIXELS, _PIXELS)
+    small = [np.asarray(Image.fromarray(x).resize(side, Image.Resampling.BICUBIC)).ravel() for x in images]
+    flat = np.stack(small).astype(np.float32) / 255
+    return flat - flat.mean(1, keepdims=True)

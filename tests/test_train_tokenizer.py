@@ -1,0 +1,40 @@
+"""The command that trains vocabularies: what it writes can be used as it says."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from big_ssl.data import tokenizers
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "big_ssl.train_tokenizer", "--config=configs/align_l2.py:tiny"]
+    return subprocess.run(
+        [*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece", "sentencepiece_bert"])
+def test_what_is_trained_is_what_a_config_takes(kind, tmp_path):
+    path = str(tmp_path / "vocabulary")
+    done = run(f"--kind={kind}", "--vocab_size=300", f"--output={path}")
+    assert (done.returncode, done.stderr) == (0, "")
+    said, _, size = done.stdout.rpartition(", config.tokenizer.size=")
+    assert said == f"{path}: config.tokenizer.kind={kind}"
+    assert 100 < int(size) <= 300
+    built = tokenizers.build(dict(kind=kind, vocabulary=path, size=int(size), length=16))
+    ids = built(["red heart", "grinning cat"])["ids"]
+    assert not any(map(built.is_empty, ids))
+    assert ids[0].tolist() != ids[1].tolist()
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
+    done = run("--kind=sentencepiece", "--vocab_size=5", f"--output={tmp_path / 'out'}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("no SentencePiece model of 5 pieces: Vocabulary size is smaller")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,122 @@
+"""The files of DINOv2 and iBOT whose names are told apart before they are read; numbers: tests/parity."""
+
+import re
+
+import numpy as np
+import pytest
+
+from big_ssl.weights import rules
+from big_ssl.weights.errors import WeightsError
+from big_ssl.weights.formats import FORMATS, read_checkpoint
+from big_ssl.weights.tensor_files import write_safetensors
+from tests.parity import goldens
+
+IMAGE = "params/encoders/image/"
+HEADS = dict(num_heads=3)
+
+
+@pytest.fixture(scope="module")
+def dinov2(tmp_path_factory):
+    """(Config, our weights) with registers and SwiGLU."""
+    where = tmp_path_factory.mktemp("golden")
+    return read_checkpoint("hf_dinov2", goldens.write_checkpoint("hf_dinov2", where))
+
+
+def read(kind, tensors, folder, **options):
+    write_safetensors(folder / "model.safetensors", tensors, {})
+    return read_checkpoint(kind, folder / "model.safetensors", HEADS | options)
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(found[path], value)
+
+
+def test_dinov2_in_chunks_with_heads(dinov2, tmp_path):
+    config, ours = dinov2
+    names = rules.write(FORMATS["dinov2"].rules(config), ours)
+    assert names["blocks.1.mlp.w12.weight"].shape == (64, 24)
+    assert names["register_tokens"].shape == (1, 3, 24)
+    assert_same(read("dinov2", names, tmp_path)[1], ours)
+    chunked = {
+        f"teacher.backbone.{name}".replace("blocks.1.", "blocks.3.1."): value for name, value in names.items()
+    }
+    chunked |= {"teacher.dino_head.mlp.0.weight": np.zeros(1), "teacher.ibot_head.mlp.0.weight": np.zeros(1)}
+    found, weights = read("dinov2", chunked, tmp_path)
+    assert_same(weights, ours)
+    image = config["encoders"]["image"]
+    assert {
+        key: found["encoders"]["image"][key] for key in image if key not in ("activation", "layer_scale")
+    } == {key: image[key] for key in image if key not in ("activation", "layer_scale")}
+    assert (found["head"], found["tokenizer"], found["resize"]) == (None, None, "crop 256")
+
+
+def test_dinov2_without_registers_resizes_positions_otherwise(dinov2, tmp_path):
+    config, ours = dinov2
+    names = rules.write(FORMATS["dinov2"].rules(config), ours)
+    del names["register_tokens"]
+    found = read("dinov2", names, tmp_path)[0]["encoders"]["image"]
+    assert (found["registers"], found["position_resize"]) == (0, "dinov2")
+    found = read("dinov2", names, tmp_path, position_resize="bicubic_antialias")[0]["encoders"]["image"]
+    assert found["position_resize"] == "bicubic_antialias"
+    with pytest.raises(WeightsError, match="position_resize is 'x'; there are bicubic_antialias, dinov2"):
+        read("dinov2", names, tmp_path, position_resize="x")
+    with pytest.raises(WeightsError, match="extra is no weight of this architecture"):
+        read("dinov2", names | dict(extra=np.zeros(1)), tmp_path)
+
+
+def test_timm_has_the_class_tokens_position_in_the_token(dinov2, tmp_path):
+    config, ours = dinov2
+    names = rules.write(FORMATS["timm_dinov2"].rules(config), ours)
+    del names["mask_token"]
+    table = names["pos_embed"]
+    names["cls_token"] = names["cls_token"] + table[:, :1]
+    names["pos_embed"] = table[:, 1:]
+    found, weights = read("timm_dinov2", names, tmp_path)
+    first = f"{IMAGE}position_embedding"
+    assert not weights[first][0].any()
+    np.testing.assert_array_equal(weights[first][1:], ours[first][1:])
+    expected = ours[f"{IMAGE}class_token"] + ours[first][0]
+    np.testing.assert_array_equal(weights[f"{IMAGE}class_token"], expected)
+    assert found["encoders"]["image"]["feed_forward"] == "swiglu"
+    assert (found["image_size"], found["resize"]) == (32, "crop")
+    settings = (
+        '{"pretrained_cfg": {"input_size": [3, 28, 28], "crop_pct": 0.875, "interpolation": "bicubic"}}'
+    )
+    (tmp_path / "config.json").write_text(settings)
+    found = read("timm_dinov2", names, tmp_path)[0]
+    assert (found["image_size"], found["resize"]) == (28, "crop 32")
+    (tmp_path / "config.json").write_text(settings.replace("bicubic", "bilinear"))
+    with pytest.raises(WeightsError, match="interpolation is 'bilinear'; there is bicubic"):
+        read("timm_dinov2", names, tmp_path)
+
+
+def test_ibot_has_two_networks(dinov2, tmp_path):
+    config, ours = dinov2
+    image = config["encoders"]["image"] | dict(feed_forward="mlp")
+    without = re.compile(r".*(attention_scale|mlp_scale|registers|mlp_gate.*)")
+    ours = {path: value for path, value in ours.items() if not without.fullmatch(path)}
+    teacher = rules.write(FORMATS["ibot"].rules(config | dict(encoders=dict(image=image))), ours)
+    student = {name: value + 1 for name, value in teacher.items()}
+    del teacher["masked_embed"]
+    whole = {f"student.module.backbone.{name}": value for name, value in student.items()}
+    whole |= {f"teacher.backbone.{name}": value for name, value in teacher.items()}
+    for name in (
+        "student.module.head.last_layer2.weight_v",
+        "teacher.head.mlp.0.weight",
+        "ibot_loss.center2",
+    ):
+        whole[name] = np.zeros(1)
+    plus_one = {path: value + 1 for path, value in ours.items()}
+    assert_same(read("ibot", whole, tmp_path, network="student")[1], plus_one)
+    del ours[f"{IMAGE}mask_token"]
+    assert_same(read("ibot", whole, tmp_path)[1], ours)
+    bare = {f"state_dict.{name}": value for name, value in teacher.items()}
+    found, weights = read("ibot", bare, tmp_path)
+    assert_same(weights, ours)
+    assert found["encoders"]["image"]["position_resize"] == "dinov2"
+    with pytest.raises(WeightsError, match="network is 'student'; the file holds a backbone alone"):
+        read("ibot", bare, tmp_path, network="student")
+    with pytest.raises(WeightsError, match="network is 'both'; there are teacher, student"):
+        read("ibot", bare, tmp_path, network="both")
