@@ -5,8 +5,9 @@ import jax.numpy as jnp
 
 from big_ssl.losses.contrastive import l2_normalize
 
-# The MLP starts truncated normal; the prototypes as PyTorch makes them, which the authors leave so.
-_INIT = nn.initializers.truncated_normal(0.02)
+# The MLP starts normal (the published truncation, at 100 deviations, cuts nothing); the prototypes start as
+# PyTorch makes them, which the authors leave so.
+_INIT = nn.initializers.normal(0.02)
 _PROTOTYPES = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 

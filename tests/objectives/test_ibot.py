@@ -1,0 +1,195 @@
+"""iBOT's two terms in the system: who sees what, whose gradient goes where, and whatever the devices."""
+
+import copy
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_ssl.losses.self_distillation import centred_softmax, cross_view
+from big_ssl.models.vit import ViT
+from big_ssl.objectives.base import Pass
+from big_ssl.objectives.ibot import PatchHead
+from big_ssl.parallel import fsdp
+from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.training import build
+from big_ssl.training.setup import set_up
+from configs import ibot_vits16
+
+CONFIG = ibot_vits16.get_config("tiny").to_dict()
+STUDENT, LOCAL = Pass("image", "global_crops", masked=True), Pass("image", "local_crops")
+KEY = jax.random.key(1)
+TEACHER = Pass("image", "global_crops", teacher=True)
+
+
+# Both terms; at step 1 the first alone, at step 2 the second alone: one compilation for all three.
+for _name, _weights in (("dino", (1.0, 1.0, 0.0)), ("ibot", (1.0, 0.0, 1.0))):
+    CONFIG["streams"]["images"]["objectives"][_name]["weight"] = dict(
+        kind="steps", values=tuple(enumerate(_weights))
+    )
+
+
+def system(devices=1):
+    mesh = mesh_lib.make_mesh(CONFIG["mesh"], jax.devices()[:devices])
+    return build.system(CONFIG, mesh), mesh
+
+
+@functools.cache
+def example():
+    """(params, mutable, teacher, batch): a teacher of other weights than the student's, centres not zero."""
+    made, rng = system()[0], np.random.default_rng(0)
+    shapes = build.abstract_global_batch(CONFIG, None)
+    batch = jax.tree.map(lambda x: rng.integers(0, 256, x.shape).astype(x.dtype), shapes)
+    params, mutable = made.init(jax.random.key(0), build.abstract_batch(CONFIG))
+    other = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+    kept = jax.tree.map(lambda x: 0.1 * rng.normal(size=x.shape).astype(np.float32), mutable["objectives"])
+    return params, mutable | dict(objectives=kept), dict(params=other, encoders=mutable["encoders"]), batch
+
+
+@functools.cache
+def compiled(devices):
+    """f(step) -> ((loss, (features, metrics, kept)), gradients by (params, teacher))."""
+    made, mesh = system(devices)
+    params, mutable, teacher, batch = example()
+
+    def loss(params, teacher, batch, step):
+        features, _ = made.features(params, mutable["encoders"], batch, KEY, teacher)
+        total, (metrics, kept) = made.combine(features, batch, mutable["objectives"], step)
+        return total, (features, metrics, kept)
+
+    function = jax.jit(fsdp.within(mesh, jax.value_and_grad(loss, (0, 1), has_aux=True)))
+    placed = mesh_lib.global_batch(mesh, batch)
+    return lambda step: jax.device_get(function(params, teacher, placed, jnp.int32(step)))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return compiled(1)(0)
+
+
+def test_each_pass_runs_once_and_only_the_student_sees_a_mask(monkeypatch):
+    """Two objectives, one pass over the large crops, one over the small, and one of the teacher's."""
+    seen, original = [], ViT.__call__
+
+    def spy(self, images, train=False, mask=None, **rest):
+        seen.append((images.shape, train, mask is not None))
+        return original(self, images, train=train, mask=mask, **rest)
+
+    params, mutable, teacher, batch = example()
+    monkeypatch.setattr(ViT, "__call__", spy)
+    jax.eval_shape(
+        lambda p, t: system()[0].features(p, mutable["encoders"], batch, jax.random.key(0), t),
+        params,
+        teacher,
+    )
+    large, small = (32, 32, 32, 3), (32, 16, 16, 3)
+    assert seen == [(large, True, True), (small, True, False), (large, False, False)]
+
+
+def test_no_gradient_reaches_the_teacher(whole):
+    _, (by_params, by_teacher) = whole
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(by_teacher)) == 0
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(by_params))
+
+
+def test_the_targets_are_the_teachers_of_unmasked_crops(whole):
+    """The class-token term once more from its parts: towers and head applied by hand."""
+    (_, (features, metrics, kept)), _ = whole
+    _, mutable, teacher, batch = example()
+    made = system()[0]
+    own = made._inputs(batch, KEY, train=True)["images", "global_crops"]["images"]
+    tower = made.encoders["image"].apply(
+        {"params": teacher["params"]["encoders"]["image"]}, own.reshape(-1, 32, 32, 3)
+    )
+    tokens = tower["pooled"].reshape(16, 2, -1)
+    logits = made.terms["dino"].objective.head.apply(
+        {"params": teacher["params"]["heads"]["dino"]}, {TEACHER: dict(pooled=tokens)}
+    )
+    np.testing.assert_allclose(features["dino"]["teacher"]["crops"], logits["crops"], rtol=1e-4, atol=1e-5)
+    centre = mutable["objectives"]["dino"]["centre"]
+    targets = centred_softmax(logits["crops"], centre, 0.04)
+    expected, _ = cross_view(features["dino"]["crops"], targets, 0.1)
+    np.testing.assert_allclose(metrics["dino"], expected, rtol=1e-4)
+    moved = 0.9 * centre + 0.1 * np.asarray(logits["crops"]).mean((0, 1))
+    np.testing.assert_allclose(kept["dino"]["centre"], moved, rtol=1e-4, atol=1e-6)
+
+
+def test_the_patch_term_averages_over_masked_patches_and_all_crops(whole):
+    """Crop by crop from the boolean mask, where the term itself reads gathered patches."""
+    (_, (_, metrics, kept)), _ = whole
+    params, mutable, teacher, batch = example()
+    made = system()[0]
+    inputs = made._inputs(batch, KEY, train=True)
+    masks = np.asarray(inputs["images", "global_crops"]["mask"]["mask"]).reshape(32, -1)
+    assert (masks.sum(1) > 0).sum() == 16
+    images = inputs["images", "global_crops"]["images"].reshape(-1, 32, 32, 3)
+    head = made.terms["ibot"].objective.head.projection
+
+    def logits(weights, **mask):
+        tower = made.encoders["image"].apply({"params": weights["encoders"]["image"]}, images, **mask)
+        return head.apply({"params": weights["heads"]["dino"]["projection"]}, tower["patches"])
+
+    said, known = logits(params, mask=masks), logits(teacher["params"])
+    centre = mutable["objectives"]["ibot"]["centre"]
+    targets = centred_softmax(known, centre, 0.04)
+    each = -np.asarray((targets * jax.nn.log_softmax(said / 0.1)).sum(-1))
+    expected = sum(each[i][masks[i]].mean() for i in range(32) if masks[i].any()) / 32
+    np.testing.assert_allclose(metrics["ibot"], expected, rtol=1e-4)
+    # The centre is over all patches, not only the masked ones.
+    moved = 0.9 * centre + 0.1 * np.asarray(known).mean((0, 1))
+    np.testing.assert_allclose(kept["ibot"]["centre"], moved, rtol=1e-3, atol=1e-6)
+
+
+def test_both_terms_share_one_head(whole):
+    """Its gradient is the sum of both terms' own."""
+    _, (grads, _) = whole
+    assert set(grads["heads"]) == {"dino"}
+    alone = [compiled(1)(step)[1][0] for step in (1, 2)]
+    for part in alone:
+        assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(part["heads"])) > 0
+
+    def close(total, first, second):
+        np.testing.assert_allclose(total, first + second, rtol=1e-3, atol=1e-4 * np.abs(total).max() + 1e-9)
+
+    jax.tree.map(close, grads, *alone)
+
+
+def test_eight_devices_give_the_loss_and_gradient_of_one(whole):
+    (loss, (_, metrics, kept)), (grads, _) = compiled(8)(0)
+    np.testing.assert_allclose(loss, whole[0][0], rtol=1e-5)
+
+    def close(a, b):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max() + 1e-8)
+
+    jax.tree.map(close, (metrics, kept), whole[0][1][1:])
+    jax.tree.map(close, grads, whole[1][0])
+
+
+def test_masked_patches_are_gathered_in_groups():
+    head, rng = PatchHead(_Identity(), all_patches=False), np.random.default_rng(0)
+    mask = CONFIG["masks"]["global_crops"] | dict(group_size=4)
+    drawn = build.BlockMask(**mask)(jax.random.key(0), 8, 2)
+    patches = rng.normal(size=(8, 2, 16, 3)).astype(np.float32)
+    found = head.apply({}, {STUDENT: dict(patches=patches, mask=drawn)})["masked"]
+    for group in range(2):
+        own = slice(4 * group, 4 * group + 4)
+        np.testing.assert_array_equal(found[group], patches[own][np.asarray(drawn["mask"])[own]])
+
+
+class _Identity:
+    def __call__(self, x):
+        return x
+
+
+def test_a_teacher_needs_an_average():
+    with pytest.raises(ValueError, match=r"^ema is 0; the average is the teacher"):
+        set_up(copy.deepcopy(CONFIG) | dict(ema=0.0))
+
+
+def test_the_head_of_nobody_is_named():
+    config = copy.deepcopy(CONFIG)
+    config["streams"]["images"]["objectives"]["ibot"]["head"] = "dinosaur"
+    with pytest.raises(ValueError, match=r"^ibot\.head is 'dinosaur', which is no objective of this stream"):
+        set_up(config)
