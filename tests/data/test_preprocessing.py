@@ -18,13 +18,14 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
         ("crop 256 bilinear", ("crop", 256, "bilinear")),
         ("squash", ("squash", 224, "bicubic")),
         ("squash bilinear", ("squash", 224, "bilinear")),
+        ("squash 346 bilinear", ("squash", 346, "bilinear")),
     ],
 )
 def test_the_words(how, expected):
     assert preprocessing.parse_resize(how, 224) == expected
 
 
-@pytest.mark.parametrize("how", ["", "pad", "squash 256", "crop nearest", "crop 256 256", "256 crop"])
+@pytest.mark.parametrize("how", ["", "pad", "squash 256 256", "crop nearest", "crop 256 256", "256 crop"])
 def test_other_words(how):
     with pytest.raises(ValueError, match=f"resize is '{how}'; it must be like crop, crop 256"):
         preprocessing.parse_resize(how, 224)

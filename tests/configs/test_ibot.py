@@ -1,0 +1,75 @@
+"""iBOT's recipes: the published values, and presets that are small changes to them."""
+
+import importlib
+
+import jax
+import pytest
+
+from big_ssl.config import validate
+from big_ssl.parallel.mesh import make_mesh
+from big_ssl.training import build, schedules
+
+
+def get(model, arg=""):
+    return importlib.import_module(f"configs.ibot_{model}").get_config(arg).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("model", "epochs", "peak", "millions"),
+    [("vits16", 800, 2e-3, 21.7), ("vitb16", 400, 3e-3, 85.8), ("vitl16", 250, 3e-3, 303.3)],
+)
+def test_the_published_values(model, epochs, peak, millions):
+    config = get(model)
+    validate(config)
+    images = config["streams"]["images"]
+    assert (images["batch_size"], config["total_steps"] // 1_251) == (1_024, epochs)
+    assert config["learning_rate"]["peak"] == peak
+    views = images["data"]["views"]
+    assert (views["global_crops"]["count"], views["local_crops"]["count"]) == (2, 10)
+    assert config["views"]["global_crops"]["blur_chance"] == (1.0, 0.1)
+    assert config["views"]["global_crops"]["solarise_chance"] == (0.0, 0.2)
+    assert images["objectives"]["dino"]["head"]["prototypes"] == 8_192
+    system = build.system(config, make_mesh(config["mesh"], jax.devices()[:1]))
+    params, _ = jax.eval_shape(lambda: system.init(jax.random.key(0), build.abstract_batch(config)))
+    tower = params["encoders"]["image"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(tower)) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+def test_the_schedules_of_the_small_model():
+    config = get("vits16")
+    total, epoch = config["total_steps"], 1_251
+    average, decay = (
+        schedules.build(value, total) for value in (config["ema"], config["optimizer"]["weight_decay"])
+    )
+    assert [float(average(step)) for step in (0, total)] == pytest.approx([0.996, 1.0])
+    assert [float(decay(step)) for step in (0, total)] == pytest.approx([0.04, 0.4])
+    patch = schedules.build(config["streams"]["images"]["objectives"]["ibot"]["teacher_temperature"], total)
+    assert [float(patch(step)) for step in (0, 15 * epoch, 30 * epoch, total)] == pytest.approx(
+        [0.04, 0.055, 0.07, 0.07]
+    )
+    ((pattern, factor),) = config["rates"]
+    last_layer = schedules.build(factor, total)
+    assert (pattern, [float(last_layer(step)) for step in (0, epoch - 1, epoch)]) == (
+        "prototypes$",
+        [0, 0, 1],
+    )
+
+
+@pytest.mark.parametrize("model", ["vits16", "vitb16", "vitl16"])
+@pytest.mark.parametrize("preset", ["demo", "tiny"])
+def test_presets_have_the_keys_of_the_recipe_and_are_valid(model, preset):
+    full, small = get(model), get(model, preset)
+    validate(small)
+    assert full.keys() == small.keys()
+    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "faults", "masks", "views"):
+        assert full[key].keys() == small[key].keys()
+    assert full["encoders"]["image"].keys() == small["encoders"]["image"].keys()
+
+
+def test_what_no_objective_reads_is_not_loaded():
+    """The window is there for evaluation; with the first objective's small crops off, those aren't either."""
+    config = get("vits16", "tiny")
+    assert set(build.loaded_data("images", config)["views"]) == {"global_crops", "local_crops"}
+    config["streams"]["images"]["objectives"]["dino"]["local"] = False
+    assert set(build.loaded_data("images", config)["views"]) == {"global_crops"}
+    assert set(build.abstract_batch(config)["images"]) == {"global_crops"}

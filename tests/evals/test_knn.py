@@ -1,0 +1,83 @@
+"""Weighted neighbours against scikit-learn's and the published sum of weights."""
+
+import numpy as np
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+from big_ssl.data import preprocessing
+from big_ssl.evals import knn
+from big_ssl.evals.embedder import Embedder
+
+RNG = np.random.default_rng(0)
+CLASSES, KS, TEMPERATURE = 7, (1, 5, 20), 0.07
+
+
+def reference(train, labels, queries, k):
+    """DINO's vote: of each class, the sum of exp(cosine / temperature) of those among the k nearest."""
+    train, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, queries))
+    distance, where = NearestNeighbors(n_neighbors=k, metric="cosine").fit(train).kneighbors(queries)
+    votes = np.zeros((len(queries), CLASSES))
+    for query in range(len(queries)):
+        for d, i in zip(distance[query], where[query], strict=True):
+            votes[query, labels[i]] += np.exp((1 - d) / TEMPERATURE)
+    return votes.argmax(1)
+
+
+@pytest.mark.parametrize("queries", [5, 300])
+def test_votes_are_those_of_scikit_learns_neighbours(queries):
+    """Of random features of any length, queries that fill a batch and some that do not."""
+    train, labels = RNG.normal(size=(200, 16)), RNG.integers(0, CLASSES, 200)
+    asked = RNG.normal(size=(queries, 16)) * RNG.uniform(0.1, 10, (queries, 1))
+    found = knn.predictions(train, labels, asked, CLASSES, KS, TEMPERATURE)
+    for i, k in enumerate(KS):
+        np.testing.assert_array_equal(found[:, i], reference(train, labels, asked, k))
+
+
+def test_near_neighbours_outvote_many_far_ones():
+    train = np.array([[1, 0], [0.6, 0.8], [0.6, 0.8], [0.6, 0.8]])
+    assert knn.predictions(train, np.array([0, 1, 1, 1]), np.array([[1.0, 0.1]]), 2, (4,), 0.07) == [[0]]
+    assert knn.predictions(train, np.array([0, 1, 1, 1]), np.array([[1.0, 0.1]]), 2, (4,), 10.0) == [[1]]
+
+
+def emoji(**rest):
+    return dict(kind="emoji", styles=("fxemoji",), **rest)
+
+
+def test_the_evaluator_reports_each_k_the_majority_and_pixels():
+    """Of features that are the pixels themselves, as good as the pixels; of what it has seen, all right."""
+    evaluator = knn.Knn(
+        emoji(concepts="unseen"),
+        emoji(concepts="unseen"),
+        "category",
+        ks=(1, 500),
+        temperature=10.0,
+        pixels=True,
+        name="x",
+    )
+    prepare = preprocessing.of(dict(image_size=16, resize="crop"))
+
+    def flat(images):
+        x = images.reshape(len(images), -1) / 255
+        return x - x.mean(1, keepdims=True)
+
+    embedder = Embedder(prepare=prepare, images=flat, texts=None, pooled=flat)
+    found = evaluator.metrics(embedder)
+    assert found["knn/x/k1_top1"] == found["knn/x/pixel_k1_top1"] > 0.99
+    assert found["knn/x/majority"] <= found["knn/x/k500_top1"] < 1
+    assert set(found) == {
+        f"knn/x/{m}" for m in ("k1_top1", "k500_top1", "majority", "pixel_k1_top1", "pixel_k500_top1")
+    }
+    assert evaluator.metrics(embedder) == found
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(ks=()), r"knn: ks is \(\); it must hold numbers of at least 1"),
+        (dict(ks=(0,)), r"knn: ks is \(0,\)"),
+        (dict(features="all"), "features is 'all'; use pooled or images"),
+    ],
+)
+def test_options_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        knn.Knn(emoji(), emoji(), "category", name="x", **options)
