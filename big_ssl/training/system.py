@@ -80,11 +80,14 @@ class System:
         )
         inputs = self._inputs(batch, key, train=True)
         outputs, encoder_state = self._student_outputs(params, encoder_state, inputs, key)
-        if self.has_teacher:
-            teacher = jax.lax.stop_gradient(teacher | dict(params=self._gathered(teacher["params"])))
-            outputs |= self._teacher_outputs(teacher, inputs)
-        features = {name: self._features(name, params, teacher, outputs) for name in self.terms}
+        features = {name: self._features(name, params, outputs, teacher=False) for name in self.terms}
+        for name, found in self._taught(teacher, inputs).items():
+            features[name]["teacher"] = found
         return features, encoder_state
+
+    def taught(self, teacher, batch, key):
+        """{term: what its head makes of the teacher's passes}, of terms that have such; no gradient."""
+        return self._taught(teacher, self._inputs(batch, key, train=True))
 
     def combine(self, features, batch, kept, step):
         """The weighted sum of the terms that `features` holds: (float32[], (metrics, kept)).
@@ -167,7 +170,10 @@ class System:
             encoder_state = encoder_state | {item.encoder: state}
         return outputs, encoder_state
 
-    def _teacher_outputs(self, teacher, inputs):
+    def _taught(self, teacher, inputs):
+        if not self.has_teacher:
+            return {}
+        teacher = jax.lax.stop_gradient(teacher | dict(params=self._gathered(teacher["params"])))
         outputs = {}
         for stream, item in self.passes():
             if item.teacher:
@@ -175,17 +181,14 @@ class System:
                 tower |= teacher["encoders"][item.encoder]
                 apply = functools.partial(self.encoders[item.encoder].apply, tower, train=False)
                 outputs[stream, item] = _run(apply, inputs[stream, item.view], item)
-        return outputs
+        taught = (n for n, t in self.terms.items() if any(item.teacher for item in t.objective.needs))
+        found = {name: self._features(name, teacher["params"], outputs, teacher=True) for name in taught}
+        return jax.lax.stop_gradient(found)
 
-    def _features(self, name, params, teacher, outputs):
-        term = self.terms[name]
-        read = {item: outputs[term.stream, item] for item in term.objective.needs}
-        features = self._apply_head(name, params, {i: x for i, x in read.items() if not i.teacher})
-        taught = {i: x for i, x in read.items() if i.teacher}
-        if taught:
-            own = self._apply_head(name, teacher["params"], taught)
-            features |= dict(teacher=jax.lax.stop_gradient(own))
-        return features
+    def _features(self, name, params, outputs, teacher):
+        """What a term's head makes of its student's, or its teacher's passes."""
+        stream, needs = self.terms[name].stream, self.terms[name].objective.needs
+        return self._apply_head(name, params, {i: outputs[stream, i] for i in needs if i.teacher == teacher})
 
     def _apply_head(self, name, params, outputs):
         objective = self.terms[name].objective

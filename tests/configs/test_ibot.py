@@ -7,7 +7,8 @@ import pytest
 
 from big_ssl.config import validate
 from big_ssl.parallel.mesh import make_mesh
-from big_ssl.training import build, schedules
+from big_ssl.training import build, flops, schedules
+from big_ssl.training import state as state_lib
 
 
 def get(model, arg=""):
@@ -73,3 +74,28 @@ def test_what_no_objective_reads_is_not_loaded():
     config["streams"]["images"]["objectives"]["dino"]["local"] = False
     assert set(build.loaded_data("images", config)["views"]) == {"global_crops"}
     assert set(build.abstract_batch(config)["images"]) == {"global_crops"}
+
+
+def test_a_teachers_arithmetic_is_counted_once():
+    """Of a step: three times the student's forward pass, and once the teacher's."""
+    config = get("vits16", "tiny")
+    for width in (64, 128):
+        config["encoders"]["image"]["width"] = width
+        made = build.system(config, make_mesh(config["mesh"], jax.devices()[:1]))
+        batch = build.abstract_global_batch(config, None)
+        params, mutable = jax.eval_shape(
+            lambda made=made: made.init(jax.random.key(0), build.abstract_batch(config))
+        )
+        state = state_lib.TrainState(
+            step=jax.ShapeDtypeStruct((), int), params=params, opt_state=(), mutable=mutable,
+            ema=state_lib.averaged(params, mutable), counters={},
+        )  # fmt: skip
+        total = flops.model_flops_per_step(made, state, batch)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        teacher = flops.forward_flops(made.taught, state.ema, batch, key)
+        # The teacher sees two crops of 16 patches, the student those and two of 4.
+        tokens = {"teacher": 2 * 17, "student": 2 * 17 + 2 * 5}
+        layer = 2 * 12 * width**2
+        for who, found in (("teacher", teacher), ("student", (total - teacher) / 3)):
+            assert found > 16 * tokens[who] * layer
+            assert found < 1.6 * 16 * tokens[who] * layer + 16 * 50_000

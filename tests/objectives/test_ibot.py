@@ -17,6 +17,7 @@ from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build
 from big_ssl.training.setup import set_up
 from configs import ibot_vits16
+from tests import compiling
 
 CONFIG = ibot_vits16.get_config("tiny").to_dict()
 STUDENT, LOCAL = Pass("image", "global_crops", masked=True), Pass("image", "local_crops")
@@ -42,9 +43,14 @@ def example():
     made, rng = system()[0], np.random.default_rng(0)
     shapes = build.abstract_global_batch(CONFIG, None)
     batch = jax.tree.map(lambda x: rng.integers(0, 256, x.shape).astype(x.dtype), shapes)
-    params, mutable = made.init(jax.random.key(0), build.abstract_batch(CONFIG))
-    other = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
-    kept = jax.tree.map(lambda x: 0.1 * rng.normal(size=x.shape).astype(np.float32), mutable["objectives"])
+    like = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(CONFIG)))
+
+    def drawn(tree, scale):
+        return jax.tree.map(lambda x: (scale * rng.normal(size=x.shape)).astype(np.float32), tree)
+
+    params, mutable = drawn(like[0], 0.3), like[1]
+    other = jax.tree.map(np.add, params, drawn(params, 0.1))
+    kept = drawn(mutable["objectives"], 0.1)
     return params, mutable | dict(objectives=kept), dict(params=other, encoders=mutable["encoders"]), batch
 
 
@@ -61,7 +67,27 @@ def compiled(devices):
 
     function = jax.jit(fsdp.within(mesh, jax.value_and_grad(loss, (0, 1), has_aux=True)))
     placed = mesh_lib.global_batch(mesh, batch)
-    return lambda step: jax.device_get(function(params, teacher, placed, jnp.int32(step)))
+
+    def run(step):
+        with compiling.quickly():
+            return jax.device_get(function(params, teacher, placed, jnp.int32(step)))
+
+    return run
+
+
+@functools.cache
+def inputs():
+    """What the encoders are given of the large crops."""
+    made, batch = system()[0], example()[3]
+    with compiling.quickly():
+        return jax.jit(lambda batch: made._inputs(batch, KEY, train=True))(batch)["images", "global_crops"]
+
+
+def tower(made, weights, images, **mask):
+    """What the image encoder gives for [N, H, W, 3] in evaluation."""
+    apply = jax.jit(made.encoders["image"].apply)
+    with compiling.quickly():
+        return apply({"params": weights["encoders"]["image"]}, images, **mask)
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +123,11 @@ def test_no_gradient_reaches_the_teacher(whole):
 def test_the_targets_are_the_teachers_of_unmasked_crops(whole):
     """The class-token term once more from its parts: towers and head applied by hand."""
     (_, (features, metrics, kept)), _ = whole
-    _, mutable, teacher, batch = example()
+    _, mutable, teacher, _ = example()
     made = system()[0]
-    own = made._inputs(batch, KEY, train=True)["images", "global_crops"]["images"]
-    tower = made.encoders["image"].apply(
-        {"params": teacher["params"]["encoders"]["image"]}, own.reshape(-1, 32, 32, 3)
-    )
-    tokens = tower["pooled"].reshape(16, 2, -1)
+    own = inputs()["images"]
+    seen = tower(made, teacher["params"], own.reshape(-1, 32, 32, 3))
+    tokens = seen["pooled"].reshape(16, 2, -1)
     logits = made.terms["dino"].objective.head.apply(
         {"params": teacher["params"]["heads"]["dino"]}, {TEACHER: dict(pooled=tokens)}
     )
@@ -119,17 +143,16 @@ def test_the_targets_are_the_teachers_of_unmasked_crops(whole):
 def test_the_patch_term_averages_over_masked_patches_and_all_crops(whole):
     """Crop by crop from the boolean mask, where the term itself reads gathered patches."""
     (_, (_, metrics, kept)), _ = whole
-    params, mutable, teacher, batch = example()
+    params, mutable, teacher, _ = example()
     made = system()[0]
-    inputs = made._inputs(batch, KEY, train=True)
-    masks = np.asarray(inputs["images", "global_crops"]["mask"]["mask"]).reshape(32, -1)
+    masks = np.asarray(inputs()["mask"]["mask"]).reshape(32, -1)
     assert (masks.sum(1) > 0).sum() == 16
-    images = inputs["images", "global_crops"]["images"].reshape(-1, 32, 32, 3)
+    images = inputs()["images"].reshape(-1, 32, 32, 3)
     head = made.terms["ibot"].objective.head.projection
 
     def logits(weights, **mask):
-        tower = made.encoders["image"].apply({"params": weights["encoders"]["image"]}, images, **mask)
-        return head.apply({"params": weights["heads"]["dino"]["projection"]}, tower["patches"])
+        seen = tower(made, weights, images, **mask)
+        return head.apply({"params": weights["heads"]["dino"]["projection"]}, seen["patches"])
 
     said, known = logits(params, mask=masks), logits(teacher["params"])
     centre = mutable["objectives"]["ibot"]["centre"]
@@ -150,8 +173,11 @@ def test_both_terms_share_one_head(whole):
     for part in alone:
         assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(part["heads"])) > 0
 
-    def close(total, first, second):
-        np.testing.assert_allclose(total, first + second, rtol=1e-3, atol=1e-4 * np.abs(total).max() + 1e-9)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
+
+    def close(total, first, second):  # the second part for gradients that are zero on paper
+        atol = 1e-4 * np.abs(total).max() + 1e-7 * largest
+        np.testing.assert_allclose(total, first + second, rtol=1e-3, atol=atol)
 
     jax.tree.map(close, grads, *alone)
 
@@ -160,8 +186,10 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(whole):
     (loss, (_, metrics, kept)), (grads, _) = compiled(8)(0)
     np.testing.assert_allclose(loss, whole[0][0], rtol=1e-5)
 
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
+
     def close(a, b):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max() + 1e-8)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max() + 1e-7 * largest)
 
     jax.tree.map(close, (metrics, kept), whole[0][1][1:])
     jax.tree.map(close, grads, whole[1][0])
@@ -170,7 +198,7 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(whole):
 def test_masked_patches_are_gathered_in_groups():
     head, rng = PatchHead(_Identity(), all_patches=False), np.random.default_rng(0)
     mask = CONFIG["masks"]["global_crops"] | dict(group_size=4)
-    drawn = build.BlockMask(**mask)(jax.random.key(0), 8, 2)
+    drawn = jax.jit(build.BlockMask(**mask), static_argnums=(1, 2))(jax.random.key(0), 8, 2)
     patches = rng.normal(size=(8, 2, 16, 3)).astype(np.float32)
     found = head.apply({}, {STUDENT: dict(patches=patches, mask=drawn)})["masked"]
     for group in range(2):

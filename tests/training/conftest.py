@@ -1,6 +1,5 @@
 """A micro run that compiles in seconds, its compiled parts shared by every test of the session."""
 
-import contextlib
 import copy
 import importlib.util
 import json
@@ -12,6 +11,7 @@ import pytest
 from big_ssl.data import sources
 from big_ssl.models import encoders
 from big_ssl.training import loop
+from tests import compiling
 
 _compiled: dict = {}
 
@@ -69,17 +69,6 @@ def micro_config():
     return _micro_config
 
 
-@contextlib.contextmanager
-def _compiling_quickly():
-    """LLVM's passes cost more than these runs do."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
 def _shared_set_up(config, devices=None):
     """loop.set_up, with equal models on equal devices compiled once."""
     config = copy.deepcopy(config)
@@ -100,7 +89,7 @@ _original_set_up = loop.set_up
 
 def _quick(function):
     def call(*arguments):
-        with _compiling_quickly():
+        with compiling.quickly():
             return function(*arguments)
 
     return call
