@@ -1,5 +1,6 @@
-"""The number of processes changes who computes what, and nothing else: the demo's first 20 steps."""
+"""The number of processes changes who computes what, and nothing else: a run's first 20 steps."""
 
+import functools
 import json
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 
 LAYOUTS = {"1x1": (1, 1), "1x4": (1, 4), "2x2": (2, 2)}  # processes x devices of each
 STEPS, BATCH = 20, 128
+# The small one compiles in seconds; the demo has batch norm, whose statistics are everybody's.
+TINY, DEMO = "configs/clip_vitb32.py:tiny", "configs/align_l2.py:demo"
 # As in tests/training/test_devices.py: sums over a batch are taken in another order.
 TOLERANCE = 1e-4
 
@@ -31,22 +34,29 @@ def test_the_global_batches_hold_the_same_examples_in_the_same_rows(layout, batc
 
 @pytest.fixture(scope="module")
 def trajectories(cluster, losses, tmp_path_factory):
-    """{layout: [(step, loss)]} of the demo, which warms up to a rate of 3e-3 in 100 steps."""
-    arguments = dict(total_steps=STEPS, log_every=1, evals="{}")
-    arguments |= {"learning_rate.warmup_steps": STEPS - 1, "learning_rate.peak": 3e-3 * (STEPS - 1) / 100}
-    found = {}
-    for name, (processes, devices) in LAYOUTS.items():
-        workdir = tmp_path_factory.mktemp("demo") / name
-        layout = dict(processes=processes, devices=devices, compiling="well")
-        cluster.finish("configs/align_l2.py:demo", workdir, arguments, **layout)
-        found[name] = losses(workdir)
-    return found
+    """recipe -> {layout: [(step, loss)]}, warming up slowly towards a rate of 3e-3."""
+
+    @functools.cache
+    def run(recipe):
+        arguments = dict(total_steps=STEPS, log_every=1, evals="{}")
+        arguments |= {"learning_rate.warmup_steps": STEPS - 1, "learning_rate.peak": 3e-3 * (STEPS - 1) / 100}
+        found = {}
+        for name, (processes, devices) in LAYOUTS.items():
+            workdir = tmp_path_factory.mktemp("run") / name
+            compiling = "well" if recipe == DEMO else "quickly"
+            layout = dict(processes=processes, devices=devices, compiling=compiling)
+            cluster.finish(recipe, workdir, arguments, **layout)
+            found[name] = losses(workdir)
+        return found
+
+    return run
 
 
+@pytest.mark.parametrize("recipe", [TINY, pytest.param(DEMO, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("layout", ["1x4", "2x2"])
-def test_the_demo_has_the_same_loss_trajectory(layout, trajectories):
-    steps, expected = zip(*trajectories["1x1"], strict=True)
+def test_a_run_has_the_same_loss_trajectory(layout, recipe, trajectories):
+    steps, expected = zip(*trajectories(recipe)["1x1"], strict=True)
     assert steps == tuple(range(1, STEPS + 1))
     assert np.ptp(expected) > 0.1  # it trains at all
-    assert [step for step, _ in trajectories[layout]] == list(steps)
-    np.testing.assert_allclose([loss for _, loss in trajectories[layout]], expected, rtol=TOLERANCE)
+    assert [step for step, _ in trajectories(recipe)[layout]] == list(steps)
+    np.testing.assert_allclose([loss for _, loss in trajectories(recipe)[layout]], expected, rtol=TOLERANCE)
