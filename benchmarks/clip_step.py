@@ -3,16 +3,19 @@
     python -m benchmarks.clip_step [--batch=32] [--steps=5] [--json=FILE]
 
 Forward, symmetric contrastive loss, backward and update, float32, ours through the real training step.
-Both start from the same weights, and their first losses must agree; then they take turns in this
-process, so that a slow spell of the machine meets both. Seconds of all its cores are told beside
+Both start from the same weights, and their first losses must agree; then they take turns, each in a
+process of its own, so that a slow spell of the machine meets both. Seconds of all cores are told beside
 seconds of the clock, since only they stay comparable where others use the machine. A ratio above 1
-means that ours is the faster. Needs PyTorch and transformers, which `make parity` installs, and 6 GB.
+means that ours is the faster. Needs PyTorch and transformers, which `make parity` installs, and 8 GB.
 """
 
+import contextlib
+import importlib.util
 import json
+import multiprocessing
+import os
 import sys
 import tempfile
-import time
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +23,16 @@ import numpy as np
 from absl import app, flags, logging
 from flax.traverse_util import unflatten_dict
 
+from benchmarks import clip_peer
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import flops
 from big_ssl.training.setup import set_up
 from big_ssl.weights.formats import read_checkpoint
 from configs import clip_vitb32
 
-try:
-    import torch
-    import transformers
-except ImportError:
-    sys.exit("clip_step compares with PyTorch and transformers: `make parity` installs both")
-
 IMAGE_SIZE, LENGTH, VOCABULARY = 224, 77, 49_408
-# [tokens, in] x [in, out] of one layer's first product in the image tower's MLP.
-PRODUCT = (50, 768, 3072)
+# The first product of an MLP in the image tower: an image's tokens, in, out.
+TOKENS, WIDTH, INNER = 50, 768, 3072
 
 _BATCH = flags.DEFINE_integer("batch", 32, "Pairs a step.")
 _STEPS = flags.DEFINE_integer("steps", 5, "Steps of each to time.")
@@ -82,60 +80,34 @@ def make_ours(config, batch, weights):
     return step, count
 
 
-def make_theirs(model, config, batch):
-    """() -> loss of a step taken, of transformers' CLIPModel; its images come normalised already."""
-    settings, view = config["optimizer"], config["views"]["image"]
-    scaled = (batch["image"] / 255 - np.asarray(view["mean"])) / np.asarray(view["std"])
-    inputs = dict(
-        pixel_values=torch.tensor(scaled.transpose(0, 3, 1, 2), dtype=torch.float32).contiguous(),
-        input_ids=torch.tensor(batch["text"]["ids"]).long(),
-    )
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=2.5e-7,  # ours after the first step of its warm-up
-        betas=(settings["b1"], settings["b2"]),
-        eps=settings["eps"],
-        weight_decay=settings["weight_decay"],
-        fused=True,
-    )
+@contextlib.contextmanager
+def peer(*arguments):
+    """PyTorch's process, as a function of a task; arguments: as clip_peer.serve has them, but the first."""
+    # Waiting threads that spin would count as work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    here, there = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=clip_peer.serve, args=(there, *arguments), daemon=True)
+    process.start()
+    there.close()  # so that its end is seen here, should it fail
 
-    def step():
-        optimizer.zero_grad()
-        loss = model(**inputs, return_loss=True).loss
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=float(np.log(100)))
-        return loss.item()
+    def ask(task):
+        here.send(task)
+        return here.recv()
 
-    return step
+    here.recv()
+    yield ask
+    here.send(None)
+    process.join()
 
 
-def take_turns(steps: dict, count: int) -> dict:
-    """{name: float64[count, 2]}, each step's seconds by the clock and of all cores."""
-    times = {name: [] for name in steps}
+def take_turns(tasks: dict, count: int) -> dict:
+    """{name: float64[count, 2]}, seconds by the clock and of all cores; tasks: as clip_peer.timed."""
+    times = {name: [] for name in tasks}
     for _ in range(count):
-        for name, step in steps.items():
-            began = _clocks()
-            step()
-            times[name].append(_clocks() - began)
+        for name, task in tasks.items():
+            times[name].append(task()[0])
     return {name: np.array(taken) for name, taken in times.items()}
-
-
-def _clocks():
-    return np.array([time.perf_counter(), time.process_time()])
-
-
-def product_rates(batch: int, rounds: int = 20) -> dict:
-    """{name: FLOP a core's second of one large product of the step by itself}, the best of several."""
-    rng, (tokens, inner, outer) = np.random.default_rng(0), PRODUCT
-    left = rng.normal(size=(batch * tokens, inner)).astype(np.float32)
-    right = rng.normal(size=(inner, outer)).astype(np.float32)
-    product, ours, theirs = jax.jit(jnp.matmul), (left, right), (torch.tensor(left), torch.tensor(right))
-    ours = jax.device_put(ours)
-    runs = dict(ours=lambda: jax.block_until_ready(product(*ours)), theirs=lambda: torch.matmul(*theirs))
-    taken = take_turns(runs, rounds)
-    return {name: 2 * left.size * outer / seconds[:, 1].min() for name, seconds in taken.items()}
 
 
 def report(times, rates, count) -> dict:
@@ -165,23 +137,35 @@ def _spread(values):
 def main(argv) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
-    config = clip_config(_BATCH.value)
-    batch = random_pairs(_BATCH.value)
-    model = transformers.CLIPModel(transformers.CLIPConfig()).train()
+    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        sys.exit("clip_step compares with PyTorch and transformers: `make parity` installs both")
+    config, batch = clip_config(_BATCH.value), random_pairs(_BATCH.value)
+    shapes = (_BATCH.value * TOKENS, WIDTH), (WIDTH, INNER)
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        ours, count = make_ours(config, batch, folder)
-    steps = dict(ours=ours, theirs=make_theirs(model, config, batch))
-    losses = {name: step() for name, step in steps.items()}
-    print(f"first losses: {losses}")
-    if abs(losses["ours"] - losses["theirs"]) > 1e-3:
-        sys.exit("the first losses differ: this would compare two different models")
-    times = take_turns(steps, _STEPS.value)
-    found = report(times, product_rates(_BATCH.value), count)
+        arguments = folder, batch, config["optimizer"], config["views"]["image"], shapes
+        with peer(*arguments) as ask:
+            step, count = make_ours(config, batch, folder)
+            product, matrices = jax.jit(jnp.matmul), [jnp.ones(shape) for shape in shapes]
+            steps = dict(ours=lambda: clip_peer.timed(step), theirs=lambda: ask("step"))
+            check_losses({name: task()[1] for name, task in steps.items()})
+            times = take_turns(steps, _STEPS.value)
+            products = dict(
+                ours=lambda: clip_peer.timed(lambda: product(*matrices).block_until_ready()),
+                theirs=lambda: ask("product"),
+            )
+            seconds = {name: taken[:, 1].min() for name, taken in take_turns(products, 20).items()}
+    work = 2 * _BATCH.value * TOKENS * WIDTH * INNER
+    found = report(times, {name: work / taken for name, taken in seconds.items()}, count)
     if _JSON.value:
         with open(_JSON.value, "w") as file:
             json.dump(found, file, indent=2)
+
+
+def check_losses(losses: dict) -> None:
+    """Exits where the two models, of the same weights, do not agree."""
+    print(f"first losses: {losses}")
+    if abs(losses["ours"] - losses["theirs"]) > 1e-3:
+        sys.exit("the first losses differ: this would compare two different models")
 
 
 if __name__ == "__main__":
