@@ -163,7 +163,9 @@ class EfficientNet(nn.Module):
             x = self._apply_stage(f"stage{i}_block", stage, rates, norm, x, train)
         if 0 in x.shape[2:]:
             height, width = images.shape[1:3]
-            raise ValueError(f"efficientnet: nothing is left of images of {height} x {width}; take larger ones")
+            raise ValueError(
+                f"efficientnet: nothing is left of images of {height} x {width}; take larger ones"
+            )
         return dict(pooled=x.astype(jnp.float32).mean((2, 3)).T, patches=x.transpose(1, 2, 3, 0))
 
     def _apply_stage(self, prefix, stage, rates, norm, x, train):

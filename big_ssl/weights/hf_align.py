@@ -69,7 +69,12 @@ _FIXED_TEXT = dict(hidden_act="gelu", layer_norm_eps=1e-12)
 
 def _rules(config: Config) -> list[Rule]:
     stem = Rule("vision_model.embeddings.convolution.weight", (f"{IMAGE}stem",), CONVOLUTION)
-    rules = [*within("text_model.", TEXT, _TEXT), *_HEAD, stem, *_batch_norm("embeddings.batchnorm", "stem_bn")]
+    rules = [
+        *within("text_model.", TEXT, _TEXT),
+        *_HEAD,
+        stem,
+        *_batch_norm("embeddings.batchnorm", "stem_bn"),
+    ]
     for i, ours in enumerate(_blocks(config["encoders"]["image"]["depth"])):
         theirs = f"encoder.blocks.{i}."
         rules += within(f"vision_model.{theirs}", f"{IMAGE}{ours}/", _BLOCK)
@@ -171,7 +176,10 @@ def _read_preprocessing(files: Mapping[str, dict], default: Config) -> Config:
     found, settings = hf_layers.read_preprocessing(files, default), files.get("preprocessor_config.json")
     if settings is None:
         return found
-    scale, offset = 255 * settings.get("rescale_factor", 1 / 255), float(settings.get("rescale_offset", False))
+    scale, offset = (
+        255 * settings.get("rescale_factor", 1 / 255),
+        float(settings.get("rescale_offset", False)),
+    )
     mean, std = (0.0,) * 3, (1.0,) * 3
     if settings.get("do_normalize", True):
         mean, std = (found["views"]["image"][key] for key in ("mean", "std"))

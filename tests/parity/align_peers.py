@@ -17,7 +17,7 @@ SMALL = dict(width_coefficient=0.5, depth_coefficient=0.5)
 BASE = dict(width_coefficient=2.0, depth_coefficient=3.1)
 # Halved five times with zeros after an odd map's last pixel this is 2; halved as by SAME it is 3.
 SIZE = 75
-_TEXT = dict(
+TEXT = dict(
     vocab_size=50,
     hidden_size=16,
     intermediate_size=40,
@@ -27,16 +27,17 @@ _TEXT = dict(
 )
 
 
-def hf_align(shape, image_size=SIZE, text=None, half=False, seed=0):
+def hf_align(shape, image_size=SIZE, text=TEXT, half=False, seed=0):
     """transformers' AlignModel; half: float16's weights, for small files."""
     dim = max(8, int(320 * shape["width_coefficient"] + 4) // 8 * 8)
     config = transformers.AlignConfig(
-        text_config=_TEXT | (text or {}),
+        text_config=text,
         vision_config=shape | dict(image_size=image_size, hidden_dim=dim),
         projection_dim=dim,
         attn_implementation="eager",
     )
     peer = peers.randomise(transformers.AlignModel(config), seed).eval()
+    _rescale(peer.vision_model, images(image_size, 4, seed=9), seed)
     with torch.no_grad():
         peer.temperature.fill_(0.3)
         for value in peer.state_dict().values() if half else ():
@@ -44,9 +45,24 @@ def hf_align(shape, image_size=SIZE, text=None, half=False, seed=0):
     return peer
 
 
+def _rescale(tower, images, seed):
+    """Running statistics of these images: with others each block would pass on a fifth of what it is
+    given, and the embedding depend on little but the biases."""
+    torch.manual_seed(seed)
+    norms = [module for module in tower.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        tower.train()(clip_peers.pixels(images, clip_peers.HALF_VIEW))
+    for norm in norms:
+        norm.num_batches_tracked.zero_()
+    tower.eval()
+
+
 def images(size=SIZE, count=2, seed=1):
-    """uint8[count, size, size, 3]."""
-    return clip_peers.images(size, count, seed)
+    """uint8[count, size, size, 3] of squares of one colour: noise would average out in every embedding."""
+    coarse = clip_peers.images(-(-size // 15), count, seed)
+    return coarse.repeat(15, axis=1).repeat(15, axis=2)[:, :size, :size]
 
 
 def texts(length=9, seed=2):
