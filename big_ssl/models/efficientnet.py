@@ -164,7 +164,7 @@ class EfficientNet(nn.Module):
         if 0 in x.shape[2:]:
             height, width = images.shape[1:3]
             raise ValueError(
-                f"efficientnet: nothing is left of images of {height} x {width}; take larger ones"
+                f"efficientnet: nothing is left of {height} x {width} pixels; take larger images"
             )
         return dict(pooled=x.astype(jnp.float32).mean((2, 3)).T, patches=x.transpose(1, 2, 3, 0))
 

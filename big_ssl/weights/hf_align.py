@@ -9,8 +9,18 @@ from collections.abc import Iterator, Mapping
 from big_ssl.models import efficientnet
 from big_ssl.weights import hf_layers
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import HALF_PIXELS, HEAD, IMAGE, IMAGE_STATISTICS, TEXT, Config, Format
-from big_ssl.weights.format import check_options, count, shape_of
+from big_ssl.weights.format import (
+    HALF_PIXELS,
+    HEAD,
+    IMAGE,
+    IMAGE_STATISTICS,
+    TEXT,
+    Config,
+    Format,
+    check_options,
+    count,
+    shape_of,
+)
 from big_ssl.weights.rules import CONVOLUTION, DEPTHWISE, POINTWISE, SAME, Rule, linear, norm, within
 
 _LAYER = [

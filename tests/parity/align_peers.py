@@ -37,7 +37,7 @@ def hf_align(shape, image_size=SIZE, text=TEXT, half=False, seed=0):
         attn_implementation="eager",
     )
     peer = peers.randomise(transformers.AlignModel(config), seed).eval()
-    _rescale(peer.vision_model, images(image_size, 4, seed=9), seed)
+    _rescale(peer.vision_model, images(image_size, count=32 if image_size == SIZE else 4, seed=9), seed)
     with torch.no_grad():
         peer.temperature.fill_(0.3)
         for value in peer.state_dict().values() if half else ():
