@@ -24,6 +24,7 @@ from big_ssl.weights.format import Config
 # Of a converted model: its tokenizer's file, where it came with the weights, by the tokenizer's kind.
 _PIECES = ("spiece.model", "tokenizer.model")
 VOCABULARIES = {
+    "wordpiece": ("vocab.txt",),
     "clip_bpe": ("merges.txt",),
     "sentencepiece": _PIECES,
     "sentencepiece_gemma": _PIECES,
@@ -217,7 +218,7 @@ def read(path, source: str = "big_ssl", options: Mapping | None = None) -> tuple
 
 def vocabulary_beside(config: Config, folder):
     """The tokenizer's file in a folder of weights; None where there is none, or no tokenizer."""
-    names = VOCABULARIES.get(config.get("tokenizer", {}).get("kind"), ())
+    names = VOCABULARIES.get((config.get("tokenizer") or {}).get("kind"), ())
     return next((path for name in names if (path := epath.Path(folder) / name).is_file()), None)
 
 

@@ -23,9 +23,21 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def spatial_padding(x, kernel: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """SAME padding for both spatial axes of x: [C, B, H, W]."""
-    return same_padding(x.shape[2], kernel, stride), same_padding(x.shape[3], kernel, stride)
+def fixed_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """SAME padding as at an even size, whatever the size: what Keras pads where it does not know it."""
+    return same_padding(size + size % 2, kernel, stride)
+
+
+# By the name that an encoder's config gives; they differ where a stride of 2 meets an odd size.
+PADDINGS = {"same": same_padding, "fixed": fixed_padding}
+
+
+def spatial_padding(x, kernel: int, stride: int, padding: str = "same"):
+    """The padding ((before, after), (before, after)) of x: [C, B, H, W]; padding: a name in PADDINGS."""
+    if padding not in PADDINGS:
+        raise ValueError(f"padding is {padding!r}; there are {', '.join(PADDINGS)}")
+    pad = PADDINGS[padding]
+    return pad(x.shape[2], kernel, stride), pad(x.shape[3], kernel, stride)
 
 
 def pointwise_conv(x, kernel):

@@ -96,6 +96,7 @@ class MBConv(nn.Module):
 
     stage: Stage
     norm: Callable[..., nn.Module]  # builds a batch norm, given its name
+    padding: str = "same"
 
     @nn.compact
     def __call__(self, x, drop_rate, train: bool):
@@ -106,7 +107,7 @@ class MBConv(nn.Module):
             x = convolutions.pointwise_conv(x, kernel.astype(x.dtype))
             x = nn.silu(self.norm(name="expand_bn")(x, train))
         kernel = self.param("depthwise", _depthwise_init, (stage.kernel, stage.kernel, hidden))
-        padding = convolutions.spatial_padding(x, stage.kernel, stage.stride)
+        padding = convolutions.spatial_padding(x, stage.kernel, stage.stride, self.padding)
         x = convolutions.depthwise_conv(x, kernel.astype(x.dtype), stage.stride, padding)
         x = nn.silu(self.norm(name="depthwise_bn")(x, train))
         x = SqueezeExcite(max(1, channels // 4), name="squeeze_excite")(x)
@@ -128,6 +129,8 @@ class EfficientNet(nn.Module):
     convolution: ALIGN pools the block output itself (arXiv 2102.05918 section 4.1).
 
     width, depth: compound-scaling multipliers (see VARIANTS).
+    padding: "same", of an image of 289 a map of 10 x 10, or "fixed", as COYO's ALIGN was trained and is
+      published, 9 x 9; see models/convolutions.py.
     drop_connect: rate at the last block; block i of n has drop_connect * i / n.
     group_size: of batch norm; 0 is the global batch.
     scan: of a stage's blocks but the first; remat: of all blocks; see models/layer_stack.py.
@@ -140,6 +143,7 @@ class EfficientNet(nn.Module):
     depth: float = 1.0
     stages: tuple[Stage, ...] = B0_STAGES
     stem_stride: int = 2
+    padding: str = "same"
     drop_connect: float = 0.2
     group_size: int = 0
     bn_momentum: float = 0.99
@@ -152,17 +156,24 @@ class EfficientNet(nn.Module):
         norm = functools.partial(BatchNorm, self.group_size, self.bn_momentum)
         x = images.astype(self.dtype).transpose(3, 0, 1, 2)
         kernel = self.param("stem", _dense_init, (3, 3, 3, round_channels(32, self.width)))
-        padding = convolutions.spatial_padding(x, 3, self.stem_stride)
+        padding = convolutions.spatial_padding(x, 3, self.stem_stride, self.padding)
         x = convolutions.conv(x, kernel.astype(self.dtype), self.stem_stride, padding)
         x = nn.silu(norm(name="stem_bn")(x, train))
         for i, stage, rates in self._scaled_stages():
             x = self._apply_stage(f"stage{i}_block", stage, rates, norm, x, train)
+        if 0 in x.shape[2:]:
+            height, width = images.shape[1:3]
+            raise ValueError(
+                f"efficientnet: nothing is left of {height} x {width} pixels; take larger images"
+            )
         return dict(pooled=x.astype(jnp.float32).mean((2, 3)).T, patches=x.transpose(1, 2, 3, 0))
 
     def _apply_stage(self, prefix, stage, rates, norm, x, train):
         """The first block of a stage alone, since only it strides, then the others, alike."""
         apply = functools.partial(layer_stack.apply_layers, remat=self.remat)
-        first, other = (functools.partial(MBConv, s, norm) for s in (stage, stage._replace(stride=1)))
+        first, other = (
+            functools.partial(MBConv, s, norm, self.padding) for s in (stage, stage._replace(stride=1))
+        )
 
         def call(block, x, rate):
             return block(x, rate, train)

@@ -43,5 +43,6 @@ def build(config: Mapping, dtype, vocab_size: int, text_length: int, remat: str 
     """
     options = {key: value for key, value in config.items() if key != "kind"}
     if config["kind"] in TEXT_ENCODERS:
-        options |= dict(vocab_size=vocab_size, max_len=text_length)
+        # A published tower may have more positions than its texts are long.
+        options = dict(vocab_size=vocab_size, max_len=text_length) | options
     return ENCODERS[config["kind"]](dtype=jnp.dtype(dtype), remat=remat, **options)

@@ -49,9 +49,9 @@ def completed(config: Config) -> Config:
 
 
 def _options(given, module):
-    if not isinstance(encoders.ENCODERS[given["kind"]], type):
-        return given  # built by a function, whose parameters are not the module's fields
-    return dict(kind=given["kind"], **_fields(module, ("dtype", "remat")))
+    # An EfficientNet's stages are made of the strides that are given.
+    options = dict(kind=given["kind"], **_fields(module, ("dtype", "remat", "stages")))
+    return {key: given[key] for key in given if key == "strides"} | options
 
 
 def _fields(module, without):
@@ -64,7 +64,8 @@ def _fields(module, without):
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """{path: shape} of all weights: params/encoders/..., params/heads/..., encoders/... for statistics."""
     image, text, head = modules(config)
-    size = config["encoders"]["image"]["image_size"]
+    # A network of convolutions alone takes images of any size.
+    size = config["encoders"]["image"].get("image_size", config["image_size"])
     key, images = jax.random.key(0), jnp.zeros((1, size, size, 3))
     seen, image_variables = jax.eval_shape(image.init_with_output, key, images)
     if head is None or text is None:

@@ -9,6 +9,7 @@ import numpy as np
 from big_ssl.weights import (
     architecture,
     dinov2,
+    hf_align,
     hf_clip,
     hf_dinov2,
     hf_siglip,
@@ -41,6 +42,7 @@ FORMATS: dict[str, Format] = {
     "hf_clip": hf_clip.FORMAT,
     "hf_siglip": hf_siglip.FORMAT,
     "siglip_npz": siglip_npz.FORMAT,
+    "hf_align": hf_align.FORMAT,
     "dinov2": dinov2.FORMAT,
     "hf_dinov2": hf_dinov2.FORMAT,
     "timm_dinov2": timm_dinov2.FORMAT,

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from big_ssl.data.preprocessing import parse_resize
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import Config, count, grid_side, json_file, shape_of
@@ -157,8 +159,8 @@ def describe_preprocessing(config: Config, processor: str) -> dict:
         do_rescale=True,
         rescale_factor=1 / 255,
         do_normalize=True,
-        image_mean=list(view["mean"]),
-        image_std=list(view["std"]),
+        image_mean=np.broadcast_to(view["mean"], 3).tolist(),
+        image_std=np.broadcast_to(view["std"], 3).tolist(),
         do_convert_rgb=True,
         image_processor_type=processor,
     )

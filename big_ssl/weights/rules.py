@@ -42,6 +42,9 @@ CONVOLUTION = permute(2, 3, 1, 0)
 # [out, in, 1, 1] as [in, out].
 POINTWISE = Transform(lambda x: (x[:, :, 0, 0].T,), lambda xs: xs[0].T[:, :, None, None])
 
+# A depthwise [channels, 1, k, k] as [k, k, channels].
+DEPTHWISE = Transform(lambda x: (x[:, 0].transpose(1, 2, 0),), lambda xs: xs[0].transpose(2, 0, 1)[:, None])
+
 
 def leading(ones: int) -> Transform:
     """[1, ..., 1, *shape] as [*shape]."""

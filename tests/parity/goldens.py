@@ -1,4 +1,4 @@
-"""The golden files of CLIP, SigLIP and DINOv2, and the checkpoints that they hold; needs no PyTorch."""
+"""The golden files of whole models, and the checkpoints that they hold; needs no PyTorch."""
 
 import functools
 import pathlib

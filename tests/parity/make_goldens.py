@@ -19,7 +19,7 @@ import transformers
 
 from big_ssl.data.clip_bpe import clean
 from big_ssl.weights.tensor_files import read_tensors
-from tests.parity import clip_peers, dino_peers, peers
+from tests.parity import align_peers, clip_peers, dino_peers, peers
 from tests.parity.clip_texts import TEXTS
 from tests.parity.open_clip_tokenizer import simple_tokenizer
 
@@ -49,6 +49,7 @@ def main(folder):
     )
     for name, peer in (("hf_clip", clip_peers.hf_clip()), ("hf_siglip", clip_peers.hf_siglip())):
         write_clip(folder / f"golden_{name}.npz", peer, made_by)
+    write_align(folder / "golden_hf_align.npz", align_peers.hf_align(align_peers.THIN, half=True), made_by)
     write_resnet(folder / "golden_clip_resnet.npz", clip_peers.openai_clip("resnet"), made_by)
     write_dinov2(folder / "golden_hf_dinov2.npz", dino_peers.hf_dinov2(registers=3, swiglu=True), made_by)
     write_ids(folder)
@@ -75,6 +76,14 @@ def write_clip(path, peer, made_by):
     found = clip_peers.run_hf(peer, images, ids)
     config = json.dumps(peer.config.to_dict(), default=str)
     write(path, peer, made_by, config=config, images=images, ids=ids, **found)
+
+
+def write_align(path, peer, made_by):
+    """transformers' ALIGN: its config.json, and what it makes of images of odd maps and of texts."""
+    images, (ids, mask) = align_peers.images(), align_peers.texts()
+    found = align_peers.run(peer, images, ids, mask)
+    config = json.dumps(peer.config.to_dict(), default=str)
+    write(path, peer, made_by, np.float16, config=config, images=images, ids=ids, mask=mask, **found)
 
 
 def write_resnet(path, peer, made_by):

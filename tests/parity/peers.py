@@ -32,7 +32,7 @@ def randomise(module, seed=0):
         for name, value in module.state_dict().items():
             if name.endswith("num_batches_tracked"):
                 continue
-            value.copy_(torch.from_numpy(_draw(rng, name, tuple(value.shape))))
+            value.copy_(torch.from_numpy(np.asarray(_draw(rng, name, tuple(value.shape)))))
     return module
 
 

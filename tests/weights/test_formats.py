@@ -152,7 +152,7 @@ def test_ours_with_a_config_of_something_else(tmp_path):
 
 def test_every_format_says_what_it_reads():
     for name, format_ in FORMATS.items():
-        written = ("big_ssl", "open_clip", "hf_clip", "hf_dinov2", "hf_vit")
+        written = ("big_ssl", "open_clip", "hf_clip", "hf_align", "hf_dinov2", "hf_vit")
         assert bool(format_.describe) == (name in written)
 
 

@@ -1,0 +1,254 @@
+"""transformers' AlignModel: config.json, model.safetensors or pytorch_model.bin; read and written.
+
+Names and shapes: transformers, models/align; the published weights are kakaobrain/align-base, COYO's.
+Batch norm's counts and BERT's pooler, which no embedding goes through, are ignored and not written.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from big_ssl.models import efficientnet
+from big_ssl.weights import hf_layers
+from big_ssl.weights.errors import WeightsError
+from big_ssl.weights.format import (
+    HALF_PIXELS,
+    HEAD,
+    IMAGE,
+    IMAGE_STATISTICS,
+    TEXT,
+    Config,
+    Format,
+    check_options,
+    count,
+    shape_of,
+)
+from big_ssl.weights.rules import CONVOLUTION, DEPTHWISE, POINTWISE, SAME, Rule, linear, norm, within
+
+_LAYER = [
+    *linear("attention.self.query", "query"),
+    *linear("attention.self.key", "key"),
+    *linear("attention.self.value", "value"),
+    *linear("attention.output.dense", "out"),
+    *norm("attention.output.LayerNorm", "attention_norm"),
+    *linear("intermediate.dense", "mlp_in"),
+    *linear("output.dense", "mlp_out"),
+    *norm("output.LayerNorm", "mlp_norm"),
+]
+_TEXT = [
+    Rule("embeddings.word_embeddings.weight", ("word/embedding",), SAME),
+    Rule("embeddings.position_embeddings.weight", ("position/embedding",), SAME),
+    Rule("embeddings.token_type_embeddings.weight", ("token_type/embedding",), SAME),
+    *norm("embeddings.LayerNorm", "embedding_norm"),
+    *within("encoder.layer.{i}.", "layer{i}/", _LAYER),
+]
+_HEAD = [
+    *linear("text_projection", f"{HEAD}text_projection"),
+    Rule("temperature", (f"{HEAD}temperature",), SAME),
+]
+_BLOCK = [
+    Rule("expansion.expand_conv.weight", ("expand",), POINTWISE),
+    Rule("depthwise_conv.depthwise_conv.weight", ("depthwise",), DEPTHWISE),
+    Rule("squeeze_excite.reduce.weight", ("squeeze_excite/reduce/kernel",), POINTWISE),
+    Rule("squeeze_excite.reduce.bias", ("squeeze_excite/reduce/bias",), SAME),
+    Rule("squeeze_excite.expand.weight", ("squeeze_excite/expand/kernel",), POINTWISE),
+    Rule("squeeze_excite.expand.bias", ("squeeze_excite/expand/bias",), SAME),
+    Rule("projection.project_conv.weight", ("project",), POINTWISE),
+]
+_BLOCK_NORMS = {
+    "expansion.expand_bn": "expand_bn",
+    "depthwise_conv.depthwise_norm": "depthwise_bn",
+    "projection.project_bn": "project_bn",
+}
+
+# What AlignVisionConfig and AlignTextConfig may say and ours have fixed.
+_STAGES = efficientnet.B0_STAGES
+_FIXED = dict(
+    depth_divisor=8,
+    kernel_sizes=[stage.kernel for stage in _STAGES],
+    in_channels=[32, *(stage.channels for stage in _STAGES[:-1])],
+    out_channels=[stage.channels for stage in _STAGES],
+    depthwise_padding=[],  # the blocks that pad as for an odd map: none
+    num_block_repeats=[stage.repeats for stage in _STAGES],
+    expand_ratios=[stage.expand for stage in _STAGES],
+    squeeze_expansion_ratio=0.25,
+    hidden_act="swish",
+    pooling_type="mean",
+    batch_norm_eps=1e-3,
+)
+_FIXED_TEXT = dict(hidden_act="gelu", layer_norm_eps=1e-12)
+
+
+def _rules(config: Config) -> list[Rule]:
+    stem = Rule("vision_model.embeddings.convolution.weight", (f"{IMAGE}stem",), CONVOLUTION)
+    rules = [
+        *within("text_model.", TEXT, _TEXT),
+        *_HEAD,
+        stem,
+        *_batch_norm("embeddings.batchnorm", "stem_bn"),
+    ]
+    for i, ours in enumerate(_blocks(config["encoders"]["image"]["depth"])):
+        theirs = f"encoder.blocks.{i}."
+        rules += within(f"vision_model.{theirs}", f"{IMAGE}{ours}/", _BLOCK)
+        for name, our_name in _BLOCK_NORMS.items():
+            rules += _batch_norm(f"{theirs}{name}", f"{ours}/{our_name}")
+    return rules
+
+
+def _blocks(depth) -> Iterator[str]:
+    """Our names of the blocks, which they number throughout."""
+    for i, stage in enumerate(_STAGES):
+        for j in range(efficientnet.round_repeats(stage.repeats, depth)):
+            yield f"stage{i}_block{j}"
+
+
+def _batch_norm(theirs, ours):
+    return [
+        *norm(f"vision_model.{theirs}", f"{IMAGE}{ours}"),
+        Rule(f"vision_model.{theirs}.running_mean", (f"{IMAGE_STATISTICS}{ours}/mean",), SAME),
+        Rule(f"vision_model.{theirs}.running_var", (f"{IMAGE_STATISTICS}{ours}/var",), SAME),
+    ]
+
+
+def _config(tensors, files, options) -> Config:
+    del options
+    text_config, vision_config = hf_layers.parts(files)
+    text, image = _text(tensors, text_config), _image(vision_config)
+    _check_shortcuts(image)
+    head = dict(
+        dim=shape_of(tensors, "text_projection.weight", 2)[0],
+        image_projection=False,
+        text_bias=True,
+        temperature=1.0,
+        temperature_form="raw",
+        logit_bias=None,
+    )
+    image_size = vision_config.get("image_size", 600)  # AlignVisionConfig's own
+    seen = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize="squash 346 bilinear")
+    return dict(
+        encoders=dict(image=image, text=text),
+        head=head,
+        # AlignProcessor's longest text; the tower has positions for longer ones.
+        tokenizer=dict(
+            kind="wordpiece", vocabulary="", size=text["vocab_size"], length=min(64, text["max_len"])
+        ),
+        **_read_preprocessing(files, seen),
+    )
+
+
+def _text(tensors, text_config):
+    _check_fixed("text_config", text_config, _FIXED_TEXT)
+    embeddings = "text_model.embeddings.{}_embeddings.weight"
+    vocab_size, width = shape_of(tensors, embeddings.format("word"), 2)
+    return dict(
+        kind="bert",
+        vocab_size=vocab_size,
+        width=width,
+        depth=count(tensors, r"text_model\.encoder\.layer\.(\d+)\."),
+        heads=text_config.get("num_attention_heads", 12),
+        mlp_dim=shape_of(tensors, "text_model.encoder.layer.0.intermediate.dense.weight", 2)[0],
+        max_len=shape_of(tensors, embeddings.format("position"), 2)[0],
+        dropout=text_config.get("hidden_dropout_prob", 0.1),
+    )
+
+
+def _image(vision_config):
+    _check_fixed("vision_config", vision_config, _FIXED)
+    strides = vision_config.get("strides", [stage.stride for stage in _STAGES])
+    return dict(
+        kind="efficientnet",
+        width=vision_config.get("width_coefficient", 2.0),
+        depth=vision_config.get("depth_coefficient", 3.1),
+        strides=tuple(strides),
+        padding="fixed",
+        drop_connect=vision_config.get("drop_connect_rate", 0.2),
+    )
+
+
+def _check_fixed(part, config, wanted):
+    for key, value in wanted.items():
+        if config.get(key, value) != value:
+            raise WeightsError(f"config.json: {part}.{key} is {config[key]!r}; only {value!r} is known")
+
+
+def _check_shortcuts(image):
+    """Where a stage keeps size and width, its first block has a shortcut here, and never one there."""
+    widths = [efficientnet.round_channels(c, image["width"]) for c in (32, *_FIXED["out_channels"])]
+    for i, stride in enumerate(image["strides"]):
+        if stride == 1 and widths[i] == widths[i + 1]:
+            raise WeightsError(
+                f"hf_align: stage {i} keeps stride 1 and {widths[i]} channels; an AlignModel's first block "
+                "of a stage has no shortcut, ours has"
+            )
+
+
+def _read_preprocessing(files: Mapping[str, dict], default: Config) -> Config:
+    """As hf_layers.read_preprocessing; EfficientNetImageProcessor can subtract 1 after scaling, and need
+    not normalise: the published one makes x / 127.5 - 1."""
+    found, settings = hf_layers.read_preprocessing(files, default), files.get("preprocessor_config.json")
+    if settings is None:
+        return found
+    scale, offset = (
+        255 * settings.get("rescale_factor", 1 / 255),
+        float(settings.get("rescale_offset", False)),
+    )
+    mean, std = (0.0,) * 3, (1.0,) * 3
+    if settings.get("do_normalize", True):
+        mean, std = (found["views"]["image"][key] for key in ("mean", "std"))
+    # ((scale * x - offset) - mean) / std, as one mean and deviation of x in [0, 1].
+    view = dict(mean=tuple((offset + m) / scale for m in mean), std=tuple(s / scale for s in std), flip=False)
+    return found | dict(views=dict(image=view))
+
+
+def _describe(config: Config) -> dict[str, dict]:
+    image, text, head = config["encoders"]["image"], config["encoders"]["text"], config["head"]
+    _check_is_align(image, text, head)
+    vision_config = _FIXED | dict(
+        model_type="align_vision_model",
+        image_size=config["image_size"],
+        width_coefficient=image["width"],
+        depth_coefficient=image["depth"],
+        strides=list(image["strides"]),
+        hidden_dim=head["dim"],
+        drop_connect_rate=image["drop_connect"],
+    )
+    text_config = _FIXED_TEXT | dict(
+        model_type="align_text_model",
+        vocab_size=text["vocab_size"],
+        hidden_size=text["width"],
+        num_hidden_layers=text["depth"],
+        num_attention_heads=text["heads"],
+        intermediate_size=text["mlp_dim"] or 4 * text["width"],
+        max_position_embeddings=text["max_len"],
+        hidden_dropout_prob=text["dropout"],
+    )
+    described = dict(
+        model_type="align",
+        architectures=["AlignModel"],
+        projection_dim=head["dim"],
+        temperature_init_value=head["temperature"],
+        text_config=text_config,
+        vision_config=vision_config,
+    )
+    # include_top would divide by the deviation once more.
+    preprocessing = hf_layers.describe_preprocessing(config, "EfficientNetImageProcessor")
+    preprocessing |= dict(rescale_offset=False, include_top=False)
+    return {"config.json": described, "preprocessor_config.json": preprocessing}
+
+
+def _check_is_align(image, text, head):
+    kinds = image["kind"], text["kind"]
+    if kinds != ("efficientnet", "bert"):
+        raise WeightsError(f"hf_align holds an efficientnet and a bert, not {kinds[0]} and {kinds[1]}")
+    wanted = dict(image_projection=False, text_bias=True, temperature_form="raw", logit_bias=None)
+    check_options("hf_align", "head", head, "AlignModel", wanted)
+    check_options("hf_align", "image", image, "AlignModel", dict(stem_stride=2, padding="fixed"))
+    _check_shortcuts(image)
+
+
+FORMAT = Format(
+    config=_config,
+    rules=_rules,
+    ignored=(*hf_layers.IGNORED, r".*\.num_batches_tracked", r"text_model\.pooler\.dense\.(weight|bias)"),
+    weights=hf_layers.WEIGHTS,
+    files=hf_layers.FILES,
+    describe=_describe,
+)
