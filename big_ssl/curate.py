@@ -3,7 +3,7 @@
     python -m big_ssl.curate --source.kind=parquet --source.path=FILE_OR_DIR --texts=title,alt --output=DIR
     python -m big_ssl.curate --source.kind=tfds --source.name=NAME --source.split=train \
         --source.data_dir=DIR --texts=text --limits.max_images=20 --output=DIR
-    python -m big_ssl.curate ... --output=DIR --runner=DirectRunner     # or any other of Apache Beam's
+    python -m big_ssl.curate ... --output=DIR --beam=runner=DirectRunner     # or any other runner
 
 Writes a TFDS dataset (config: kind="tfds", name="curated_pairs", split="train", data_dir=DIR), and beside it
 funnel.json and funnel.png, which count what each rule dropped. docs/curate.md tells the rules and options.
@@ -13,6 +13,7 @@ Exit code 2, and one line, where something does not fit.
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 from absl import app, flags, logging
@@ -36,15 +37,14 @@ _SIDES = flags.DEFINE_list(
 _EMBEDDINGS = flags.DEFINE_string("embeddings", None, "NPZ with embeddings, float[N, D], a row a record.")
 _REFERENCES = flags.DEFINE_string("references", None, "NPZ with embeddings, float[M, D], of evaluation sets.")
 _COSINE = flags.DEFINE_float("cosine", near_duplicates.THRESHOLD, "Nearer to a reference is a duplicate.")
-_RUNNER = flags.DEFINE_string(
-    "runner", None, "A runner of Apache Beam; by default this process, without Beam."
-)
+_BEAM = flags.DEFINE_list("beam", [], "Options of Apache Beam, runner=NAME first; by default none: here.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write.")
 
 
-def curate(items: records.Items, limits: Limits, output: str, runner: str | None = None) -> dict:
+def curate(items: records.Items, limits: Limits, output: str, beam: Sequence[str] = ()) -> dict:
     """Filters, writes the set and its funnel to output, and returns funnel.table's dict.
 
+    beam: options of Apache Beam, "runner=DirectRunner" and so on; without any, this process filters.
     Raises ValueError where no pair stays, FileExistsError where output holds a set already, ImportError
     where a library of the curation extra is missing.
     """
@@ -53,7 +53,7 @@ def curate(items: records.Items, limits: Limits, output: str, runner: str | None
     if (place / records.NAME).exists():
         raise FileExistsError(f"{output} holds {records.NAME} already; choose another --output")
     place.mkdir(parents=True, exist_ok=True)
-    return _on_beam(items, limits, output, runner) if runner else _here(items, limits, output)
+    return _on_beam(items, limits, output, beam) if beam else _here(items, limits, output)
 
 
 def _here(items, limits, output):
@@ -66,13 +66,16 @@ def _here(items, limits, output):
     return found
 
 
-def _on_beam(items, limits, output, runner):
+def _on_beam(items, limits, output, beam):
     try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+
         from big_ssl.curation import beam_pipeline
     except ImportError as error:
-        raise ImportError("--runner needs Apache Beam: pip install 'big-ssl[curation]'") from error
+        raise ImportError("--beam needs Apache Beam: pip install 'big-ssl[curation]'") from error
     table = epath.Path(output) / "funnel.json"
-    records.write(output, beam_pipeline.Curate(items, limits, str(table)), runner)
+    options = PipelineOptions([f"--{option}" for option in beam])
+    records.write(output, beam_pipeline.Curate(items, limits, str(table)), options)
     found = json.loads(table.read_text())
     funnel.write(output, found, dataclasses.asdict(limits))
     return found
@@ -81,9 +84,15 @@ def _on_beam(items, limits, output, runner):
 def open_items() -> records.Items:
     """The records that the flags name. Raises ConfigError, OSError, and ValueError."""
     given = {key: value for key, value in _SOURCE.value.items() if value}
+    if len(_SIDES.value) not in (0, 2):
+        raise ValueError(f"--sides={','.join(_SIDES.value)}: name two, the width and the height")
     given["text_keys"] = (*_TEXTS.value, *_SIDES.value)
     validate_source(given, "source")
     source = sources.build(given)
+    try:
+        source[0]
+    except KeyError as error:
+        raise ValueError(f"--texts and --sides: the records have no {error}") from error
     return records.Items(source, _TEXTS.value, _SIDES.value, _duplicates(len(source)))
 
 
@@ -112,7 +121,7 @@ def main(_) -> None:
         logging.set_verbosity(logging.WARNING)  # TFDS tells of every file
     try:
         limits = Limits(**_LIMITS.value)
-        found = curate(open_items(), limits, _OUTPUT.value, _RUNNER.value)
+        found = curate(open_items(), limits, _OUTPUT.value, _BEAM.value)
     except (ConfigError, ImportError, OSError, ValueError) as error:
         print(str(error).splitlines()[0], file=sys.stderr)
         sys.exit(2)

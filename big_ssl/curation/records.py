@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -61,11 +62,11 @@ def example(source: Sequence[Record], verdict: Verdict) -> tuple[int, dict]:
     return verdict.id, {"image": io.BytesIO(source[verdict.id].image), KIND: list(verdict.kept)}
 
 
-def write(folder: str, made, runner: str | None = None) -> int:
+def write(folder: str, made, beam_options=None) -> int:
     """Writes a TFDS dataset in array_record shards, which sources.TfdsPairs reads; how many records.
 
-    made: (key, example) pairs, or with the name of a runner a Beam transform that makes them. TFDS
-    shuffles by key and chooses the number of shards.
+    made: (key, example) pairs, or a Beam transform that makes them, run with beam_options, Beam's
+    PipelineOptions. TFDS shuffles by key and chooses the number of shards.
     """
     import tensorflow_datasets as tfds  # slow to import, and needed only here
 
@@ -87,10 +88,11 @@ def write(folder: str, made, runner: str | None = None) -> int:
                 raise NotImplementedError
 
     builder = CuratedPairs(data_dir=folder, file_format="array_record")
-    config = tfds.download.DownloadConfig(beam_runner=runner)
+    config = tfds.download.DownloadConfig(beam_options=beam_options)
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloading
-        builder.download_and_prepare(download_config=config)
+    # It speaks of downloading, and makes a folder for that.
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
+        builder.download_and_prepare(download_dir=downloads, download_config=config)
     return builder.info.splits[SPLIT].num_examples
 
 

@@ -135,7 +135,7 @@ class ParquetPairs(Sequence[Record]):
     """Parquet files: a column of encoded pictures, and columns of texts, one or a list in a row.
 
     path: a file, or a folder of *.parquet in the order of their names; text_keys: the columns of
-    texts, all but the picture's if none is named. Two row groups stay in memory, so a set of more is
+    texts, all but the picture's if none is named. Few row groups stay in memory, so a set of many is
     meant to be read in order, as curation does, and not shuffled. Raises FileNotFoundError where
     there is no such file, ValueError for a column that a file lacks.
     """
@@ -154,21 +154,16 @@ class ParquetPairs(Sequence[Record]):
             for group in range(metadata.num_row_groups):
                 self._groups.append((file, group))
                 self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
-        self._read = functools.lru_cache(2)(self._read_group)
 
     def __len__(self):
         return self._starts[-1]
 
     def __getitem__(self, index):
-        group = bisect.bisect_right(self._starts, range(len(self))[index]) - 1
-        row = self._read(group).slice(range(len(self))[index] - self._starts[group], 1).to_pylist()[0]
+        position = range(len(self))[index]
+        group = bisect.bisect_right(self._starts, position) - 1
+        table = _row_group(*self._groups[group], (self._image_key, *self._text_keys))
+        (row,) = table.slice(position - self._starts[group], 1).to_pylist()
         return Record(row[self._image_key] or b"", {key: _texts(row[key]) for key in self._text_keys})
-
-    def _read_group(self, group):
-        file, number = self._groups[group]
-        return pyarrow.parquet.ParquetFile(file).read_row_group(
-            number, columns=[self._image_key, *self._text_keys]
-        )
 
 
 class ImageFolder(Sequence[Record]):
@@ -253,6 +248,12 @@ def _pictures(folder):
             yield path
         elif path.is_dir():
             yield from _pictures(path)
+
+
+@functools.lru_cache(4)  # of the module and not of a source, which workers must be able to pickle
+def _row_group(file, number, columns):
+    with pyarrow.parquet.ParquetFile(file) as parquet:
+        return parquet.read_row_group(number, columns=list(columns))
 
 
 def _other_columns(metadata, image_key):
