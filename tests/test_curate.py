@@ -67,8 +67,7 @@ def test_the_command_writes_a_set_and_its_funnel(curated):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--source.kind=parket",), "source.kind: 'parket' is unknown; did you mean 'parquet'"),
-        (("--references=a.npz",), "--embeddings and --references go together"),
+        (("--source.kind=parket",), "source.kind: 'parket' is unknown; did you mean parquet?"),
         (("--sides=width",), "--sides=width: name two, the width and the height"),
     ],
 )

@@ -38,7 +38,7 @@ def test_a_text_without_letters_is_in_no_language(lingua):
 
 
 def test_an_unknown_language_is_named(lingua):
-    with pytest.raises(ValueError, match="limits.languages: no language 'english'; there are af, "):
+    with pytest.raises(ValueError, match=r"limits\.languages: no language 'english'; there are af, "):
         languages.check(("en", "english"))
 
 

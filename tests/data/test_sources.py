@@ -260,8 +260,8 @@ def parquet_folder(tmp_path):
 
 
 def test_rows_of_parquet_files_in_order(parquet_folder):
-    source = sources.ParquetPairs(str(parquet_folder))
-    for source in (source, pickle.loads(pickle.dumps(source))):
+    opened = sources.ParquetPairs(str(parquet_folder))
+    for source in (opened, pickle.loads(pickle.dumps(opened))):
         assert len(source) == 7
         for i in (6, 0, 5, 1, 4, 2, 3):  # across groups and files, backwards and forwards
             record = source[i]
