@@ -93,7 +93,7 @@ def open_items() -> records.Items:
         source[0]
     except KeyError as error:
         raise ValueError(f"--texts and --sides: the records have no {error}") from error
-    return records.Items(source, _TEXTS.value, _SIDES.value, _duplicates(len(source)))
+    return records.Items(source, _TEXTS.value or (), _SIDES.value, _duplicates(len(source)))
 
 
 def _duplicates(count):
@@ -121,7 +121,7 @@ def main(_) -> None:
         logging.set_verbosity(logging.WARNING)  # TFDS tells of every file
     try:
         limits = Limits(**_LIMITS.value)
-        found = curate(open_items(), limits, _OUTPUT.value, _BEAM.value)
+        found = curate(open_items(), limits, str(_OUTPUT.value), _BEAM.value)
     except (ConfigError, ImportError, OSError, ValueError) as error:
         print(str(error).splitlines()[0], file=sys.stderr)
         sys.exit(2)
