@@ -135,7 +135,7 @@ def _long(text: TextFacts, limits: Limits) -> bool:
 def _foreign(text: TextFacts, limits: Limits) -> bool:
     if not limits.languages:
         return False
-    return languages.confidence(text.text, limits.languages) < limits.language_confidence
+    return languages.foreign_odds(text.text, limits.languages) > limits.max_foreign_odds
 
 
 IMAGE_RULES: dict[str, Callable[[ImageFacts, Limits], bool]] = {

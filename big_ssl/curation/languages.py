@@ -1,21 +1,25 @@
-"""How likely a text is in a language, by lingua, which is made for short texts and needs no network."""
+"""Which language a text is likely in, by lingua, which is made for short texts and needs no network."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 
-def confidence(text: str, codes: Sequence[str]) -> float:
-    """The probability that a text is in one of the languages with these ISO 639-1 codes.
+def foreign_odds(text: str, codes: Sequence[str]) -> float:
+    """How many times as likely as the languages with these ISO 639-1 codes the likeliest of all is.
 
-    0 for a text without letters. Raises ValueError for an unknown code, ImportError without lingua.
+    1 where that is one of them; infinite where none of them is possible, as for a text without letters.
+    A ratio, since to lingua a short caption is a little of everything: none of its probabilities is high.
+    Raises ValueError for an unknown code, ImportError without lingua.
     """
-    wanted, detector = _wanted(tuple(codes)), _detector()
-    found = detector.compute_language_confidence_values(text)
-    return sum(each.value for each in found if each.language in wanted)
+    wanted = _wanted(tuple(codes))
+    found = _detector().compute_language_confidence_values(text)  # likeliest first
+    best = max(each.value for each in found if each.language in wanted)
+    return found[0].value / best if best else math.inf
 
 
 def check(codes: Sequence[str]) -> None:
-    """Raises what `confidence` would, before anything slow."""
+    """Raises what `foreign_odds` would, before anything slow."""
     if codes:
         _wanted(tuple(codes))
 

@@ -1,5 +1,7 @@
 """ALIGN's rules: each at its threshold, just below and just above it; the order of reasons."""
 
+import math
+
 import pytest
 
 from big_ssl.curation import languages
@@ -83,19 +85,21 @@ def test_rules_for_texts(facts, reason):
     assert first_reason(facts, TEXT_RULES, LIMITS) == reason
 
 
-@pytest.mark.parametrize(("likely", "reason"), [(0.0299, "foreign"), (0.03, ""), (0.0301, "")])
-def test_the_rule_for_languages(likely, reason, monkeypatch):
-    monkeypatch.setattr(languages, "confidence", lambda text, codes: likely if codes == ("en",) else None)
+@pytest.mark.parametrize(
+    ("odds", "reason"), [(1.0, ""), (9.99, ""), (10.0, ""), (10.01, "foreign"), (math.inf, "foreign")]
+)
+def test_the_rule_for_languages(odds, reason, monkeypatch):
+    monkeypatch.setattr(languages, "foreign_odds", lambda text, codes: odds if codes == ("en",) else None)
     assert first_reason(text(), TEXT_RULES, Limits()) == reason
 
 
 def test_any_language_needs_no_detector(monkeypatch):
-    monkeypatch.delattr(languages, "confidence")
+    monkeypatch.delattr(languages, "foreign_odds")
     assert first_reason(text(), TEXT_RULES, LIMITS) == ""
 
 
 def test_the_first_reason_in_the_papers_order_counts(monkeypatch):
-    monkeypatch.setattr(languages, "confidence", lambda text, codes: 0.0)
+    monkeypatch.setattr(languages, "foreign_odds", lambda text, codes: 99)
     strict = Limits(max_texts=1, max_images=1, min_unigrams=2, max_unigrams=2)
     # Everything that can be wrong at once; each is then put right, and the next reason shows.
     wrong, seen = dict(width=0, height=0, texts=2, duplicate=True), []
@@ -152,7 +156,7 @@ def test_a_verdict_names_a_reason_for_each_text():
         (dict(max_images=0), "limits.max_images is 0; it must be at least 1"),
         (dict(max_aspect=1.0), r"limits.max_aspect is 1.0; it must be more than 1"),
         (dict(min_unigrams=21), "limits.min_unigrams is 21, more than max_unigrams"),
-        (dict(language_confidence=1.5), "limits.language_confidence is 1.5; it must lie in"),
+        (dict(max_foreign_odds=0.5), "limits.max_foreign_odds is 0.5; it must be at least 1"),
     ],
 )
 def test_limits_that_nothing_passes_are_an_error(limits, message):

@@ -7,7 +7,7 @@ import pytest
 from big_ssl.curation import languages
 from big_ssl.curation.limits import Limits
 
-LIMIT = Limits().language_confidence
+LIMIT = Limits().max_foreign_odds
 
 
 @pytest.fixture
@@ -27,14 +27,20 @@ def lingua():
     ],
 )
 def test_the_language_of_real_captions(text, language, lingua):
-    assert languages.confidence(text, (language,)) > 0.3
-    assert (languages.confidence(text, ("en",)) >= LIMIT) == (language == "en")
-    assert languages.confidence(text, ("en", "it", "pt", "fr")) > languages.confidence(text, ("en",)) - 1e-9
+    assert languages.foreign_odds(text, (language,)) == 1
+    assert languages.foreign_odds(text, ("en", "it", "pt", "fr")) == 1
+    assert (languages.foreign_odds(text, ("en",)) > LIMIT) == (language != "en")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["Naval Semaphore Flag u", "Beethoven Cartoon Bust", "Don't Panic!"])
+def test_names_that_sound_foreign_are_not_foreign_enough(text, lingua):
+    assert 1 < languages.foreign_odds(text, ("en",)) < LIMIT
 
 
 @pytest.mark.slow
 def test_a_text_without_letters_is_in_no_language(lingua):
-    assert languages.confidence("1920 1080 2", ("en",)) == 0
+    assert languages.foreign_odds("1920 1080 2", ("en",)) == float("inf")
 
 
 def test_an_unknown_language_is_named(lingua):
