@@ -79,7 +79,7 @@ def validate(config: Mapping) -> None:
         path = f"streams.{name}"
         _check(stream, _STREAM, path)
         _check(stream["data"], _DATA, f"{path}.data")
-        _check_choice(stream["data"]["source"], sources.SOURCES, f"{path}.data.source")
+        validate_source(stream["data"]["source"], f"{path}.data.source")
         for kind, options in stream["objectives"].items():
             _check_options(
                 options, _choose(kind, OBJECTIVES, f"{path}.objectives"), f"{path}.objectives.{kind}"
@@ -118,7 +118,12 @@ def validate_evaluator(options: Mapping, path: str) -> None:
     for key, option in _parameters(EVALUATORS[options["kind"]]).items():
         if option.annotation in (SourceConfig, SourceConfig | None) and options.get(key) is not None:
             _check_type(options[key], dict, f"{path}.{key}")
-            _check_choice(options[key], sources.SOURCES, f"{path}.{key}")
+            validate_source(options[key], f"{path}.{key}")
+
+
+def validate_source(options: Mapping, path: str) -> None:
+    """Raises ConfigError, with keys under path, for what can't be a source: see data.sources."""
+    _check_choice(options, sources.SOURCES, path)
 
 
 def _check_rule(rule, path, what):

@@ -4,6 +4,7 @@ An item is a Record, or a list of records that show the same thing, of which one
 each visit.
 """
 
+import bisect
 import functools
 import hashlib
 import importlib.resources
@@ -130,6 +131,41 @@ class TfdsPairs(Sequence[Record]):
         return names[kind]
 
 
+class ParquetPairs(Sequence[Record]):
+    """Parquet files: a column of encoded pictures, and columns of texts, one or a list in a row.
+
+    path: a file, or a folder of *.parquet in the order of their names; text_keys: the columns of
+    texts, all but the picture's if none is named. Few row groups stay in memory, so a set of many is
+    meant to be read in order, as curation does, and not shuffled. Raises FileNotFoundError where
+    there is no such file, ValueError for a column that a file lacks.
+    """
+
+    def __init__(self, path: str, image_key: str = "image", text_keys: Sequence[str] = ()):
+        place = epath.Path(path)
+        files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+        if not files or not files[0].exists():
+            raise FileNotFoundError(f"parquet: no file {path}" + "/*.parquet" * place.is_dir())
+        self._image_key, self._text_keys = image_key, tuple(text_keys)
+        self._groups, self._starts = [], [0]
+        for file in files:
+            metadata = pyarrow.parquet.read_metadata(file)
+            self._text_keys = self._text_keys or _other_columns(metadata, image_key)
+            _check_columns(file, metadata, (image_key, *self._text_keys))
+            for group in range(metadata.num_row_groups):
+                self._groups.append((file, group))
+                self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
+
+    def __len__(self):
+        return self._starts[-1]
+
+    def __getitem__(self, index):
+        position = range(len(self))[index]
+        group = bisect.bisect_right(self._starts, position) - 1
+        table = _row_group(*self._groups[group], (self._image_key, *self._text_keys))
+        (row,) = table.slice(position - self._starts[group], 1).to_pylist()
+        return Record(row[self._image_key] or b"", {key: _texts(row[key]) for key in self._text_keys})
+
+
 class ImageFolder(Sequence[Record]):
     """A folder with a subfolder of pictures, at any depth, for each class; the class is the label.
 
@@ -166,6 +202,7 @@ SOURCES = {
     "emoji": EmojiPairs,
     "emoji_concepts": EmojiConcepts,
     "tfds": TfdsPairs,
+    "parquet": ParquetPairs,
     "image_folder": ImageFolder,
 }
 
@@ -213,11 +250,30 @@ def _pictures(folder):
             yield from _pictures(path)
 
 
+@functools.lru_cache(4)  # of the module and not of a source, which workers must be able to pickle
+def _row_group(file, number, columns):
+    with pyarrow.parquet.ParquetFile(file) as parquet:
+        return parquet.read_row_group(number, columns=list(columns))
+
+
+def _other_columns(metadata, image_key):
+    return tuple(name for name in metadata.schema.to_arrow_schema().names if name != image_key)
+
+
+def _check_columns(file, metadata, keys):
+    names = metadata.schema.to_arrow_schema().names
+    for key in keys:
+        if key not in names:
+            raise ValueError(f"parquet: {file} has no column {key!r}; there are {', '.join(names)}")
+
+
 def _texts(value):
-    """A TFDS text feature's candidates: one text or several, bytes decoded as UTF-8.
+    """A feature's candidates: none, one text or several, bytes decoded as UTF-8.
 
     What is no text stays what it is, for the pipeline to replace and count.
     """
+    if value is None:
+        return []
     several = isinstance(value, (list, tuple)) or getattr(value, "ndim", 0)
     values = list(value) if several else [value]
     return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]

@@ -2,9 +2,11 @@
 
 import io
 import pathlib
+import pickle
 import sys
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -238,3 +240,52 @@ def test_a_feature_that_is_no_text_is_a_bad_text_and_not_a_crash(data_dir):
 def test_a_missing_dataset_is_named(data_dir):
     with pytest.raises(FileNotFoundError, match=r"no TFDS dataset 'image_pairs' in "):
         _pairs(data_dir, name="image_pairs")
+
+
+# Parquet.
+
+
+@pytest.fixture
+def parquet_folder(tmp_path):
+    """Seven rows in two files, of row groups of two."""
+    for name, rows in (("b", range(4, 7)), ("a", range(4))):
+        columns = dict(
+            image=[_png(20 * i) if i != 2 else None for i in rows],
+            alt=[f"grey {i}" if i != 3 else None for i in rows],
+            tags=[["x", "y"][: i % 3] for i in rows],
+            width=list(rows),
+        )
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / f"{name}.parquet", row_group_size=2)
+    return tmp_path
+
+
+def test_rows_of_parquet_files_in_order(parquet_folder):
+    opened = sources.ParquetPairs(str(parquet_folder))
+    for source in (opened, pickle.loads(pickle.dumps(opened))):
+        assert len(source) == 7
+        for i in (6, 0, 5, 1, 4, 2, 3):  # across groups and files, backwards and forwards
+            record = source[i]
+            assert record.image == (_png(20 * i) if i != 2 else b"")
+            assert record.texts == dict(
+                alt=[f"grey {i}"] if i != 3 else [], tags=["x", "y"][: i % 3], width=[i]
+            )
+        assert source[-1] == source[6]
+        with pytest.raises(IndexError):
+            source[7]
+
+
+def test_one_parquet_file_and_some_of_its_columns(parquet_folder):
+    source = sources.ParquetPairs(str(parquet_folder / "b.parquet"), text_keys=("alt",))
+    assert [record.texts for record in source] == [dict(alt=[f"grey {i}"]) for i in (4, 5, 6)]
+
+
+def test_missing_parquet_files_and_columns_are_named(parquet_folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"parquet: no file .*/none.parquet$"):
+        sources.ParquetPairs(str(tmp_path / "none.parquet"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"parquet: no file .*/empty/\*.parquet$"):
+        sources.ParquetPairs(str(tmp_path / "empty"))
+    with pytest.raises(
+        ValueError, match=r"a.parquet has no column 'alts'; there are image, alt, tags, width"
+    ):
+        sources.ParquetPairs(str(parquet_folder), text_keys=("alts",))

@@ -1,0 +1,108 @@
+"""From a source's records to what the rules read, and from what they keep to a set that training reads."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from big_ssl.curation.filters import Item, Verdict
+from big_ssl.data.sources import Record
+
+# Of the set written: its name for TFDS, its only split, and the kind of its texts.
+NAME, SPLIT, KIND = "curated_pairs", "train", "text"
+DESCRIPTION = "Image-text pairs that the filters of big_ssl.curation kept."
+
+
+@dataclasses.dataclass(frozen=True)
+class Items(Sequence[Item]):
+    """The records of a source as the rules read them: a view that decodes no picture.
+
+    source: a big_ssl.data.sources source of single records; kinds: which of its texts are captions;
+    sides: the kinds that hold the original's width and height, () to read the picture's header;
+    duplicates: bool[N], pictures near to an evaluation set's; None for none.
+    """
+
+    source: Sequence[Record]
+    kinds: Sequence[str]
+    sides: Sequence[str] = ()
+    duplicates: np.ndarray | None = None
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        record = self.source[index]
+        digest = hashlib.blake2b(record.image, digest_size=16).hexdigest()
+        width, height = _stated(record, self.sides) if self.sides else picture_size(record.image)
+        duplicate = self.duplicates is not None and bool(self.duplicates[index])
+        return Item(index, digest, width, height, tuple(_captions(record, self.kinds)), duplicate)
+
+
+def picture_size(encoded: bytes) -> tuple[int, int]:
+    """(width, height) by the picture's header, (0, 0) where Pillow can't read it."""
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return image.size
+    except Exception:  # each of Pillow's formats raises its own for damaged files
+        return 0, 0
+
+
+def examples(source: Sequence[Record], verdicts: Iterable[Verdict]) -> Iterator[tuple[int, dict]]:
+    """(key, example) of every record that stays, as `write` takes them."""
+    return (example(source, verdict) for verdict in verdicts if verdict.kept)
+
+
+def example(source: Sequence[Record], verdict: Verdict) -> tuple[int, dict]:
+    """One of `examples`."""
+    return verdict.id, {"image": io.BytesIO(source[verdict.id].image), KIND: list(verdict.kept)}
+
+
+def write(folder: str, made, beam_options=None) -> int:
+    """Writes a TFDS dataset in array_record shards, which sources.TfdsPairs reads; how many records.
+
+    made: (key, example) pairs, or a Beam transform that makes them, run with beam_options, Beam's
+    PipelineOptions. TFDS shuffles by key and chooses the number of shards.
+    """
+    import tensorflow_datasets as tfds  # slow to import, and needed only here
+
+    with tfds.core.registered.skip_registration():
+
+        class CuratedPairs(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                texts = tfds.features.Sequence(tfds.features.Text())
+                features = tfds.features.FeaturesDict({"image": tfds.features.Image(), KIND: texts})
+                return tfds.core.DatasetInfo(builder=self, description=DESCRIPTION, features=features)
+
+            def _split_generators(self, dl_manager):
+                return {SPLIT: made}
+
+            def _generate_examples(self):
+                """`made` stands in for it, and TFDS wants it defined."""
+                raise NotImplementedError
+
+    builder = CuratedPairs(data_dir=folder, file_format="array_record")
+    config = tfds.download.DownloadConfig(beam_options=beam_options)
+    tfds.disable_progress_bar()
+    # It speaks of downloading, and makes a folder for that.
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
+        builder.download_and_prepare(download_dir=downloads, download_config=config)
+    return builder.info.splits[SPLIT].num_examples
+
+
+def _captions(record, kinds):
+    """Those that are texts and not empty."""
+    candidates = (text for kind in kinds for text in record.texts.get(kind, ()))
+    return (text for text in candidates if isinstance(text, str) and text.strip())
+
+
+def _stated(record, sides):
+    """The width and height that a record states of its original."""
+    values = [next(iter(record.texts.get(side, ())), None) for side in sides]
+    return tuple(int(value) if isinstance(value, int | np.integer) else 0 for value in values)
