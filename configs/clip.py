@@ -132,7 +132,7 @@ def _contrastive(dim, projection):
 def _image_tower(model):
     chosen = MODELS[model]
     if model in _VITS:
-        tower = dict(vit.VARIANTS[chosen["image"]], **vit.CLIP, image_size=chosen["size"])
+        tower = dict(vit.VARIANTS[chosen["image"]], **vit.CLIP, image_size=chosen["size"], patch_dropout=0.0)
         return dict(kind="vit", **tower, scan=True)
     # Open in the paper: how many examples batch norm sees; 0 is all of them.
     return dict(kind="resnet", **resnet.VARIANTS[chosen["image"]], group_size=0, bn_momentum=0.9, scan=True)
