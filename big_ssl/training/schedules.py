@@ -32,8 +32,15 @@ def build(value, total_steps: int) -> optax.Schedule:
         def decay(step):
             return final + cosine(step)
 
+    if not warmup:
+        return decay
     rise = optax.linear_schedule(value.get("start", 0.0), peak, warmup)
-    return optax.join_schedules([rise, decay], [warmup]) if warmup else decay
+    return optax.join_schedules([rise, decay], [warmup])
+
+
+def is_schedule(value) -> bool:
+    """Whether a config value is a mapping that `build` knows, and no plain number."""
+    return isinstance(value, Mapping) and "kind" in value
 
 
 def _steps(values):

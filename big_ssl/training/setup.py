@@ -70,7 +70,7 @@ def _set_up(config, mesh):
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
     system = dataclasses.replace(system, specs=specs)
     grad_fn = accumulation.value_and_grad(system, config["grad_accum"], mesh)
-    momentum = _ema_momentum(config["ema"], config["total_steps"])
+    momentum = ema_momentum(config["ema"], config["total_steps"])
     step = make_step(grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"])
     step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     # Traced now, for its errors; what is traced is kept for the first step.
@@ -100,7 +100,7 @@ def _mesh(config, devices):
     return mesh
 
 
-def _ema_momentum(ema, total_steps):
+def ema_momentum(ema, total_steps: int):
     """The average's momentum by step: a schedule as it is, a teacher's; for a number a short memory at
     first, so that the average forgets the start."""
     if isinstance(ema, Mapping):

@@ -1,0 +1,80 @@
+"""Plots every schedule of a config over the run: rates, decay, average, temperatures, weights.
+
+    python -m big_ssl.inspect --config=configs/ibot_vits16.py --output=schedules.png
+
+Exit code 2, and one line, where the config is wrong.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+from absl import app, flags, logging
+from matplotlib.figure import Figure
+
+from big_ssl.command_line import CONFIG, parse_flags
+from big_ssl.config import ConfigError, validate
+from big_ssl.training import schedules
+from big_ssl.training.setup import ema_momentum
+
+_OUTPUT = flags.DEFINE_string("output", "schedules.png", "The picture to write.")
+_COLUMNS, _POINTS = 3, 400
+
+
+def all_schedules(config: Mapping) -> Iterator[tuple[str, Callable]]:
+    """Yields (key, function of the step) of everything in a config that is a schedule, weights of objectives
+    included where they are plain numbers."""
+    total = config["total_steps"]
+    yield "learning_rate", schedules.build(config["learning_rate"], total)
+    yield "optimizer.weight_decay", schedules.build(config["optimizer"]["weight_decay"], total)
+    if config["ema"]:
+        yield "ema", ema_momentum(config["ema"], total)
+    for pattern, factor in config["rates"]:
+        yield f"rates: {pattern}", schedules.build(factor, total)
+    for stream, parts in config["streams"].items():
+        for name, options in parts["objectives"].items():
+            for key, value in options.items():
+                if key == "weight" or ("temperature" in key and schedules.is_schedule(value)):
+                    yield f"{stream}: {name}.{key}", schedules.build(value, total)
+
+
+def plot(config: Mapping) -> Figure:
+    """A small plot for each schedule, all over the same steps."""
+    found = list(all_schedules(config))
+    rows = math.ceil(len(found) / _COLUMNS)
+    figure = Figure(figsize=(4 * _COLUMNS, 2.6 * rows), layout="constrained", facecolor="white")
+    steps = np.unique(np.linspace(0, config["total_steps"], _POINTS).astype(int))
+    for place, (name, schedule) in enumerate(found):
+        axes = figure.add_subplot(rows, _COLUMNS, place + 1)
+        axes.plot(steps, [float(schedule(step)) for step in steps], linewidth=1.6)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("step", fontsize=8)
+        axes.grid(alpha=0.3)
+        axes.ticklabel_format(useOffset=False)
+    figure.suptitle(f"{config['name']}: {config['total_steps']:,} steps", fontsize=12)
+    return figure
+
+
+def run(config: Mapping, output: str) -> int:
+    """Writes the picture. Returns the exit code; see the top of this file."""
+    try:
+        validate(config)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    plot(config).savefig(output, dpi=110)
+    print(f"{len(list(all_schedules(config)))} schedules in {output}")
+    return 0
+
+
+def main(argv) -> None:
+    del argv
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it looks for
+    sys.exit(run(CONFIG.value.to_dict(), _OUTPUT.value))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    app.run(main, flags_parser=parse_flags)

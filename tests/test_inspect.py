@@ -1,0 +1,43 @@
+"""The picture of a config's schedules."""
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from big_ssl import inspect
+from configs import align_l2, ibot_vits16
+
+
+def test_every_schedule_of_a_config_is_there():
+    config = ibot_vits16.get_config().to_dict()
+    found = dict(inspect.all_schedules(config))
+    assert set(found) == {
+        "learning_rate",
+        "optimizer.weight_decay",
+        "ema",
+        "rates: prototypes$",
+        "images: dino.weight",
+        "images: ibot.weight",
+        "images: ibot.teacher_temperature",
+    }
+    assert float(found["ema"](0)) == pytest.approx(0.996)
+    assert float(found["images: ibot.teacher_temperature"](config["total_steps"])) == pytest.approx(0.07)
+    # The average of a run without a teacher, which a number and a short start make.
+    momentum = dict(inspect.all_schedules(align_l2.get_config("demo").to_dict()))["ema"]
+    assert [float(momentum(step)) for step in (0, 1300)] == pytest.approx([0.1, 0.99])
+
+
+def test_a_line_is_the_schedule(tmp_path):
+    config = ibot_vits16.get_config("tiny").to_dict()
+    figure = inspect.plot(config)
+    (line,) = figure.axes[0].lines
+    assert figure.axes[0].get_title() == "learning_rate"
+    schedule = dict(inspect.all_schedules(config))["learning_rate"]
+    np.testing.assert_allclose(line.get_ydata(), [float(schedule(int(step))) for step in line.get_xdata()])
+    assert inspect.run(config, str(tmp_path / "x.png")) == 0
+    assert imread(tmp_path / "x.png").std() > 0.05
+
+
+def test_a_wrong_config_is_one_line(capsys):
+    assert inspect.run(ibot_vits16.get_config("tiny").to_dict() | dict(total_step=1), "x.png") == 2
+    assert capsys.readouterr().err == "total_step is no known key; did you mean total_steps?\n"
