@@ -194,7 +194,9 @@ def tiny(model: str) -> dict:
     config["checkpoint"].update(every=10)
     config["learning_rate"].update(peak=2e-3, warmup_steps=5)
     pairs = config["streams"]["pairs"]
-    pairs.update(batch_size=16, data=emoji.few_pairs(resize=18, crop=16))
+    # Fixed zeros leave nothing of 16 pixels.
+    side = 32 if "padding" in config["encoders"]["image"] else 16
+    pairs.update(batch_size=16, data=emoji.few_pairs(resize=side + side // 8, crop=side))
     pairs["objectives"]["contrastive"].update(dim=80, temperature_form="log")
     config["encoders"]["image"].update(width=0.25, depth=0.3)
     config["encoders"]["text"].update(width=32, depth=1, heads=1)
