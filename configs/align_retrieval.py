@@ -10,6 +10,7 @@ seconds, for tests. All start from weights, config.init_from.path.
 """
 
 import functools
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
@@ -24,7 +25,7 @@ _CAPTIONS = "captions/text"
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe, one of its presets, or changes to it; see big_ssl/recipe.py."""
-    presets = {
+    presets: dict[str, Callable[[], dict]] = {
         "": functools.partial(full, "l2", "coco"),
         "flickr30k": functools.partial(full, "l2", "flickr30k"),
         "base_coco": functools.partial(full, "base", "coco"),
