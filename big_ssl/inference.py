@@ -218,7 +218,8 @@ def read(path, source: str = "big_ssl", options: Mapping | None = None) -> tuple
 
 def vocabulary_beside(config: Config, folder):
     """The tokenizer's file in a folder of weights; None where there is none, or no tokenizer."""
-    names = VOCABULARIES.get((config.get("tokenizer") or {}).get("kind", ""), ())
+    tokenizer = config["tokenizer"] or dict(kind="")  # a model of images alone has none
+    names = VOCABULARIES.get(tokenizer["kind"], ())
     return next((path for name in names if (path := epath.Path(folder) / name).is_file()), None)
 
 

@@ -33,7 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
         demo="align",
     ),
     # COYO's reproduction (kakaobrain/coyo-align, conf/coyo700m.flags and conf/b7-base.flags), whose weights
-    # are public: BERT's uncased vocabulary, and zeros around odd maps as its weights have learnt them.
+    # are public: BERT's uncased vocabulary, and Keras's padding where a map is odd.
     "base": dict(
         total_steps=300_000,
         batch_size=65_536,

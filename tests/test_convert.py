@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import big_ssl
-from big_ssl import convert
+from big_ssl import convert, inference
 from big_ssl.data.preprocessing import resize
 from big_ssl.models import text_transformer, vit
 from big_ssl.training import loop
@@ -53,6 +53,13 @@ def test_merges_beside_the_weights_come_along(tmp_path):
     (path / "merges.txt").write_text("#version: 0.2\n")
     convert.convert("hf_clip", path, "big_ssl", tmp_path / "out", {})
     assert (tmp_path / "out" / "merges.txt").read_text() == "#version: 0.2\n"
+
+
+def test_a_model_of_images_alone_has_no_vocabulary(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n")
+    assert inference.vocabulary_beside(dict(tokenizer=None), tmp_path) is None
+    found = inference.vocabulary_beside(dict(tokenizer=dict(kind="wordpiece")), tmp_path)
+    assert found == tmp_path / "vocab.txt"
 
 
 def clip_config():

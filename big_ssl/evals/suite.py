@@ -28,6 +28,9 @@ EVALUATORS: dict[str, Callable[..., Evaluator]] = {
     "knn": Knn,
 }
 
+# Those that ask a model about texts.
+OF_TEXTS = ("emoji", "zero_shot", "retrieval")
+
 
 def build(config: Mapping[str, Mapping]) -> dict[str, Evaluator]:
     """The evaluators of config.evals, {name: dict(kind, its options)}.

@@ -2,7 +2,8 @@
 
 path: a folder that `python -m big_ssl.convert` wrote, or that another run trained in. skip: patterns of
 the paths ("encoders/text/", "heads/") that start from scratch all the same. Position tables of another
-image size are resized. Encoders and heads are filled whole or skipped whole, but for single skipped paths.
+image size are resized, BERT's of longer texts cut. Encoders and heads are filled whole or skipped
+whole, but for single skipped paths.
 """
 
 import math
@@ -102,11 +103,15 @@ def _module(name):
 
 
 def _fitted(name, array, shape, towers):
-    """The array, a position table of it resized where the images are of another size."""
+    """The array, a position table resized to the images' size, or cut to the texts' length."""
     array = np.asarray(array)
     if array.shape == shape:
         return array
     tower = towers.get(name.split("/")[2], {})
+    if name.endswith("position/embedding") and tower.get("kind") == "bert":
+        cut = array[: shape[0]]  # of positions that are learnt one by one, those that remain stay
+        if cut.shape == shape:
+            return cut
     if name.endswith("position_embedding") and tower.get("kind") in ("vit", "resnet"):
         # Before the places stands a ViT's class token, or what a ResNet's pool asks with.
         before = int(tower.get("class_token", True))

@@ -173,8 +173,10 @@ class _Run:
 
 def _evaluators(config):
     """Before anything slow, for what they say of their data."""
-    if config["evals"] and not any("contrastive" in s["objectives"] for s in config["streams"].values()):
-        raise requirements.Unrunnable("evals: they need a contrastive objective, whose embeddings they judge")
+    texts = any("contrastive" in stream["objectives"] for stream in config["streams"].values())
+    for name, options in config["evals"].items():
+        if options["kind"] in suite.OF_TEXTS and not texts:
+            raise requirements.Unrunnable(f"evals.{name}: {options['kind']} needs a contrastive objective")
     try:
         return suite.build(config["evals"])
     except (ValueError, OSError) as error:

@@ -135,9 +135,9 @@ def _config(tensors, files, options) -> Config:
 
 
 def _text(tensors, text_config):
-    _check_fixed("text_config", text_config, _FIXED_TEXT)
     embeddings = "text_model.embeddings.{}_embeddings.weight"
     vocab_size, width = shape_of(tensors, embeddings.format("word"), 2)
+    _check_fixed("text_config", text_config, _FIXED_TEXT)
     return dict(
         kind="bert",
         vocab_size=vocab_size,

@@ -154,6 +154,16 @@ def test_same_padding_table(size, kernel, stride, expected):
     assert convolutions.same_padding(size, kernel, stride) == expected
 
 
+@pytest.mark.parametrize(("kernel", "expected"), [(3, (0, 1)), (5, (1, 2))])
+def test_fixed_padding_does_not_see_the_size(kernel, expected):
+    """Less before than after where it strides, k // 2 on both sides where it does not."""
+    for size in range(2, 20):
+        assert convolutions.fixed_padding(size, kernel, 2) == expected
+        assert convolutions.fixed_padding(size, kernel, 1) == (kernel // 2, kernel // 2)
+        if size % 2 == 0:
+            assert convolutions.same_padding(size, kernel, 2) == expected
+
+
 def test_same_padding_is_tensorflows_rule():
     """The rule as tf.nn's documentation words it, which goes by the remainder of the size."""
     for size in range(1, 40):

@@ -126,6 +126,22 @@ def test_each_of_five_halvings_rounds_up(size, expected):
     assert outputs["pooled"].shape == (2, 320)
 
 
+@pytest.mark.parametrize(("size", "expected"), [((289, 289), (9, 9)), ((96, 75), (3, 2)), ((64, 64), (2, 2))])
+def test_with_fixed_padding_each_halving_of_an_odd_map_rounds_down(size, expected):
+    """COYO's 289, 144, 72, 36, 18, 9, where "same" has 145, 73, 37, 19, 10."""
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    outputs, _ = jax.eval_shape(EfficientNet(padding="fixed").init_with_output, jax.random.key(0), images)
+    assert outputs["patches"].shape == (2, *expected, 320)
+
+
+def test_an_image_of_which_nothing_is_left_is_named():
+    images = jax.ShapeDtypeStruct((1, 20, 64, 3), jnp.float32)
+    with pytest.raises(ValueError, match="nothing is left of 20 x 64 pixels"):
+        jax.eval_shape(EfficientNet(padding="fixed", depth=0.1).init, jax.random.key(0), images)
+    with pytest.raises(ValueError, match="padding is 'valid'; there are same, fixed"):
+        jax.eval_shape(EfficientNet(padding="valid").init, jax.random.key(0), images)
+
+
 def test_bfloat16_computes_in_bfloat16_and_pools_and_keeps_parameters_in_float32():
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     model = EfficientNet(dtype=jnp.bfloat16)

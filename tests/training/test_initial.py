@@ -93,6 +93,20 @@ def test_a_folder_without_weights_is_named(tmp_path):
         initial.read(config, state)
 
 
+def test_positions_of_longer_texts_are_left_out(tmp_path):
+    """As of the published ALIGN, which has BERT's 512, and whose texts are 64 tokens long."""
+    config, ours = read_checkpoint("hf_align", goldens.write_checkpoint("hf_align", tmp_path / "in"))
+    write_checkpoint("big_ssl", tmp_path, config, ours)
+    table = ours["params/encoders/text/position/embedding"]
+    shapes = architecture.shapes(config) | {"params/encoders/text/position/embedding": (5, table.shape[1])}
+    tree = unflatten_dict({k: jax.ShapeDtypeStruct(s, np.float32) for k, s in shapes.items()}, sep="/")
+    mutable = dict(encoders=tree["encoders"] | dict(text={}), objectives={})
+    state = TrainState(step=0, params=tree["params"], opt_state=(), mutable=mutable, ema=None, counters={})
+    asked = dict(init_from=dict(path=str(tmp_path), skip=()), encoders=config["encoders"])
+    found = initial.read(asked, state)["params"]["encoders"]["text"]
+    np.testing.assert_array_equal(found["position"]["embedding"], table[:5])
+
+
 def test_a_run_starts_where_another_ended(train, micro_config, set_up, tmp_path, monkeypatch):
     """Weights, statistics and average are those that the first run evaluates; the step is 0."""
     first = train(micro_config(), tmp_path / "first")

@@ -1,0 +1,160 @@
+"""transformers' ALIGN: what its JSON files say, and what they must not."""
+
+import json
+
+import numpy as np
+import pytest
+
+from big_ssl.inference import read
+from big_ssl.models import encoders
+from big_ssl.weights import architecture
+from big_ssl.weights.errors import WeightsError
+from big_ssl.weights.formats import read_checkpoint, write_checkpoint
+from tests.parity import goldens
+
+# As published: x / 127.5 - 1, by an offset; a mean and a deviation that are not used say nothing.
+PUBLISHED = dict(
+    size=dict(height=346, width=346),
+    crop_size=dict(height=289, width=289),
+    do_center_crop=True,
+    resample=2,
+    rescale_factor=1 / 127.5,
+    rescale_offset=True,
+    do_normalize=False,
+    image_mean=[0.485, 0.456, 0.406],
+    image_std=[0.229, 0.224, 0.225],
+)
+
+
+@pytest.fixture(scope="module")
+def align(tmp_path_factory):
+    """(Config, weights) of the golden file."""
+    return read_checkpoint("hf_align", goldens.write_checkpoint("hf_align", tmp_path_factory.mktemp("align")))
+
+
+def written(tmp_path, **changes):
+    """A folder with the golden weights and a config.json with changes: {"part__key": value}."""
+    path = goldens.write_checkpoint("hf_align", tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    for key, value in changes.items():
+        part, key = key.split("__")
+        config[part][key] = value
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def test_the_architecture(align):
+    config = align[0]
+    image = dict(kind="efficientnet", width=0.2, depth=0.25, strides=(2, 2, 2, 1, 1, 2, 1))
+    assert config["encoders"]["image"] == image | dict(padding="fixed", drop_connect=0.2)
+    text = dict(kind="bert", vocab_size=50, width=16, depth=2, heads=2, mlp_dim=40, max_len=12, dropout=0.1)
+    assert config["encoders"]["text"] == text
+    assert config["tokenizer"] == dict(kind="wordpiece", vocabulary="", size=50, length=12)
+    assert (config["image_size"], config["resize"]) == (75, "squash 346 bilinear")
+
+
+def test_a_tower_keeps_more_positions_than_its_texts_are_long(align):
+    tower = encoders.build(align[0]["encoders"]["text"], "float32", vocab_size=50, text_length=7)
+    assert tower.max_len == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "mean", "std"),
+    [
+        ({}, 0.5, 0.5),
+        (dict(do_normalize=True, image_mean=[0.1] * 3, image_std=[0.4] * 3), 0.55, 0.2),
+        (dict(rescale_factor=1 / 255, rescale_offset=False), 0.0, 1.0),
+        (
+            dict(rescale_factor=1 / 255, rescale_offset=False, do_normalize=True, image_mean=[0.3] * 3),
+            0.3,
+            (0.229, 0.224, 0.225),
+        ),
+    ],
+)
+def test_the_preprocessing(changes, mean, std, tmp_path):
+    path = written(tmp_path)
+    (path / "preprocessor_config.json").write_text(json.dumps(PUBLISHED | changes))
+    config, _ = read_checkpoint("hf_align", path)
+    assert (config["image_size"], config["resize"]) == (289, "squash 346 bilinear")
+    view = config["views"]["image"]
+    np.testing.assert_allclose(view["mean"], mean, rtol=1e-12)
+    np.testing.assert_allclose(view["std"], std, rtol=1e-12)
+
+
+def test_what_is_written_is_read_as_the_same(align, tmp_path):
+    write_checkpoint("hf_align", tmp_path, *align)
+    config, ours = read_checkpoint("hf_align", tmp_path)
+    assert config["encoders"] == align[0]["encoders"] | dict(image=dict(align[0]["encoders"]["image"]))
+    for key in ("head", "tokenizer", "image_size", "resize"):
+        assert config[key] == align[0][key]
+    assert ours.keys() == align[1].keys()
+    preprocessor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert preprocessor["image_processor_type"] == "EfficientNetImageProcessor"
+    assert not preprocessor["include_top"]  # which would divide by the deviation again
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            dict(vision_config__depthwise_padding=[5]),
+            r"vision_config.depthwise_padding is \[5\]; only \[\] is known",
+        ),
+        (dict(vision_config__kernel_sizes=[3] * 7), "vision_config.kernel_sizes is"),
+        (dict(vision_config__pooling_type="max"), "pooling_type is 'max'; only 'mean' is known"),
+        (dict(text_config__hidden_act="relu"), "text_config.hidden_act is 'relu'; only 'gelu' is known"),
+        (dict(vision_config__strides=[1, 2, 2, 1, 1, 2, 1]), "stage 0 keeps stride 1 and 8 channels"),
+        (
+            dict(vision_config__depth_coefficient=1.0),
+            r"as hf_align: vision_model.encoder.blocks.\d+.*(is missing|; the architecture has)",
+        ),
+        (dict(vision_config__width_coefficient=0.5), "dim is 64 but the image tower gives 160"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes, message, tmp_path):
+    with pytest.raises(WeightsError, match=message) as caught:
+        read_checkpoint("hf_align", written(tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("image", dict(padding="same"), "image.padding is 'same'; a AlignModel has 'fixed'"),
+        ("image", dict(stem_stride=1), "image.stem_stride is 1"),
+        ("image", dict(strides=(1, 2, 2, 1, 1, 2, 1)), "stage 0 keeps stride 1 and 8 channels"),
+        ("head", dict(temperature_form="log"), "head.temperature_form is 'log'"),
+        ("head", dict(text_bias=False), "head.text_bias is False"),
+    ],
+)
+def test_what_has_no_place_there_is_not_written(part, changes, message, align, tmp_path):
+    config, ours = align
+    place = config if part == "head" else config["encoders"]
+    changed = {part: place[part] | changes}
+    config = config | (changed if part == "head" else dict(encoders=place | changed))
+    with pytest.raises(WeightsError, match=message):
+        write_checkpoint("hf_align", tmp_path / "out", config, ours)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_align_is_no_clip_and_a_clip_no_align(align, tmp_path):
+    with pytest.raises(WeightsError, match="hf_clip holds a vit and a text_transformer, not efficientnet"):
+        write_checkpoint("hf_clip", tmp_path / "out", *align)
+    clip = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", tmp_path / "clip"))
+    with pytest.raises(WeightsError, match="hf_align holds an efficientnet and a bert, not vit"):
+        write_checkpoint("hf_align", tmp_path / "out", *clip)
+    with pytest.raises(WeightsError, match=r"word_embeddings\.weight is missing; is it another format"):
+        read_checkpoint("hf_align", tmp_path / "clip")
+
+
+def test_the_options_of_what_a_function_builds_are_spelled_out(align):
+    image = architecture.completed(align[0])["encoders"]["image"]
+    assert (image["stem_stride"], image["bn_momentum"], image["scan"]) == (2, 0.99, False)
+    assert "stages" not in image
+    assert encoders.build(image, "float32", 0, 0) == architecture.modules(align[0]).image
+
+
+def test_a_vocabulary_beside_the_weights_is_found(tmp_path):
+    path = written(tmp_path)
+    (path / "vocab.txt").write_text("[PAD]\n")
+    assert read(path, "hf_align")[0]["tokenizer"]["vocabulary"] == str(path / "vocab.txt")
