@@ -89,6 +89,8 @@ def open_items() -> records.Items:
     given["text_keys"] = (*_TEXTS.value, *_SIDES.value)
     validate_source(given, "source")
     source = sources.build(given)
+    if not len(source):
+        raise ValueError("the source has no records")
     try:
         source[0]
     except KeyError as error:

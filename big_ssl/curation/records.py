@@ -35,6 +35,10 @@ class Items(Sequence[Item]):
     def __len__(self):
         return len(self.source)
 
+    def __iter__(self):
+        # Sequence's own stops at an IndexError, which TFDS doesn't raise.
+        return (self[i] for i in range(len(self)))
+
     def __getitem__(self, index):
         record = self.source[index]
         digest = hashlib.blake2b(record.image, digest_size=16).hexdigest()

@@ -53,6 +53,8 @@ def test_training_reads_what_was_kept(tmp_path):
     found = [(record.image, tuple(record.texts["text"])) for record in sources.records(written)]
     assert len(found) == count == sum(bool(verdict.kept) for verdict in judged) > 20
     assert set(found) == expected
+    again = counting.verdicts(records.Items(written, ("text",)), LIMITS)
+    assert [verdict.image for verdict in again] == ["small"] * count  # 32 pixels, and more are wanted
     tokenizer = tokenizers.WordPiece(tokenizers.vocabulary_path("emoji"), 8)
     load = pipeline.LoadExample(written, tokenizer, dict(image=Window(8, 8)), dict(text=1.0))
     batch = next(pipeline.batches(load, len(written), 4, 0, 0, 1))
