@@ -6,6 +6,7 @@ from absl import flags
 from ml_collections import config_flags
 
 # Here, once: two commands in one process, as in the tests, cannot both define it.
+OUTPUT = flags.DEFINE_string("output", None, "The file or the folder to write.")
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:PRESET], a recipe.", lock_config=True)
 
 

@@ -17,7 +17,8 @@ from absl import app, flags, logging
 from flax.traverse_util import flatten_dict
 
 from big_ssl import inference
-from big_ssl.model_flags import FROM, OUTPUT, options
+from big_ssl.command_line import OUTPUT
+from big_ssl.model_flags import FROM, options
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import WRITTEN, read_checkpoint, write_checkpoint
 

@@ -21,6 +21,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from big_ssl import command_line
+from big_ssl.command_line import OUTPUT
 from big_ssl.config import ConfigError, validate_source
 from big_ssl.curation import counting, funnel, languages, near_duplicates, records
 from big_ssl.curation.limits import Limits
@@ -38,7 +39,6 @@ _EMBEDDINGS = flags.DEFINE_string("embeddings", None, "NPZ with embeddings, floa
 _REFERENCES = flags.DEFINE_string("references", None, "NPZ with embeddings, float[M, D], of evaluation sets.")
 _COSINE = flags.DEFINE_float("cosine", near_duplicates.THRESHOLD, "Nearer to a reference is a duplicate.")
 _BEAM = flags.DEFINE_list("beam", [], "Options of Apache Beam, runner=NAME first; by default none: here.")
-_OUTPUT = flags.DEFINE_string("output", None, "The folder to write.")
 
 
 def curate(items: records.Items, limits: Limits, output: str, beam: Sequence[str] = ()) -> dict:
@@ -123,14 +123,14 @@ def main(_) -> None:
         logging.set_verbosity(logging.WARNING)  # TFDS tells of every file
     try:
         limits = Limits(**_LIMITS.value)
-        found = curate(open_items(), limits, str(_OUTPUT.value), _BEAM.value)
+        found = curate(open_items(), limits, str(OUTPUT.value), _BEAM.value)
     except (ConfigError, ImportError, OSError, ValueError) as error:
         print(str(error).splitlines()[0], file=sys.stderr)
         sys.exit(2)
     for row in found["dropped"]:
         print(f"{row['rule']:<20} {row['images']:>9,} images {row['pairs']:>9,} pairs dropped")
     stay = (f"{found['output'][what]:,} of {found['input'][what]:,} {what}" for what in ("images", "pairs"))
-    print(f"{' and '.join(stay)} in {_OUTPUT.value}")
+    print(f"{' and '.join(stay)} in {OUTPUT.value}")
 
 
 if __name__ == "__main__":

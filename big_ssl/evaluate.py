@@ -21,9 +21,10 @@ import rich.progress
 from absl import app, flags, logging
 
 from big_ssl import command_line, inference
+from big_ssl.command_line import OUTPUT
 from big_ssl.config import ConfigError, validate_evaluator
 from big_ssl.evals import suite
-from big_ssl.model_flags import FROM, OUTPUT, options
+from big_ssl.model_flags import FROM, options
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, a converted folder, or weights.")
 _EVAL = flags.DEFINE_enum("eval", None, list(suite.EVALUATORS), "The evaluator.")

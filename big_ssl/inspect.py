@@ -13,12 +13,11 @@ import numpy as np
 from absl import app, flags, logging
 from matplotlib.figure import Figure
 
-from big_ssl.command_line import CONFIG, parse_flags
+from big_ssl.command_line import CONFIG, OUTPUT, parse_flags
 from big_ssl.config import ConfigError, validate
 from big_ssl.training import schedules
 from big_ssl.training.setup import ema_momentum
 
-_OUTPUT = flags.DEFINE_string("output", "schedules.png", "The picture to write.")
 _COLUMNS, _POINTS = 3, 400
 
 
@@ -72,9 +71,9 @@ def main(argv) -> None:
     del argv
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it looks for
-    sys.exit(run(CONFIG.value.to_dict(), _OUTPUT.value))
+    sys.exit(run(CONFIG.value.to_dict(), str(OUTPUT.value)))
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config"])
+    flags.mark_flags_as_required(["config", "output"])
     app.run(main, flags_parser=parse_flags)

@@ -1,4 +1,4 @@
-"""The flags of the commands that read a model: its format, what the format does not say, the output."""
+"""The flags of the commands that read a model: its format, and what the format does not say."""
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -6,7 +6,6 @@ from ml_collections import ConfigDict, config_flags
 from big_ssl.weights.formats import FORMATS
 
 FROM = flags.DEFINE_enum("from", "big_ssl", list(FORMATS), "The input's format.")
-OUTPUT = flags.DEFINE_string("output", None, "What to write.")
 # 0 and "": not given.
 _UNSAID = dict(num_heads=0, text_num_heads=0, image_size=0, position_resize="", network="")
 _MODEL = config_flags.DEFINE_config_dict("model", ConfigDict(_UNSAID), "What the input does not say.")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from absl import app, flags
 from etils import epath
 
-from big_ssl.command_line import CONFIG, parse_flags
+from big_ssl.command_line import CONFIG, OUTPUT, parse_flags
 from big_ssl.data import sentence_piece, sources
 from big_ssl.data.tokenizers import TOKENIZERS, train_wordpiece
 
@@ -32,7 +32,6 @@ TRAINERS: dict[str, Callable[[Iterator[str], int], bytes]] = {
 
 _KIND = flags.DEFINE_enum("kind", "wordpiece", list(TRAINERS), "What to train; tokenizer.kind of a config.")
 _SIZE = flags.DEFINE_integer("vocab_size", 100_000, "Largest number of entries; ALIGN has 100,000.")
-_OUTPUT = flags.DEFINE_string("output", None, "The file to write.")
 
 
 def captions(config) -> Iterator[str]:
@@ -56,7 +55,7 @@ def run(kind: str, config, vocab_size: int, output: str) -> int:
 
 
 def main(_) -> None:
-    sys.exit(run(_KIND.value, CONFIG.value, _SIZE.value, str(_OUTPUT.value)))
+    sys.exit(run(_KIND.value, CONFIG.value, _SIZE.value, str(OUTPUT.value)))
 
 
 if __name__ == "__main__":
