@@ -151,17 +151,8 @@ def demo(model: str) -> dict:
     config = full(model)
     config.update(
         name=f"{MODELS[model]['demo']}_demo",
-        total_steps=1300,
-        dtype="float32",
-        remat="none",
+        **emoji.pairs_run(),
         mesh=dict(data=-1, fsdp=1, tensor=1),
-        requires=dict(devices=1, gib_per_device=2.0, weights=False, preset_here="tiny"),
-        tokenizer=dict(emoji.TOKENIZER),
-        ema=0.99,
-        log_every=20,
-        eval_every=325,
-        checkpoint=dict(every=325, keep=2, best="eval/zero_shot/twemoji/top1"),
-        evals=emoji.evals(),
         learning_rate=dict(kind="cosine", peak=3e-3, warmup_steps=100, start=0.0, final=0.0),
     )
     pairs = config["streams"]["pairs"]

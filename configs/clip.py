@@ -148,16 +148,7 @@ def demo(model: str) -> dict:
     config = full(model)
     config.update(
         name=f"clip_{model}_demo",
-        total_steps=1300,
-        dtype="float32",
-        remat="none",
-        requires=dict(devices=1, gib_per_device=2.0, weights=False, preset_here="tiny"),
-        tokenizer=dict(emoji.TOKENIZER),
-        ema=0.99,
-        log_every=20,
-        eval_every=325,
-        checkpoint=dict(every=325, keep=2, best="eval/zero_shot/twemoji/top1"),
-        evals=emoji.evals(),
+        **emoji.pairs_run(),
     )
     config["learning_rate"].update(peak=1e-3, warmup_steps=100)
     size = 32 if model in _VITS else 64

@@ -64,3 +64,19 @@ def neighbours(styles=("twemoji", "openmoji"), training_styles=TRAINING_STYLES) 
 # The embedded WordPiece vocabulary; [SEP] ends a text.
 TOKENIZER = dict(kind="wordpiece", vocabulary="emoji", size=4096, length=12)
 SEP_ID = 3
+
+
+def pairs_run() -> dict:
+    """What a demo on `pairs` changes of any recipe: a short run in float32, judged on unseen styles."""
+    return dict(
+        total_steps=1300,
+        dtype="float32",
+        remat="none",
+        requires=dict(devices=1, gib_per_device=2.0, weights=False, preset_here="tiny"),
+        tokenizer=dict(TOKENIZER),
+        ema=0.99,
+        log_every=20,
+        eval_every=325,
+        checkpoint=dict(every=325, keep=2, best="eval/zero_shot/twemoji/top1"),
+        evals=evals(),
+    )

@@ -26,6 +26,7 @@ from configs import emoji
 # README of the published code, and for B and L what others report of its argument files, which are not
 # public any more: epochs, rate at batch 1,024, the crops' smallest area, learnt prototype lengths,
 # epochs of the temperatures' rise and of the frozen prototypes, clipping.
+_LARGE = dict(peak=3e-3, final=2e-6, scale=0.32, lengths=False, rise=50, frozen=3, clip=0.3)
 MODELS: dict[str, dict[str, Any]] = {
     "vits16": dict(
         variant="S/16",
@@ -38,28 +39,8 @@ MODELS: dict[str, dict[str, Any]] = {
         frozen=1,
         clip=3.0,
     ),
-    "vitb16": dict(
-        variant="B/16",
-        epochs=400,
-        peak=3e-3,
-        final=2e-6,
-        scale=0.32,
-        lengths=False,
-        rise=50,
-        frozen=3,
-        clip=0.3,
-    ),
-    "vitl16": dict(
-        variant="L/16",
-        epochs=250,
-        peak=3e-3,
-        final=2e-6,
-        scale=0.32,
-        lengths=False,
-        rise=50,
-        frozen=3,
-        clip=0.3,
-    ),
+    "vitb16": dict(variant="B/16", epochs=400, **_LARGE),
+    "vitl16": dict(variant="L/16", epochs=250, **_LARGE),
 }
 _EPOCH = 1_281_167 // 1_024
 _IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -16,22 +16,23 @@ from big_ssl.objectives.dino import global_crops
 
 
 class PatchHead(nn.Module):
-    """{Pass: encoder output} -> masked: float32[G, M, K], the prototype logits of the masked patches, and
-    mean: float32[B, K], the mean logits of all patches. See data.masking.BlockMask for G and M.
+    """{Pass: encoder output} -> masked: float32[G, M, K], the prototype logits of masked patches; weights:
+    float32[G, M]; and of a teacher's pass mean: float32[B, K], the mean logits of all patches. See
+    data.masking.BlockMask for G, M and weights.
 
-    all_patches: whether `mean` is over all patches (iBOT), or there is none.
+    all_patches: whether there is that mean, for the centre (iBOT).
     """
 
     projection: ProjectionHead
     all_patches: bool = True
 
     def __call__(self, outputs):
-        (output,) = outputs.values()
+        ((item, output),) = outputs.items()
         patches, mask = output["patches"], output["mask"]
         grouped = patches.reshape(len(mask["indices"]), -1, patches.shape[-1])
         chosen = jnp.take_along_axis(grouped, mask["indices"][..., None], axis=1)
         features = dict(masked=self.projection(chosen), weights=mask["weights"])
-        if self.all_patches:
+        if self.all_patches and item.teacher:
             mean = self.projection.project(patches).mean((1, 2))
             features["mean"] = self.projection.logits(mean)
         return features
@@ -39,8 +40,7 @@ class PatchHead(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Ibot:
-    """The term on masked patches. crops: global crops an example; head_of: see objectives.base; the
-    others as in objectives.dino."""
+    """The term on masked patches. head_of: see objectives.base; the others as in objectives.dino."""
 
     head: PatchHead
     teacher_temperature: Callable
