@@ -44,7 +44,6 @@ def train(config: Mapping, workdir) -> Result:
     """
     began = time.monotonic()
     setup = set_up(config)
-    start_from = initial.read(config, setup.abstract_state)
     size = requirements.state_bytes(setup.abstract_state)
     requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
     requirements.check_shared(workdir)
@@ -55,6 +54,8 @@ def train(config: Mapping, workdir) -> Result:
     )
     checkpoints = Checkpoints(workdir, config["checkpoint"]["keep"], config["checkpoint"]["best"])
     state = checkpoints.restore_latest(setup.abstract_state)
+    # A run that goes on needs the weights no more that it began with, and they may be gone.
+    start_from = initial.read(config, setup.abstract_state) if state is None else None
     # Only now: a config that can't read this run's checkpoints is not the config of this run.
     if jax.process_index() == 0:
         (epath.Path(workdir) / "config.json").write_text(json.dumps(config, indent=2))

@@ -1,6 +1,7 @@
 """config.init_from: weights into a state, and what does not fit named."""
 
 import copy
+import shutil
 
 import jax
 import numpy as np
@@ -125,3 +126,8 @@ def test_a_run_starts_where_another_ended(train, micro_config, set_up, tmp_path,
     )
     assert all(jax.tree.leaves(placed))
     assert train(config, tmp_path / "second").finished
+    # Started again, it does not ask for the weights that it began with.
+    shutil.rmtree(tmp_path / "first")
+    assert train(config, tmp_path / "second").finished
+    with pytest.raises(requirements.Unrunnable, match=r"^init_from: "):
+        train(config, tmp_path / "third")
