@@ -124,8 +124,14 @@ def _objectives(chosen):
     # The small model's class token starts at 0.07.
     token = 0.07 if chosen["variant"] == "S/16" else patch
     return dict(
-        dino=dict(weight=1.0, head=head, teacher_temperature=token, centre_momentum=0.9),
-        ibot=dict(weight=1.0, head="dino", teacher_temperature=patch, centre_momentum=0.9, centre_over="all"),
+        dino=dict(weight=1.0, head=head, teacher_temperature=token, centring=dict(kind="centre", momentum=0.9)),
+        ibot=dict(
+            weight=1.0,
+            head="dino",
+            teacher_temperature=patch,
+            centring=dict(kind="centre", momentum=0.9),
+            centre_over="all",
+        ),
     )
 
 

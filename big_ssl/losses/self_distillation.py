@@ -1,55 +1,110 @@
-"""A student's prototype logits against an averaged teacher's (DINO, iBOT, DINOv2)."""
+"""A student's prototype scores against an averaged teacher's (DINO, iBOT, DINOv2).
+
+What is compared are distributions over many thousand prototypes, of many patches: neither the student's nor
+the teacher's scores need ever exist as a whole. Both are points, whose scores are made in chunks, and made
+again for the gradient.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from big_ssl.losses.chunks import fold, mapped
 
-def centred_softmax(logits, centre, temperature):
-    """The teacher's targets: softmax((logits - centre) / temperature). logits: [..., K]; centre: [K]."""
-    return jax.nn.softmax((logits.astype(jnp.float32) - centre) / temperature)
+
+class Scores(NamedTuple):
+    """points @ prototypes / temperature: [G, N, K], not made yet.
+
+    points: float32[G, N, D], of length 1, in G groups that are split over devices; prototypes: [D, K], in the
+    dtype of the product, whose sums are float32; temperature: float32[].
+    """
+
+    points: jax.Array
+    prototypes: jax.Array
+    temperature: jax.Array | float
+
+    def of(self, points):
+        """float32[..., K] of these points [..., D]."""
+        scores = jnp.matmul(
+            points.astype(self.prototypes.dtype), self.prototypes, preferred_element_type=jnp.float32
+        )
+        return scores / self.temperature
+
+    def at(self, which: list[int]) -> "Scores":
+        """Of the points [:, which] alone, in that order."""
+        return self._replace(points=self.points[:, jnp.array(which)])
+
+
+class Agreement(NamedTuple):
+    """cross_entropy, entropy (the target's own): float32[G, N]; mean_target: float32[K]."""
+
+    cross_entropy: jax.Array
+    entropy: jax.Array
+    mean_target: jax.Array
 
 
 def moved_centre(centre, mean, momentum: float):
-    """The centre after a step, from the mean of this step's teacher logits (arXiv 2104.14294, equation 4)."""
+    """The centre after a step, from the mean of this step's teacher scores (arXiv 2104.14294, equation 4)."""
     return momentum * centre + (1 - momentum) * mean
 
 
-def cross_view(student, targets, temperature: float):
-    """The mean cross-entropy between each student crop and each target of another crop.
+def sinkhorn_offset(teacher: Scores, iterations: int, chunk: int):
+    """What Sinkhorn and Knopp's iterations take from each prototype's score: float32[K] (Caron et al. 2020,
+    arXiv 2006.09882, appendix A; Cuturi 2013).
 
-    student: [B, S, K] logits, of which the first T crops are those of targets: float32[B, T, K].
-    Returns (float32[], metrics): -sum t log s, averaged over the T * S - T pairs of different crops and
-    over examples (arXiv 2104.14294, equation 3); see `target_metrics`.
+    The published loop divides exp(scores) in turn by the sums over all points, of each prototype, and over
+    prototypes, of each point. In logarithms the first subtracts this offset and the second is a softmax:
+    after the last, the targets are softmax(scores - offset). Its sums are over all devices' points.
     """
-    log_probabilities = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
-    pairs = -jnp.einsum("btk,bsk->bts", targets, log_probabilities)
-    other = 1 - jnp.eye(pairs.shape[1], pairs.shape[2])
-    loss = (pairs * other).sum() / (len(pairs) * other.sum())
-    return loss, target_metrics(loss, targets)
+    groups, _, _ = teacher.points.shape
+    size = teacher.prototypes.shape[1]
+    offset = None
+    for _ in range(iterations):
+
+        def add(sums, points, offset=offset):
+            scores = teacher.of(points)
+            if offset is not None:
+                scores -= jax.nn.logsumexp(scores - offset, axis=-1, keepdims=True)
+            return jnp.logaddexp(sums, jax.nn.logsumexp(scores, axis=1))
+
+        sums = fold(add, jnp.full((groups, size), -jnp.inf), teacher.points, chunk)
+        offset = jax.nn.logsumexp(sums, axis=0)
+    return offset
 
 
-def masked_patches(student, targets, weights, crops: int, temperature: float):
-    """The cross-entropy of masked patches, averaged in each crop and then over all crops.
+def agreement(student: Scores, teacher: Scores, offset, chunk: int) -> Agreement:
+    """The cross-entropy of softmax(student) against targets softmax(teacher - offset), point by point.
 
-    student: [..., M, K] logits; targets: float32[..., M, K]; weights: float32[..., M], one by how many
-    patches are masked in the same crop; crops: how many there are, those without a mask included, as
-    published (arXiv 2111.07832, equation 2). Returns (float32[], metrics); see `target_metrics`.
+    offset: float32[K]; chunk: points of a group at a time, 0 for all at once.
     """
-    log_probabilities = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
-    each = -(targets * log_probabilities).sum(-1)
-    loss = (each * weights).sum() / crops
-    return loss, target_metrics((each * weights).sum() / weights.sum(), targets)
+
+    def compare(points):
+        scores, taught = student.of(points["student"]), teacher.of(points["teacher"]) - offset
+        targets = jax.nn.softmax(taught)
+        # The logarithm of a softmax, without another array of its size.
+        said = jax.nn.logsumexp(scores, axis=-1) - (targets * scores).sum(-1)
+        own = jax.nn.logsumexp(taught, axis=-1) - (targets * taught).sum(-1)
+        return (said, own), targets.sum(1)
+
+    (said, own), sums = mapped(compare, dict(student=student.points, teacher=teacher.points), chunk)
+    return Agreement(said, own, sums.sum((0, 1)) / said.size)
 
 
-def target_metrics(cross_entropy, targets):
+def pairs(views: int, taught: int) -> tuple[list[int], list[int]]:
+    """(student crops, teacher crops): all pairs of different crops; the first `taught` are the teacher's too
+    (arXiv 2104.14294, equation 3)."""
+    chosen = [(s, t) for s in range(views) for t in range(taught) if s != t]
+    return [s for s, _ in chosen], [t for _, t in chosen]
+
+
+def target_metrics(found: Agreement, weights) -> dict:
     """teacher_entropy, log K where the teacher says nothing and 0 where it always says one thing with all
     certainty; target_kl, the part of the cross-entropy that the student could still lose; and
     target_spread, the entropy of the mean target: falling to teacher_entropy it shows a collapse, all
-    pictures being told the same."""
-    entropy = _entropy(targets).mean()
-    spread = _entropy(targets.reshape(-1, targets.shape[-1]).mean(0))
-    return dict(teacher_entropy=entropy, target_kl=cross_entropy - entropy, target_spread=spread)
-
-
-def _entropy(p):
-    return -jax.scipy.special.xlogy(p, p).sum(-1)
+    pictures being told the same. weights: of each point, broadcast."""
+    mean = lambda x: jnp.average(x, weights=jnp.broadcast_to(weights, x.shape))  # noqa: E731
+    p = found.mean_target
+    spread = -jax.scipy.special.xlogy(p, p).sum()
+    kl = mean(found.cross_entropy - found.entropy)
+    return dict(teacher_entropy=mean(found.entropy), target_kl=kl, target_spread=spread)

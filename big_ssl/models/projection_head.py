@@ -35,7 +35,7 @@ class ProjectionHead(nn.Module):
             self.length = self.param("prototype_lengths", nn.initializers.ones, (self.prototypes,))
 
     def __call__(self, x):
-        return self.logits(self.project(x))
+        return jnp.matmul(self.project(x).astype(self.dtype), self.kernel(), preferred_element_type=jnp.float32)
 
     def project(self, x):
         """[..., D] -> [..., bottleneck], of length 1."""
@@ -45,9 +45,7 @@ class ProjectionHead(nn.Module):
                 x = nn.gelu(x, approximate=False)
         return l2_normalize(x.astype(jnp.float32))
 
-    def logits(self, projected):
-        """What `project` gives -> float32[..., prototypes]; linear, so that means may be taken before."""
+    def kernel(self):
+        """The prototypes as columns [bottleneck, prototypes]: a point's scores are its products with them."""
         kernel = l2_normalize(self.direction.T).T
-        if self.learn_lengths:
-            kernel = kernel * self.length
-        return jnp.matmul(projected.astype(self.dtype), kernel.astype(self.dtype)).astype(jnp.float32)
+        return (kernel * self.length if self.learn_lengths else kernel).astype(self.dtype)

@@ -27,9 +27,9 @@ class Objective(Protocol):
 
     needs: the passes whose outputs it reads.
     head: a linen module with its own parameters, called with {pass: encoder output}; returns
-      features, arrays with a leading example axis, and scalars such as a temperature. Where there are
-      teacher passes it is called with those too, by the averaged parameters; what it returns then is
-      in the features' "teacher".
+      features, arrays with a leading example axis, scalars such as a temperature, and under "shared"
+      arrays that all examples share, prototypes say. Where there are teacher passes it is called with
+      those too, by the averaged parameters; what it returns then is in the features' "teacher".
     head_of: the term whose head's parameters it uses; "" for its own.
     scope: "batch" where the loss couples examples, "example" where it is a mean over them.
     loss: pure and float32, over the global batch.

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 from big_ssl.losses.pairwise import FORMS, Pairwise
 from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.base import Objective
+from big_ssl.objectives.centring import CENTRINGS, MovingCentre, Sinkhorn
 from big_ssl.objectives.contrastive import Contrastive, ContrastiveHead
 from big_ssl.objectives.dino import ClassTokenHead, Dino
 from big_ssl.objectives.ibot import Ibot, PatchHead
+from big_ssl.objectives.koleo import KoLeo
 
 
 class Context(NamedTuple):
@@ -56,7 +59,8 @@ def dino(
     head: Mapping,
     teacher_temperature: Any = 0.04,
     student_temperature: float = 0.1,
-    centre_momentum: float = 0.9,
+    centring: Mapping = MappingProxyType(dict(kind="centre")),
+    chunk: int = 0,
     masked: bool = True,
     local: bool = True,
     *,
@@ -64,12 +68,13 @@ def dino(
 ) -> Dino:
     """Self-distillation on class tokens; head: options of models.projection_head.ProjectionHead.
 
-    teacher_temperature: a number or a schedule. Raises ValueError for what is no option of a head.
+    teacher_temperature: a number or a schedule; centring: kind centre or sinkhorn, and its options (see
+    objectives.centring); chunk: see objectives.self_distillation. Raises ValueError for what is no option.
     """
     del weight
-    schedule = context.schedule(teacher_temperature)
     projection = ClassTokenHead(_projection("dino", head, context))
-    return Dino(projection, schedule, student_temperature, centre_momentum, masked, local)
+    schedule, found = context.schedule(teacher_temperature), _centring("dino", centring)
+    return Dino(projection, schedule, student_temperature, found, chunk, masked=masked, local=local)
 
 
 def ibot(
@@ -77,14 +82,15 @@ def ibot(
     head: Any,
     teacher_temperature: Any = 0.04,
     student_temperature: float = 0.1,
-    centre_momentum: float = 0.9,
+    centring: Mapping = MappingProxyType(dict(kind="centre")),
     centre_over: str = "all",
+    chunk: int = 0,
     *,
     context: Context,
 ) -> Ibot:
     """Self-distillation on masked patches. head: as in `dino`, or "dino" to share that objective's.
 
-    centre_over: "all" patches (iBOT), or the "masked" ones (DINOv2).
+    centre_over: "all" patches (iBOT), or the "masked" ones (DINOv2). Others as in `dino`.
     """
     del weight
     if centre_over not in ("all", "masked"):
@@ -93,9 +99,28 @@ def ibot(
     if owner and owner not in context.heads:
         raise ValueError(f"ibot.head is {owner!r}, which is no objective of this stream with a head")
     projection = _projection("ibot", context.heads[owner] if owner else head, context)
-    schedule = context.schedule(teacher_temperature)
-    patches = PatchHead(projection, centre_over == "all")
-    return Ibot(patches, schedule, student_temperature, centre_momentum, owner)
+    schedule, found = context.schedule(teacher_temperature), _centring("ibot", centring)
+    patches = PatchHead(projection, centre_over == "all" and isinstance(found, MovingCentre))
+    return Ibot(patches, schedule, student_temperature, found, chunk, owner)
+
+
+def koleo(weight, group_size: int, crops: int = 2, masked: bool = True, *, context: Context) -> KoLeo:
+    """KoLeo on class tokens. group_size: examples among which a nearest one is looked for, 0 for all of the
+    batch; published runs have each device's, crops: 2 in the published code, 1 in the paper."""
+    del weight, context
+    return KoLeo(group_size, crops, masked)
+
+
+def _centring(name, options) -> MovingCentre | Sinkhorn:
+    kind = options.get("kind")
+    if kind not in CENTRINGS:
+        raise ValueError(f"{name}.centring.kind is {kind!r}; use {' or '.join(CENTRINGS)}")
+    given = {key: value for key, value in options.items() if key != "kind"}
+    known = {f.name for f in dataclasses.fields(CENTRINGS[kind])}
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{name}.centring.{key} is no option of {kind}; there are {', '.join(known)}")
+    return CENTRINGS[kind](**given)
 
 
 def _projection(name, options, context):
@@ -106,7 +131,12 @@ def _projection(name, options, context):
     return ProjectionHead(**options, dtype=jnp.dtype(context.dtype))
 
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"contrastive": contrastive, "dino": dino, "ibot": ibot}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "contrastive": contrastive,
+    "dino": dino,
+    "ibot": ibot,
+    "koleo": koleo,
+}
 
 
 def build(name: str, options: Mapping, context: Context) -> Objective:

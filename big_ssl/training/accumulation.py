@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from big_ssl.parallel.mesh import BATCH_AXES, batch_ways
+from big_ssl.parallel.sharding import path_name
 
 
 def value_and_grad(system, microbatches: int, mesh: Mesh):
@@ -36,19 +37,26 @@ def _accumulated(system, count, mesh, params, mutable, batch, key, step, teacher
 
     def coupled_features(part):
         found, _ = features(params, *part)
-        return {name: found[name] for name in coupled}
+        return _parted({name: found[name] for name in coupled})
 
-    def coupled_loss(features):
-        return system.combine(features, batch, mutable["objectives"], step)
+    def coupled_loss(own, shared):
+        return system.combine(_whole(own, shared), batch, mutable["objectives"], step)
 
-    joined = jax.tree.map(functools.partial(_join, batch_ways(mesh)), jax.lax.map(coupled_features, parts))
-    (loss, (metrics, kept)), by_features = jax.value_and_grad(coupled_loss, has_aux=True)(joined)
-    by_features = jax.tree.map(functools.partial(_split, count, mesh), by_features)
+    own = jax.lax.map(lambda part: coupled_features(part)[0], parts)
+    joined = jax.tree.map(functools.partial(_join, batch_ways(mesh)), own)
+    # Of one microbatch only what does not depend on it; the compiler leaves the encoders out.
+    shared = coupled_features(jax.tree.map(lambda x: x[0], parts))[1]
+    (loss, (metrics, kept)), (by_own, by_shared) = jax.value_and_grad(coupled_loss, (0, 1), has_aux=True)(
+        joined, shared
+    )
+    by_own = jax.tree.map(functools.partial(_split, count, mesh), by_own)
+    by_shared = jax.tree.map(lambda x: x / count, by_shared)
 
-    def part_loss(params, part, key, by_features):
+    def part_loss(params, part, key, by_own):
         """A number whose gradient is this microbatch's share of the batch's, and the rest of it."""
         found, encoders = features(params, part, key)
-        pulled = jax.tree.map(jnp.vdot, {name: found.pop(name) for name in coupled}, by_features)
+        mine = _parted({name: found.pop(name) for name in coupled})
+        pulled = jax.tree.map(jnp.vdot, mine, (by_own, by_shared))
         value, rest = system.combine(found, part, mutable["objectives"], step)
         return jax.tree.reduce(jnp.add, pulled, 0.0) + value / count, (value, *rest, encoders)
 
@@ -56,20 +64,33 @@ def _accumulated(system, count, mesh, params, mutable, batch, key, step, teacher
         part_grads, rest = jax.grad(part_loss, has_aux=True)(params, *part)
         return jax.tree.map(jnp.add, grads, part_grads), rest
 
-    grads, rest = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (*parts, by_features))
+    grads, rest = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (*parts, by_own))
     # Running statistics are linear in the batch's, so the mean of all updates is the one update.
     value, own_metrics, own_kept, encoders = jax.tree.map(lambda x: x.mean(0), rest)
     mutable = {"encoders": encoders, "objectives": kept | own_kept}
     return (loss + value, (metrics | own_metrics, mutable)), grads
 
 
-def _split(count, mesh, x):
-    """[B, ...] -> [count, B / count, ...], every microbatch a part of each device's examples.
+def _parted(features):
+    """(what each example has, what all share: scalars and what is under "shared"), two trees with None for
+    the other's."""
 
-    A scalar, which all examples share, is shared out evenly instead.
-    """
-    if x.ndim == 0:
-        return jnp.full(count, x / count)
+    def own(path, x):
+        return x.ndim > 0 and "shared" not in path_name(path).split("/")
+
+    return tuple(
+        jax.tree_util.tree_map_with_path(lambda path, x, w=wanted: x if own(path, x) == w else None, features)
+        for wanted in (True, False)
+    )
+
+
+def _whole(own, shared):
+    """The inverse of _parted."""
+    return jax.tree.map(lambda a, b: b if a is None else a, own, shared, is_leaf=lambda x: x is None)
+
+
+def _split(count, mesh, x):
+    """[B, ...] -> [count, B / count, ...], every microbatch a part of each device's examples."""
     ways = batch_ways(mesh)
     x = x.reshape(ways, count, -1, *x.shape[1:]).swapaxes(0, 1)
     x = x.reshape(count, -1, *x.shape[3:])
@@ -77,8 +98,6 @@ def _split(count, mesh, x):
 
 
 def _join(ways, x):
-    """The inverse of _split for arrays; of a scalar, the first of its equal copies."""
-    if x.ndim == 1:
-        return x[0]
+    """The inverse of _split."""
     count = len(x)
     return x.reshape(count, ways, -1, *x.shape[2:]).swapaxes(0, 1).reshape(-1, *x.shape[2:])

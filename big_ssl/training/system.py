@@ -56,7 +56,7 @@ class System:
         for name, term in self.terms.items():
             if not term.objective.head_of:
                 read = {i: outputs[term.stream, i] for i in term.objective.needs if not i.teacher}
-                heads[name] = term.objective.head.init(named_key(key, name), read)["params"]
+                heads[name] = term.objective.head.init(named_key(key, name), read).get("params", {})
         params = {"encoders": {k: v["params"] for k, v in encoders.items()}, "heads": heads}
         states = {k: {c: v[c] for c in v if c != "params"} for k, v in encoders.items()}
         kept = {name: term.objective.initial_mutable() for name, term in self.terms.items()}

@@ -1,14 +1,37 @@
-"""DINO's and iBOT's cross-entropies against float64 sums written from the papers' equations."""
+"""The cross-entropy of prototype scores, Sinkhorn's offset and KoLeo against float64 written from the
+papers' equations."""
+
+import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from big_ssl.losses.self_distillation import centred_softmax, cross_view, masked_patches, moved_centre
+from big_ssl.losses.koleo import koleo
+from big_ssl.losses.self_distillation import (
+    Scores,
+    agreement,
+    moved_centre,
+    pairs,
+    sinkhorn_offset,
+    target_metrics,
+)
+from big_ssl.parallel import mesh as mesh_lib
 
 RNG = np.random.default_rng(0)
-EXAMPLES, GLOBAL, CROPS, K = 3, 2, 5, 7
-TEMPERATURE, TEACHERS = 0.1, 0.04
+GROUPS, POINTS, WIDTH, K = 4, 5, 6, 7
+STUDENT, TEACHER = 0.1, 0.04
+
+
+def unit(*shape):
+    x = RNG.normal(size=shape)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+SAID, TAUGHT = unit(GROUPS, POINTS, WIDTH), unit(GROUPS, POINTS, WIDTH)
+OWN, OTHER, OFFSET = unit(K, WIDTH).T, unit(K, WIDTH).T, RNG.normal(size=K)
 
 
 def softmax(x):
@@ -16,79 +39,153 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-def targets(*shape):
-    logits, centre = 0.1 * RNG.normal(size=(*shape, K)), 0.1 * RNG.normal(size=K)
-    return logits, centre, softmax((logits - centre) / TEACHERS)
+def scores(points, prototypes, temperature):
+    return Scores(jnp.asarray(points, jnp.float32), jnp.asarray(prototypes, jnp.float32), temperature)
 
 
-def test_targets_are_centred_and_sharpened():
-    logits, centre, expected = targets(EXAMPLES, GLOBAL)
-    np.testing.assert_allclose(centred_softmax(logits, centre, TEACHERS), expected, rtol=1e-5)
+@functools.cache
+def compared(chunk):
+    """(agreement, the gradient of its weighted sum by the student's points and prototypes)."""
+    weights = np.linspace(1, 2, GROUPS * POINTS).reshape(GROUPS, POINTS)
+
+    @jax.jit
+    def run(said, own):
+        def loss(said, own):
+            found = agreement(
+                scores(said, own, STUDENT), scores(TAUGHT, OTHER, TEACHER), jnp.float32(OFFSET), chunk
+            )
+            return (found.cross_entropy * weights).sum(), found
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(said, own)
+
+    (_, found), grads = run(jnp.float32(SAID), jnp.float32(OWN))
+    return found, grads, weights
+
+
+@pytest.mark.parametrize("chunk", [0, 2, 5, 100])
+def test_agreement_is_the_cross_entropy_of_softmaxes(chunk):
+    """All at once, in chunks of which the last is shorter, in one chunk: values and gradients."""
+    found, (by_points, by_prototypes), weights = compared(chunk)
+    targets = softmax(TAUGHT @ OTHER / TEACHER - OFFSET)
+    said = softmax(SAID @ OWN / STUDENT)
+    np.testing.assert_allclose(found.cross_entropy, -(targets * np.log(said)).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(found.entropy, -(targets * np.log(targets)).sum(-1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.mean_target, targets.mean((0, 1)), rtol=1e-5)
+    by_scores = weights[..., None] * (said - targets) / STUDENT
+    np.testing.assert_allclose(by_points, by_scores @ OWN.T, rtol=1e-4, atol=1e-5)
+    expected = np.einsum("gnd,gnk->dk", SAID, by_scores)
+    np.testing.assert_allclose(by_prototypes, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_chunks_never_hold_all_scores():
+    """Of 64 points and 4,096 prototypes, 8 at a time: forward and backward keep less than one matrix."""
+    rng = np.random.default_rng(1)
+    said, taught = (jnp.float32(rng.normal(size=(1, 64, 4))) for _ in range(2))
+    own, other = (jnp.float32(rng.normal(size=(4, 4096))) for _ in range(2))
+
+    def loss(said, own, chunk):
+        found = agreement(Scores(said, own, 0.1), Scores(taught, other, 0.1), jnp.zeros(4096), chunk)
+        return found.cross_entropy.sum()
+
+    def kept(chunk):
+        gradient = jax.jit(jax.grad(functools.partial(loss, chunk=chunk), (0, 1)))
+        return gradient.lower(said, own).compile().memory_analysis().temp_size_in_bytes
+
+    whole = 64 * 4096 * 4
+    assert kept(0) > whole
+    assert kept(8) < whole
 
 
 def test_the_centre_follows_its_recurrence():
     np.testing.assert_allclose(moved_centre(np.array([1.0, 2.0]), np.array([3.0, 0.0]), 0.9), [1.2, 1.8])
 
 
-def test_cross_view_is_the_mean_over_pairs_of_different_crops():
-    """arXiv 2104.14294, equation 3, pair by pair: 2 + 3 crops, 8 pairs and not 10."""
-    _, _, taught = targets(EXAMPLES, GLOBAL)
-    student = RNG.normal(size=(EXAMPLES, CROPS, K))
-    terms = [
-        -(taught[b, t] * np.log(softmax(student[b, s] / TEMPERATURE))).sum()
-        for b in range(EXAMPLES)
-        for t in range(GLOBAL)
-        for s in range(CROPS)
-        if s != t
-    ]
-    assert len(terms) == EXAMPLES * 8
-    loss, metrics = cross_view(student, taught, TEMPERATURE)
-    np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
-    entropy = -(taught * np.log(taught)).sum(-1).mean()
-    np.testing.assert_allclose(metrics["teacher_entropy"], entropy, rtol=1e-5)
-    np.testing.assert_allclose(metrics["target_kl"], np.mean(terms) - entropy, rtol=1e-4)
+def test_pairs_are_of_different_crops():
+    """arXiv 2104.14294, equation 3: 2 + 3 crops make 8 pairs and not 10."""
+    said, taught = pairs(5, 2)
+    expected = {(s, t) for s in range(5) for t in range(2)} - {(0, 0), (1, 1)}
+    assert set(zip(said, taught, strict=True)) == expected
+    assert len(said) == 8
 
 
-def test_the_gradient_of_cross_view():
-    """By hand: the sum over its pairs of (softmax - target) / temperature, over the number of pairs."""
-    _, _, taught = targets(EXAMPLES, GLOBAL)
-    student = 0.1 * RNG.normal(size=(EXAMPLES, CROPS, K))
-    expected = np.zeros_like(student)
-    for s in range(CROPS):
-        others = [t for t in range(GLOBAL) if t != s]
-        probabilities = softmax(student[:, s] / TEMPERATURE)
-        expected[:, s] = sum(probabilities - taught[:, t] for t in others) / TEMPERATURE / (8 * EXAMPLES)
-    found = jax.grad(lambda x: cross_view(x, taught, TEMPERATURE)[0])(student.astype(np.float32))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+def sinkhorn(logits, iterations):
+    """The published loop: [M, K] -> [M, K], each row a target."""
+    q = np.exp(logits).T
+    q /= q.sum()
+    for _ in range(iterations):
+        q /= q.sum(1, keepdims=True)
+        q /= len(q)
+        q /= q.sum(0, keepdims=True)
+        q /= q.shape[1]
+    return (q * q.shape[1]).T
 
 
-def test_the_same_view_teaches_nothing():
-    """What a global crop says of itself is in no pair: changing it changes no other crop's gradient by it."""
-    student, taught = RNG.normal(size=(1, 2, K)), np.zeros((1, 2, K))
-    taught[0, 0] = softmax(RNG.normal(size=K))  # only the first target speaks
-    grad = jax.grad(lambda x: cross_view(x, taught, TEMPERATURE)[0])(student.astype(np.float32))
-    assert np.abs(grad[0, 0]).max() == 0
-    assert np.abs(grad[0, 1]).max() > 0
+@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_sinkhorn_is_that_of_one_large_matrix(devices, chunk):
+    """Its column sums are over all devices' points, however many devices there are."""
+    mesh = mesh_lib.make_mesh(dict(data=devices, fsdp=1, tensor=1), jax.devices()[:devices])
+    split = jax.device_put(jnp.float32(TAUGHT), NamedSharding(mesh, PartitionSpec("data")))
+    offset = jax.jit(lambda x: sinkhorn_offset(scores(x, OTHER, TEACHER), 3, chunk))(split)
+    logits = (TAUGHT @ OTHER / TEACHER).reshape(-1, K)
+    np.testing.assert_allclose(softmax(logits - np.asarray(offset)), sinkhorn(logits, 3), rtol=1e-4, atol=1e-7)
 
 
-def test_masked_patches_average_in_a_crop_and_then_over_all_crops():
-    """arXiv 2111.07832, equation 2; a crop without a mask counts with 0, as in the published code."""
-    counts, total = [3, 1], 4  # two masked crops of four
-    _, _, taught = targets(sum(counts))
-    student = RNG.normal(size=(sum(counts), K))
-    each = -(taught * np.log(softmax(student / TEMPERATURE))).sum(-1)
-    expected = (each[:3].mean() + each[3:].mean()) / total
-    weights = np.repeat([1 / 3, 1.0], counts).astype(np.float32)
-    shaped = [x.reshape(2, 2, *x.shape[1:]) for x in (student, taught, weights)]  # in two groups
-    loss, metrics = masked_patches(*shaped, total, TEMPERATURE)
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    entropy = -(taught * np.log(taught)).sum(-1)
-    np.testing.assert_allclose(metrics["teacher_entropy"], entropy.mean(), rtol=1e-5)
+def test_sinkhorn_deals_out_prototypes_evenly_and_survives_extreme_scores():
+    points = scores(1e3 * TAUGHT, OTHER, TEACHER)  # exp(25,000) is no float
+    offset = sinkhorn_offset(points, 3, 0)
+    assert np.isfinite(offset).all()
+    mild = softmax((TAUGHT @ OTHER / 1.0).reshape(-1, K) - np.asarray(sinkhorn_offset(scores(TAUGHT, OTHER, 1.0), 50, 0)))
+    np.testing.assert_allclose(mild.mean(0), 1 / K, rtol=1e-3)
 
 
-def test_a_sure_teacher_has_no_entropy_and_no_nan():
-    taught = np.eye(K, dtype=np.float32)[None, :2]
-    loss, metrics = cross_view(np.zeros((1, 2, K), np.float32), taught, TEMPERATURE)
-    assert float(metrics["teacher_entropy"]) == 0
+def test_metrics_of_a_sure_teacher():
+    """No entropy and no NaN; the spread tells two prototypes from one."""
+    found = agreement(
+        scores(SAID[:1, :2], OWN, STUDENT), scores(np.eye(2)[None], 1e4 * np.eye(2, K), 1.0), jnp.zeros(K), 0
+    )
+    metrics = target_metrics(found, 1.0)
+    assert float(metrics["teacher_entropy"]) == pytest.approx(0, abs=1e-3)
     assert float(metrics["target_spread"]) == pytest.approx(np.log(2), rel=1e-5)
-    np.testing.assert_allclose(loss, np.log(K), rtol=1e-6)
+    weighted = target_metrics(found, jnp.array([[1.0, 0.0]]))
+    own = found.cross_entropy[0, 0] - found.entropy[0, 0]
+    np.testing.assert_allclose(weighted["target_kl"], own, rtol=1e-5)
+
+
+def koleo_reference(points):
+    """-mean log(||x - nearest|| + 1e-8) in float64."""
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + 9 * np.eye(len(points))
+    return -np.log(distances.min(1) + 1e-8).mean(), distances.min(1).mean()
+
+
+@pytest.mark.parametrize("size", [0, 4, 6])
+def test_koleo_is_of_the_nearest_in_each_group(size):
+    points = unit(12, WIDTH)
+    parts = points.reshape(-1, size or 12, WIDTH)
+    loss, distance = koleo(jnp.float32(points), size)
+    np.testing.assert_allclose(loss, np.mean([koleo_reference(x)[0] for x in parts]), rtol=1e-5)
+    np.testing.assert_allclose(distance, np.mean([koleo_reference(x)[1] for x in parts]), rtol=1e-5)
+
+
+def test_koleos_gradient():
+    """Against central differences in float64; both a point and its nearest one feel it."""
+    points, step = unit(6, 3), 1e-6
+    grad = jax.grad(lambda x: koleo(x, 0)[0])(jnp.float32(points))
+    for i in np.ndindex(6, 3):
+        nudge = np.zeros((6, 3))
+        nudge[i] = step
+        slope = (koleo_reference(points + nudge)[0] - koleo_reference(points - nudge)[0]) / (2 * step)
+        np.testing.assert_allclose(grad[i], slope, rtol=2e-3, atol=1e-4)
+
+
+def test_koleo_of_equal_points_has_a_finite_gradient():
+    points = jnp.ones((4, 3)) / np.sqrt(3)
+    loss, grad = jax.value_and_grad(lambda x: koleo(x, 0)[0])(points)
+    assert np.isfinite(loss)
+    assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 0), (6, 4), (6, 1)])
+def test_koleo_needs_others(count, size):
+    with pytest.raises(ValueError, match=r"^koleo: group_size"):
+        koleo(jnp.ones((count, 3)), size)

@@ -1,0 +1,59 @@
+"""What the terms of DINO and iBOT have in common."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from big_ssl.losses.self_distillation import Scores, target_metrics
+from big_ssl.objectives.base import Pass
+from big_ssl.objectives.centring import MovingCentre, Sinkhorn
+
+
+def global_crops(**how) -> Pass:
+    """The pass over the large crops, masked or not, the student's or the teacher's."""
+    return Pass("image", "global_crops", **how)
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfDistillation:
+    """A student's points are to score prototypes as the teacher's do.
+
+    head: has a `projection`, and gives points, and its prototypes under "shared"; teacher_temperature: by the
+    step; centring: of the teacher's scores; chunk: points of a group whose scores exist at a time, 0 for all;
+    head_of: see objectives.base.
+    """
+
+    head: nn.Module
+    teacher_temperature: Callable
+    student_temperature: float = 0.1
+    centring: MovingCentre | Sinkhorn = MovingCentre()
+    chunk: int = 0
+    head_of: str = ""
+
+    @property
+    def scope(self):
+        """Centring couples examples only where it is by this step's."""
+        return self.centring.scope
+
+    def initial_mutable(self) -> Any:
+        """What the centring keeps."""
+        return self.centring.initial(self.head.projection.prototypes)
+
+    def project(self, head_params):
+        """No constraint."""
+        return head_params
+
+    def scores(self, features, step) -> tuple[Scores, Scores]:
+        """The student's and the teacher's scores of all points; no gradient goes to the teacher."""
+        taught = jax.lax.stop_gradient(features["teacher"])
+        student = Scores(features["points"], features["shared"]["prototypes"], self.student_temperature)
+        return student, Scores(taught["points"], taught["shared"]["prototypes"], self.teacher_temperature(step))
+
+
+def own_metrics(name: str, found, weights, temperature) -> dict:
+    """A term's metrics under its name; see losses.self_distillation.target_metrics."""
+    metrics = target_metrics(found, weights) | dict(temperature=temperature)
+    return {f"{name}_{key}": value for key, value in metrics.items()}
