@@ -16,8 +16,8 @@ from big_ssl.evals.suite import EVALUATORS
 from big_ssl.models.encoders import ENCODERS
 from big_ssl.models.layer_stack import REMAT_POLICIES
 from big_ssl.objectives.build import OBJECTIVES
-from big_ssl.training import schedules
-from big_ssl.training.optimizers import CLIPS
+from big_ssl.training import rates, schedules
+from big_ssl.training.optimizers import CLIPS, NAMES
 
 
 class ConfigError(ValueError):
@@ -57,7 +57,7 @@ SCHEMA: Mapping = dict(
         clip_norm=NUMBER,
         clip_per=str,
     ),
-    learning_rate=dict(kind=str, peak=NUMBER, warmup_steps=int, start=NUMBER, final=NUMBER),
+    learning_rate=ANY,
     rates=TEXTS,
     ema=(int, float, Mapping),
     profile=int,
@@ -67,6 +67,9 @@ SCHEMA: Mapping = dict(
     faults=dict(skipped_in_a_row=int, replaced_fraction=NUMBER),
     evals=ANY,
 )
+# Of the learning rate: either kind of schedule, in full.
+_RISE = dict(kind=str, peak=NUMBER, warmup_steps=int, start=NUMBER, final=NUMBER)
+_STEPS = dict(kind=str, values=TEXTS)
 _STREAM = dict(batch_size=int, data=ANY, objectives=ANY)
 _DATA = dict(source=ANY, views=ANY, captions=ANY, cache=int, threads=int)
 
@@ -75,6 +78,9 @@ def validate(config: Mapping) -> None:
     """Raises ConfigError for an unknown or missing key (naming the nearest known one), a wrong
     type, or values that cannot go together."""
     _check(config, SCHEMA, "")
+    rate = config["learning_rate"]
+    steps = isinstance(rate, Mapping) and rate.get("kind") == "steps"
+    _check(rate, _STEPS if steps else _RISE, "learning_rate")
     for name, stream in config["streams"].items():
         path = f"streams.{name}"
         _check(stream, _STREAM, path)
@@ -98,7 +104,7 @@ def validate(config: Mapping) -> None:
         _check_type(rule[1], TEXTS, f"sharding.{i}.1")
     for i, rule in enumerate(config["rates"]):
         _check_rule(rule, f"rates.{i}", "a factor")
-        _check_schedule(rule[1], config["total_steps"], f"rates.{i}.1")
+        _check_schedule(rule[1], config["total_steps"], f"rates.{i}.1", rates.build_factor)
     for key, made in (("views", ImageView), ("masks", BlockMask)):
         for name, options in config[key].items():
             _check_options(options, made, f"{key}.{name}")
@@ -144,8 +150,8 @@ def _check_values(config):
         raise ConfigError(f"dtype is {config['dtype']!r}; use float32 or bfloat16")
     if config["remat"] not in REMAT_POLICIES:
         raise ConfigError(f"remat is {config['remat']!r}; use {', '.join(REMAT_POLICIES)}")
-    if config["optimizer"]["name"] not in ("adamw", "lamb"):
-        raise ConfigError(f"optimizer.name is {config['optimizer']['name']!r}; use adamw or lamb")
+    if config["optimizer"]["name"] not in NAMES:
+        raise ConfigError(f"optimizer.name is {config['optimizer']['name']!r}; use {', '.join(NAMES)}")
     if config["optimizer"]["clip_per"] not in CLIPS:
         raise ConfigError(
             f"optimizer.clip_per is {config['optimizer']['clip_per']!r}; use {', '.join(CLIPS)}"
@@ -162,9 +168,9 @@ def _check_values(config):
     _check_schedule(config["optimizer"]["weight_decay"], config["total_steps"], "optimizer.weight_decay")
 
 
-def _check_schedule(value, total_steps, path):
+def _check_schedule(value, total_steps, path, build=schedules.build):
     try:
-        schedules.build(value, total_steps)
+        build(value, total_steps)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
 

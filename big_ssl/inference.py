@@ -38,7 +38,8 @@ _BATCH = 64
 
 
 class Model:
-    """Two towers and their projections, or an image tower alone. It takes and gives NumPy arrays.
+    """Two towers and their projections, or an image tower alone, with a classifier where one was trained.
+    It takes and gives NumPy arrays.
 
     config: see weights.format.Config; variables: as training.state.evaluation_variables;
     dtype: of the computation; devices: which compute, each a part of every batch; all of them if None.
@@ -48,7 +49,7 @@ class Model:
         self.config, self._prepare = config, preprocessing.of(config)
         self._mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), devices)
         self.variables = jax.device_put(variables, replicated(self._mesh))
-        self._image, self._text, self._head = architecture.modules(config, dtype)
+        self._image, self._text, self._head, self._classifier = architecture.modules(config, dtype)
         self._view = ImageView(**(config["views"]["image"] | dict(flip=False)))
         self._run_image = sharded(self._image_outputs, self._mesh)
         self._run_text = sharded(self._text_outputs, self._mesh)
@@ -66,6 +67,15 @@ class Model:
         """uint8[B, H, W, 3] -> float32[B, N, D] of a ViT, N row by row, after its final norm;
         [B, H', W', C] of a convolutional tower, its last map."""
         return self._in_batches(self._run_image, "patches", self._prepared(images, resize))
+
+    def classify(self, images: np.ndarray) -> np.ndarray:
+        """uint8[B, H, W, 3] -> float32[B, C]: the logits of a trained classifier.
+
+        Raises ValueError of a model without one.
+        """
+        if self._classifier is None:
+            raise ValueError("this model has no classifier: none was trained")
+        return self._in_batches(self._run_image, "logits", self._prepared(images, resize=True))
 
     def encode_text(self, texts, mask: np.ndarray | None = None, normalize: bool = True) -> np.ndarray:
         """A list of str, or int32[B, L] token ids with mask: bool[B, L] -> float32[B, D].
@@ -103,7 +113,7 @@ class Model:
 
         def run(run, name, inputs):
             found = self._in_batches(run, name, inputs, whole=True)
-            return found if name == "pooled" else np.asarray(l2_normalize(found))
+            return found if name in ("pooled", "logits") else np.asarray(l2_normalize(found))
 
         given = {} if track is None else dict(track=track)
         return Embedder(
@@ -111,6 +121,7 @@ class Model:
             images=functools.partial(run, self._run_image, "image"),
             texts=lambda texts: run(self._run_text, "text", self._tokens(texts)),
             pooled=functools.partial(run, self._run_image, "pooled"),
+            logits=None if self._classifier is None else functools.partial(run, self._run_image, "logits"),
             **given,
         )
 
@@ -121,6 +132,9 @@ class Model:
         image = outputs["pooled"]
         if self._head is not None:
             image = self._projected(variables, {IMAGE: outputs})["image"]
+        if self._classifier is not None:
+            head = {"params": variables["params"]["heads"]["classification"]}
+            finer |= self._classifier.apply(head, {IMAGE: outputs})
         return dict(image=image, **finer)
 
     def _text_outputs(self, variables, inputs):

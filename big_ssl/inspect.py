@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from big_ssl.command_line import CONFIG, OUTPUT, parse_flags
 from big_ssl.config import ConfigError, validate
 from big_ssl.training import schedules
+from big_ssl.training.layer_decay import is_layer_decay
 from big_ssl.training.setup import ema_momentum
 
 _COLUMNS, _POINTS = 3, 400
@@ -29,8 +30,9 @@ def all_schedules(config: Mapping) -> Iterator[tuple[str, Callable]]:
     yield "optimizer.weight_decay", schedules.build(config["optimizer"]["weight_decay"], total)
     if config["ema"]:
         yield "ema", ema_momentum(config["ema"], total)
-    for pattern, factor in config["rates"]:
-        yield f"rates: {pattern}", schedules.build(factor, total)
+    for pattern, value in config["rates"]:
+        if not is_layer_decay(value):
+            yield f"rates: {pattern}", schedules.build(value, total)
     for stream, parts in config["streams"].items():
         for name, options in parts["objectives"].items():
             for key, value in options.items():

@@ -38,6 +38,25 @@ def few_pictures(**crops: int) -> dict:
     return pictures(**crops) | dict(source=dict(kind="emoji", styles=("fxemoji",), concepts="seen"))
 
 
+# How many categories there are, as labels.
+CATEGORIES = 10
+
+
+def crops(size: int) -> dict:
+    """The same drawings with their labels, a random crop of each, as the data of a stream."""
+    views = dict(
+        crops=dict(kind="random_resized_crop", size=size, scale=(0.4, 1.0), count=1),
+        image=dict(kind="window", resize=size, crop=size, fit="crop"),  # for evaluation
+    )
+    source = dict(kind="emoji", styles=TRAINING_STYLES, concepts="seen")
+    return dict(source=source, views=views, captions={}, cache=10_000, threads=2)
+
+
+def few_crops(size: int) -> dict:
+    """Those of one style, for tests."""
+    return crops(size) | dict(source=dict(kind="emoji", styles=("fxemoji",), concepts="seen"))
+
+
 def evals(styles=("twemoji", "openmoji"), training_styles=TRAINING_STYLES) -> dict:
     """Zero-shot classification and retrieval in unseen styles."""
     return dict(emoji=dict(kind="emoji", styles=styles, training_styles=training_styles))
@@ -46,17 +65,26 @@ def evals(styles=("twemoji", "openmoji"), training_styles=TRAINING_STYLES) -> di
 def neighbours(styles=("twemoji", "openmoji"), training_styles=TRAINING_STYLES) -> dict:
     """Categories of drawings in unseen styles, all of them and those of unseen concepts, by the nearest
     drawings of the training styles."""
-    train = dict(kind="emoji", styles=training_styles, concepts="seen")
+    common = dict(
+        kind="knn",
+        train=dict(kind="emoji", styles=training_styles, concepts="seen"),
+        label="category",
+        ks=(10, 20),
+        pixels=True,
+    )
+    return {name: dict(common, test=source) for name, source in _whole_and_unseen(styles).items()}
+
+
+def classified(styles=("twemoji", "openmoji")) -> dict:
+    """Categories of the same drawings by a trained classifier."""
+    common = dict(kind="classification", label="category")
+    return {name: dict(common, data=source) for name, source in _whole_and_unseen(styles).items()}
+
+
+def _whole_and_unseen(styles):
     sets = dict.fromkeys(styles, "all") | {f"{style}_unseen": "unseen" for style in styles}
     return {
-        name: dict(
-            kind="knn",
-            train=train,
-            test=dict(kind="emoji", styles=(name.removesuffix("_unseen"),), concepts=concepts),
-            label="category",
-            ks=(10, 20),
-            pixels=True,
-        )
+        name: dict(kind="emoji", styles=(name.removesuffix("_unseen"),), concepts=concepts)
         for name, concepts in sets.items()
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from big_ssl.data import augment
+from big_ssl.data import augment, mixing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +17,7 @@ class ImageView:
     jitter: strengths of brightness, contrast, saturation and hue, () for none; jitter_chance, grey_chance:
     of a picture to be changed; blur_chance, solarise_chance: the same for each of a view's crops, () for
     none, as those of DINO's two global crops differ (arXiv 2104.14294, after BYOL). See data/augment.py.
+    mixup, cutmix, mix_group: last of all, what is made of two pictures, by `mix`; see data/mixing.py.
     """
 
     mean: Sequence[float]
@@ -27,6 +28,9 @@ class ImageView:
     grey_chance: float = 0.0
     blur_chance: Sequence[float] = ()
     solarise_chance: Sequence[float] = ()
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_group: int = 0
 
     def __call__(self, images, key=None):
         """images: uint8[B, H, W, 3], or crops [B, n, H, W, 3] -> float32, same shape; key: None in
@@ -35,6 +39,15 @@ class ImageView:
         if key is not None:
             x = self._changed(x, key)
         return (x - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether there is anything for `mix` to do in training."""
+        return bool(self.mixup or self.cutmix)
+
+    def mix(self, x, key):
+        """What `__call__` gives -> (mixed, share: float32[B]); see data.mixing.mix."""
+        return mixing.mix(key, x, self.mixup, self.cutmix, self.mix_group)
 
     def _changed(self, x, key):
         # The flip alone has the view's own key, as before there was anything else.

@@ -8,30 +8,39 @@ import numpy as np
 
 from big_ssl.data import decode, host_views, sources
 from big_ssl.data.host_views import HostView
-from big_ssl.data.sources import Record
+from big_ssl.data.sources import Labels, Record
 
 # How many neighbours may stand in for one bad record before the data counts as unusable.
 _MAX_NEIGHBOURS = 100
 
 
 class BadText(ValueError):
-    """A caption that is no text, or that says nothing once tokenised."""
+    """A caption that is no text, or that says nothing once tokenised; a label that is no class."""
 
 
 class LoadExample(grain.transforms.RandomMap):
-    """Index -> {view: uint8 array}, text: dict(ids, mask) where there are captions, faults: {name: bool}.
+    """Index -> {view: uint8 array}, text: dict(ids, mask) where there are captions, label: int32[] where
+    there are labels, faults: {name: bool}.
 
-    A bad picture or caption is replaced by the next record that is good, so that the same
+    A bad picture, caption or label is replaced by the next record that is good, so that the same
     (seed, step) gives the same batch, and marked in `faults`.
 
     views: {name: HostView}; captions: {kind: probability} over the kinds of text that a record has,
-    {} for none; cache: how many prepared pictures stay in memory, for sets that fit there.
+    {} for none; cache: how many prepared pictures stay in memory, for sets that fit there; labels: the
+    classes, None for none.
     """
 
     def __init__(
-        self, source, tokenizer, views: Mapping[str, HostView], captions: Mapping[str, float], cache: int = 0
+        self,
+        source,
+        tokenizer,
+        views: Mapping[str, HostView],
+        captions: Mapping[str, float],
+        cache: int = 0,
+        labels: Labels | None = None,
     ):
         self._source, self._tokenizer, self._captions = source, tokenizer, captions
+        self._labels = labels
         self._views = views
         self._prepare = functools.lru_cache(cache)(self._prepared)
 
@@ -49,9 +58,11 @@ class LoadExample(grain.transforms.RandomMap):
         raise ValueError(f"data: records {index} to {index + _MAX_NEIGHBOURS - 1} are all unusable")
 
     def _load(self, record: Record, rng):
-        text = dict(text=self._text(record, rng)) if self._captions else {}
+        rest: dict = dict(text=self._text(record, rng)) if self._captions else {}
+        if self._labels:
+            rest["label"] = self._label(record)
         prepared = self._prepare(record.image)
-        return {name: view.draw(prepared[name], rng) for name, view in self._views.items()} | text
+        return {name: view.draw(prepared[name], rng) for name, view in self._views.items()} | rest
 
     def _text(self, record, rng):
         tokens = self._tokenizer([draw_caption(record.texts, self._captions, rng)])
@@ -59,6 +70,12 @@ class LoadExample(grain.transforms.RandomMap):
         if self._tokenizer.is_empty(text["ids"]):
             raise BadText("nothing left after tokenisation")
         return text
+
+    def _label(self, record):
+        try:
+            return np.int32(self._labels.number(record))
+        except ValueError as error:
+            raise BadText(str(error)) from error
 
     def _prepared(self, encoded):
         return decode.opened(
@@ -121,6 +138,11 @@ def batches(
 
 
 def build(config: Mapping, tokenizer) -> tuple[LoadExample, int]:
-    """The loader of one stream's records and their number, from its `data` config."""
+    """The loader of one stream's records and their number, from its `data` config.
+
+    With the key "label", which kind of label comes with each picture.
+    """
     source, views = sources.build(config["source"]), host_views.build(config["views"])
-    return LoadExample(source, tokenizer, views, dict(config["captions"]), config["cache"]), len(source)
+    labels = sources.labels(config["source"], source, config["label"]) if config.get("label") else None
+    load = LoadExample(source, tokenizer, views, dict(config["captions"]), config["cache"], labels)
+    return load, len(source)

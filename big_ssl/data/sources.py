@@ -5,6 +5,7 @@ each visit.
 """
 
 import bisect
+import dataclasses
 import functools
 import hashlib
 import importlib.resources
@@ -28,6 +29,27 @@ class Record(NamedTuple):
 SourceConfig = NewType("SourceConfig", Mapping)
 
 _PICTURES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".tif", ".tiff"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """kind: which of a record's texts is its label; names: the classes, in the order of their numbers."""
+
+    kind: str
+    names: Sequence[str]
+
+    def number(self, record: Record) -> int:
+        """The class of a record. Raises ValueError where it is in none."""
+        value = next(iter(record.texts.get(self.kind, ())), None)
+        if value in self._numbers:
+            return self._numbers[value]
+        if isinstance(value, (str, type(None))) or not 0 <= int(value) < len(self.names):
+            raise ValueError(f"data: there is a picture whose {self.kind} is {value!r}, which is no class")
+        return int(value)
+
+    @functools.cached_property
+    def _numbers(self):
+        return {name: i for i, name in enumerate(self.names)}
 
 
 class EmojiPairs(Sequence[Record]):
@@ -211,6 +233,14 @@ def build(config: Mapping) -> Sequence[Record]:
     """The source that config["kind"] names, built from the other keys."""
     options = {key: value for key, value in config.items() if key != "kind"}
     return SOURCES[config["kind"]](**options)
+
+
+def labels(config: Mapping, source: Sequence, kind: str) -> Labels:
+    """The classes of one kind of label of a source that was built from config. Raises ValueError where it
+    has no such label."""
+    if not hasattr(source, "label_names"):
+        raise ValueError(f"data: the source {config['kind']} has no labels")
+    return Labels(kind, source.label_names(kind))
 
 
 def records(source: Sequence) -> Iterator[Record]:

@@ -12,6 +12,9 @@ from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
 
+# The term whose head is a trained classifier.
+CLASSIFIER = "classification"
+
 
 def _unseen(steps: Iterable, total: int, what: str) -> Iterable:
     del total, what
@@ -24,7 +27,8 @@ class Embedder:
 
     prepare: uint8[B, H, W, 3] -> uint8[B, S, S, 3], the pictures as the model wants them.
     images: such uint8[N, S, S, 3] -> float32[N, D], and texts: N texts -> float32[N, D], both
-    L2-normalised; pooled: images -> float32[N, W], the image tower's output before its projection.
+    L2-normalised; pooled: images -> float32[N, W], the image tower's output before its projection;
+    logits: images -> float32[N, C], what a trained classifier says, None where there is none.
     track: (steps, their number, what they do) -> steps, to show how far a long loop is.
     """
 
@@ -32,6 +36,7 @@ class Embedder:
     images: Callable[[np.ndarray], np.ndarray]
     texts: Callable[[Sequence[str]], np.ndarray]
     pooled: Callable[[np.ndarray], np.ndarray]
+    logits: Callable[[np.ndarray], np.ndarray] | None = None
     track: Callable[[Iterable, int, str], Iterable] = _unseen
 
 
@@ -44,7 +49,7 @@ class Towers:
 
     def __init__(self, system, term: str, tokenizer, mesh, prepare, batch_size: int = 256):
         self._mesh, self._tokenizer, self._prepare = mesh, tokenizer, prepare
-        self._batch_size = batch_size
+        self._batch_size, self._classifies = batch_size, CLASSIFIER in system.terms
         self._run = sharded(functools.partial(_features, system, term), mesh)
 
     def at(self, variables) -> Embedder:
@@ -59,6 +64,7 @@ class Towers:
             images=functools.partial(run, "image", "image"),
             texts=lambda texts: run("text", "text", self._tokenizer(texts)),
             pooled=functools.partial(run, "image", "pooled"),
+            logits=functools.partial(run, "image", "logits") if self._classifies else None,
         )
 
 
@@ -68,6 +74,8 @@ def _features(system, term, variables, views):
     for item, output in outputs.items():
         if item.view == "image":
             features = dict(image=l2_normalize(output["pooled"])) | features | dict(pooled=output["pooled"])
+            if CLASSIFIER in system.terms:
+                features |= system.head(variables, CLASSIFIER, {item: output})
     return features
 
 

@@ -17,12 +17,9 @@ class LabelledSet:
     """
 
     def __init__(self, data: SourceConfig, label: str = "label", classes: str | Sequence[str] = ""):
-        self._source, self._label = sources.build(data), label
-        if not hasattr(self._source, "label_names"):
-            raise ValueError(f"data: the source {data['kind']} has no labels")
-        own = self._source.label_names(label)
-        self._set = label_sets.build(classes, own)
-        self._own = {name: i for i, name in enumerate(own)}
+        self._source = sources.build(data)
+        self._own = sources.labels(data, self._source, label)
+        self._set = label_sets.build(classes, self._own.names)
         self.names = self._set.names
 
     def chunks(self, embedder, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -43,11 +40,11 @@ class LabelledSet:
         return np.concatenate(features), np.concatenate(labels)
 
     def _class(self, record):
-        value = record.texts[self._label][0]
-        found = int(self._set.classes[self._own[value] if isinstance(value, str) else int(value)])
+        number = self._own.number(record)
+        found = int(self._set.classes[number])
         if found >= 0:
             return found
         if self._set.partial:
             return None
-        name = value if isinstance(value, str) else list(self._own)[int(value)]
+        name = self._own.names[number]
         raise ValueError(f"classes: there is a picture labelled {name!r}, which is none of the classes")

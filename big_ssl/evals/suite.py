@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from big_ssl.evals.classification import Classifier
 from big_ssl.evals.embedder import Embedder
 from big_ssl.evals.emoji_suite import EmojiSuite
 from big_ssl.evals.knn import Knn
@@ -22,6 +23,7 @@ class Evaluator(Protocol):
 
 EVALUATORS: dict[str, Callable[..., Evaluator]] = {
     "emoji": EmojiSuite,
+    "classification": Classifier,
     "zero_shot": ZeroShot,
     "retrieval": Retrieval,
     "linear_probe": LinearProbe,

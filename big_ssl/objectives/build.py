@@ -11,6 +11,7 @@ from big_ssl.losses.pairwise import FORMS, Pairwise
 from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.base import Objective
 from big_ssl.objectives.centring import CENTRINGS, MovingCentre, Sinkhorn
+from big_ssl.objectives.classification import LOSSES, Classification, ClassifierHead
 from big_ssl.objectives.contrastive import Contrastive, ContrastiveHead
 from big_ssl.objectives.dino import ClassTokenHead, Dino
 from big_ssl.objectives.ibot import Ibot, PatchHead
@@ -26,6 +27,26 @@ class Context(NamedTuple):
     dtype: str
     schedule: Callable
     heads: Mapping[str, Any]
+
+
+def classification(
+    weight,
+    classes: int,
+    label: str,
+    view: str = "image",
+    loss: str = "softmax",
+    label_smoothing: float = 0.0,
+    *,
+    context: Context,
+) -> Classification:
+    """Supervised classification of the pictures of `view` into so many classes; loss: softmax or sigmoid.
+
+    label: which of the source's labels comes as the batch's "label". Raises ValueError for an unknown loss.
+    """
+    del weight, label, context
+    if loss not in LOSSES:
+        raise ValueError(f"classification.loss is {loss!r}; use {', '.join(LOSSES)}")
+    return Classification(ClassifierHead(classes), view, loss, label_smoothing)
 
 
 def contrastive(
@@ -132,6 +153,7 @@ def _projection(name, options, context):
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "classification": classification,
     "contrastive": contrastive,
     "dino": dino,
     "ibot": ibot,

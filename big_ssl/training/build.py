@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from big_ssl.data import host_views, pipeline, tokenizers
+from big_ssl.data import host_views, pipeline, sources, tokenizers
 from big_ssl.data.device_views import ImageView
 from big_ssl.data.masking import BlockMask
 from big_ssl.data.tokenizers import Tokenizer
@@ -55,11 +55,31 @@ def _terms(stream, parts, config, mesh):
 
 def loaded_data(stream: str, config: Mapping) -> dict:
     """A stream's `data` config with only those views that an objective reads: "image", say, may be there
-    for evaluation alone."""
+    for evaluation alone. And `label`, the kind of label that the option `label` of an objective asks for,
+    "" for none. Raises ValueError where two ask for different ones."""
     parts = config["streams"][stream]
     read = {item.view for _, term in _terms(stream, parts, config, None) for item in term.objective.needs}
     views = {name: view for name, view in parts["data"]["views"].items() if name in read}
-    return dict(parts["data"], views=views, captions=parts["data"]["captions"] if "text" in read else {})
+    captions = parts["data"]["captions"] if "text" in read else {}
+    labels = {options["label"] for options in parts["objectives"].values() if "label" in options}
+    if len(labels) > 1:
+        raise ValueError(f"streams.{stream}: its objectives ask for more than one label: {sorted(labels)}")
+    return dict(parts["data"], views=views, captions=captions, label="".join(labels))
+
+
+def check_classes(config: Mapping) -> None:
+    """Raises ValueError where an objective has not as many classes as its label has in the source."""
+    for stream, parts in config["streams"].items():
+        for name, options in parts["objectives"].items():
+            if "label" not in options:
+                continue
+            data = parts["data"]["source"]
+            count = len(sources.labels(data, sources.build(data), options["label"]).names)
+            if count != options["classes"]:
+                raise ValueError(
+                    f"streams.{stream}.objectives.{name}.classes is {options['classes']}; "
+                    f"{options['label']!r} of the data has {count}"
+                )
 
 
 def preparation(data: Mapping) -> dict:
@@ -80,6 +100,8 @@ def _example(data, config):
     if data["captions"]:
         length = config["tokenizer"]["length"]
         example["text"] = dict(ids=np.zeros((1, length), np.int32), mask=np.ones((1, length), bool))
+    if data["label"]:
+        example["label"] = np.zeros(1, np.int32)
     return example
 
 

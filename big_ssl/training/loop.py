@@ -11,7 +11,8 @@ from etils import epath
 
 from big_ssl.data import preprocessing
 from big_ssl.evals import suite
-from big_ssl.evals.embedder import Towers
+from big_ssl.evals.classification import Classifier
+from big_ssl.evals.embedder import CLASSIFIER, Towers
 from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build, flops, initial, progress, requirements
@@ -47,6 +48,7 @@ def train(config: Mapping, workdir) -> Result:
     size = requirements.state_bytes(setup.abstract_state)
     requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
     requirements.check_shared(workdir)
+    _check_classes(config)
     evaluators = _evaluators(config)
     mesh_lib.connect(setup.mesh)
     progress.print_parameters(
@@ -172,6 +174,14 @@ class _Run:
         self.stop.restore()
 
 
+def _check_classes(config):
+    """Before anything slow, as the evaluators."""
+    try:
+        build.check_classes(config)
+    except (ValueError, OSError) as error:
+        raise requirements.Unrunnable(str(error)) from error
+
+
 def _evaluators(config):
     """Before anything slow, for what they say of their data."""
     texts = any("contrastive" in stream["objectives"] for stream in config["streams"].values())
@@ -179,9 +189,16 @@ def _evaluators(config):
         if options["kind"] in suite.OF_TEXTS and not texts:
             raise requirements.Unrunnable(f"evals.{name}: {options['kind']} needs a contrastive objective")
     try:
-        return suite.build(config["evals"])
+        found = suite.build(config["evals"])
     except (ValueError, OSError) as error:
         raise requirements.Unrunnable(f"evals: {error}") from error
+    objectives = (each for stream in config["streams"].values() for each in stream["objectives"].items())
+    classes = [options["classes"] for name, options in objectives if name == CLASSIFIER]
+    for name, each in found.items():
+        if isinstance(each, Classifier) and each.classes not in classes:
+            trained = f"the classifier {classes[0]}" if classes else f"there is no objective {CLASSIFIER}"
+            raise requirements.Unrunnable(f"evals.{name}: the data has {each.classes} classes; {trained}")
+    return found
 
 
 def _towers(config, setup):
@@ -195,6 +212,7 @@ def _summary(found):
     """A line of the metrics that one looks for first; of a run that has several kinds, retrieval last."""
     parts = []
     for kind, metric in (
+        ("classification", "top1"),
         ("zero_shot", "top1"),
         ("linear_probe", "top1"),
         ("knn", "k20_top1"),

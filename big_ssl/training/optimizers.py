@@ -11,24 +11,30 @@ import optax
 from big_ssl.parallel.sharding import path_name
 from big_ssl.parallel.stacked import is_stacked
 
+NAMES = ("adamw", "lamb", "sgd")
+
 
 def build(config: Mapping, schedule: Callable = optax.constant_schedule) -> optax.GradientTransformation:
-    """AdamW or LAMB (You et al. 2020, arXiv 1904.00962) from config.
+    """AdamW, LAMB (You et al. 2020, arXiv 1904.00962) or SGD with momentum from config.
 
-    config: name "adamw" | "lamb", b1, b2, eps; weight_decay, which `schedule` makes a function of the step;
-    decay_exclude and (LAMB) adapt_exclude, regular expressions searched in a parameter's path
-    "image/stem_bn/scale": those matched get no weight decay, or no layer-wise trust ratio; clip_norm, the
-    gradient norm to clip at, 0 for none, and clip_per, whose norm: a name in CLIPS. The updates are ascent
-    directions of unit rate, and want the step: update(..., step=step).
+    config: name in NAMES; b1, b2, eps, of which SGD has only b1, its momentum; weight_decay, which
+    `schedule` makes a function of the step, apart from momentum in all of them; decay_exclude and (LAMB)
+    adapt_exclude, regular expressions searched in a parameter's path "image/stem_bn/scale": those matched
+    get no weight decay, or no layer-wise trust ratio; clip_norm, the gradient norm to clip at, 0 for none,
+    and clip_per, whose norm: a name in CLIPS. The updates are ascent directions of unit rate, and want the
+    step: update(..., step=step). Raises ValueError for another name.
     """
     parts = [CLIPS[config["clip_per"]](config["clip_norm"])] if config["clip_norm"] else []
-    parts.append(optax.scale_by_adam(config["b1"], config["b2"], config["eps"]))
+    if config["name"] not in NAMES:
+        raise ValueError(f"optimizer.name is {config['name']!r}; use {', '.join(NAMES)}")
+    if config["name"] == "sgd":
+        parts.append(optax.trace(config["b1"]))
+    else:
+        parts.append(optax.scale_by_adam(config["b1"], config["b2"], config["eps"]))
     decayed = exclude(config["decay_exclude"])
     parts.append(optax.masked(add_decayed_weights(schedule(config["weight_decay"])), decayed))
     if config["name"] == "lamb":
         parts.append(optax.masked(scale_by_trust_ratio(), exclude(config["adapt_exclude"])))
-    elif config["name"] != "adamw":
-        raise ValueError(f'optimizer.name is {config["name"]!r}; "adamw" and "lamb" are known')
     return optax.chain(*parts)
 
 

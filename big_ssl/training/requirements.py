@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 
 import jax
 from etils import epath
@@ -28,6 +29,10 @@ def check_machine(config, config_file: str) -> None:
         lacking.append(f"{needs['gib_per_device']:g} GiB a device (here: {_memory_gib():.1f} GiB)")
     for name, stream in config["streams"].items():
         lacking.extend(_lacking_data(f"streams.{name}.data.source", stream["data"]["source"]))
+    for name, options in config["evals"].items():
+        for key, value in options.items():
+            if isinstance(value, Mapping) and "kind" in value:
+                lacking.extend(_lacking_data(f"evals.{name}.{key}", value))
     if needs["weights"] and not config["init_from"]["path"]:
         lacking.append("weights to start from, config.init_from.path (not set)")
     texts = any(stream["data"]["captions"] for stream in config["streams"].values())

@@ -195,7 +195,7 @@ class System:
         return objective.head.apply({"params": params["heads"][objective.head_of or name]}, outputs)
 
     def _inputs(self, batch, key, train):
-        """{(stream, view): an encoder's arguments, and the mask where the view has one}."""
+        """{(stream, view): an encoder's arguments, and the mask and the share where the view has them}."""
         inputs = {}
         for stream, view in dict.fromkeys((stream, item.view) for stream, item in self.passes()):
             own = named_key(key, f"{stream}/{view}")
@@ -206,7 +206,13 @@ class System:
         return inputs
 
     def _input(self, view, given, key):
-        return {"images": self.views[view](given, key)} if view in self.views else dict(given)
+        if view not in self.views:
+            return dict(given)
+        images = self.views[view](given, key)
+        if key is None or not self.views[view].mixes:
+            return dict(images=images)
+        images, share = self.views[view].mix(images, named_key(key, "mix"))
+        return dict(images=images, share=share)
 
     def _gathered(self, params):
         return params if self.specs is None else fsdp.gather(params, self.specs)
@@ -224,11 +230,11 @@ def _run(apply, given, item):
     if "images" not in given:
         return apply(**given)
     images, mask = given["images"], given.get("mask")
+    handed_on = {key: given[key] for key in ("mask", "share") if key in given}
     crops = images.shape[:-3]
     masked = dict(mask=mask["mask"].reshape(-1, mask["mask"].shape[-1])) if item.masked else {}
     found = apply(images=images.reshape(-1, *images.shape[-3:]), **masked)
     output, rest = found if isinstance(found, tuple) else (found, None)
     output = jax.tree.map(lambda x: x.reshape(*crops, *x.shape[1:]), output)
-    if mask is not None:
-        output |= dict(mask=mask)
+    output |= handed_on
     return (output, rest) if isinstance(found, tuple) else output

@@ -19,12 +19,10 @@ _ONE_DEVICE = dict(mesh=dict(data=1, fsdp=1, tensor=1), mesh_rules=(), sharding=
 
 
 def read(workdir) -> tuple[Config, dict]:
-    """(Config, variables) of a run with a contrastive objective; see `load`.
-
-    Raises ValueError, too, where the run has another objective.
-    """
+    """(Config, variables) of what a run has trained; see `load` and `describe`."""
     config, variables = load(workdir)
-    return describe(config), variables
+    described = describe(config)
+    return described, _described(described, variables)
 
 
 def load(workdir) -> tuple[Config, dict]:
@@ -65,16 +63,37 @@ def _unstacked(variables, name, stacks):
 
 
 def describe(config: Mapping) -> Config:
-    """What is trained by a training config. Raises ValueError where that is not images and texts."""
-    for stream in config["streams"].values():
-        if "contrastive" in stream["objectives"]:
-            options = stream["objectives"]["contrastive"]
-            known = ContrastiveHead.__dataclass_fields__
-            return dict(
-                encoders=config["encoders"],
-                head={key: value for key, value in options.items() if key in known},
-                views=config["views"],
-                tokenizer=config["tokenizer"],
-                **build.preparation(stream["data"]),
-            )
-    raise ValueError(f"{config['name']} has no contrastive objective: it embeds no images and texts")
+    """What is trained by a training config, a model of images alone where no objective reads texts too.
+
+    Raises ValueError where no stream says how pictures are prepared, by its view "image".
+    """
+    streams = config["streams"].values()
+    objectives = {name: each for stream in streams for name, each in stream["objectives"].items()}
+    seen = [stream for stream in streams if "image" in stream["data"]["views"]]
+    seen.sort(key=lambda stream: "contrastive" not in stream["objectives"])
+    if not seen or "image" not in config["encoders"]:
+        raise ValueError(f"{config['name']} has no image tower, or no stream with a view of that name")
+    common = build.preparation(seen[0]["data"])
+    if "classification" in objectives:
+        common["classes"] = objectives["classification"]["classes"]
+    if "contrastive" not in objectives:
+        alone = dict(encoders=dict(image=config["encoders"]["image"]), head=None, tokenizer=None)
+        return alone | dict(views=dict(image=config["views"]["image"])) | common
+    known = ContrastiveHead.__dataclass_fields__
+    return dict(
+        encoders=config["encoders"],
+        head={key: value for key, value in objectives["contrastive"].items() if key in known},
+        views=config["views"],
+        tokenizer=config["tokenizer"],
+        **common,
+    )
+
+
+def _described(config, variables):
+    """Of variables what a Config has a place for: no heads of self-distillation, say."""
+    heads = {"contrastive": config["head"], "classification": config.get("classes")}
+    params = {
+        "encoders": {name: variables["params"]["encoders"][name] for name in config["encoders"]},
+        "heads": {name: variables["params"]["heads"][name] for name, there in heads.items() if there},
+    }
+    return dict(params=params, encoders={name: variables["encoders"][name] for name in config["encoders"]})

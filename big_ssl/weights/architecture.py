@@ -10,18 +10,20 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from big_ssl.models import encoders
+from big_ssl.objectives.classification import ClassifierHead
 from big_ssl.objectives.contrastive import IMAGE, TEXT, ContrastiveHead
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import Config
 
 
 class Modules(NamedTuple):
-    """The image tower, and of a model that embeds texts too, the text tower and a head that projects
-    without normalising."""
+    """The image tower; of a model that embeds texts too, the text tower and a head that projects
+    without normalising; of a trained classifier that."""
 
     image: nn.Module
     text: nn.Module | None
     head: ContrastiveHead | None
+    classifier: ClassifierHead | None
 
 
 def modules(config: Config, dtype: str = "float32") -> Modules:
@@ -30,17 +32,18 @@ def modules(config: Config, dtype: str = "float32") -> Modules:
         tokenizer = config["tokenizer"] or dict(length=0, size=0)
         length, size = tokenizer["length"], tokenizer["size"]
         image = encoders.build(config["encoders"]["image"], dtype, size, length)
+        classifier = ClassifierHead(config["classes"]) if config.get("classes") else None
         if config["head"] is None:
-            return Modules(image, None, None)
+            return Modules(image, None, None, classifier)
         text = encoders.build(config["encoders"]["text"], dtype, size, length)
-        return Modules(image, text, ContrastiveHead(**config["head"], normalize=False))
+        return Modules(image, text, ContrastiveHead(**config["head"], normalize=False), classifier)
     except (KeyError, TypeError) as error:
         raise WeightsError(f"config.json does not describe a model: {error}") from error
 
 
 def completed(config: Config) -> Config:
     """The Config with every option of its modules spelled out, but how they are computed."""
-    image, text, head = modules(config)
+    image, text, head, _ = modules(config)
     towers = dict(image=_options(config["encoders"]["image"], image))
     if head is None:
         return config | dict(encoders=towers)
@@ -63,18 +66,19 @@ def _fields(module, without):
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """{path: shape} of all weights: params/encoders/..., params/heads/..., encoders/... for statistics."""
-    image, text, head = modules(config)
+    image, text, head, classifier = modules(config)
     # A network of convolutions alone takes images of any size.
     size = config["encoders"]["image"].get("image_size", config["image_size"])
     key, images = jax.random.key(0), jnp.zeros((1, size, size, 3))
     seen, image_variables = jax.eval_shape(image.init_with_output, key, images)
-    if head is None or text is None:
-        return _flat(joined(dict(image=image_variables), {}))
-    ids = jnp.zeros((1, 1), int)
-    read, text_variables = jax.eval_shape(text.init_with_output, key, ids, ids == 0)
-    head_variables = jax.eval_shape(head.init, key, {IMAGE: seen, TEXT: read})
-    towers = dict(image=image_variables, text=text_variables)
-    return _flat(joined(towers, dict(contrastive=head_variables["params"])))
+    towers, heads = dict(image=image_variables), {}
+    if classifier is not None:
+        heads["classification"] = jax.eval_shape(classifier.init, key, {IMAGE: seen})["params"]
+    if head is not None and text is not None:
+        ids = jnp.zeros((1, 1), int)
+        read, towers["text"] = jax.eval_shape(text.init_with_output, key, ids, ids == 0)
+        heads["contrastive"] = jax.eval_shape(head.init, key, {IMAGE: seen, TEXT: read})["params"]
+    return _flat(joined(towers, heads))
 
 
 def _flat(variables):

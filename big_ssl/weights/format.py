@@ -15,7 +15,8 @@ GEMMA_SIZE = 256_000
 
 # What a model is, in the keys of a training config where there are such: encoders, views,
 # tokenizer; and head (objectives.contrastive.ContrastiveHead), image_size and resize
-# (data.preprocessing). Of a model of images alone, tokenizer and head are None.
+# (data.preprocessing). Of a model of images alone, tokenizer and head are None. Of a trained classifier there
+# is `classes` too, how many.
 Config = dict[str, Any]
 
 

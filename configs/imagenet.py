@@ -1,0 +1,35 @@
+"""ImageNet-1k with its labels: what all recipes that fine-tune on it share."""
+
+CLASSES, BATCH = 1_000, 1_024
+EPOCH = 1_281_167 // BATCH
+PIXELS = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def data(size: int, resize: int, crop: int) -> dict:
+    """A random crop of each picture in training, as the data of a stream; in evaluation the middle `crop`
+    of the picture whose shorter side is `resize`."""
+    return dict(
+        source=_split("train"),
+        views=dict(
+            # The usual range of areas (Szegedy et al. 2015, arXiv 1409.4842).
+            crops=dict(kind="random_resized_crop", size=size, scale=(0.08, 1.0), count=1),
+            image=dict(kind="window", resize=resize, crop=crop, fit="crop"),
+        ),
+        captions={},
+        cache=0,
+        threads=64,
+    )
+
+
+def evals() -> dict:
+    """The trained classifier on the validation pictures."""
+    return dict(imagenet=dict(kind="classification", data=_split("validation"), label="label"))
+
+
+BEST = "eval/classification/imagenet/top1"
+
+
+def _split(name):
+    return dict(
+        kind="tfds", name="imagenet2012", split=name, data_dir="", image_key="image", text_keys=("label",)
+    )
