@@ -26,6 +26,7 @@ class Embedder:
     images: such uint8[N, S, S, 3] -> float32[N, D], and texts: N texts -> float32[N, D], both
     L2-normalised; pooled: images -> float32[N, W], the image tower's output before its projection.
     track: (steps, their number, what they do) -> steps, to show how far a long loop is.
+    known: the features of labelled sets that were asked for before, for the next that asks.
     """
 
     prepare: Callable[[np.ndarray], np.ndarray]
@@ -33,6 +34,7 @@ class Embedder:
     texts: Callable[[Sequence[str]], np.ndarray]
     pooled: Callable[[np.ndarray], np.ndarray]
     track: Callable[[Iterable, int, str], Iterable] = _unseen
+    known: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
 
 class Towers:
