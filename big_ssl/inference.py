@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -115,7 +116,7 @@ class Model:
             found = self._in_batches(run, name, inputs, whole=True)
             return found if name in ("pooled", "logits") else np.asarray(l2_normalize(found))
 
-        given = {} if track is None else dict(track=track)
+        given: dict[str, Any] = {} if track is None else dict(track=track)
         return Embedder(
             prepare=self._prepare,
             images=functools.partial(run, self._run_image, "image"),

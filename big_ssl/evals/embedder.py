@@ -30,6 +30,7 @@ class Embedder:
     L2-normalised; pooled: images -> float32[N, W], the image tower's output before its projection;
     logits: images -> float32[N, C], what a trained classifier says, None where there is none.
     track: (steps, their number, what they do) -> steps, to show how far a long loop is.
+    known: the features of labelled sets that were asked for before, for the next that asks.
     """
 
     prepare: Callable[[np.ndarray], np.ndarray]
@@ -38,6 +39,7 @@ class Embedder:
     pooled: Callable[[np.ndarray], np.ndarray]
     logits: Callable[[np.ndarray], np.ndarray] | None = None
     track: Callable[[Iterable, int, str], Iterable] = _unseen
+    known: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
 
 class Towers:

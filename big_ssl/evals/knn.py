@@ -65,7 +65,7 @@ class Knn:
     def _pixel_accuracies(self, embedder):
         """The same at every evaluation of a run, whose pictures are always prepared alike."""
         if self._of_pixels is None:
-            split = self._split(lambda data, what: _pixel_features(data, embedder, what))
+            split = self._split(lambda data, what: data.seen_by(_shrunk, "pixels", embedder, what))
             self._of_pixels = self._accuracies("pixel_", *split)
             del self._of_pixels["pixel_majority"]
         return self._of_pixels
@@ -120,12 +120,6 @@ def _votes(train, labels, queries, *, classes, ks, temperature):
 def _unit(x):
     x = np.asarray(x, np.float32)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-
-def _pixel_features(data, embedder, what):
-    parts = [(_shrunk(images), labels) for images, labels in data.chunks(embedder, what)]
-    features, labels = zip(*parts, strict=True)
-    return np.concatenate(features), np.concatenate(labels)
 
 
 def _shrunk(images):

@@ -1,6 +1,7 @@
 """A labelled set of pictures: what zero-shot classification and probes read."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -18,6 +19,8 @@ class LabelledSet:
 
     def __init__(self, data: SourceConfig, label: str = "label", classes: str | Sequence[str] = ""):
         self._source = sources.build(data)
+        # What equal sets share.
+        self._key = json.dumps([data, label, classes], sort_keys=True, default=repr)
         self._own = sources.labels(data, self._source, label)
         self._set = label_sets.build(classes, self._own.names)
         self.names = self._set.names
@@ -35,9 +38,21 @@ class LabelledSet:
     def features(self, embedder, kind: str, what: str) -> tuple[np.ndarray, np.ndarray]:
         """(float32[N, W], int[N]): all pictures by the embedder's "pooled" or "images", and their classes."""
         embed = {"pooled": embedder.pooled, "images": embedder.images}[kind]
-        parts = [(embed(images), labels) for images, labels in self.chunks(embedder, what)]
-        features, labels = zip(*parts, strict=True)
-        return np.concatenate(features), np.concatenate(labels)
+        return self.seen_by(embed, kind, embedder, what)
+
+    def seen_by(
+        self, see: Callable[[np.ndarray], np.ndarray], kind: str, embedder, what: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(what `see` makes of all pictures, [N, ...]; int[N], their classes), not to be written to.
+
+        Evaluators with equal sets share it: the embedder keeps it under kind, which must name what `see`
+        does.
+        """
+        if (self._key, kind) not in embedder.known:
+            parts = [(see(images), labels) for images, labels in self.chunks(embedder, what)]
+            found, labels = zip(*parts, strict=True)
+            embedder.known[self._key, kind] = np.concatenate(found), np.concatenate(labels)
+        return embedder.known[self._key, kind]
 
     def _class(self, record):
         number = self._own.number(record)
