@@ -12,6 +12,7 @@ import importlib.resources
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NewType
 
+import numpy as np
 import pyarrow.compute
 import pyarrow.parquet
 from etils import epath
@@ -56,11 +57,15 @@ class EmojiPairs(Sequence[Record]):
     """The embedded emoji drawings with their names.
 
     styles: which drawings; concepts: "seen" leaves out the held-out fifth of concept stems,
-    "unseen" keeps only that, "all" keeps both. `rows` carries every column but the picture.
-    Labels: "label", the concept; "category" and "subcategory".
+    "unseen" keeps only that, "all" keeps both. share: of these drawings, by lot; a smaller share is a
+    part of a larger. languages: adds texts of the kind "noisy", one a drawing, see `_noisy_text`.
+    `rows` carries every column but the picture. Labels: "label", the concept; "category" and
+    "subcategory". Raises ValueError for a style, a half, a share or a language that is none.
     """
 
-    def __init__(self, styles: Sequence[str], concepts: str = "all"):
+    def __init__(
+        self, styles: Sequence[str], concepts: str = "all", share: float = 1.0, languages: Sequence[str] = ()
+    ):
         if concepts not in ("all", "seen", "unseen"):
             raise ValueError(f"emoji: no concepts {concepts!r}; there are all, seen, unseen")
         table = _read_embedded()
@@ -73,8 +78,11 @@ class EmojiPairs(Sequence[Record]):
                 is_held_out(unified) == (concepts == "unseen") for unified in table["unified"].to_pylist()
             ]
             table = table.filter(pyarrow.array(keep))
+        table = table.take(np.array(_part(len(table), share)))
         self.rows = table.drop_columns(["webp"]).to_pylist()
         self._images = table["webp"].combine_chunks()
+        foreign = [_read_language(language) for language in languages]
+        self._noisy = [_noisy_text(row, foreign) for row in self.rows] if foreign else None
 
     def __len__(self):
         return len(self.rows)
@@ -83,6 +91,8 @@ class EmojiPairs(Sequence[Record]):
         row = self.rows[index]
         names = [name.replace("_", " ") for name in row["short_names"]]
         texts = {kind: [row[kind]] for kind in ("label", "name", "category", "subcategory")}
+        if self._noisy:
+            texts["noisy"] = [self._noisy[index]]
         return Record(self._images[index].as_py(), texts | {"short_names": names, "tags": row["tags"]})
 
     def label_names(self, kind: str) -> list[str]:
@@ -96,11 +106,14 @@ class EmojiConcepts(Sequence[list[Record]]):
     """The embedded drawings with a concept an item: the list of its drawings, one a style.
 
     Each epoch then shows every concept once, and a batch has no two drawings of one concept,
-    which the contrastive loss would push apart.
+    which the contrastive loss would push apart. Options and errors are those of EmojiPairs; share is of
+    the drawings, so that a part has fewer of most concepts, and none of some.
     """
 
-    def __init__(self, styles: Sequence[str], concepts: str = "all"):
-        self._pairs = EmojiPairs(styles, concepts)
+    def __init__(
+        self, styles: Sequence[str], concepts: str = "all", share: float = 1.0, languages: Sequence[str] = ()
+    ):
+        self._pairs = EmojiPairs(styles, concepts, share, languages)
         groups: dict[str, list[int]] = {}
         for i, row in enumerate(self._pairs.rows):
             groups.setdefault(row["unified"], []).append(i)
@@ -157,12 +170,15 @@ class ParquetPairs(Sequence[Record]):
     """Parquet files: a column of encoded pictures, and columns of texts, one or a list in a row.
 
     path: a file, or a folder of *.parquet in the order of their names; text_keys: the columns of
-    texts, all but the picture's if none is named. Few row groups stay in memory, so a set of many is
-    meant to be read in order, as curation does, and not shuffled. Raises FileNotFoundError where
-    there is no such file, ValueError for a column that a file lacks.
+    texts, all but the picture's if none is named; share: of the rows, by lot, in order; a smaller share
+    is a part of a larger. Few row groups stay in memory, so a set of many is meant to be read in
+    order, as curation does, and not shuffled. Raises FileNotFoundError where there is no such file,
+    ValueError for a column that a file lacks, and for a share that is none.
     """
 
-    def __init__(self, path: str, image_key: str = "image", text_keys: Sequence[str] = ()):
+    def __init__(
+        self, path: str, image_key: str = "image", text_keys: Sequence[str] = (), share: float = 1.0
+    ):
         place = epath.Path(path)
         files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
         if not files or not files[0].exists():
@@ -176,12 +192,13 @@ class ParquetPairs(Sequence[Record]):
             for group in range(metadata.num_row_groups):
                 self._groups.append((file, group))
                 self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
+        self._rows = _part(self._starts[-1], share)
 
     def __len__(self):
-        return self._starts[-1]
+        return len(self._rows)
 
     def __getitem__(self, index):
-        position = range(len(self))[index]
+        position = int(self._rows[index])
         group = bisect.bisect_right(self._starts, position) - 1
         table = _row_group(*self._groups[group], (self._image_key, *self._text_keys))
         (row,) = table.slice(position - self._starts[group], 1).to_pylist()
@@ -256,7 +273,7 @@ def is_held_out(unified: str) -> bool:
     By stem, the first codepoint, so that the variants of one concept stay on one side.
     """
     stem = unified.split("-")[0]
-    return int(hashlib.sha1(stem.encode()).hexdigest(), 16) % 5 == 0
+    return _hash(stem) % 5 == 0
 
 
 def emoji_styles() -> list[str]:
@@ -264,11 +281,52 @@ def emoji_styles() -> list[str]:
     return sorted(set(_read_embedded()["style"].to_pylist()))
 
 
+def emoji_languages() -> list[str]:
+    """The languages, other than English, in which the embedded concepts have names and tags."""
+    return pyarrow.compute.unique(_embedded("emoji_languages.parquet")["language"]).to_pylist()
+
+
+def _noisy_text(row, foreign):
+    """What someone may have set beside a drawing: its English tags alone, its name in another language, or
+    its tags in that, a third each. By the drawing's hash: a picture's alt-text is the same at every visit."""
+    draw, kind = divmod(_hash(f"{row['style']} {row['unified']}"), 3)
+    named = foreign[draw % len(foreign)][row["unified"]]
+    return (" ".join(row["tags"]), named["label"], " ".join(named["tags"]))[kind]
+
+
+@functools.cache
+def _read_language(language):
+    """{concept: its row} in a language."""
+    if language not in emoji_languages():
+        raise ValueError(f"emoji: no language {language!r}; there are {', '.join(emoji_languages())}")
+    table = _embedded("emoji_languages.parquet")
+    rows = table.filter(pyarrow.compute.equal(table["language"], language)).to_pylist()
+    return {row["unified"]: row for row in rows}
+
+
 @functools.cache  # every set of drawings is a part of it
 def _read_embedded():
+    return pyarrow.concat_tables(map(_embedded, ("emoji_styles.parquet", "openmoji_eval.parquet")))
+
+
+@functools.cache
+def _embedded(name):
     folder = epath.Path(importlib.resources.files("big_ssl.data") / "embedded")
-    files = ("emoji_styles.parquet", "openmoji_eval.parquet")
-    return pyarrow.concat_tables(pyarrow.parquet.read_table(folder / name) for name in files)
+    return pyarrow.parquet.read_table(folder / name)
+
+
+def _part(count, share):
+    """The positions, in order, of a share of `count`, by lot and never none."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; it must lie in (0, 1]")
+    if share == 1:
+        return range(count)
+    kept = np.random.default_rng(0).permutation(count)[: max(1, round(share * count))]
+    return np.sort(kept)
+
+
+def _hash(text):
+    return int(hashlib.sha1(text.encode()).hexdigest(), 16)
 
 
 def _pictures(folder):

@@ -10,7 +10,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
@@ -46,7 +46,7 @@ def image_uri(image: np.ndarray) -> str:
     return _data_uri(buffer)
 
 
-def figure_uri(figure: Figure, tight: bool = False) -> str:
+def figure_uri(figure: FigureBase, tight: bool = False) -> str:
     """Draws a figure into a PNG data: URI; tight cuts off the empty margins."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight" if tight else None)
@@ -67,11 +67,21 @@ def panel(
     return {"uri": figure_uri(figure), "alt": title, "caption": caption}
 
 
-def curves(title: str, lines: Sequence[Line], references: dict[str, float], percent: bool = False) -> Figure:
-    """Lines over training steps, with horizontal dotted references such as a baseline's accuracy."""
-    figure = Figure(figsize=(4.0, 2.9), layout="constrained", facecolor="white")
+def curves(
+    title: str,
+    lines: Sequence[Line],
+    references: dict[str, float],
+    percent: bool = False,
+    over: str = "training step",
+    figure: FigureBase | None = None,
+) -> FigureBase:
+    """Lines over training steps, with horizontal dotted references such as a baseline's accuracy.
+
+    over: what else the points' integers are; figure: to draw in, a part of a larger one.
+    """
+    figure = figure or Figure(figsize=(4.0, 2.9), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    _dress(axes, title, percent)
+    _dress(axes, title, percent, over)
     for line in lines:
         _draw_line(axes, line)
     for label, value in references.items():
@@ -157,9 +167,9 @@ def _draw_line(axes, line: Line) -> None:
     )
 
 
-def _dress(axes, title: str, percent: bool) -> None:
+def _dress(axes, title: str, percent: bool, over: str) -> None:
     axes.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=8)
-    axes.set_xlabel("training step", fontsize=8.5, color=MUTED)
+    axes.set_xlabel(over, fontsize=8.5, color=MUTED)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(RULE)
     axes.grid(axis="y", color=RULE, linewidth=0.8)

@@ -78,9 +78,63 @@ def test_an_unknown_style_or_half_is_named():
         sources.EmojiPairs(["twemoji"], "sen")
 
 
+def test_a_smaller_share_of_the_drawings_is_a_part_of_a_larger(seen):
+    half, quarter = (sources.EmojiPairs(TRAINING_STYLES, "seen", share) for share in (0.5, 0.25))
+    assert [len(half), len(quarter)] == [3402, 1701]
+    drawings = [[(row["style"], row["unified"]) for row in part.rows] for part in (seen, half, quarter)]
+    assert set(drawings[2]) < set(drawings[1]) < set(drawings[0])
+    assert {style for style, _ in drawings[2]} == set(TRAINING_STYLES)
+    for index in (0, 500, 1700):
+        whole = drawings[0].index(drawings[2][index])
+        assert quarter[index] == seen[whole]
+    concepts = sources.EmojiConcepts(TRAINING_STYLES, "seen", 0.25)
+    assert len(concepts) == len({unified for _, unified in drawings[2]})
+    assert sum(len(concepts[i]) for i in range(len(concepts))) == 1701
+
+
+def test_noisy_texts_are_tags_or_in_another_language():
+    plain = sources.EmojiPairs(["fxemoji"], "seen")
+    source = sources.EmojiPairs(["fxemoji"], "seen", languages=("de", "ja"))
+    texts = [source[i].texts for i in range(len(source))]
+    assert all({**found, "noisy": None} == {**plain[i].texts, "noisy": None} for i, found in enumerate(texts))
+    kinds = [0, 0]
+    for found in texts:
+        (noisy,) = found["noisy"]
+        kinds[noisy == " ".join(found["tags"])] += 1
+    assert 0.25 < kinds[1] / len(texts) < 0.45  # a third, and where a word is the same everywhere
+
+
+def test_each_drawing_of_a_concept_has_a_noisy_text_of_its_own():
+    source = sources.EmojiPairs(sources.emoji_styles(), languages=("de",))
+    found = {source[i].texts["noisy"][0] for i, row in enumerate(source.rows) if row["label"] == "hedgehog"}
+    assert found == {"animal spiny", "Igel", "igel stachelig stacheln tier"}
+
+
+def test_an_unknown_language_or_share_is_named():
+    with pytest.raises(ValueError, match=r"emoji: no language 'dee'; there are de, es, fr"):
+        sources.EmojiPairs(["fxemoji"], languages=("de", "dee"))
+    for share in (0, 1.5):
+        with pytest.raises(ValueError, match=rf"share is {share}; it must lie in \(0, 1\]"):
+            sources.EmojiPairs(["fxemoji"], share=share)
+
+
+def test_every_concept_has_a_name_and_tags_in_every_language():
+    concepts = {row["unified"] for row in sources.EmojiPairs(["twemoji"]).rows}
+    assert len(sources.emoji_languages()) == 10
+    for language in sources.emoji_languages():
+        rows = sources._read_language(language)
+        assert rows.keys() == concepts
+        assert all(row["label"] and row["tags"] for row in rows.values())
+
+
 def test_the_data_lies_in_the_package():
     folder = pathlib.Path(big_ssl.__file__).parent / "data" / "embedded"
-    for name in ("emoji_styles.parquet", "openmoji_eval.parquet", "emoji_wordpiece.txt"):
+    for name in (
+        "emoji_styles.parquet",
+        "openmoji_eval.parquet",
+        "emoji_languages.parquet",
+        "emoji_wordpiece.txt",
+    ):
         assert (folder / name).stat().st_size > 0
     assert tokenizers.vocabulary_path("emoji") == str(folder / "emoji_wordpiece.txt")
 
@@ -277,6 +331,20 @@ def test_rows_of_parquet_files_in_order(parquet_folder):
 def test_one_parquet_file_and_some_of_its_columns(parquet_folder):
     source = sources.ParquetPairs(str(parquet_folder / "b.parquet"), text_keys=("alt",))
     assert [record.texts for record in source] == [dict(alt=[f"grey {i}"]) for i in (4, 5, 6)]
+
+
+def test_a_share_of_the_rows_in_order(parquet_folder):
+    every = sources.ParquetPairs(str(parquet_folder))
+    parts = [sources.ParquetPairs(str(parquet_folder), share=share) for share in (0.3, 0.6)]
+    numbers = [[record.texts["width"][0] for record in part] for part in parts]
+    assert list(map(len, numbers)) == [2, 4]
+    assert numbers[1] == sorted(numbers[1]) != list(range(4))
+    assert set(numbers[0]) < set(numbers[1])
+    assert [parts[1][i] for i in range(4)] == [every[i] for i in numbers[1]]
+    with pytest.raises(IndexError):
+        parts[0][2]
+    with pytest.raises(ValueError, match="share is 0; it must lie in"):
+        sources.ParquetPairs(str(parquet_folder), share=0)
 
 
 def test_missing_parquet_files_and_columns_are_named(parquet_folder, tmp_path):
