@@ -43,7 +43,8 @@ _LONG: dict[str, Any] = dict(
 )
 MODELS: dict[str, dict[str, Any]] = {
     "vitl16_short": dict(
-        tower=vit.VARIANTS["L/16"],
+        variant="L/16",
+        feed_forward="mlp",
         dataset="imagenet2012",
         batch_size=2_048,
         per_device=64,
@@ -61,8 +62,8 @@ MODELS: dict[str, dict[str, Any]] = {
         local_size=96,
     ),
     # Its feed-forward layers are SwiGLU's, other than those of the published, distilled L.
-    "vitl14": dict(tower=vit.VARIANTS["L/14"] | dict(feed_forward="swiglu"), per_device=32, **_LONG),
-    "vitg14": dict(tower=vit.VARIANTS["g/14"], per_device=12, **_LONG),
+    "vitl14": dict(variant="L/14", feed_forward="swiglu", per_device=32, **_LONG),
+    "vitg14": dict(variant="g/14", feed_forward="swiglu", per_device=12, **_LONG),
 }
 _EPOCH = 1_250
 # A prototype's scores for this many of a group's patches exist at a time.
@@ -73,7 +74,7 @@ def full(model: str) -> dict:
     """Two global and eight local crops of each picture; the published values."""
     chosen = MODELS[model]
     config = ibot.full("vitl16")
-    tower = chosen["tower"]
+    tower: dict[str, Any] = {**vit.VARIANTS[chosen["variant"]], "feed_forward": chosen["feed_forward"]}
     config.update(
         name=f"dinov2_{model}",
         total_steps=chosen["steps"],
@@ -83,8 +84,8 @@ def full(model: str) -> dict:
         eval_every=12_500,
         checkpoint=dict(every=2_500, keep=3, best=""),
         rates=(
-            ("prototype", dict(kind="steps", values=((0, 0.0), (_EPOCH, 1.0)))),
-            ("patch_embedding/", 0.2),
+            ("/prototype", dict(kind="steps", values=((0, 0.0), (_EPOCH, 1.0)))),
+            ("encoders/", dict(kind="layer_decay", decay=chosen["layer_decay"], patch_embedding=0.2)),
         ),
     )
     config["learning_rate"].update(peak=chosen["peak"], warmup_steps=chosen["warmup"], final=1e-6)
@@ -100,9 +101,7 @@ def full(model: str) -> dict:
     images["data"]["source"]["name"] = chosen["dataset"]
     images["data"]["views"].update(
         global_crops=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
-        local_crops=dict(
-            kind="random_resized_crop", size=chosen["local_size"], scale=(0.05, 0.32), count=8
-        ),
+        local_crops=dict(kind="random_resized_crop", size=chosen["local_size"], scale=(0.05, 0.32), count=8),
     )
     config["views"]["local_crops"].update(blur_chance=(0.5,) * 8)
     config["masks"]["global_crops"].update(
@@ -151,7 +150,7 @@ def highres(model: str) -> dict:
         total_steps=steps,
         requires=dict(config["requires"], weights=True),
         eval_every=2_500,
-        rates=tuple(rule for rule in config["rates"] if rule[0] != "prototype"),
+        rates=tuple(rule for rule in config["rates"] if rule[0] != "/prototype"),
     )
     rate = config["learning_rate"]
     rate.update(peak=rate["peak"] / 10, warmup_steps=rate["warmup_steps"] * steps // total)
@@ -186,7 +185,9 @@ def _scaled(model, small, **head):
     config.update(name=small["name"].replace("ibot_vits16", f"dinov2_{model}"), rates=())
     config["optimizer"].update(b2=small["optimizer"]["b2"])
     images, tower = config["streams"]["images"], small["encoders"]["image"]
-    images.update(batch_size=small["streams"]["images"]["batch_size"], data=small["streams"]["images"]["data"])
+    images.update(
+        batch_size=small["streams"]["images"]["batch_size"], data=small["streams"]["images"]["data"]
+    )
     for term in ("dino", "ibot"):
         own = images["objectives"][term]
         own.update(teacher_temperature=small["streams"]["images"]["objectives"][term]["teacher_temperature"])

@@ -89,7 +89,7 @@ def full(model: str) -> dict:
         learning_rate=dict(
             kind="cosine", peak=chosen["peak"], warmup_steps=10 * _EPOCH, start=0.0, final=chosen["final"]
         ),
-        rates=(("prototypes$", dict(kind="steps", values=((0, 0.0), (chosen["frozen"] * _EPOCH, 1.0)))),),
+        rates=(("/prototype", dict(kind="steps", values=((0, 0.0), (chosen["frozen"] * _EPOCH, 1.0)))),),
         ema=dict(kind="cosine", peak=0.996, warmup_steps=0, start=0.0, final=1.0),
         profile=0,
         log_every=100,
@@ -124,7 +124,9 @@ def _objectives(chosen):
     # The small model's class token starts at 0.07.
     token = 0.07 if chosen["variant"] == "S/16" else patch
     return dict(
-        dino=dict(weight=1.0, head=head, teacher_temperature=token, centring=dict(kind="centre", momentum=0.9)),
+        dino=dict(
+            weight=1.0, head=head, teacher_temperature=token, centring=dict(kind="centre", momentum=0.9)
+        ),
         ibot=dict(
             weight=1.0,
             head="dino",

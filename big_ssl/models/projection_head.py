@@ -35,7 +35,9 @@ class ProjectionHead(nn.Module):
             self.length = self.param("prototype_lengths", nn.initializers.ones, (self.prototypes,))
 
     def __call__(self, x):
-        return jnp.matmul(self.project(x).astype(self.dtype), self.kernel(), preferred_element_type=jnp.float32)
+        return jnp.matmul(
+            self.project(x).astype(self.dtype), self.kernel(), preferred_element_type=jnp.float32
+        )
 
     def project(self, x):
         """[..., D] -> [..., bottleneck], of length 1."""

@@ -3,6 +3,7 @@ the backbones of iBOT and DINOv2."""
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,7 +37,7 @@ __all__ = [
 
 # Shapes by their usual names: ViT's own Table 1; So400m of Alabdulmohsin et al. 2023 (2305.13035);
 # S of Touvron et al. 2021 (2012.12877); g of DINOv2, not the g of other papers.
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "S/16": dict(patch=16, width=384, depth=12, heads=6),
     "S/14": dict(patch=14, width=384, depth=12, heads=6),
     "B/32": dict(patch=32, width=768, depth=12, heads=12),

@@ -95,7 +95,7 @@ def dino(
     del weight
     projection = ClassTokenHead(_projection("dino", head, context))
     schedule, found = context.schedule(teacher_temperature), _centring("dino", centring)
-    return Dino(projection, schedule, student_temperature, found, chunk, masked=masked, local=local)
+    return Dino(projection, schedule, found, student_temperature, chunk, masked=masked, local=local)
 
 
 def ibot(
@@ -122,7 +122,7 @@ def ibot(
     projection = _projection("ibot", context.heads[owner] if owner else head, context)
     schedule, found = context.schedule(teacher_temperature), _centring("ibot", centring)
     patches = PatchHead(projection, centre_over == "all" and isinstance(found, MovingCentre))
-    return Ibot(patches, schedule, student_temperature, found, chunk, owner)
+    return Ibot(patches, schedule, found, student_temperature, chunk, owner)
 
 
 def koleo(weight, group_size: int, crops: int = 2, masked: bool = True, *, context: Context) -> KoLeo:

@@ -51,4 +51,4 @@ class Sinkhorn:
         return sinkhorn_offset(teacher, self.iterations, chunk), kept
 
 
-CENTRINGS = {"centre": MovingCentre, "sinkhorn": Sinkhorn}
+CENTRINGS: dict[str, type[MovingCentre] | type[Sinkhorn]] = {"centre": MovingCentre, "sinkhorn": Sinkhorn}

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from big_ssl.losses.self_distillation import Scores, target_metrics
@@ -26,10 +25,10 @@ class SelfDistillation:
     head_of: see objectives.base.
     """
 
-    head: nn.Module
+    head: Any
     teacher_temperature: Callable
+    centring: MovingCentre | Sinkhorn
     student_temperature: float = 0.1
-    centring: MovingCentre | Sinkhorn = MovingCentre()
     chunk: int = 0
     head_of: str = ""
 
@@ -50,7 +49,9 @@ class SelfDistillation:
         """The student's and the teacher's scores of all points; no gradient goes to the teacher."""
         taught = jax.lax.stop_gradient(features["teacher"])
         student = Scores(features["points"], features["shared"]["prototypes"], self.student_temperature)
-        return student, Scores(taught["points"], taught["shared"]["prototypes"], self.teacher_temperature(step))
+        return student, Scores(
+            taught["points"], taught["shared"]["prototypes"], self.teacher_temperature(step)
+        )
 
 
 def own_metrics(name: str, found, weights, temperature) -> dict:

@@ -51,7 +51,7 @@ def test_the_schedules_of_the_small_model():
     ((pattern, factor),) = config["rates"]
     last_layer = schedules.build(factor, total)
     assert (pattern, [float(last_layer(step)) for step in (0, epoch - 1, epoch)]) == (
-        "prototypes$",
+        "/prototype",
         [0, 0, 1],
     )
 
