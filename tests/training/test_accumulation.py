@@ -1,5 +1,7 @@
 """Microbatches: the whole batch's loss, gradient and statistics, with dropout replayed in the second pass."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from big_ssl.parallel.mesh import batch_ways, global_batch, make_mesh
 from big_ssl.training import accumulation, build
 from big_ssl.training.system import System, Term
-from tests.training.toys import Tower, Toy
+from tests.training.toys import Tower, Toy, microbatched
 
 
 def gradients(config, devices, count):
@@ -75,23 +77,9 @@ def test_the_two_passes_are_one_function_with_its_gradient(names):
     params, mutable = system.init(jax.random.key(0), batch)
     key, step, ways = jax.random.key(3), jnp.int32(2), batch_ways(mesh)
 
-    # On two devices a microbatch is two neighbours of the first half and two of the second.
-    parts = np.arange(16).reshape(ways, count, -1).swapaxes(0, 1).reshape(count, -1)
-    order = np.argsort(parts.ravel())
-
-    def plain(params):
-        found, values, state = [], [], []
-        for part, part_key in zip(parts, jax.random.split(key, count), strict=True):
-            piece = jax.tree.map(lambda x, part=part: x[part], batch)
-            features, encoders = system.features(params, mutable["encoders"], piece, part_key)
-            found.append(features)
-            state.append(encoders)
-            separate = {name: features[name] for name in names if name == "separate"}
-            values.append(system.combine(separate, piece, mutable["objectives"], step)[0])
-        coupled = {name: merge([part[name] for part in found], order) for name in names if name == "coupled"}
-        loss, _ = system.combine(coupled, batch, mutable["objectives"], step)
-        return loss + sum(values) / count, jax.tree.map(lambda *s: sum(s) / count, *state)
-
+    plain = functools.partial(
+        microbatched(system, count, ways), mutable=mutable, batch=batch, key=key, step=step
+    )
     (wanted, state), wanted_grads = jax.jit(jax.value_and_grad(plain, has_aux=True))(params)
     function = jax.jit(accumulation.value_and_grad(system, count, mesh))
     (loss, (metrics, after)), grads = function(params, mutable, global_batch(mesh, batch), key, step)
@@ -106,12 +94,6 @@ def test_the_two_passes_are_one_function_with_its_gradient(names):
     for name in names:
         mean = metrics[f"{TOYS[name].scope}_mean"]
         np.testing.assert_allclose(after["objectives"][name]["centre"], mean, rtol=1e-5)
-
-
-def merge(features, order):
-    """The features of all microbatches in the batch's order; scalars are the same in each."""
-    rows = jnp.concatenate([part["x"] for part in features])[order]
-    return dict(x=rows, factor=features[0]["factor"])
 
 
 def test_a_batch_that_cannot_be_split_is_named(micro_config, set_up):

@@ -3,9 +3,12 @@
 import dataclasses
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from big_ssl.objectives.base import Pass
+from big_ssl.training import accumulation
 
 
 class Tower(nn.Module):
@@ -24,7 +27,9 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, outputs):
         (output,) = outputs.values()
-        return dict(x=nn.Dense(5)(output["pooled"]), factor=self.param("factor", nn.initializers.ones, ()))
+        bias = self.param("bias", nn.initializers.ones, (5,))
+        factor = self.param("factor", nn.initializers.ones, ())
+        return dict(x=nn.Dense(5)(output["pooled"]), factor=factor, shared=dict(bias=bias))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Toy:
     head_of: str = ""
 
     def loss(self, features, batch, mutable, step):
-        x = features["factor"] * jnp.tanh(features["x"])
+        x = features["factor"] * jnp.tanh(features["x"]) + features["shared"]["bias"]
         target = batch["text"]["ids"][:, :1] + step
         per_example = ((x - target) ** 2).sum(1)
         value = jnp.log(per_example.sum()) if self.scope == "batch" else per_example.mean()
@@ -48,3 +53,33 @@ class Toy:
 
     def project(self, head_params):
         return head_params
+
+
+def microbatched(system, count, ways):
+    """System.loss from microbatches by plain autodiff, all of their activations kept: a function of (params,
+    mutable, batch, key, step, teacher) -> (loss, the encoders' states' mean).
+
+    Over n devices a microbatch has a part of each device's examples.
+    """
+
+    def order(size):
+        return np.arange(size).reshape(ways, count, -1).swapaxes(0, 1).reshape(count, -1)
+
+    def merge(*parts):
+        return jnp.concatenate(parts)[np.argsort(order(sum(map(len, parts))).ravel())]
+
+    def loss(params, mutable, batch, key, step, teacher=None):
+        found, values, states = [], [], []
+        for i, part_key in enumerate(jax.random.split(key, count)):
+            piece = jax.tree.map(lambda x, i=i: x[order(len(x))[i]], batch)
+            features, encoders = system.features(params, mutable["encoders"], piece, part_key, teacher)
+            coupled = [name for name in features if system.terms[name].objective.scope == "batch"]
+            found.append(accumulation._parted({name: features.pop(name) for name in coupled}))
+            states.append(encoders)
+            values.append(system.combine(features, piece, mutable["objectives"], step)[0])
+        own = jax.tree.map(merge, *(part[0] for part in found))
+        whole = accumulation._whole(own, found[0][1])
+        value, _ = system.combine(whole, batch, mutable["objectives"], step)
+        return value + sum(values) / count, jax.tree.map(lambda *s: sum(s) / count, *states)
+
+    return loss
