@@ -8,7 +8,16 @@ import pytest
 
 from big_ssl import main
 
-RECIPES = ("align_base", "clip_rn50", "clip_vitb32", "ibot_vits16")
+_TEXTS, _PICTURES = {"zero_shot", "retrieval"}, {"knn"}
+RECIPES = dict(
+    align_base=_TEXTS,
+    clip_rn50=_TEXTS,
+    clip_vitb32=_TEXTS,
+    ibot_vits16=_PICTURES,
+    dinov2_vitl16_short=_PICTURES,
+    dinov2_vitg14=_PICTURES,
+    hybrid_clip_dinov2=_TEXTS | _PICTURES,
+)
 
 
 @pytest.mark.slow
@@ -23,6 +32,6 @@ def test_the_smallest_preset_runs(recipe, tmp_path):
     assert len(losses) == 3
     assert np.isfinite(losses).all()
     judged = {key.split("/")[1] for line in lines for key in line if key.startswith("eval/")}
-    assert judged == ({"knn"} if recipe.startswith("ibot") else {"zero_shot", "retrieval"})
+    assert judged == RECIPES[recipe]
     assert (tmp_path / "checkpoints" / "6").exists()
     assert (tmp_path / "report" / "index.html").exists()

@@ -1,0 +1,110 @@
+"""DINOv2's recipes: the published values; and the hybrid, which lists objectives and adds nothing."""
+
+import importlib
+
+import jax
+import pytest
+
+from big_ssl.config import validate
+from big_ssl.models.vit import ViT
+from big_ssl.parallel.mesh import make_mesh
+from big_ssl.training import build, schedules
+from configs import hybrid_clip_dinov2
+
+PRESETS = ("", "as_released", "highres", "demo", "tiny")
+HALVES = tuple(f"{size}{half}" for size in ("demo", "tiny") for half in ("_contrastive", "_self_supervised"))
+
+
+def get(model, arg=""):
+    return importlib.import_module(f"configs.dinov2_{model}").get_config(arg).to_dict()
+
+
+def system(config):
+    return build.system(config, make_mesh(config["mesh"], jax.devices()[:1]))
+
+
+def counts(config):
+    """{part: number of parameters}."""
+    made = system(config)
+    params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
+    parts = params["encoders"] | params["heads"]
+    return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "steps", "peak", "drop_path", "average", "decay"),
+    [
+        ("vitl16_short", 2_048, 125_000, 5.66e-3, 0.3, 0.992, 0.4),
+        ("vitl14", 3_072, 625_000, 3.46e-4, 0.4, 0.994, 0.2),
+        ("vitg14", 3_072, 625_000, 3.46e-4, 0.4, 0.994, 0.2),
+    ],
+)
+def test_the_published_values(model, batch, steps, peak, drop_path, average, decay):
+    config = get(model)
+    images = config["streams"]["images"]
+    assert (images["batch_size"], config["total_steps"]) == (batch, steps)
+    assert config["learning_rate"]["peak"] == pytest.approx(peak, rel=2e-3)
+    assert config["encoders"]["image"]["drop_path"] == drop_path
+    assert float(schedules.build(config["ema"], steps)(0)) == pytest.approx(average)
+    assert float(schedules.build(config["optimizer"]["weight_decay"], steps)(steps)) == pytest.approx(decay)
+    views = images["data"]["views"]
+    assert (views["global_crops"]["count"], views["local_crops"]["count"]) == (2, 8)
+    assert {name: term["weight"] for name, term in images["objectives"].items()} == dict(
+        dino=1.0, ibot=1.0, koleo=0.1
+    )
+    temperature = schedules.build(images["objectives"]["dino"]["teacher_temperature"], steps)
+    assert [float(temperature(i)) for i in (0, 37_500, steps)] == pytest.approx([0.04, 0.07, 0.07])
+
+
+def test_the_number_of_parameters_at_518_pixels():
+    """Published: 1,136,480,768 of the backbone; the heads' from their layers."""
+    found = counts(get("vitg14", "highres"))
+    assert found == dict(image=1_136_480_768, dino=58_593_664, ibot=41_554_176, koleo=0)
+    assert set(counts(get("vitl16_short"))) == {"image", "dino", "koleo"}  # one head for both
+
+
+@pytest.mark.parametrize("model", ["vitl16_short", "vitl14", "vitg14"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_have_the_keys_of_the_recipe_and_are_valid(model, preset):
+    full, config = get(model), get(model, preset)
+    validate(config)
+    assert full.keys() == config.keys()
+    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "faults", "masks", "views"):
+        assert full[key].keys() == config[key].keys()
+    assert full["encoders"]["image"].keys() == config["encoders"]["image"].keys()
+
+
+def test_the_released_codes_blur_is_the_papers_turned_round():
+    assert get("vitl14")["views"]["global_crops"]["blur_chance"] == (1.0, 0.1)
+    assert get("vitl14", "as_released")["views"]["global_crops"]["blur_chance"] == (0.0, 0.9)
+
+
+@pytest.mark.parametrize("preset", ["", "contrastive", "self_supervised", "demo", "tiny", *HALVES])
+def test_the_hybrids_presets_are_valid(preset):
+    validate(hybrid_clip_dinov2.get_config(preset).to_dict())
+
+
+def test_the_hybrid_runs_each_pass_once(monkeypatch):
+    """Four objectives: the picture with its text, masked crops, small crops, and the teacher's crops."""
+    config = hybrid_clip_dinov2.get_config("tiny").to_dict()
+    made = system(config)
+    params, mutable = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
+    batch = build.abstract_global_batch(config, None)
+    seen, original = [], ViT.__call__
+
+    def spy(self, images, train=False, mask=None, **rest):
+        seen.append((images.shape[0], images.shape[1], train, mask is not None))
+        return original(self, images, train=train, mask=mask, **rest)
+
+    monkeypatch.setattr(ViT, "__call__", spy)
+    teacher = dict(params=params, encoders=mutable["encoders"])
+    jax.eval_shape(
+        lambda p, b, t: made.features(p, mutable["encoders"], b, jax.random.key(0), t), params, batch, teacher
+    )
+    assert seen == [
+        (16, 32, True, False),
+        (32, 32, True, True),
+        (32, 16, True, False),
+        (32, 32, False, False),
+    ]
+    assert set(made.terms) == {"contrastive", "dino", "ibot", "koleo"}
