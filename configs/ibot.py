@@ -62,7 +62,7 @@ def full(model: str) -> dict:
         mesh_rules=(),
         sharding=(),
         requires=dict(devices=16, gib_per_device=15.0, weights=False, preset_here="demo"),
-        init_from=dict(path="", skip=()),
+        init_from=dict(path="", skip=(), rename=()),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
         streams=dict(
             images=dict(batch_size=1_024, data=_data(chosen["scale"]), objectives=_objectives(chosen))

@@ -14,6 +14,7 @@ from big_ssl.objectives.centring import CENTRINGS, MovingCentre, Sinkhorn
 from big_ssl.objectives.classification import LOSSES, Classification, ClassifierHead
 from big_ssl.objectives.contrastive import Contrastive, ContrastiveHead
 from big_ssl.objectives.dino import ClassTokenHead, Dino
+from big_ssl.objectives.gram import Gram
 from big_ssl.objectives.ibot import Ibot, PatchHead
 from big_ssl.objectives.koleo import KoLeo
 
@@ -82,6 +83,7 @@ def dino(
     student_temperature: float = 0.1,
     centring: Mapping = MappingProxyType(dict(kind="centre")),
     chunk: int = 0,
+    teacher: str = "",
     masked: bool = True,
     local: bool = True,
     *,
@@ -90,12 +92,15 @@ def dino(
     """Self-distillation on class tokens; head: options of models.projection_head.ProjectionHead.
 
     teacher_temperature: a number or a schedule; centring: kind centre or sinkhorn, and its options (see
-    objectives.centring); chunk: see objectives.self_distillation. Raises ValueError for what is no option.
+    objectives.centring); chunk, teacher: see objectives.self_distillation. Raises ValueError for what is no
+    option.
     """
     del weight
-    projection = ClassTokenHead(_projection("dino", head, context))
+    projection = ClassTokenHead(
+        _projection("dino", head, context), _of_teacher("dino", head, teacher, context)
+    )
     schedule, found = context.schedule(teacher_temperature), _centring("dino", centring)
-    return Dino(projection, schedule, found, student_temperature, chunk, masked=masked, local=local)
+    return Dino(projection, schedule, found, student_temperature, chunk, teacher, masked=masked, local=local)
 
 
 def ibot(
@@ -106,12 +111,15 @@ def ibot(
     centring: Mapping = MappingProxyType(dict(kind="centre")),
     centre_over: str = "all",
     chunk: int = 0,
+    teacher: str = "",
+    masked: bool = True,
     *,
     context: Context,
 ) -> Ibot:
     """Self-distillation on masked patches. head: as in `dino`, or "dino" to share that objective's.
 
-    centre_over: "all" patches (iBOT), or the "masked" ones (DINOv2). Others as in `dino`.
+    centre_over: "all" patches (iBOT), or the "masked" ones (DINOv2). masked: see objectives.ibot. Others
+    as in `dino`.
     """
     del weight
     if centre_over not in ("all", "masked"):
@@ -119,10 +127,12 @@ def ibot(
     owner = head if isinstance(head, str) else ""
     if owner and owner not in context.heads:
         raise ValueError(f"ibot.head is {owner!r}, which is no objective of this stream with a head")
-    projection = _projection("ibot", context.heads[owner] if owner else head, context)
+    options = context.heads[owner] if owner else head
+    projections = _projection("ibot", options, context), _of_teacher("ibot", options, teacher, context)
     schedule, found = context.schedule(teacher_temperature), _centring("ibot", centring)
-    patches = PatchHead(projection, centre_over == "all" and isinstance(found, MovingCentre))
-    return Ibot(patches, schedule, found, student_temperature, chunk, owner)
+    all_patches = masked and centre_over == "all" and isinstance(found, MovingCentre)
+    patches = PatchHead(projections[0], all_patches, projections[1])
+    return Ibot(patches, schedule, found, student_temperature, chunk, teacher, owner, masked)
 
 
 def koleo(weight, group_size: int, crops: int = 2, masked: bool = True, *, context: Context) -> KoLeo:
@@ -130,6 +140,12 @@ def koleo(weight, group_size: int, crops: int = 2, masked: bool = True, *, conte
     batch; published runs have each device's, crops: 2 in the published code, 1 in the paper."""
     del weight, context
     return KoLeo(group_size, crops, masked)
+
+
+def gram(weight, teacher: str = "", masked: bool = True, *, context: Context) -> Gram:
+    """Gram anchoring of the large crops' patches. teacher, masked: as in `ibot`."""
+    del weight, context
+    return Gram(teacher, masked)
 
 
 def _centring(name, options) -> MovingCentre | Sinkhorn:
@@ -152,10 +168,16 @@ def _projection(name, options, context):
     return ProjectionHead(**options, dtype=jnp.dtype(context.dtype))
 
 
+def _of_teacher(name, options, teacher, context):
+    """The same head for another encoder that teaches, None where the average does."""
+    return _projection(name, options, context) if teacher else None
+
+
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "classification": classification,
     "contrastive": contrastive,
     "dino": dino,
+    "gram": gram,
     "ibot": ibot,
     "koleo": koleo,
 }

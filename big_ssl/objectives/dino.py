@@ -11,21 +11,37 @@ import jax.numpy as jnp
 from big_ssl.losses.self_distillation import agreement, pairs
 from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.base import Pass
-from big_ssl.objectives.self_distillation import SelfDistillation, global_crops, own_metrics
+from big_ssl.objectives.self_distillation import (
+    STUDENT,
+    SelfDistillation,
+    global_crops,
+    own_metrics,
+    parted,
+    teachers_crops,
+)
 
-LOCAL = Pass("image", "local_crops")
+LOCAL = Pass(STUDENT, "local_crops")
 
 
 class ClassTokenHead(nn.Module):
     """{Pass: encoder output} -> points: float32[B, S, D], of all passes' crops, those of the first pass
-    first; and their prototypes [D, K], shared."""
+    first; and their prototypes [D, K], shared. With another encoder for a teacher, whose projection is
+    teacher_projection, "teacher" holds the same of its passes."""
 
     projection: ProjectionHead
+    teacher_projection: ProjectionHead | None = None
 
     def __call__(self, outputs):
-        tokens = jnp.concatenate([x["pooled"] for x in outputs.values()], axis=1)
-        points = self.projection.project(tokens)
-        return dict(points=points, shared=dict(prototypes=self.projection.kernel()))
+        own, taught = parted(outputs)
+        features = _points(self.projection, own)
+        if self.teacher_projection is None:
+            return features
+        return features | dict(teacher=_points(self.teacher_projection, taught))
+
+
+def _points(projection, outputs):
+    points = projection.project(jnp.concatenate([x["pooled"] for x in outputs], axis=1))
+    return dict(points=points, shared=dict(prototypes=projection.kernel()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +54,8 @@ class Dino(SelfDistillation):
 
     @property
     def needs(self):
-        student = (global_crops(masked=self.masked), LOCAL)[: 1 + self.local]
-        return (*student, global_crops(teacher=True))
+        student = (global_crops(self.masked), LOCAL)[: 1 + self.local]
+        return (*student, teachers_crops(self.teacher))
 
     def loss(self, features, batch, mutable, step):
         """The mean over examples and pairs of different crops; see objectives.base.Objective."""

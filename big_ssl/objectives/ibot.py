@@ -4,49 +4,79 @@ Masked patches are to agree with what the teacher says of the same patches, whic
 """
 
 import dataclasses
-from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from big_ssl.losses.self_distillation import agreement
 from big_ssl.models.projection_head import ProjectionHead
-from big_ssl.objectives.self_distillation import SelfDistillation, global_crops, own_metrics
+from big_ssl.objectives.self_distillation import (
+    SelfDistillation,
+    global_crops,
+    own_metrics,
+    parted,
+    teachers_crops,
+)
 
 
 class PatchHead(nn.Module):
     """{Pass: encoder output} -> points: float32[G, M, D], of masked patches; weights: float32[G, M]; their
-    prototypes [D, K], shared; and of a teacher's pass mean: float32[B, D], the mean point of all patches. See
-    data.masking.BlockMask for G, M and weights.
+    prototypes [D, K], shared; and of an average's pass mean: float32[B, D], the mean point of all patches.
+    See data.masking.BlockMask for G, M and weights; where nothing is masked, all patches count: G examples,
+    M patches each. teacher_projection: as in objectives.dino.
 
     all_patches: whether there is that mean, for the centre (iBOT).
     """
 
     projection: ProjectionHead
     all_patches: bool = True
+    teacher_projection: ProjectionHead | None = None
 
     def __call__(self, outputs):
-        ((item, output),) = outputs.items()
-        patches, mask = output["patches"], output["mask"]
-        grouped = patches.reshape(len(mask["indices"]), -1, patches.shape[-1])
-        chosen = jnp.take_along_axis(grouped, mask["indices"][..., None], axis=1)
-        features = dict(points=self.projection.project(chosen), weights=mask["weights"])
-        if self.all_patches and item.teacher:
-            features["mean"] = self.projection.project(patches).mean((1, 2))
-        return features | dict(shared=dict(prototypes=self.projection.kernel()))
+        (own,), taught = parted(outputs)
+        features = _points(self.projection, own)
+        features["weights"] = own["mask"]["weights"] if "mask" in own else _even_weights(own["patches"])
+        if self.all_patches and any(item.teacher for item in outputs):
+            features["mean"] = self.projection.project(own["patches"]).mean((1, 2))
+        if self.teacher_projection is not None:
+            features["teacher"] = _points(self.teacher_projection, taught[0])
+        return features
+
+
+def _points(projection, output):
+    """Of the masked patches, or of all where there is no mask."""
+    patches = output["patches"]
+    if "mask" not in output:
+        chosen = patches.reshape(len(patches), -1, patches.shape[-1])
+    else:
+        indices = output["mask"]["indices"]
+        grouped = patches.reshape(len(indices), -1, patches.shape[-1])
+        chosen = jnp.take_along_axis(grouped, indices[..., None], axis=1)
+    return dict(points=projection.project(chosen), shared=dict(prototypes=projection.kernel()))
+
+
+def _even_weights(patches):
+    """float32[B, S * N], one by how many patches a crop has."""
+    examples, crops, count, _ = patches.shape
+    return jnp.full((examples, crops * count), 1 / count, jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ibot(SelfDistillation):
-    """The term on masked patches."""
+    """The term on masked patches. masked: whether there are such; if not, on all patches of the large crops,
+    as in DINOv2's distillation (arXiv 2304.07193, section 5)."""
 
-    needs: ClassVar = (global_crops(masked=True), global_crops(teacher=True))
+    masked: bool = True
+
+    @property
+    def needs(self):
+        return (global_crops(self.masked), teachers_crops(self.teacher))
 
     def loss(self, features, batch, mutable, step):
         """The mean over a crop's masked patches, and then over all crops, those without a mask included, as
         published (arXiv 2111.07832, equation 2); see objectives.base.Objective."""
         student, teacher = self.scores(features, step)
-        seen = features["teacher"]["mean"] if self.head.all_patches else teacher.points.mean(1)
+        seen = features["teacher"].get("mean", teacher.points.mean(1))
         offset, mutable = self.centring(mutable, teacher, seen.mean(0), self.chunk)
         found = agreement(student, teacher, offset, self.chunk)
         weights = features["weights"]

@@ -36,7 +36,7 @@ class KoLeo:
 
     @property
     def needs(self):
-        return (global_crops(masked=self.masked),)
+        return (global_crops(self.masked),)
 
     def loss(self, features, batch, mutable, step):
         """See objectives.base.Objective; koleo_distance: the mean distance to the nearest other example."""

@@ -1,4 +1,8 @@
-"""What the terms of DINO and iBOT have in common."""
+"""What the terms of DINO and iBOT have in common.
+
+The teacher is the student's own average, or, in distillation, another encoder of the config that is frozen
+(config.rates) and starts from weights (config.init_from).
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,10 +14,23 @@ from big_ssl.losses.self_distillation import Scores, target_metrics
 from big_ssl.objectives.base import Pass
 from big_ssl.objectives.centring import MovingCentre, Sinkhorn
 
+STUDENT = "image"
 
-def global_crops(**how) -> Pass:
-    """The pass over the large crops, masked or not, the student's or the teacher's."""
-    return Pass("image", "global_crops", **how)
+
+def global_crops(masked: bool = False) -> Pass:
+    """The student's pass over the large crops."""
+    return Pass(STUDENT, "global_crops", masked=masked)
+
+
+def teachers_crops(teacher: str) -> Pass:
+    """The teacher's: of the encoder of that name, or for "" of the student's average."""
+    return Pass(teacher or STUDENT, "global_crops", teacher=not teacher)
+
+
+def parted(outputs) -> tuple[list, list]:
+    """What the student's passes, or its average's, gave, and what another encoder's did."""
+    own = [x for item, x in outputs.items() if item.encoder == STUDENT]
+    return own, [x for item, x in outputs.items() if item.encoder != STUDENT]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +39,7 @@ class SelfDistillation:
 
     head: has a `projection`, and gives points, and its prototypes under "shared"; teacher_temperature: by the
     step; centring: of the teacher's scores; chunk: points of a group whose scores exist at a time, 0 for all;
-    head_of: see objectives.base.
+    teacher: the encoder that teaches, "" for the average; head_of: see objectives.base.
     """
 
     head: Any
@@ -30,6 +47,7 @@ class SelfDistillation:
     centring: MovingCentre | Sinkhorn
     student_temperature: float = 0.1
     chunk: int = 0
+    teacher: str = ""
     head_of: str = ""
 
     @property

@@ -1,9 +1,10 @@
 """Starting from weights: config.init_from.
 
 path: a folder that `python -m big_ssl.convert` wrote, or that another run trained in. skip: patterns of
-the paths ("encoders/text/", "heads/") that start from scratch all the same. Position tables of another
-image size are resized, BERT's of longer texts cut. Encoders and heads are filled whole or skipped
-whole, but for single skipped paths.
+the paths ("encoders/text/", "heads/") that start from scratch all the same. rename: pairs of a pattern and
+what takes its place in the paths of the weights, so that a run's image tower can be another's teacher.
+Position tables of another image size are resized, BERT's of longer texts cut. Encoders and heads are
+filled whole or skipped whole, but for single skipped paths.
 """
 
 import math
@@ -29,12 +30,13 @@ def read(config: Mapping, abstract_state: state_lib.TrainState):
 
     Raises requirements.Unrunnable that names what does not fit.
     """
-    path, skip = config["init_from"]["path"], config["init_from"]["skip"]
+    path, skip, rename = (config["init_from"][key] for key in ("path", "skip", "rename"))
     if not path:
         return None
     wanted = state_lib.averaged(abstract_state.params, abstract_state.mutable)
     try:
-        given = flatten_dict(_restacked(_read(path), config["encoders"]), sep="/")
+        given = _restacked(_renamed(_read(path), rename), config["encoders"])
+        given = flatten_dict(given, sep="/")
         # A tower without running statistics has an empty node, which must stay.
         wanted = flatten_dict(wanted, keep_empty_nodes=True, sep="/")
         return _matched(given, wanted, skip, config["encoders"])
@@ -63,6 +65,20 @@ def _read(path):
     if (folder / "checkpoints").exists():
         return trained.load(folder)[1]
     return unflatten_dict(formats.read_checkpoint("big_ssl", folder)[1], sep="/")
+
+
+def _renamed(given, rules):
+    """The tree with every rule's pattern replaced in all paths."""
+    if not rules:
+        return given
+
+    def renamed(name):
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    flat = flatten_dict(given, keep_empty_nodes=True, sep="/")
+    return unflatten_dict({renamed(name): value for name, value in flat.items()}, sep="/")
 
 
 def _restacked(given, towers):

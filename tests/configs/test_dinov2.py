@@ -3,12 +3,15 @@
 import importlib
 
 import jax
+import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from big_ssl.config import validate
 from big_ssl.models.vit import ViT
 from big_ssl.parallel.mesh import make_mesh
-from big_ssl.training import build, schedules
+from big_ssl.training import build, initial, schedules
+from big_ssl.training.rates import Rates
 from configs import hybrid_clip_dinov2
 
 PRESETS = ("", "as_released", "highres", "demo", "tiny")
@@ -108,3 +111,61 @@ def test_the_hybrid_runs_each_pass_once(monkeypatch):
         (32, 32, False, False),
     ]
     assert set(made.terms) == {"contrastive", "dino", "ibot", "koleo"}
+
+
+def test_a_distilled_student_has_a_frozen_teacher_that_sees_the_large_crops():
+    """No average teaches, nothing is masked, and only the student's half of the heads learns."""
+    for student in ("vits14", "vitb14", "vitl14"):
+        for preset in ("", "demo", "tiny"):
+            module = importlib.import_module(f"configs.dinov2_distill_{student}")
+            config = module.get_config(preset).to_dict()
+            validate(config)
+            passes = [(i.encoder, i.view, i.masked, i.teacher) for _, i in system(config).passes()]
+            assert passes == [
+                ("image", "global_crops", False, False),
+                ("image", "local_crops", False, False),
+                ("teacher", "global_crops", False, False),
+            ]
+            rates = Rates.build(config["rates"], config["total_steps"])
+            assert rates.frozen("encoders/teacher/class_token")
+            assert rates.frozen("heads/ibot/teacher_projection/prototypes")
+            assert not rates.frozen("heads/ibot/projection/prototypes")
+
+
+def test_a_student_starts_from_its_teachers_run():
+    """The tower and both heads of a run become the teacher's; the student's own start from scratch."""
+    config = importlib.import_module("configs.dinov2_distill_vits14").get_config("tiny").to_dict()
+    rules = importlib.import_module("configs.dinov2_distill_vits14").get_config("demo").to_dict()["init_from"]
+    made = system(config)
+    params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
+    taught = get("vitg14", "tiny")
+    weights, _ = jax.jit(lambda: system(taught).init(jax.random.key(1), build.abstract_batch(taught)))()
+    flat = flatten_dict(dict(params=weights), sep="/")
+    found = initial._matched(
+        flatten_dict(initial._renamed(unflatten_dict(flat, sep="/"), rules["rename"]), sep="/"),
+        flatten_dict(dict(params=params, encoders={}), keep_empty_nodes=True, sep="/"),
+        rules["skip"],
+        config["encoders"],
+    )["params"]
+    table = found["encoders"]["teacher"]["position_embedding"]
+    np.testing.assert_array_equal(table, weights["encoders"]["image"]["position_embedding"])
+    own, teachers = (found["heads"]["dino"][part] for part in ("projection", "teacher_projection"))
+    assert own["prototypes"] is None
+    np.testing.assert_array_equal(
+        teachers["prototypes"], weights["heads"]["dino"]["projection"]["prototypes"]
+    )
+    assert found["encoders"]["image"]["class_token"] is None
+
+
+def test_gram_is_one_more_term():
+    """Beside the others it reads passes that are there; with a frozen encoder for a teacher, one more."""
+    config = get("vitl14", "tiny")
+    objectives = config["streams"]["images"]["objectives"]
+    before = list(system(config).passes())
+    objectives["gram"] = dict(weight=2.0)
+    validate(config)
+    assert list(system(config).passes()) == before
+    config["encoders"]["gram"] = dict(config["encoders"]["image"])
+    objectives["gram"].update(teacher="gram")
+    added = [item for _, item in system(config).passes() if ("images", item) not in before]
+    assert [(item.encoder, item.masked, item.teacher) for item in added] == [("gram", False, False)]
