@@ -206,11 +206,12 @@ class ParquetPairs(Sequence[Record]):
 
 
 class ImageFolder(Sequence[Record]):
-    """A folder with a subfolder of pictures, at any depth, for each class; the class is the label.
+    """A folder with a subfolder of pictures, at any depth, for each class; the class is the label. Or one of
+    pictures without subfolders, which have no label then.
 
     Classes come in the order of their names; where all are integers (ImageNet-V2), in the order
     of these. Raises FileNotFoundError where there is no such folder, ValueError where it has no
-    classes or no pictures.
+    pictures.
     """
 
     def __init__(self, path: str):
@@ -218,22 +219,23 @@ class ImageFolder(Sequence[Record]):
         numbers = all(folder.name.isdecimal() for folder in folders)
         folders.sort(key=lambda folder: int(folder.name) if numbers else folder.name)
         self._names = [folder.name for folder in folders]
-        self._files = [(file, folder.name) for folder in folders for file in _pictures(folder)]
+        files = [(file, {"label": [folder.name]}) for folder in folders for file in _pictures(folder)]
+        self._files = files if folders else [(file, {}) for file in _pictures(epath.Path(path))]
         if not self._files:
-            missing = "pictures in its subfolders" if folders else "subfolders, one for each class"
-            raise ValueError(f"image_folder: {path} has no {missing}")
+            raise ValueError(f"image_folder: {path} has no pictures{' in its subfolders' if folders else ''}")
 
     def __len__(self):
         return len(self._files)
 
     def __getitem__(self, index):
-        file, name = self._files[index]
-        return Record(file.read_bytes(), {"label": [name]})
+        file, texts = self._files[index]
+        return Record(file.read_bytes(), texts)
 
     def label_names(self, kind: str) -> list[str]:
         """The classes, which are the only label."""
-        if kind != "label":
-            raise ValueError(f"image_folder: {kind!r} is no label; there is label")
+        if kind != "label" or not self._names:
+            known = "label" if self._names else "none, without subfolders"
+            raise ValueError(f"image_folder: {kind!r} is no label; there is {known}")
         return self._names
 
 

@@ -12,7 +12,7 @@ from big_ssl.models.vit import ViT
 from big_ssl.parallel.mesh import make_mesh
 from big_ssl.training import build, initial, schedules
 from big_ssl.training.rates import Rates
-from configs import hybrid_clip_dinov2
+from configs import dinov2_continue, hybrid_clip_dinov2
 
 PRESETS = ("", "as_released", "highres", "demo", "tiny")
 HALVES = tuple(f"{size}{half}" for size in ("demo", "tiny") for half in ("_contrastive", "_self_supervised"))
@@ -169,3 +169,24 @@ def test_gram_is_one_more_term():
     objectives["gram"].update(teacher="gram")
     added = [item for _, item in system(config).passes() if ("images", item) not in before]
     assert [(item.encoder, item.masked, item.teacher) for item in added] == [("gram", False, False)]
+
+
+@pytest.mark.parametrize(
+    ("preset", "registers"), [("vits14", 0), ("vitb14_reg", 4), ("vitl14", 0), ("vitg14_reg", 4)]
+)
+def test_published_models_train_on_heads_first(preset, registers):
+    """The tower is that of the published files, and does not move before the heads know something."""
+    config = dinov2_continue.get_config(preset).to_dict()
+    validate(config)
+    tower = config["encoders"]["image"]
+    assert (tower["registers"], tower["image_size"]) == (registers, 518)
+    expected = dict(vits14=22_056_576, vitb14=86_580_480, vitl14=304_368_640, vitg14=1_136_480_768)
+    assert counts(config)["image"] == expected[preset.partition("_")[0]] + registers * tower["width"]
+    rates = Rates.build(config["rates"], config["total_steps"])
+    params = dict(encoders=dict(image=0.0), heads=dict(dino=0.0))
+    factors = [rates.factors(params, step) for step in (0, 1_249, 1_250)]
+    assert [(float(f["encoders"]["image"]), float(f["heads"]["dino"])) for f in factors] == [
+        (0, 1),
+        (0, 1),
+        (pytest.approx(0.1), 1),
+    ]

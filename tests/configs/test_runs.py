@@ -16,6 +16,7 @@ RECIPES = dict(
     ibot_vits16=_PICTURES,
     dinov2_vitl16_short=_PICTURES,
     dinov2_vitg14=_PICTURES,
+    dinov2_continue=_PICTURES,
     dinov2_distill_vits14=_PICTURES,
     hybrid_clip_dinov2=_TEXTS | _PICTURES,
 )

@@ -180,10 +180,19 @@ def test_classes_that_are_numbers_are_in_their_order(tmp_path):
 def test_what_is_no_folder_of_classes(tmp_path):
     with pytest.raises(FileNotFoundError):
         sources.ImageFolder(str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="has no subfolders, one for each class"):
-        _folder(tmp_path, ["a.png"])
+    with pytest.raises(ValueError, match="has no pictures$"):
+        _folder(tmp_path / "flat", ["a.txt"])
     with pytest.raises(ValueError, match="has no pictures in its subfolders"):
         _folder(tmp_path, ["a/notes.txt"])
+
+
+def test_pictures_without_subfolders_have_no_label(tmp_path):
+    """One's own pictures, to pre-train on."""
+    found = _folder(tmp_path, ["b.png", "a.jpg"])
+    assert [found[i].image.decode() for i in range(len(found))] == ["a.jpg", "b.png"]
+    assert found[0].texts == {}
+    with pytest.raises(ValueError, match="'label' is no label; there is none, without subfolders"):
+        found.label_names("label")
 
 
 # TFDS.
