@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from big_ssl.models.random_subsets import add_on_subset
+from big_ssl.models.rotary import Rotation, rotate
 
 # For models/layer_layouts.py: a scanned tower keeps all its layers in one stack.
 STACKS = {"layer": 0}
@@ -107,10 +108,11 @@ def layer_norm(name: str, style: Style) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=style.epsilon, dtype=style.dtype, name=name)
 
 
-def attention(x, context, style: Style, causal: bool = False):
+def attention(x, context, style: Style, causal: bool = False, places: Rotation | None = None):
     """Multi-head attention of x: [B, Q, D] over context: [B, K, D] -> [B, Q, D].
 
-    causal: a position sees itself and those before it. Only inside a module's compact method,
+    causal: a position sees itself and those before it; places: of the patches at their end, by which
+    queries and keys are turned. Only inside a module's compact method,
     whose parameters it makes: query, key, value, out.
     """
     query, key, value = (
@@ -119,6 +121,8 @@ def attention(x, context, style: Style, causal: bool = False):
         )
         for name, inputs in (("query", x), ("key", context), ("value", context))
     )
+    if places is not None:
+        query, key = rotate(query, places), rotate(key, places)
     y = jax.nn.dot_product_attention(query, key, value, is_causal=causal)
     return dense("out", x.shape[-1], style.deviations.out, style)(y.reshape(x.shape))
 
@@ -179,13 +183,13 @@ class Layer(nn.Module):
     subset_groups: int | None = None
 
     @nn.compact
-    def __call__(self, x, drop_rate=None, train: bool = False):
-        x = self._add(x, self._attend, drop_rate, train)
+    def __call__(self, x, drop_rate=None, train: bool = False, places: Rotation | None = None):
+        x = self._add(x, functools.partial(self._attend, places=places), drop_rate, train)
         return self._add(x, self._feed_forward, drop_rate, train)
 
-    def _attend(self, x):
+    def _attend(self, x, places):
         y = layer_norm("attention_norm", self.style)(x)
-        return self._scaled("attention_scale", attention(y, y, self.style, self.causal))
+        return self._scaled("attention_scale", attention(y, y, self.style, self.causal, places))
 
     def _feed_forward(self, x):
         y = layer_norm("mlp_norm", self.style)(x)

@@ -2,6 +2,7 @@
 the backbones of iBOT and DINOv2."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from big_ssl.models import layer_stack
 from big_ssl.models.position_embedding import RESIZES, resize_position_embedding
 from big_ssl.models.random_subsets import random_subsets, take
+from big_ssl.models.rotary import rotate, rotation
 from big_ssl.models.transformer import (
     STACKS,
     AttentionPooling,
@@ -105,6 +107,8 @@ class ViT(nn.Module):
     class_token: whether one stands before the patches. pre_norm: whether a layer norm follows the
       position embedding (CLIP). patch_bias: of the patch embedding.
     position_resize: how, a name in models.position_embedding.RESIZES.
+    rope_base: a number for rotary positions instead of that table (models/rotary.py; 100 in DINOv3);
+      rope_rescale: in training all places are multiplied by a random factor between 1 / that and it.
     registers: how many learned tokens without a place stand after the class token, and are in no
       output (Darcet et al. 2024, arXiv 2309.16588).
     mask_token: whether there is one to stand for masked patches (iBOT).
@@ -130,6 +134,8 @@ class ViT(nn.Module):
     pre_norm: bool = False
     patch_bias: bool = True
     position_resize: str = "bicubic_antialias"
+    rope_base: float | None = None
+    rope_rescale: float = 1.0
     registers: int = 0
     mask_token: bool = False
     activation: str = "gelu"
@@ -161,7 +167,8 @@ class ViT(nn.Module):
         x = self._with_registers(self._drop_patches(self._embed(images, mask), train))
         if self.pre_norm:
             x = layer_norm("pre_norm", style)(x)
-        x, between = self._apply_layers(x, style, train, intermediate)
+        places = self._places(images.shape, train)
+        x, between = self._apply_layers(x, style, train, intermediate, places)
         norm = layer_norm("final_norm", style)
         x = norm(x)
         outputs = self._apart(x)
@@ -184,12 +191,28 @@ class ViT(nn.Module):
         x = self._masked(x.reshape(len(x), -1, self.width), mask)
         if self.class_token:
             x = jnp.concatenate([self._tokens("class_token", (), len(x)), x], axis=1)
+        if self.rope_base is not None:
+            return x
         side = self.image_size // self.patch
         shape = (int(self.class_token) + side**2, self.width)
         table = self.param("position_embedding", nn.initializers.normal(self._deviations()[1]), shape)
         choose(RESIZES, self.position_resize, "position_resize")
         table = resize_position_embedding(table, (side, side), grid, self.position_resize)
         return x + table.astype(self.dtype)
+
+    def _places(self, shape, train):
+        """The patches' rotation, None where a table says where they are."""
+        if self.rope_base is None:
+            return None
+        if self.patch_dropout:
+            raise ValueError("vit: with rope_base every patch has its place; patch_dropout must be 0")
+        scale = 1.0
+        if train and self.rope_rescale != 1:
+            limit = math.log(self.rope_rescale)
+            key = self.make_rng("dropout")
+            scale = jnp.exp(jax.random.uniform(key, minval=-limit, maxval=limit))
+        grid = (shape[1] // self.patch, shape[2] // self.patch)
+        return rotation(grid, self.width // self.heads, self.rope_base, scale)
 
     def _masked(self, x, mask):
         """x: [B, N, D], with the mask token where mask: bool[B, N] says so."""
@@ -232,7 +255,7 @@ class ViT(nn.Module):
     def _deviations(self):
         return _DEVIATIONS.get(self.kernel_init, (self.width**-0.5,) * 2)
 
-    def _apply_layers(self, x, style, train, intermediate):
+    def _apply_layers(self, x, style, train, intermediate, places):
         """x after all layers, and [n, *x.shape] after those of intermediate, None without."""
         subset = choose({"linear": False, "subset": True}, self.drop_path_mode, "drop_path_mode")
         rates = None if subset else self._drop_rates()
@@ -246,7 +269,7 @@ class ViT(nn.Module):
             x, between = state
             index, rate = own if len(seen) else (None, own)
             # The size of a subset must be a plain number, in a loop too.
-            x = layer(x, (self.drop_path or None) if subset else rate, train)
+            x = layer(x, (self.drop_path or None) if subset else rate, train, places)
             if len(seen):
                 between = jnp.where((seen == index)[:, None, None, None], x, between)
             return x, between
@@ -304,4 +327,8 @@ def last_attention(model: ViT, variables: Mapping, images):
         layer = captured[f"layer{model.depth - 1}"]
     query, key = (layer[name]["__call__"][0].astype(jnp.float32) for name in ("query", "key"))
     query, key = (x.reshape(*x.shape[:2], model.heads, -1) for x in (query, key))
+    if model.rope_base is not None:
+        grid = [side // model.patch for side in images.shape[1:3]]
+        places = rotation(grid, query.shape[-1], model.rope_base)
+        query, key = rotate(query, places), rotate(key, places)
     return nn.dot_product_attention_weights(query, key)

@@ -180,7 +180,7 @@ def test_classes_that_are_numbers_are_in_their_order(tmp_path):
 def test_what_is_no_folder_of_classes(tmp_path):
     with pytest.raises(FileNotFoundError):
         sources.ImageFolder(str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="has no pictures$"):
+    with pytest.raises(ValueError, match=r"has no pictures$"):
         _folder(tmp_path / "flat", ["a.txt"])
     with pytest.raises(ValueError, match="has no pictures in its subfolders"):
         _folder(tmp_path, ["a/notes.txt"])

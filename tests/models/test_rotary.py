@@ -1,0 +1,79 @@
+"""Rotary positions, against complex numbers; and a ViT that has them instead of a table."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_ssl.models import vit
+from big_ssl.models.layer_layouts import stack_layers
+from big_ssl.models.rotary import rotate, rotation
+
+RNG = np.random.default_rng(0)
+TINY = vit.ViT(**vit.DINOV2, patch=4, width=16, depth=2, heads=2, image_size=8, registers=1, rope_base=100.0)
+PICTURES = RNG.normal(size=(2, 8, 12, 3)).astype(np.float32)
+
+
+def test_pairs_turn_as_complex_numbers():
+    """Frequencies 1 and 1/10 turns of y, then of x, of heads of width 8."""
+    x = RNG.normal(size=(2, 1 + 6, 3, 8))
+    found = np.asarray(rotate(jnp.float32(x), rotation((2, 3), 8, 100.0)))
+    np.testing.assert_array_equal(found[:, 0], np.float32(x[:, 0]))
+    z = x[..., :4] + 1j * x[..., 4:]
+    for row, y in enumerate((-0.5, 0.5)):
+        for column, across in enumerate((-2 / 3, 0, 2 / 3)):
+            turns = np.exp(2j * np.pi * np.array([y, y / 10, across, across / 10]))
+            token = 1 + 3 * row + column
+            expected = z[:, token] * turns
+            np.testing.assert_allclose(found[:, token, :, :4], expected.real, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(found[:, token, :, 4:], expected.imag, rtol=1e-4, atol=1e-5)
+
+
+def test_products_know_only_how_far_apart_two_places_are():
+    query, key = (np.tile(RNG.normal(size=(1, 1, 1, 8)), (1, 4, 1, 1)) for _ in range(2))
+    by = rotation((1, 4), 8, 100.0)
+    products = np.einsum("bqhd,bkhd->qk", rotate(jnp.float32(query), by), rotate(jnp.float32(key), by))
+    for offset in range(-3, 4):
+        diagonal = np.diagonal(products, offset)
+        np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-4, atol=1e-5)
+    assert np.ptp(products) > 0.1
+
+
+@functools.cache
+def variables():
+    made = jax.eval_shape(TINY.init, jax.random.key(0), PICTURES)
+    return jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape).astype(np.float32), made)
+
+
+def test_a_tower_without_a_table():
+    """It tells places apart, its attention does too, and training may stretch them."""
+    assert "position_embedding" not in variables()["params"]
+    run = jax.jit(TINY.apply)
+    turned = PICTURES[:, :, ::-1]
+    straight, mirrored = (run(variables(), x)["patches"] for x in (PICTURES, turned))
+    table_free = TINY.clone(rope_base=None)
+    assert "position_embedding" in jax.eval_shape(table_free.init, jax.random.key(0), PICTURES)["params"]
+    assert not np.allclose(np.sort(straight, axis=1), np.sort(mirrored, axis=1), atol=1e-3)
+    attention = vit.last_attention(TINY, variables(), PICTURES)
+    np.testing.assert_allclose(attention.sum(-1), 1, rtol=1e-5)
+    stretched = TINY.clone(rope_rescale=2.0)
+    apply = functools.partial(stretched.apply, variables(), PICTURES, rngs=dict(dropout=jax.random.key(1)))
+    np.testing.assert_allclose(apply(train=False)["patches"], straight, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(apply(train=True)["patches"], straight, atol=1e-3)
+
+
+def test_layers_in_a_loop_know_the_places():
+    looped = TINY.clone(scan=True, remat="full")
+    params = stack_layers(variables()["params"], vit.STACKS)
+    found = jax.jit(looped.apply)({"params": params}, PICTURES)
+    expected = jax.jit(TINY.apply)(variables(), PICTURES)
+    np.testing.assert_allclose(found["patches"], expected["patches"], rtol=1e-4, atol=1e-4)
+
+
+def test_what_does_not_go_together_is_named():
+    with pytest.raises(ValueError, match="rope_base wants heads of a multiple of 4, and theirs is 6"):
+        rotation((1, 1), 6, 100.0)
+    with pytest.raises(ValueError, match="with rope_base every patch has its place"):
+        jax.eval_shape(TINY.clone(patch_dropout=0.5).init, jax.random.key(0), PICTURES)
