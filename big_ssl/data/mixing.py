@@ -35,12 +35,11 @@ def mix(key, x, mixup: float, cutmix: float, group: int):
 
 def _own_part(key, sides, mixup, cutmix):
     """float32[H, W]: how much of each pixel stays."""
-    choice, mixup_key, cutmix_key, place = jax.random.split(key, 4)
-    blended = jnp.full(sides, jax.random.beta(mixup_key, mixup, mixup) if mixup else 1.0)
-    if not cutmix:
-        return blended
-    cut = 1 - _window(place, sides, jax.random.beta(cutmix_key, cutmix, cutmix))
-    return jnp.where(jax.random.bernoulli(choice), cut, blended) if mixup else cut
+    choice, draw, place = jax.random.split(key, 3)
+    cuts = jax.random.bernoulli(choice) if mixup and cutmix else bool(cutmix)
+    parameter = jnp.where(cuts, cutmix, mixup)
+    share = jax.random.beta(draw, parameter, parameter)
+    return jnp.where(cuts, 1 - _window(place, sides, share), share)
 
 
 def _window(key, sides, share):

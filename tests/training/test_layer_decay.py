@@ -1,0 +1,103 @@
+"""Rates that fall from layer to layer: BEiT's numbers, of layers apart and in a stack alike."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from big_ssl.models import efficientnet, vit
+from big_ssl.models.layer_layouts import stack_layers
+from big_ssl.training.layer_decay import LayerDecay, build
+from big_ssl.training.rates import Rates
+
+DEPTH, DECAY = 3, 0.75
+RULE = dict(kind="layer_decay", decay=DECAY)
+
+
+@functools.cache
+def shapes(scan, pooling="cls"):
+    """{"encoders": {"image": a ViT}, "heads": ...} of shapes."""
+    tower = vit.ViT(
+        patch=4, width=8, depth=DEPTH, heads=2, image_size=8, registers=1, mask_token=True,
+        pre_norm=True, layer_scale=0.1, scan=scan, pooling=pooling,
+    )  # fmt: skip
+    params = jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    head = dict(linear=dict(kernel=jax.ShapeDtypeStruct((8, 2), np.float32)))
+    return dict(encoders=dict(image=params), heads=dict(classification=head))
+
+
+def published(name):
+    """optim_factory.py of BEiT's code: ids 0 to L + 1, of which the last is the head's."""
+    if name.startswith("heads/") or "final_norm" in name or "/pooling/" in name:
+        number = DEPTH + 1
+    else:
+        layer = re.search(r"/layer(\d+)/", name)
+        number = int(layer[1]) + 1 if layer else 0
+    return DECAY ** (DEPTH + 1 - number)
+
+
+def factors(rules, params, step=0):
+    found = Rates.build(rules, 10).factors(params, step)
+    return flatten_dict(found, sep="/")
+
+
+@pytest.mark.parametrize("pooling", ["cls", "map"])
+def test_factors_are_the_published(pooling):
+    apart = factors((("encoders/", RULE),), shapes(scan=False, pooling=pooling))
+    assert {"encoders/image/class_token", "encoders/image/pre_norm/scale"} < set(apart)
+    assert {"encoders/image/position_embedding", "encoders/image/registers"} < set(apart)
+    for name, factor in apart.items():
+        assert factor == pytest.approx(published(name)), name
+    assert set(apart) == set(flatten_dict(shapes(scan=False, pooling=pooling), sep="/"))
+
+
+def test_a_stack_has_the_factors_of_its_layers():
+    """Stacked by the module that converts weights, from arrays of one factor a layer."""
+    apart = shapes(scan=False)
+    filled = Rates.build((("", RULE),), 10).factors(apart, 0)
+    filled = jax.tree.map(lambda factor, leaf: np.full(leaf.shape, factor), filled, apart)
+    wanted = flatten_dict(stack_layers(filled["encoders"]["image"], vit.STACKS), sep="/")
+    stacked = shapes(scan=True)["encoders"]["image"]
+    found = Rates.build((("", RULE),), 10).factors(shapes(scan=True), 0)["encoders"]["image"]
+    for name, leaf in flatten_dict(stacked, sep="/").items():
+        factor = flatten_dict(found, sep="/")[name]
+        np.testing.assert_allclose(np.broadcast_to(factor, leaf.shape), wanted[name], rtol=1e-6)
+
+
+def test_the_patch_embeddings_own_factor():
+    """DINOv2's configs: patch_embed_lr_mult 0.2, on top of the decay."""
+    found = factors((("encoders/", RULE | dict(patch_embedding=0.2)),), shapes(scan=True))
+    assert found["encoders/image/patch_embedding/kernel"] == pytest.approx(0.2 * DECAY ** (DEPTH + 1))
+    assert found["encoders/image/class_token"] == pytest.approx(DECAY ** (DEPTH + 1))
+
+
+def test_rules_before_it_count_first():
+    rules = (("token$", 0.0), ("layer", dict(kind="steps", values=((0, 0.0), (5, 0.5)))), ("", RULE))
+    for step, layers in ((0, 0.0), (5, 0.5)):
+        found = factors(rules, shapes(scan=False), step)
+        assert found["encoders/image/mask_token"] == 0
+        assert found["encoders/image/layer0/query/kernel"] == layers
+        assert found["encoders/image/patch_embedding/bias"] == pytest.approx(DECAY**4)
+    rates = Rates.build(rules, 10)
+    assert rates.frozen("encoders/image/mask_token")
+    assert not rates.frozen("encoders/image/patch_embedding/bias")
+
+
+def test_what_cannot_be_is_named():
+    tower = efficientnet.EfficientNet(stages=efficientnet.B0_STAGES[:1], width=0.25, depth=0.3)
+    params = jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    with pytest.raises(ValueError, match=r"^rates: layer_decay is for transformers; encoders/image has no"):
+        Rates.build((("", RULE),), 10).check(dict(encoders=dict(image=params), heads={}))
+    for options, message in (
+        (dict(decay=0.0), r"layer_decay: decay is 0.0; it must lie in \(0, 1\]"),
+        (dict(decay=0.9, patch_embedding=2), "layer_decay: patch_embedding is 2; it must"),
+        (dict(decay=0.9, layers=12), "layer_decay: layers is no option; there are decay, patch_embedding"),
+        (dict(), "layer_decay: decay is missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(dict(kind="layer_decay", **options))
+    assert build(RULE) == LayerDecay(DECAY)
