@@ -12,6 +12,7 @@ from etils import epath
 from big_ssl.data import preprocessing
 from big_ssl.evals import suite
 from big_ssl.evals.embedder import Towers
+from big_ssl.evals.linear_sweep import LinearSweep
 from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build, flops, initial, progress, requirements
@@ -47,7 +48,7 @@ def train(config: Mapping, workdir) -> Result:
     size = requirements.state_bytes(setup.abstract_state)
     requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
     requirements.check_shared(workdir)
-    evaluators = _evaluators(config)
+    evaluators = _evaluators(config, setup.system.encoders)
     mesh_lib.connect(setup.mesh)
     progress.print_parameters(
         setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
@@ -172,14 +173,18 @@ class _Run:
         self.stop.restore()
 
 
-def _evaluators(config):
+def _evaluators(config, encoders):
     """Before anything slow, for what they say of their data."""
     texts = any("contrastive" in stream["objectives"] for stream in config["streams"].values())
     for name, options in config["evals"].items():
         if options["kind"] in suite.OF_TEXTS and not texts:
             raise requirements.Unrunnable(f"evals.{name}: {options['kind']} needs a contrastive objective")
     try:
-        return suite.build(config["evals"])
+        evaluators = suite.build(config["evals"])
+        for evaluator in evaluators.values():
+            if isinstance(evaluator, LinearSweep):
+                evaluator.check(encoders["image"])
+        return evaluators
     except (ValueError, OSError) as error:
         raise requirements.Unrunnable(f"evals: {error}") from error
 
@@ -197,6 +202,7 @@ def _summary(found):
     for kind, metric in (
         ("zero_shot", "top1"),
         ("linear_probe", "top1"),
+        ("linear_sweep", "top1"),
         ("knn", "k20_top1"),
         ("retrieval", "image_to_text_r1"),
     ):

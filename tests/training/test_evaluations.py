@@ -7,9 +7,8 @@ from big_ssl import evaluate
 from big_ssl.training import loop, requirements, run_report
 from big_ssl.training.metrics import read_lines
 
-CATEGORIES = dict(
-    kind="zero_shot", data=dict(kind="emoji", styles=("fxemoji",)), label="category", templates="{}"
-)
+DRAWINGS = dict(kind="emoji", styles=("fxemoji",))
+CATEGORIES = dict(kind="zero_shot", data=DRAWINGS, label="category", templates="{}")
 EVALS = dict(
     drawings=dict(kind="emoji", styles=("fxemoji",), training_styles=("fxemoji",)),
     categories=CATEGORIES,
@@ -80,6 +79,10 @@ def test_a_summary_names_each_kind():
         (dict(kind="emoji", styles=("twemojis",)), "evals: emoji: no style 'twemojis'"),
         (dict(CATEGORIES, classes=["a"]), "evals: classes: there are 1 names for the 10 labels of the data"),
         (dict(CATEGORIES, data=dict(kind="image_folder", path="nowhere")), "evals: .*nowhere"),
+        (
+            dict(kind="linear_sweep", train=DRAWINGS, test=DRAWINGS, label="category"),
+            "evals: the image tower, EfficientNet, has no class token; it must be a ViT with one",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said_first(options, message, micro_config, train, tmp_path):
