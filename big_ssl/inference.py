@@ -12,7 +12,7 @@ from flax.traverse_util import unflatten_dict
 from big_ssl.data import preprocessing, tokenizers
 from big_ssl.data.device_views import ImageView
 from big_ssl.evals import prompts
-from big_ssl.evals.embedder import Embedder, in_batches, sharded
+from big_ssl.evals.embedder import Embedder, in_batches, looking, sharded
 from big_ssl.losses.contrastive import l2_normalize
 from big_ssl.models.text_transformer import TextTransformer
 from big_ssl.objectives.contrastive import IMAGE, TEXT
@@ -49,11 +49,13 @@ class Model:
     def __init__(self, config: Config, variables: Mapping, dtype: str = "float32", devices=None):
         self.config, self._prepare = config, preprocessing.of(config)
         self._mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), devices)
+        self._batch_size = _BATCH * mesh_lib.batch_ways(self._mesh)
         self.variables = jax.device_put(variables, replicated(self._mesh))
         self._image, self._text, self._head, self._classifier = architecture.modules(config, dtype)
         self._view = ImageView(**(config["views"]["image"] | dict(flip=False)))
         self._run_image = sharded(self._image_outputs, self._mesh)
         self._run_text = sharded(self._text_outputs, self._mesh)
+        self._looking = looking(self._image_tower, self._mesh)
 
     def encode_image(self, images: np.ndarray, normalize: bool = True, resize: bool = True) -> np.ndarray:
         """uint8[B, H, W, 3] -> float32[B, D]; of an image tower alone it is the pooled output.
@@ -116,6 +118,10 @@ class Model:
             found = self._in_batches(run, name, inputs, whole=True)
             return found if name in ("pooled", "logits") else np.asarray(l2_normalize(found))
 
+        def inside(look, images, *options, size=self._batch_size):
+            seen = functools.partial(self._looking(look, *options), self.variables)
+            return in_batches(seen, self._mesh, images, size)
+
         given: dict[str, Any] = {} if track is None else dict(track=track)
         return Embedder(
             prepare=self._prepare,
@@ -123,12 +129,16 @@ class Model:
             texts=lambda texts: run(self._run_text, "text", self._tokens(texts)),
             pooled=functools.partial(run, self._run_image, "pooled"),
             logits=None if self._classifier is None else functools.partial(run, self._run_image, "logits"),
+            inside=inside,
             **given,
         )
 
+    def _image_tower(self, variables, images):
+        return self._image, architecture.tower_variables(variables, "image"), self._view(images, None)
+
     def _image_outputs(self, variables, images):
-        tower = architecture.tower_variables(variables, "image")
-        outputs = self._image.apply(tower, self._view(images, None))
+        module, tower, given = self._image_tower(variables, images)
+        outputs = module.apply(tower, given)
         finer = {name: outputs[name] for name in ("pooled", "patches")}
         image = outputs["pooled"]
         if self._head is not None:
@@ -147,8 +157,7 @@ class Model:
 
     def _in_batches(self, run, name, inputs, whole=False):
         """whole: whether few inputs too make a whole batch, so that they compile nothing new."""
-        size = _BATCH * mesh_lib.batch_ways(self._mesh)
-        size = size if whole else min(size, len(jax.tree.leaves(inputs)[0]))
+        size = self._batch_size if whole else min(self._batch_size, len(jax.tree.leaves(inputs)[0]))
         return in_batches(lambda batch: run(self.variables, batch)[name], self._mesh, inputs, size)
 
     def _prepared(self, images, resize):

@@ -89,6 +89,21 @@ def _whole_and_unseen(styles):
     }
 
 
+def heads(style="twemoji", training_styles=TRAINING_STYLES, blocks=(1, 4)) -> dict:
+    """Categories of drawings in an unseen style by linear heads, trained on the drawings as they are."""
+    sweep = dict(
+        kind="linear_sweep",
+        train=dict(kind="emoji", styles=training_styles, concepts="seen"),
+        test=dict(kind="emoji", styles=(style,)),
+        label="category",
+        blocks=blocks,
+        steps=500,
+        batch_size=256,
+        augment=False,
+    )
+    return {f"{style}_heads": sweep}
+
+
 # The embedded WordPiece vocabulary; [SEP] ends a text.
 TOKENIZER = dict(kind="wordpiece", vocabulary="emoji", size=4096, length=12)
 SEP_ID = 3

@@ -154,7 +154,7 @@ def demo(model: str) -> dict:
         log_every=20,
         eval_every=100,
         checkpoint=dict(every=100, keep=2, best=""),
-        evals=emoji.neighbours(),
+        evals=emoji.neighbours() | emoji.heads(),
         rates=(),
     )
     config["learning_rate"].update(peak=2e-3, warmup_steps=40, final=1e-5)

@@ -12,7 +12,7 @@ import big_ssl
 from big_ssl import convert, inference
 from big_ssl.data.preprocessing import resize
 from big_ssl.models import text_transformer, vit
-from big_ssl.training import loop
+from big_ssl.training import evaluation, loop
 from big_ssl.weights.tensor_files import read_tensors
 from configs.align_l2 import get_config
 from tests.parity import goldens
@@ -90,7 +90,7 @@ def test_a_trained_run_is_loaded_and_exported(tmp_path):
     kernel = trained["layer_stack"]["mlp_in"]["kernel"]
     np.testing.assert_array_equal(found["layer1"]["mlp_in"]["kernel"], kernel[1])
     images, texts = np.random.default_rng(0).integers(0, 256, (2, 20, 16, 3), np.uint8), ["red heart", "cat"]
-    towers = loop._towers(clip_config(), result.setup)
+    towers = evaluation.towers(clip_config(), result.setup)
     expected = towers.at(result.state.ema).images(resize(images, 16, "crop 18"))
     # Layers in a loop add in another order.
     np.testing.assert_allclose(model.encode_image(images), expected, rtol=1e-4, atol=1e-5)

@@ -10,6 +10,7 @@ import pytest
 import big_ssl
 from big_ssl import convert, inference
 from big_ssl.data import preprocessing, sentence_piece
+from big_ssl.models import vit
 from big_ssl.weights.format import siglip_config
 from big_ssl.weights.formats import read_checkpoint, write_checkpoint
 from tests.parity import goldens
@@ -250,6 +251,8 @@ def test_what_evaluators_are_given(talking, monkeypatch):
     np.testing.assert_allclose(
         projected, talking.encode_image(pictures, normalize=False), rtol=1e-4, atol=1e-5
     )
+    tokens = embedder.inside(vit.layer_tokens, prepared, 1)
+    np.testing.assert_allclose(tokens[:, 0], embedder.pooled(prepared), **close)
 
 
 def test_a_size_that_is_not_the_vocabularys_is_named(folder, tmp_path):

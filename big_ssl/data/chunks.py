@@ -25,19 +25,22 @@ def chunks(
     prepare: uint8[1, H, W, 3] -> uint8[1, S, S, 3]. Raises ValueError, naming the record, for a
     picture that can't be decoded: a result must not depend on how many were left out.
     """
-    load = functools.partial(_load, source, read, prepare)
+    load_one = functools.partial(load, source, read, prepare)
     waiting: collections.deque = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(source), CHUNK):
             # One chunk ahead: it is decoded while the one before is embedded.
-            waiting.append(pool.map(load, range(start, min(start + CHUNK, len(source)))))
+            waiting.append(pool.map(load_one, range(start, min(start + CHUNK, len(source)))))
             if len(waiting) > 1:
                 yield from _stacked(waiting.popleft())
         for chunk in waiting:
             yield from _stacked(chunk)
 
 
-def _load(source, read, prepare, index):
+def load(
+    source: Sequence[Record], read: Callable, prepare: Callable, index: int
+) -> tuple[np.ndarray, Any] | None:
+    """(uint8[S, S, 3], what `read` made of it) of one record, None where that is None; see `chunks`."""
     record = source[index]
     kept = read(record)
     if kept is None:

@@ -29,6 +29,9 @@ class Embedder:
     images: such uint8[N, S, S, 3] -> float32[N, D], and texts: N texts -> float32[N, D], both
     L2-normalised; pooled: images -> float32[N, W], the image tower's output before its projection;
     logits: images -> float32[N, C], what a trained classifier says, None where there is none.
+    inside: (look, uint8[N, S, S, 3], *options) -> float32[N, ...], what look(the image tower's module, its
+    variables, float32[B, S, S, 3], *options) gives of each batch, one of at most `size` pictures if that
+    is given.
     track: (steps, their number, what they do) -> steps, to show how far a long loop is.
     known: the features of labelled sets that were asked for before, for the next that asks.
     """
@@ -37,6 +40,7 @@ class Embedder:
     images: Callable[[np.ndarray], np.ndarray]
     texts: Callable[[Sequence[str]], np.ndarray]
     pooled: Callable[[np.ndarray], np.ndarray]
+    inside: Callable[..., np.ndarray]
     logits: Callable[[np.ndarray], np.ndarray] | None = None
     track: Callable[[Iterable, int, str], Iterable] = _unseen
     known: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
@@ -53,6 +57,7 @@ class Towers:
         self._mesh, self._tokenizer, self._prepare = mesh, tokenizer, prepare
         self._batch_size, self._classifies = batch_size, CLASSIFIER in system.terms
         self._run = sharded(functools.partial(_features, system, term), mesh)
+        self._looking = looking(system.image_tower, mesh)
 
     def at(self, variables) -> Embedder:
         """variables: as state.evaluation_variables gives."""
@@ -61,12 +66,17 @@ class Towers:
             batch = lambda part: self._run(variables, {view: part})[feature]  # noqa: E731
             return in_batches(batch, self._mesh, inputs, self._batch_size)
 
+        def inside(look, images, *options, size=self._batch_size):
+            seen = functools.partial(self._looking(look, *options), variables)
+            return in_batches(seen, self._mesh, images, size)
+
         return Embedder(
             prepare=self._prepare,
             images=functools.partial(run, "image", "image"),
             texts=lambda texts: run("text", "text", self._tokenizer(texts)),
             pooled=functools.partial(run, "image", "pooled"),
             logits=functools.partial(run, "image", "logits") if self._classifies else None,
+            inside=inside,
         )
 
 
@@ -79,6 +89,19 @@ def _features(system, term, variables, views):
             if CLASSIFIER in system.terms:
                 features |= system.head(variables, CLASSIFIER, {item: output})
     return features
+
+
+def looking(tower: Callable, mesh) -> Callable:
+    """(look, *options) -> the compiled function of (variables, images) that gives what look sees.
+
+    tower: (variables, uint8 images) -> (module, its variables, its input); see Embedder.inside.
+    """
+
+    @functools.cache
+    def compiled(look, *options):
+        return sharded(lambda variables, images: look(*tower(variables, images), *options), mesh)
+
+    return compiled
 
 
 def sharded(function, mesh):

@@ -1,5 +1,6 @@
 """A labelled set of pictures: what zero-shot classification and probes read."""
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 
@@ -35,6 +36,28 @@ class LabelledSet:
         for images, labels in embedder.track(pairs, total, what):
             yield images, np.array(labels)
 
+    def __len__(self):
+        """How many pictures there are, those of no class included."""
+        return len(self._source)
+
+    def picture(self, index: int, prepare: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, int]:
+        """(uint8[S, S, 3], its class) of one picture, prepare as in Embedder. Raises ValueError where it is
+        in no class."""
+        loaded = chunks.load(self._source, self._class, prepare, index)
+        if loaded is None:
+            raise ValueError(f"data: record {index} is in none of the classes")
+        return loaded
+
+    def split(self, fraction: float) -> tuple["LabelledSet", "LabelledSet"]:
+        """(the rest, a random `fraction`), each a set of its own; see held_out."""
+        held = held_out(len(self), fraction)
+        return self._part(~held, f"without {fraction}"), self._part(held, f"{fraction} of")
+
+    def _part(self, chosen, key):
+        part = copy.copy(self)
+        part._source, part._key = _Part(self._source, np.flatnonzero(chosen)), f"{key} {self._key}"
+        return part
+
     def features(self, embedder, kind: str, what: str) -> tuple[np.ndarray, np.ndarray]:
         """(float32[N, W], int[N]): all pictures by the embedder's "pooled" or "images", and their classes."""
         embed = {"pooled": embedder.pooled, "images": embedder.images}[kind]
@@ -63,3 +86,27 @@ class LabelledSet:
             return None
         name = self._own.names[number]
         raise ValueError(f"classes: there is a picture labelled {name!r}, which is none of the classes")
+
+
+class _Part(Sequence):
+    """Some items of a source. indices: int[N]."""
+
+    def __init__(self, source, indices):
+        self._source, self._indices = source, indices
+
+    def __len__(self):
+        return len(self._indices)
+
+    def __getitem__(self, index):
+        return self._source[int(self._indices[index])]
+
+
+def held_out(count: int, fraction: float) -> np.ndarray:
+    """bool[count], which pictures validate: about this fraction, at random but always alike.
+
+    Raises ValueError where that leaves one part empty.
+    """
+    held = np.random.default_rng(0).random(count) < fraction
+    if held.all() or not held.any():
+        raise ValueError(f"validation_fraction is {fraction}; it leaves one part empty")
+    return held

@@ -7,7 +7,8 @@ from types import MappingProxyType
 import numpy as np
 
 from big_ssl.data.sources import SourceConfig
-from big_ssl.evals.labelled_set import LabelledSet
+from big_ssl.evals import ranking
+from big_ssl.evals.labelled_set import LabelledSet, held_out
 
 # Eight a decade.
 CLIP_GRID = tuple(float(c) for c in 10 ** np.linspace(-6, 6, 97))
@@ -69,9 +70,7 @@ class LinearProbe:
 
 def split_off(features: np.ndarray, labels: np.ndarray, fraction: float) -> dict:
     """dict(train, validation), pairs of (float[N, W], int[N]), at random but always alike."""
-    chosen = np.random.default_rng(0).random(len(labels)) < fraction
-    if chosen.all() or not chosen.any():
-        raise ValueError(f"linear_probe: validation_fraction is {fraction}; it leaves one part empty")
+    chosen = held_out(len(labels), fraction)
     return dict(train=(features[~chosen], labels[~chosen]), validation=(features[chosen], labels[chosen]))
 
 
@@ -96,8 +95,8 @@ def probe(
     best, found = sweep(accuracy, grid, every_c, track)
     both = [np.concatenate(pair) for pair in zip(train, validation, strict=True)]
     hits = _fit(both, best, options).predict(test[0]) == test[1]
-    mean = np.mean([hits[test[1] == label].mean() for label in np.unique(test[1])])
-    return dict(top1=float(hits.mean()), mean_per_class=float(mean), c=best, validation_top1=found)
+    mean = ranking.mean_per_class(hits, test[1])
+    return dict(top1=float(hits.mean()), mean_per_class=mean, c=best, validation_top1=found)
 
 
 def sweep(

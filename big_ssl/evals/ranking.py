@@ -48,6 +48,11 @@ def chance_at(positives: np.ndarray, k: int) -> float:
     return float((1 - miss).mean())
 
 
+def mean_per_class(hits: np.ndarray, labels: np.ndarray) -> float:
+    """The mean over the classes that occur of the fraction of hits: bool[N]; labels: int[N]."""
+    return float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))
+
+
 def recalls(scores, positives, ks: Sequence[int], prefix: str) -> dict[str, float]:
     """{prefix + k: recall at k} for each k."""
     rank = ranks(scores, positives)

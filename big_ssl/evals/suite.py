@@ -8,6 +8,7 @@ from big_ssl.evals.embedder import Embedder
 from big_ssl.evals.emoji_suite import EmojiSuite
 from big_ssl.evals.knn import Knn
 from big_ssl.evals.linear_probe import LinearProbe
+from big_ssl.evals.linear_sweep import LinearSweep
 from big_ssl.evals.retrieval import Retrieval
 from big_ssl.evals.zero_shot import ZeroShot
 
@@ -27,6 +28,7 @@ EVALUATORS: dict[str, Callable[..., Evaluator]] = {
     "zero_shot": ZeroShot,
     "retrieval": Retrieval,
     "linear_probe": LinearProbe,
+    "linear_sweep": LinearSweep,
     "knn": Knn,
 }
 

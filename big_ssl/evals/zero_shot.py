@@ -67,6 +67,6 @@ def scores(rank: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, floa
     return {
         "top1": ranking.recall_at(rank, 1),
         "top5": ranking.recall_at(rank, 5),
-        "mean_per_class": float(np.mean([hits[labels == label].mean() for label in np.unique(labels)])),
+        "mean_per_class": ranking.mean_per_class(hits, labels),
         "chance": 1 / classes,
     }

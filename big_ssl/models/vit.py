@@ -34,7 +34,9 @@ __all__ = [
     "VARIANTS",
     "PatchEmbedding",
     "ViT",
+    "check_layers",
     "last_attention",
+    "layer_tokens",
 ]
 
 # Shapes by their usual names: ViT's own Table 1; So400m of Alabdulmohsin et al. 2023 (2305.13035);
@@ -307,6 +309,29 @@ class ViT(nn.Module):
             f"vit: pooling is {self.pooling!r} and class_token {self.class_token}; "
             "use map, mean, or cls with a class token"
         )
+
+
+def layer_tokens(model: ViT, variables: Mapping, images, count: int):
+    """What DINOv2's linear heads read: float32[B, count + 1, D].
+
+    The class tokens of the last `count` layers, the last layer's last, and then the mean of its patches,
+    all after the final norm. images: as in last_attention. Raises ValueError as check_layers does.
+    """
+    check_layers(model, count)
+    outputs: Any = model.apply(variables, images, intermediate=range(-count, 0))
+    between = outputs["intermediate"]
+    mean = between["patches"][-1].astype(jnp.float32).mean(1)
+    return jnp.concatenate([between["cls"], mean[None]]).swapaxes(0, 1)
+
+
+def check_layers(model: nn.Module, count: int) -> None:
+    """Raises ValueError where a model is no ViT that has class tokens after `count` layers."""
+    if not isinstance(model, ViT) or not model.class_token:
+        raise ValueError(
+            f"the image tower, {type(model).__name__}, has no class token; it must be a ViT with one"
+        )
+    if count > model.depth:
+        raise ValueError(f"the last {count} layers are asked for; the image tower has {model.depth}")
 
 
 def last_attention(model: ViT, variables: Mapping, images):

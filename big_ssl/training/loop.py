@@ -9,13 +9,11 @@ from typing import NamedTuple
 import jax
 from etils import epath
 
-from big_ssl.data import preprocessing
 from big_ssl.evals import suite
-from big_ssl.evals.classification import Classifier
-from big_ssl.evals.embedder import CLASSIFIER, Towers
+from big_ssl.evals.embedder import Towers
 from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, flops, initial, progress, requirements
+from big_ssl.training import build, evaluation, flops, initial, progress, requirements
 from big_ssl.training import state as state_lib
 from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.metrics import MetricsWriter
@@ -48,8 +46,7 @@ def train(config: Mapping, workdir) -> Result:
     size = requirements.state_bytes(setup.abstract_state)
     requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
     requirements.check_shared(workdir)
-    _check_classes(config)
-    evaluators = _evaluators(config)
+    evaluators = evaluation.evaluators(config, setup.system.encoders)
     mesh_lib.connect(setup.mesh)
     progress.print_parameters(
         setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
@@ -83,7 +80,7 @@ class _Run:
         self.stop = StopRequest()
         self.examples = sum(stream["batch_size"] for stream in config["streams"].values())
         self.evaluators = evaluators
-        self.towers = _towers(config, setup) if evaluators else None
+        self.towers = evaluation.towers(config, setup) if evaluators else None
         self.progress = progress.Progress(start, self.total, self.examples)
         self.peak_steps = _peak_steps_per_second(config, setup)
 
@@ -150,7 +147,7 @@ class _Run:
         for evaluator in self.evaluators.values():
             found |= {f"eval/{key}": value for key, value in evaluator.metrics(embedder).items()}
         self.writer.write(step, found)
-        self.progress.report(step, _summary(found))
+        self.progress.report(step, evaluation.summary(found))
         return found
 
     def _check(self, metrics, step):
@@ -172,61 +169,6 @@ class _Run:
         self.checkpoints.close()
         self.writer.close()
         self.stop.restore()
-
-
-def _check_classes(config):
-    """Before anything slow, as the evaluators."""
-    try:
-        build.check_classes(config)
-    except (ValueError, OSError) as error:
-        raise requirements.Unrunnable(str(error)) from error
-
-
-def _evaluators(config):
-    """Before anything slow, for what they say of their data."""
-    texts = any("contrastive" in stream["objectives"] for stream in config["streams"].values())
-    for name, options in config["evals"].items():
-        if options["kind"] in suite.OF_TEXTS and not texts:
-            raise requirements.Unrunnable(f"evals.{name}: {options['kind']} needs a contrastive objective")
-    try:
-        found = suite.build(config["evals"])
-    except (ValueError, OSError) as error:
-        raise requirements.Unrunnable(f"evals: {error}") from error
-    objectives = (each for stream in config["streams"].values() for each in stream["objectives"].items())
-    classes = [options["classes"] for name, options in objectives if name == CLASSIFIER]
-    for name, each in found.items():
-        if isinstance(each, Classifier) and each.classes not in classes:
-            trained = f"the classifier {classes[0]}" if classes else f"there is no objective {CLASSIFIER}"
-            raise requirements.Unrunnable(f"evals.{name}: the data has {each.classes} classes; {trained}")
-    return found
-
-
-def _towers(config, setup):
-    term = setup.system.embedding_term
-    stream = setup.system.terms[term].stream if term else next(iter(config["streams"]))
-    prepare = preprocessing.of(build.preparation(config["streams"][stream]["data"]))
-    return Towers(setup.system, term, setup.tokenizer, setup.mesh, prepare)
-
-
-def _summary(found):
-    """A line of the metrics that one looks for first; of a run that has several kinds, retrieval last."""
-    parts = []
-    for kind, metric in (
-        ("classification", "top1"),
-        ("zero_shot", "top1"),
-        ("linear_probe", "top1"),
-        ("knn", "k20_top1"),
-        ("retrieval", "image_to_text_r1"),
-    ):
-        values = {
-            key.split("/")[2]: x
-            for key, x in found.items()
-            if key.startswith(f"eval/{kind}/") and key.endswith(f"/{metric}")
-        }
-        if values and not (kind == "retrieval" and parts):
-            shown = ", ".join(f"{name} {value:.1%}" for name, value in values.items())
-            parts.append(f"{kind.replace('_', '-')} {metric}: {shown}")
-    return "  ".join(parts)
 
 
 def _peak_steps_per_second(config, setup):

@@ -128,6 +128,15 @@ class System:
         """The dict of features that term `name`'s head makes of what `encode` returned."""
         return self._apply_head(name, self._gathered(variables["params"]), outputs)
 
+    def image_tower(self, variables, images):
+        """(the image encoder, its variables, its input: float32[B, H, W, 3]), for who looks inside it.
+
+        variables: as in `encode`; images: uint8[B, H, W, 3].
+        """
+        params = self._gathered(variables["params"])["encoders"]["image"]
+        collections = {"params": params} | variables["encoders"]["image"]
+        return self.encoders["image"], collections, self._input("image", images, None)["images"]
+
     def project(self, params):
         """Each objective's constraint on its head, applied after an update."""
         heads = {name: self.terms[name].objective.project(head) for name, head in params["heads"].items()}

@@ -1,12 +1,16 @@
 """A made-up embedder, and folders of coloured squares for it to look at."""
 
+import functools
 import hashlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from big_ssl.evals.embedder import Embedder
+from big_ssl.evals.embedder import Embedder, in_batches, looking
+from big_ssl.models import vit
+from big_ssl.parallel import mesh as mesh_lib
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250), "grey": (120, 130, 125)}
 
@@ -22,8 +26,24 @@ def _colour(text):
     return known[0] if known else np.random.default_rng(seed).normal(size=3)
 
 
+@pytest.fixture(scope="session")
+def inside():
+    """Embedder.inside of a small ViT that nobody trained, on pictures of 4 pixels and more."""
+    tower = vit.ViT(**vit.DINO, patch=2, width=16, depth=2, heads=2, image_size=4)
+    mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:1])
+    shapes = jax.eval_shape(tower.init, jax.random.key(0), np.zeros((1, 4, 4, 3)))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    seen = looking(lambda variables, images: (tower, variables, images / 64.0 - 2), mesh)
+
+    def run(look, images, *options, size=32):
+        return in_batches(functools.partial(seen(look, *options), variables), mesh, images, size)
+
+    return run
+
+
 @pytest.fixture
-def embedder():
+def embedder(inside):
     """Embeds pictures by their mean colour, texts by the colour that they name."""
     mean = lambda images: images.reshape(len(images), -1, 3).mean(1) - 60  # noqa: E731
     return Embedder(
@@ -31,6 +51,7 @@ def embedder():
         images=lambda images: _unit(mean(images)),
         texts=lambda texts: _unit(np.array([np.array(_colour(text)) - 60 for text in texts])),
         pooled=mean,
+        inside=inside,
     )
 
 

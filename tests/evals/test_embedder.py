@@ -24,6 +24,9 @@ class _Linear:
         self.traced.append((term, name, len(rows)))
         return {IMAGE if name == "image" else TEXT: dict(pooled=rows.astype(jnp.float32) @ variables["w"])}
 
+    def image_tower(self, variables, images):
+        return self, variables, images.astype(jnp.float32) / 255
+
     def head(self, variables, term, outputs):
         ((item, output),) = outputs.items()
         return {item.view: output["pooled"] / jnp.linalg.norm(output["pooled"], axis=1, keepdims=True)}
@@ -62,3 +65,22 @@ def test_texts_go_through_the_tokenizer():
     texts = [f"text {i}" for i in range(11)]
     found = _towers(_Linear(), 8, 8).texts(texts)
     np.testing.assert_allclose(found, _expected(_tokenizer(texts)["ids"]), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [7, 3])
+def test_who_looks_inside_gets_the_tower(size):
+    """In batches of the size that is asked for, compiled once for each look and its options."""
+    system, traced = _Linear(), []
+
+    def look(module, variables, images, power):
+        traced.append((module, images.shape))
+        return (images.reshape(len(images), -1) @ variables["w"]) ** power
+
+    embedder = _towers(system, 1, 7)
+    images = np.random.default_rng(1).integers(0, 256, (9, 2, 2, 3), np.uint8)
+    expected = images.reshape(9, -1) / 255 @ WEIGHTS
+    for _ in range(2):
+        found = embedder.inside(look, images, 2, **({} if size == 7 else dict(size=size)))
+        np.testing.assert_allclose(found, expected**2, rtol=1e-4, atol=1e-5)
+    assert traced == [(system, (size, 2, 2, 3))]
+    np.testing.assert_allclose(embedder.inside(look, images, 1), expected, rtol=1e-4, atol=1e-5)

@@ -60,7 +60,7 @@ def test_the_evaluator_reports_each_k_the_majority_and_pixels():
         x = images.reshape(len(images), -1) / 255
         return x - x.mean(1, keepdims=True)
 
-    embedder = Embedder(prepare=prepare, images=flat, texts=None, pooled=flat)
+    embedder = Embedder(prepare=prepare, images=flat, texts=None, pooled=flat, inside=None)
     found = evaluator.metrics(embedder)
     assert found["knn/x/k1_top1"] == found["knn/x/pixel_k1_top1"] > 0.99
     assert found["knn/x/majority"] <= found["knn/x/k500_top1"] < 1

@@ -154,6 +154,20 @@ def test_layers_between_are_those_of_a_shallower_tower():
             jax.eval_shape(functools.partial(MODEL.apply, intermediate=[index]), VARIABLES, PICTURES)
 
 
+def test_layer_tokens_are_what_the_layers_give():
+    """Class tokens in order, then the mean of the last layer's patches, registers left out."""
+    found = jax.jit(functools.partial(vit.layer_tokens, MODEL, count=2), **UNOPTIMISED)(VARIABLES, PICTURES)
+    between = run(VARIABLES, PICTURES, np.zeros((2, 6), bool))["intermediate"]
+    assert (found.shape, found.dtype) == ((2, 3, 8), jnp.float32)
+    np.testing.assert_allclose(found[:, 0], between["cls"][1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[:, 1], between["cls"][0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[:, 2], between["patches"][0].mean(1), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="the last 3 layers are asked for; the image tower has 2"):
+        vit.check_layers(MODEL, 3)
+    with pytest.raises(ValueError, match="ViT, has no class token; it must be a ViT with one"):
+        vit.check_layers(MODEL.clone(class_token=False), 1)
+
+
 def test_scanned_is_unrolled():
     """Layers between and the last attention too; what is trained: test_scanned_towers.py."""
     model, stacked = MODEL.clone(scan=True, remat="full"), stack_layers(VARIABLES, vit.STACKS)

@@ -4,12 +4,11 @@ import jax
 import pytest
 
 from big_ssl import evaluate
-from big_ssl.training import loop, requirements, run_report
+from big_ssl.training import evaluation, loop, requirements, run_report
 from big_ssl.training.metrics import read_lines
 
-CATEGORIES = dict(
-    kind="zero_shot", data=dict(kind="emoji", styles=("fxemoji",)), label="category", templates="{}"
-)
+DRAWINGS = dict(kind="emoji", styles=("fxemoji",))
+CATEGORIES = dict(kind="zero_shot", data=DRAWINGS, label="category", templates="{}")
 EVALS = dict(
     drawings=dict(kind="emoji", styles=("fxemoji",), training_styles=("fxemoji",)),
     categories=CATEGORIES,
@@ -69,9 +68,9 @@ def test_the_report(run, tmp_path):
 
 def test_a_summary_names_each_kind():
     found = {"eval/zero_shot/a/top1": 0.5, "eval/zero_shot/a/top5": 0.7, "eval/linear_probe/b/top1": 0.25}
-    assert loop._summary(found) == "zero-shot top1: a 50.0%  linear-probe top1: b 25.0%"
+    assert evaluation.summary(found) == "zero-shot top1: a 50.0%  linear-probe top1: b 25.0%"
     found = {"eval/retrieval/c/image_to_text_r1": 0.125, "eval/retrieval/c/text_to_image_r1": 0.1}
-    assert loop._summary(found) == "retrieval image_to_text_r1: c 12.5%"
+    assert evaluation.summary(found) == "retrieval image_to_text_r1: c 12.5%"
 
 
 @pytest.mark.parametrize(
@@ -80,6 +79,10 @@ def test_a_summary_names_each_kind():
         (dict(kind="emoji", styles=("twemojis",)), "evals: emoji: no style 'twemojis'"),
         (dict(CATEGORIES, classes=["a"]), "evals: classes: there are 1 names for the 10 labels of the data"),
         (dict(CATEGORIES, data=dict(kind="image_folder", path="nowhere")), "evals: .*nowhere"),
+        (
+            dict(kind="linear_sweep", train=DRAWINGS, test=DRAWINGS, label="category"),
+            "evals: the image tower, EfficientNet, has no class token; it must be a ViT with one",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said_first(options, message, micro_config, train, tmp_path):

@@ -1,0 +1,278 @@
+"""Linear heads on frozen features by SGD, many at once: the protocol of DINOv2's code (arXiv 2304.07193).
+
+At 13 rates, heads on the class tokens of the last one or four layers, with and without the mean of the
+patches: 52 heads, trained together, each as if alone. What differs: there the head is chosen on the pictures
+that are reported, here on others.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from big_ssl.data import pipeline
+from big_ssl.data.host_views import RandomResizedCrop
+from big_ssl.data.sources import SourceConfig
+from big_ssl.evals import ranking
+from big_ssl.evals.embedder import in_batches
+from big_ssl.evals.labelled_set import LabelledSet
+from big_ssl.models import vit
+from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.parallel.sharding import replicated
+
+# At a batch of 256; others in proportion.
+RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+_PREDICTED = 1024
+
+
+class Head(NamedTuple):
+    """blocks: how many of the last layers' class tokens it reads; patches: whether their mean, too."""
+
+    blocks: int
+    patches: bool
+    rate: float
+
+
+class Sweep(NamedTuple):
+    """What is trained, and for how long: a head of every number of blocks, with patches and without, at
+    every rate."""
+
+    blocks: tuple[int, ...]
+    patches: tuple[bool, ...]
+    rates: tuple[float, ...]
+    classes: int
+    steps: int
+    batch_size: int
+
+    @property
+    def inputs(self) -> list[tuple[int, bool]]:
+        """(blocks, patches) of the heads that share an input, the plainest first."""
+        return [(b, p) for b in sorted(self.blocks) for p in sorted(self.patches)]
+
+    @property
+    def heads(self) -> list[Head]:
+        """All heads, in the order of `predictions`."""
+        return [Head(*kind, rate) for kind in self.inputs for rate in self.rates]
+
+
+class LinearSweep:
+    """The best of many linear heads, chosen on a validation split.
+
+    train, test, validation: labelled sources with the same labels; without validation, a random
+    validation_fraction of train is that. label: as in LabelledSet. rates, blocks, patches: as in Sweep.
+    steps, batch_size: of SGD, cosine to 0. augment: whether heads are trained on random windows of the
+    pictures, mirrored or not, through the whole tower; if not, on each as it is, seen once, in memory.
+    """
+
+    def __init__(
+        self,
+        train: SourceConfig,
+        test: SourceConfig,
+        validation: SourceConfig | None = None,
+        validation_fraction: float = 0.1,
+        label: str = "label",
+        rates: Sequence[float] = RATES,
+        blocks: Sequence[int] = (1, 4),
+        patches: Sequence[bool] = (False, True),
+        steps: int = 12_500,
+        batch_size: int = 1024,
+        augment: bool = True,
+        *,
+        name: str,
+    ):
+        given = dict(train=train, validation=validation, test=test)
+        self._sets = {split: LabelledSet(data, label) for split, data in given.items() if data}
+        names = self._sets["train"].names
+        for split, data in self._sets.items():
+            if list(data.names) != list(names):
+                raise ValueError(f"linear_sweep: {split} has other labels than train")
+        if validation is None:
+            whole = self._sets["train"]
+            self._sets["train"], self._sets["validation"] = whole.split(validation_fraction)
+        self._sweep = Sweep(tuple(blocks), tuple(patches), tuple(rates), len(names), steps, batch_size)
+        _check(self._sweep)
+        self._augment, self._name = augment, name
+
+    def check(self, tower: nn.Module) -> None:
+        """Raises ValueError where this image tower does not give what the heads read."""
+        vit.check_layers(tower, max(self._sweep.blocks))
+
+    def metrics(self, embedder) -> dict[str, float]:
+        """{"linear_sweep/<name>/<metric>": value}: top1, mean_per_class and chance on test; rate, blocks
+        and patches (1 or 0) of the head, and validation_top1, what it was chosen for."""
+        mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
+        with contextlib.closing(self._batches(embedder)) as batches:
+            steps = embedder.track(batches, self._sweep.steps, f"{self._name}: heads")
+            params = train_heads(self._sweep, steps, mesh)
+        known = {split: self._features(embedder, split) for split in ("validation", "test")}
+        found = choose(self._sweep, params, known["validation"], known["test"], mesh)
+        return {f"linear_sweep/{self._name}/{metric}": value for metric, value in found.items()}
+
+    def _features(self, embedder, split):
+        """(float32[N, blocks + 1, W], int[N]), see vit.layer_tokens."""
+        count = max(self._sweep.blocks)
+        see = lambda images: embedder.inside(vit.layer_tokens, images, count)  # noqa: E731
+        kind = f"tokens of {count} layers"
+        return self._sets[split].seen_by(see, kind, embedder, f"{self._name}: {split}")
+
+    def _batches(self, embedder):
+        steps, size = self._sweep.steps, self._sweep.batch_size
+        if not self._augment:
+            yield from fixed_batches(*self._features(embedder, "train"), steps, size)
+            return
+        # The size of what the model is given, which prepare alone knows.
+        side = embedder.prepare(np.zeros((1, 8, 8, 3), np.uint8)).shape[1]
+        with contextlib.closing(_random_windows(self._sets["train"], side, size)) as examples:
+            for _ in range(steps):
+                batch = next(examples)
+                count = max(self._sweep.blocks)
+                yield embedder.inside(vit.layer_tokens, batch["image"], count), batch["label"]
+
+
+class _Load(grain.transforms.RandomMap):
+    """Index -> dict(image: uint8[S, S, 3], label: int)."""
+
+    def __init__(self, data: LabelledSet, side: int):
+        # DINOv2's views for this: torchvision's areas, bicubic.
+        self._data, self._view = data, RandomResizedCrop(side, scale=(0.08, 1.0))
+
+    def random_map(self, index: int, rng: np.random.Generator):
+        picture, label = self._data.picture(index, lambda image: image)
+        (window,) = self._view.draw(picture, rng)
+        # Here, not in the tower, which sees what it would in any evaluation.
+        return dict(image=window[:, ::-1] if rng.random() < 0.5 else window, label=label)
+
+
+def _random_windows(data, side, size):
+    threads = os.cpu_count() or 1
+    return pipeline.batches(_Load(data, side), len(data), size, seed=0, start=0, threads=threads)
+
+
+def fixed_batches(features, labels, steps: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (features[size, ...], labels[size]) for each step, epochs shuffled anew, one after the other."""
+    rng, order = np.random.default_rng(0), np.empty(0, int)
+    for _ in range(steps):
+        while len(order) < size:
+            order = np.concatenate([order, rng.permutation(len(labels))])
+        rows, order = order[:size], order[size:]
+        yield features[rows], labels[rows]
+
+
+def train_heads(sweep: Sweep, batches, mesh) -> list[dict]:
+    """All heads after a step on each batch, split over the mesh: for each input
+    dict(kernel: float32[R, I, C], bias: float32[R, C]), R rates.
+
+    batches: pairs of (float32[B, n + 1, W], see vit.layer_tokens; int[B]), n the most blocks. A head's
+    weights do not depend on which others there are. SGD with momentum 0.9, without weight decay, from
+    N(0, 0.01); a step's rate is that of the head x B / 256 x the cosine.
+    """
+    state: Any = None
+    for features, labels in batches:
+        batch = mesh_lib.from_every_host(mesh, (features, np.asarray(labels, np.int32)))
+        start, step = _compiled(sweep, features.shape[-1], mesh)
+        # One at a time: steps that wait in a queue would each hold their batch.
+        state = jax.block_until_ready(step(start() if state is None else state, *batch))
+    return state[0]
+
+
+@functools.cache
+def _compiled(sweep, width, mesh):
+    """(() -> state, step), the state (heads, optimiser's) whole on every device."""
+
+    def start():
+        heads = [_initial(kind, sweep, width) for kind in sweep.inputs]
+        return heads, _optimizer(sweep).init(heads)
+
+    place = replicated(mesh)
+    step = jax.jit(functools.partial(_step, sweep), donate_argnums=0, out_shardings=place)
+    return jax.jit(start, out_shardings=place), step
+
+
+def _initial(kind, sweep, width):
+    blocks, patches = kind
+    # By the input alone, so that heads that differ in rate start alike.
+    key = jax.random.fold_in(jax.random.key(0), 2 * blocks + patches)
+    kernel = 0.01 * jax.random.normal(key, ((blocks + patches) * width, sweep.classes))
+    return dict(
+        kernel=jnp.tile(kernel, (len(sweep.rates), 1, 1)), bias=jnp.zeros((len(sweep.rates), sweep.classes))
+    )
+
+
+def _optimizer(sweep):
+    """At unit rate: the heads differ in theirs."""
+    return optax.sgd(optax.cosine_decay_schedule(1.0, sweep.steps), momentum=0.9)
+
+
+def _step(sweep, state, features, labels):
+    heads, moments = state
+    updates, moments = _optimizer(sweep).update(jax.grad(_loss)(heads, sweep, features, labels), moments)
+    rates = jnp.asarray(sweep.rates) * sweep.batch_size / 256
+    return jax.tree.map(lambda x, u: x + rates.reshape(-1, *[1] * (u.ndim - 1)) * u, heads, updates), moments
+
+
+def _loss(heads, sweep, features, labels):
+    """The sum of all heads' losses, of which each head's gradient is that of its own."""
+    logits = _logits(heads, sweep, features)
+    labels = jnp.broadcast_to(labels, logits.shape[:2])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(1).sum()
+
+
+def _logits(heads, sweep, features):
+    """float32[heads, B, C]."""
+    last = features.shape[1] - 1
+    found = []
+    for (blocks, patches), head in zip(sweep.inputs, heads, strict=True):
+        read = features[:, last - blocks : last + patches].reshape(len(features), -1)
+        logits = jnp.einsum("bi,ric->rbc", read, head["kernel"], precision="highest")
+        found.append(logits + head["bias"][:, None])
+    return jnp.concatenate(found)
+
+
+def predictions(sweep: Sweep, heads, features: np.ndarray, mesh) -> np.ndarray:
+    """int[N, heads]: the class that each head names. features: as in train_heads, of any number."""
+    run = functools.partial(_predicting(sweep, mesh), heads)
+    return in_batches(run, mesh, features, min(_PREDICTED, len(features))).astype(int)
+
+
+@functools.cache
+def _predicting(sweep, mesh):
+    named = lambda heads, features: _logits(heads, sweep, features).argmax(2).T  # noqa: E731
+    return jax.jit(named, out_shardings=replicated(mesh))
+
+
+def choose(sweep: Sweep, heads, validation, test, mesh) -> dict[str, float]:
+    """The metrics of LinearSweep, of the head that is best on validation; of equals the plainest, slowest.
+
+    validation, test: (features, labels), as in train_heads.
+    """
+    found = predictions(sweep, heads, validation[0], mesh)
+    accuracies = (found == validation[1][:, None]).mean(0)
+    best = int(accuracies.argmax())
+    hits = predictions(sweep, heads, test[0], mesh)[:, best] == test[1]
+    return dict(
+        top1=float(hits.mean()),
+        mean_per_class=ranking.mean_per_class(hits, test[1]),
+        chance=1 / sweep.classes,
+        validation_top1=float(accuracies[best]),
+    ) | {key: float(value) for key, value in sweep.heads[best]._asdict().items()}
+
+
+def _check(sweep):
+    for name in ("blocks", "patches", "rates"):
+        values = getattr(sweep, name)
+        if not values or (name != "patches" and min(values) <= 0) or len(set(values)) < len(values):
+            raise ValueError(f"linear_sweep: {name} is {values}; it must hold different positive numbers")
+    devices = jax.device_count()
+    if sweep.steps < 1 or sweep.batch_size < 1 or sweep.batch_size % devices:
+        raise ValueError(
+            f"linear_sweep: steps is {sweep.steps} and batch_size {sweep.batch_size}; both must be at "
+            f"least 1, and batch_size a multiple of the {devices} devices"
+        )

@@ -1,0 +1,74 @@
+"""What judges a run while it trains: its evaluators, checked before anything slow, and the towers they ask."""
+
+from collections.abc import Mapping
+
+from big_ssl.data import preprocessing
+from big_ssl.evals import suite
+from big_ssl.evals.classification import Classifier
+from big_ssl.evals.embedder import CLASSIFIER, Towers
+from big_ssl.evals.linear_sweep import LinearSweep
+from big_ssl.training import build
+from big_ssl.training.requirements import Unrunnable
+
+
+def evaluators(config: Mapping, encoders: Mapping) -> dict[str, suite.Evaluator]:
+    """Those of config.evals. encoders: {name: module}.
+
+    Raises Unrunnable for what they say of their data, and for what the model lacks that they ask for.
+    """
+    objectives = {name: each for s in config["streams"].values() for name, each in s["objectives"].items()}
+    for name, options in config["evals"].items():
+        if options["kind"] in suite.OF_TEXTS and "contrastive" not in objectives:
+            raise Unrunnable(f"evals.{name}: {options['kind']} needs a contrastive objective")
+    try:
+        build.check_classes(config)
+    except (ValueError, OSError) as error:
+        raise Unrunnable(str(error)) from error
+    try:
+        found = suite.build(config["evals"])
+        for each in found.values():
+            if isinstance(each, LinearSweep):
+                each.check(encoders["image"])
+    except (ValueError, OSError) as error:
+        raise Unrunnable(f"evals: {error}") from error
+    for name, each in found.items():
+        if isinstance(each, Classifier):
+            _check_classifier(f"evals.{name}", each.classes, objectives.get(CLASSIFIER))
+    return found
+
+
+def _check_classifier(name, classes, objective):
+    trained = "" if objective is None else objective["classes"]
+    if classes != trained:
+        has = f"the classifier {trained}" if objective else f"there is no objective {CLASSIFIER}"
+        raise Unrunnable(f"{name}: the data has {classes} classes; {has}")
+
+
+def towers(config: Mapping, setup) -> Towers:
+    """Of the term that embeds whole pictures, which are prepared as its stream prepares them."""
+    term = setup.system.embedding_term
+    stream = setup.system.terms[term].stream if term else next(iter(config["streams"]))
+    prepare = preprocessing.of(build.preparation(config["streams"][stream]["data"]))
+    return Towers(setup.system, term, setup.tokenizer, setup.mesh, prepare)
+
+
+def summary(found: Mapping[str, float]) -> str:
+    """A line of the metrics that one looks for first; of a run that has several kinds, retrieval last."""
+    parts = []
+    for kind, metric in (
+        ("classification", "top1"),
+        ("zero_shot", "top1"),
+        ("linear_probe", "top1"),
+        ("linear_sweep", "top1"),
+        ("knn", "k20_top1"),
+        ("retrieval", "image_to_text_r1"),
+    ):
+        values = {
+            key.split("/")[2]: x
+            for key, x in found.items()
+            if key.startswith(f"eval/{kind}/") and key.endswith(f"/{metric}")
+        }
+        if values and not (kind == "retrieval" and parts):
+            shown = ", ".join(f"{name} {value:.1%}" for name, value in values.items())
+            parts.append(f"{kind.replace('_', '-')} {metric}: {shown}")
+    return "  ".join(parts)
