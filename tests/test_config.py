@@ -29,7 +29,7 @@ def _without(path):
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("preset", ["", "demo", "tiny"])
+@pytest.mark.parametrize("preset", ["", "demo", "tiny", "multilingual"])
 def test_the_recipe_and_its_presets_are_valid(preset):
     validate(get_config(preset).to_dict())
 

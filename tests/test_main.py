@@ -92,7 +92,7 @@ def _command(*arguments):
     ("arguments", "named"),
     [
         ((f"--config={FILE}:tiny", "--config.total_step=3"), "total_step"),
-        ((f"--config={FILE}:tyni",), "align_l2: no preset 'tyni'; there are demo and tiny"),
+        ((f"--config={FILE}:tyni",), "align_l2: no preset 'tyni'; there are demo, tiny and multilingual"),
         (("--config=configs/none.py",), "configs/none.py"),
         ((f"--config={FILE}:tiny", "--config.total_steps=many"), "total_steps"),
     ],

@@ -52,6 +52,8 @@ def random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
 
 
 def _on_white(image):
+    if not image.has_transparency_data:  # the same pixels in a hundredth of the time
+        return image.convert("RGB")
     image = image.convert("RGBA")
     background = Image.new("RGBA", image.size, "white")
     background.alpha_composite(image)

@@ -80,13 +80,12 @@ class RandomResizedCrop:
         return (self.count, self.size, self.size, 3)
 
     def prepare(self, image):
-        return np.asarray(image)
+        return image  # as it is: views share one, and an array would be copied back for each
 
     def draw(self, prepared, rng):
-        image = Image.fromarray(prepared)
-        crops = [self._box(*image.size, rng) for _ in range(self.count)]
+        boxes = [self._box(*prepared.size, rng) for _ in range(self.count)]
         side = (self.size, self.size)
-        return np.stack([np.asarray(image.resize(side, Image.Resampling.BICUBIC, box)) for box in crops])
+        return np.stack([np.asarray(prepared.resize(side, Image.Resampling.BICUBIC, box)) for box in boxes])
 
     def _box(self, width, height, rng):
         """(left, top, right, bottom)."""

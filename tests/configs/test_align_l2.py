@@ -2,9 +2,12 @@
 
 import pytest
 
+from big_ssl.data import sources, tokenizers
 from big_ssl.models import efficientnet
 from big_ssl.parallel.mesh import make_mesh
+from big_ssl.train_tokenizer import TRAINERS
 from big_ssl.training import build
+from configs import align_base
 from configs.align_l2 import get_config
 
 
@@ -40,6 +43,28 @@ def test_the_embedding_is_as_wide_as_the_image_tower(preset):
     assert preset or (width, config["encoders"]["image"]["depth"]) == variant
 
 
+def test_the_multilingual_one_differs_in_its_vocabulary_alone():
+    full, config = get_config().to_dict(), get_config("multilingual").to_dict()
+    assert config.pop("name") == full.pop("name") + "_multilingual"
+    tokens = config.pop("tokenizer")
+    assert (tokens["size"], tokens["length"]) == (250_000, full.pop("tokenizer")["length"])
+    assert config == full
+    with pytest.raises(ValueError, match="align_base: no preset 'multilingual'; there are demo and tiny"):
+        align_base.get_config("multilingual")
+
+
+def test_its_vocabulary_tells_words_apart_that_differ_in_accents_and_vowel_signs(tmp_path):
+    source = sources.EmojiPairs(["fluent-flat"], languages=("fr", "hi", "ja"))
+    texts = (source[i].texts["noisy"][0] for i in range(len(source)))
+    kind, path = get_config("multilingual").tokenizer.kind, tmp_path / "vocabulary"
+    path.write_bytes(TRAINERS[kind](texts, 2_000))
+    tokens = tokenizers.TOKENIZERS[kind](str(path), 16)
+    for one, other in (("फल", "फूल"), ("pêche", "péché"), ("ハート", "パート")):
+        ids = tokens([one, other])["ids"]
+        assert not any(map(tokens.is_empty, ids))
+        assert ids[0].tolist() != ids[1].tolist()
+
+
 @pytest.mark.parametrize("preset", ["demo", "tiny"])
 def test_presets_have_the_keys_of_the_recipe(preset):
     full, small = get_config().to_dict(), get_config(preset).to_dict()
@@ -49,7 +74,7 @@ def test_presets_have_the_keys_of_the_recipe(preset):
 
 
 def test_an_unknown_preset_is_named():
-    with pytest.raises(ValueError, match="align_l2: no preset 'dmo'; there are demo and tiny"):
+    with pytest.raises(ValueError, match="align_l2: no preset 'dmo'; there are demo, tiny and multilingual"):
         get_config("dmo")
 
 

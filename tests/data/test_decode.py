@@ -41,6 +41,15 @@ def test_transparency_lies_over_white():
     assert abs(half.astype(int) - 127).max() <= 1
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "I", "RGBA", "LA"])
+def test_every_mode_is_as_if_laid_over_white(mode):
+    """Also what has no transparency, and is not laid over anything."""
+    image = _noise().convert(mode)
+    over = Image.new("RGBA", image.size, "white")
+    over.alpha_composite(image.convert("RGBA"))
+    np.testing.assert_array_equal(np.asarray(decode._on_white(image)), np.asarray(over.convert("RGB")))
+
+
 def test_a_palette_with_a_transparent_entry():
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 255, 255, 0, 0])

@@ -65,6 +65,16 @@ def test_a_crop_shows_its_box():
     assert not np.array_equal(crops[0], crops[1])
 
 
+def test_views_share_a_picture_and_leave_it_as_it_is():
+    image = gradient(50, 40)
+    before = np.asarray(image).copy()
+    view = RandomResizedCrop(size=16, scale=(0.1, 1.0), count=3)
+    crops = view.draw(view.prepare(image), np.random.default_rng(1))
+    again = RandomResizedCrop(size=16, scale=(0.1, 1.0), count=3).draw(image, np.random.default_rng(1))
+    np.testing.assert_array_equal(crops, again)
+    np.testing.assert_array_equal(np.asarray(image), before)
+
+
 def test_what_never_fits_is_the_largest_middle_window():
     view = RandomResizedCrop(size=8, scale=(0.9, 1.0))
     assert view._box(400, 10, RNG) == (193, 0, 206, 10)
