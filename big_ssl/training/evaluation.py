@@ -1,4 +1,4 @@
-"""What judges a run while it trains: its evaluators, checked before anything slow, and the towers they ask."""
+"""What judges a run while it trains: its evaluators, checked before anything slow, and what they ask."""
 
 from collections.abc import Mapping
 

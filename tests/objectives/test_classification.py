@@ -11,7 +11,7 @@ import pytest
 
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import accumulation, build, loop, requirements
+from big_ssl.training import accumulation, build, evaluation, loop, requirements
 from configs import emoji, ibot_imagenet
 from tests import compiling
 
