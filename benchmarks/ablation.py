@@ -1,0 +1,143 @@
+"""Which of its objectives a demo owes its numbers to: the same run with some of them at weight 0.
+
+    python -m benchmarks.ablation --table=ibot --output=DIR [--steps=400] [--seeds=0,1,2]
+    python -m benchmarks.ablation --table=hybrid --output=DIR
+
+Tables: `ibot` (both terms, DINO's alone, masked patches alone), `koleo` (DINOv2 with it and without),
+`dinov2` (beside iBOT) and `hybrid` (CLIP's objective, DINOv2's three, all four). All variants of a table have equal
+steps, pictures and batches; `untrained` is the network at its start. DIR gets results.json, table.md and a
+folder for each run; the same command again goes on after the runs that are there. To see that all works:
+--preset=tiny --steps=4 --seeds=0. Exit code 2, and one line, where something does not fit.
+"""
+
+import importlib
+import json
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from benchmarks import noise_runs
+from big_ssl import command_line
+from big_ssl.config import validate
+
+
+class Variant(NamedTuple):
+    """recipe: a module in configs; preset: what follows demo or tiny; weights: of objectives."""
+
+    recipe: str
+    preset: str = ""
+    weights: Mapping[str, float] = {}
+
+
+_SHORT = "dinov2_vitl16_short"
+TABLES: dict[str, dict[str, Variant]] = {
+    "ibot": {
+        "DINO and masked patches": Variant("ibot_vits16"),
+        "DINO alone": Variant("ibot_vits16", weights=dict(ibot=0.0)),
+        "masked patches alone": Variant("ibot_vits16", weights=dict(dino=0.0)),
+    },
+    "koleo": {
+        "with KoLeo": Variant(_SHORT),
+        "without": Variant(_SHORT, weights=dict(koleo=0.0)),
+    },
+    "dinov2": {"iBOT": Variant("ibot_vits16"), "DINOv2": Variant("dinov2_vitg14")},
+    "hybrid": {
+        "contrastive": Variant("hybrid_clip_dinov2", "_contrastive"),
+        "self-supervised": Variant("hybrid_clip_dinov2", "_self_supervised"),
+        "both": Variant("hybrid_clip_dinov2"),
+    },
+}
+# The columns, by the ends of their keys, of those that a run has.
+_METRICS = ("k20_top1", "pixel_k20_top1", "zero_shot/twemoji/top1", "image_to_text_r1", "koleo_distance")
+_TABLE = flags.DEFINE_enum("table", None, list(TABLES), "What to compare.")
+_PRESET = flags.DEFINE_string("preset", "demo", "demo or tiny.")
+_STEPS = flags.DEFINE_integer("steps", 400, "Training steps of each run.", 1)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of each variant.")
+
+
+def run_config(variant: Variant, seed: int, steps: int) -> dict:
+    """The config of one run; with 0 steps, of one that ends as it begins."""
+    module = importlib.import_module(f"configs.{variant.recipe}")
+    config = module.get_config(f"{_PRESET.value}{variant.preset}").to_dict()
+    config.update(seed=seed, total_steps=max(1, steps), eval_every=max(1, steps))
+    config["checkpoint"].update(every=max(1, steps), keep=1, best="")
+    rate = config["learning_rate"]
+    rate.update(warmup_steps=min(rate["warmup_steps"], steps // 4))
+    if not steps:
+        rate.update(peak=0.0, final=0.0, start=0.0)
+    (stream,) = config["streams"].values()
+    for name, weight in variant.weights.items():
+        stream["objectives"][name]["weight"] = weight
+    validate(config)
+    return config
+
+
+def columns(found: Mapping[str, float]) -> dict[str, float]:
+    """Those of a run's metrics that the table shows."""
+    ends = tuple(f"/{end}" for end in _METRICS)
+    return {key.split("/", 1)[1]: value for key, value in found.items() if key.endswith(ends)}
+
+
+def train_all(folder: pathlib.Path) -> dict[str, list[dict]]:
+    """{variant: the columns of each seed}; folder: where everything is kept."""
+    variants = TABLES[_TABLE.value]
+    asked = {"untrained": (next(reversed(variants.values())), 0)}
+    asked |= {name: (variant, _STEPS.value) for name, variant in variants.items()}
+    results: dict[str, list[dict]] = {}
+    for name, (variant, steps) in asked.items():
+        for seed in map(int, _SEEDS.value):
+            print(f"{name}, seed {seed}", file=sys.stderr)
+            config = run_config(variant, seed, steps)
+            where = folder / f"{name.replace(' ', '_')}_seed{seed}"
+            results.setdefault(name, []).append(columns(noise_runs.result(config, where)))
+            write(folder, results)
+    return results
+
+
+def write(folder: pathlib.Path, results: Mapping) -> None:
+    """results.json and table.md, of what is finished."""
+    settings = dict(table=_TABLE.value, preset=_PRESET.value, steps=_STEPS.value, results=results)
+    (folder / "results.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "table.md").write_text(table(results))
+
+
+def table(results: Mapping[str, list[dict]]) -> str:
+    """Markdown: a row for each variant, means over the seeds with their range."""
+    names = list(dict.fromkeys(key for runs in results.values() for run in runs for key in run))
+    lines = [["", *names], ["---"] * (1 + len(names))]
+    for variant, runs in results.items():
+        lines.append([variant, *(_cell([run[name] for run in runs if name in run], name) for name in names)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(values, name):
+    if not values:
+        return ""
+    show = (lambda x: f"{x:.3f}") if name.endswith("distance") else (lambda x: f"{x:.1%}")
+    spread = f" ({show(min(values))} to {show(max(values))})" if len(values) > 1 else ""
+    return show(np.mean(values)) + spread
+
+
+def main(_) -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # orbax and grain log every step of a save
+    folder = pathlib.Path(command_line.OUTPUT.value)
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        print(table(train_all(folder)))
+    except noise_runs.Stopped:
+        print(f"stopped; the same command goes on in {folder}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        print(str(error).splitlines()[0], file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["output", "table"])
+    app.run(main, flags_parser=command_line.parse_flags)
