@@ -12,7 +12,7 @@ from etils import epath
 from big_ssl.data import preprocessing
 from big_ssl.evals import suite
 from big_ssl.evals.classification import Classifier
-from big_ssl.evals.embedder import CLASSIFIER, Towers
+from big_ssl.evals.embedder import Towers
 from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build, flops, initial, progress, requirements
@@ -193,10 +193,10 @@ def _evaluators(config):
     except (ValueError, OSError) as error:
         raise requirements.Unrunnable(f"evals: {error}") from error
     objectives = (each for stream in config["streams"].values() for each in stream["objectives"].items())
-    classes = [options["classes"] for name, options in objectives if name == CLASSIFIER]
+    classes = [options["classes"] for name, options in objectives if name == "classification"]
     for name, each in found.items():
         if isinstance(each, Classifier) and each.classes not in classes:
-            trained = f"the classifier {classes[0]}" if classes else f"there is no objective {CLASSIFIER}"
+            trained = f"the classifier {classes[0]}" if classes else "there is no objective classification"
             raise requirements.Unrunnable(f"evals.{name}: the data has {each.classes} classes; {trained}")
     return found
 
@@ -205,7 +205,8 @@ def _towers(config, setup):
     term = setup.system.embedding_term
     stream = setup.system.terms[term].stream if term else next(iter(config["streams"]))
     prepare = preprocessing.of(build.preparation(config["streams"][stream]["data"]))
-    return Towers(setup.system, term, setup.tokenizer, setup.mesh, prepare)
+    classifier = "classification" if "classification" in setup.system.terms else ""
+    return Towers(setup.system, term, setup.tokenizer, setup.mesh, prepare, classifier=classifier)
 
 
 def _summary(found):
