@@ -27,6 +27,12 @@ def test_every_schedule_of_a_config_is_there():
     assert [float(momentum(step)) for step in (0, 1300)] == pytest.approx([0.1, 0.99])
 
 
+def test_a_decay_by_layers_is_no_schedule():
+    config = ibot_vits16.get_config().to_dict()
+    config["rates"] += (("encoders/", dict(kind="layer_decay", decay=0.9)),)
+    assert "rates: encoders/" not in dict(inspect.all_schedules(config))
+
+
 def test_a_line_is_the_schedule(tmp_path):
     config = ibot_vits16.get_config("tiny").to_dict()
     figure = inspect.plot(config)

@@ -172,8 +172,9 @@ class ParquetPairs(Sequence[Record]):
     path: a file, or a folder of *.parquet in the order of their names; text_keys: the columns of
     texts, all but the picture's if none is named; share: of the rows, by lot, in order; a smaller share
     is a part of a larger. Few row groups stay in memory, so a set of many is meant to be read in
-    order, as curation does, and not shuffled. Raises FileNotFoundError where there is no such file,
-    ValueError for a column that a file lacks, and for a share that is none.
+    order, as curation does, and not shuffled. Labels: columns of one text or whole number in a row.
+    Raises FileNotFoundError where there is no such file, ValueError for a column that a file lacks, and
+    for a share that is none.
     """
 
     def __init__(
@@ -203,6 +204,19 @@ class ParquetPairs(Sequence[Record]):
         table = _row_group(*self._groups[group], (self._image_key, *self._text_keys))
         (row,) = table.slice(position - self._starts[group], 1).to_pylist()
         return Record(row[self._image_key] or b"", {key: _texts(row[key]) for key in self._text_keys})
+
+    def label_names(self, kind: str) -> list[str]:
+        """The different texts of a column, sorted; of whole numbers all from 0 to the largest that occurs."""
+        if kind not in self._text_keys:
+            raise ValueError(f"parquet: {kind!r} is none of the columns {', '.join(self._text_keys)}")
+        found = set()
+        for file in dict.fromkeys(file for file, _ in self._groups):
+            column = pyarrow.parquet.read_table(file, columns=[kind])[kind]
+            if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_integer(column.type)):
+                raise ValueError(f"parquet: {kind!r} holds {column.type}; a label is a string or an integer")
+            found |= set(pyarrow.compute.unique(column).to_pylist()) - {None}
+        names = sorted(found)
+        return names if isinstance(names[0], str) else [str(i) for i in range(names[-1] + 1)]
 
 
 class ImageFolder(Sequence[Record]):

@@ -12,9 +12,6 @@ from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
 
-# The term whose head is a trained classifier.
-CLASSIFIER = "classification"
-
 
 def _unseen(steps: Iterable, total: int, what: str) -> Iterable:
     del total, what
@@ -50,13 +47,16 @@ class Towers:
     """One term's towers, of which every state that training reaches makes an Embedder. Of a system without a
     term that embeds images, "", the normalised pooled output is the embedding, and texts there are none.
 
-    Each tower is compiled once. prepare: as in Embedder.
+    Each tower is compiled once. prepare: as in Embedder; classifier: the term whose head gives the logits of
+    classes, "" for none.
     """
 
-    def __init__(self, system, term: str, tokenizer, mesh, prepare, batch_size: int = 256):
+    def __init__(
+        self, system, term: str, tokenizer, mesh, prepare, batch_size: int = 256, classifier: str = ""
+    ):
         self._mesh, self._tokenizer, self._prepare = mesh, tokenizer, prepare
-        self._batch_size, self._classifies = batch_size, CLASSIFIER in system.terms
-        self._run = sharded(functools.partial(_features, system, term), mesh)
+        self._batch_size, self._classifier = batch_size, classifier
+        self._run = sharded(functools.partial(_features, system, term, classifier), mesh)
         self._looking = looking(system.image_tower, mesh)
 
     def at(self, variables) -> Embedder:
@@ -75,19 +75,19 @@ class Towers:
             images=functools.partial(run, "image", "image"),
             texts=lambda texts: run("text", "text", self._tokenizer(texts)),
             pooled=functools.partial(run, "image", "pooled"),
-            logits=functools.partial(run, "image", "logits") if self._classifies else None,
             inside=inside,
+            logits=functools.partial(run, "image", "logits") if self._classifier else None,
         )
 
 
-def _features(system, term, variables, views):
+def _features(system, term, classifier, variables, views):
     outputs = system.encode(variables, term, views)
     features = system.head(variables, term, outputs) if term else {}
     for item, output in outputs.items():
         if item.view == "image":
             features = dict(image=l2_normalize(output["pooled"])) | features | dict(pooled=output["pooled"])
-            if CLASSIFIER in system.terms:
-                features |= system.head(variables, CLASSIFIER, {item: output})
+            if classifier:
+                features |= system.head(variables, classifier, {item: output})
     return features
 
 

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from big_ssl.data import preprocessing
 from big_ssl.evals import suite
 from big_ssl.evals.classification import Classifier
-from big_ssl.evals.embedder import CLASSIFIER, Towers
+from big_ssl.evals.embedder import Towers
 from big_ssl.evals.linear_sweep import LinearSweep
 from big_ssl.training import build
 from big_ssl.training.requirements import Unrunnable
+
+# The term whose head is a trained classifier.
+_CLASSIFIER = "classification"
 
 
 def evaluators(config: Mapping, encoders: Mapping) -> dict[str, suite.Evaluator]:
@@ -33,14 +36,14 @@ def evaluators(config: Mapping, encoders: Mapping) -> dict[str, suite.Evaluator]
         raise Unrunnable(f"evals: {error}") from error
     for name, each in found.items():
         if isinstance(each, Classifier):
-            _check_classifier(f"evals.{name}", each.classes, objectives.get(CLASSIFIER))
+            _check_classifier(f"evals.{name}", each.classes, objectives.get(_CLASSIFIER))
     return found
 
 
 def _check_classifier(name, classes, objective):
     trained = "" if objective is None else objective["classes"]
     if classes != trained:
-        has = f"the classifier {trained}" if objective else f"there is no objective {CLASSIFIER}"
+        has = f"the classifier {trained}" if objective else f"there is no objective {_CLASSIFIER}"
         raise Unrunnable(f"{name}: the data has {classes} classes; {has}")
 
 
@@ -49,7 +52,8 @@ def towers(config: Mapping, setup) -> Towers:
     term = setup.system.embedding_term
     stream = setup.system.terms[term].stream if term else next(iter(config["streams"]))
     prepare = preprocessing.of(build.preparation(config["streams"][stream]["data"]))
-    return Towers(setup.system, term, setup.tokenizer, setup.mesh, prepare)
+    classifier = _CLASSIFIER if _CLASSIFIER in setup.system.terms else ""
+    return Towers(setup.system, term, setup.tokenizer, setup.mesh, prepare, classifier=classifier)
 
 
 def summary(found: Mapping[str, float]) -> str:

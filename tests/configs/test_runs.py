@@ -8,11 +8,13 @@ import pytest
 
 from big_ssl import main
 
-_TEXTS, _PICTURES = {"zero_shot", "retrieval"}, {"knn"}
+_TEXTS, _PICTURES, _CLASSES = {"zero_shot", "retrieval"}, {"knn"}, {"classification"}
 RECIPES = dict(
     align_base=_TEXTS,
+    align_imagenet=_CLASSES,
     clip_rn50=_TEXTS,
     clip_vitb32=_TEXTS,
+    ibot_imagenet=_CLASSES,
     ibot_vits16=_PICTURES,
     dinov2_vitl16_short=_PICTURES,
     dinov2_vitg14=_PICTURES,

@@ -8,7 +8,7 @@ import pytest
 
 from big_ssl.data import pipeline
 from big_ssl.data.host_views import Window
-from big_ssl.data.sources import EmojiPairs, Record
+from big_ssl.data.sources import EmojiPairs, Labels, Record
 from big_ssl.data.tokenizers import WordPiece, vocabulary_path
 
 TOKENIZER = WordPiece(vocabulary_path("emoji"), 8)
@@ -161,6 +161,30 @@ def test_nothing_but_bad_records_is_an_error():
 def test_what_is_no_caption_is_replaced(text):
     load = _load({3: dict(texts={"label": [text]})})
     assert load.random_map(3, np.random.default_rng(0))["faults"]["replaced_texts"]
+
+
+def test_labels_are_the_classes_of_the_records():
+    source = EmojiPairs(["fxemoji"], "seen")
+    names = source.label_names("category")
+    load = pipeline.LoadExample(source, None, VIEWS, {}, labels=Labels("category", names))
+    (batch,) = _take(load, 1)
+    assert batch["label"].dtype == np.int32
+    assert set(batch) == {"image", "label", "faults"}
+    found = load.random_map(7, np.random.default_rng(0))["label"]
+    assert names[found] == source.rows[7]["category"]
+
+
+@pytest.mark.parametrize(
+    "texts", [{}, {"kind": []}, {"kind": ["c"]}, {"kind": [-1]}, {"kind": [2]}, {"kind": [None]}]
+)
+def test_a_record_without_a_class_is_replaced(texts):
+    """A number that is none of the classes is what TFDS gives a picture whose label is kept secret."""
+    source = _Source({i: dict(texts={"kind": [np.int64(i % 2)]}) for i in range(20)} | {3: dict(texts=texts)})
+    load = pipeline.LoadExample(source, None, VIEWS, {}, labels=Labels("kind", ("a", "b")))
+    found = load.random_map(3, np.random.default_rng(0))
+    assert found["label"] == 0  # of the fourth
+    assert found["faults"] == dict(replaced_images=False, replaced_texts=True)
+    assert load.random_map(5, np.random.default_rng(0))["label"] == 1
 
 
 @pytest.mark.parametrize("texts", [{}, {"label": []}, {"other": ["a cat"]}])

@@ -356,6 +356,24 @@ def test_a_share_of_the_rows_in_order(parquet_folder):
         sources.ParquetPairs(str(parquet_folder), share=0)
 
 
+def test_the_labels_of_parquet_columns(parquet_folder):
+    """Of all files; a row without one has no class."""
+    source = sources.ParquetPairs(str(parquet_folder))
+    assert source.label_names("alt") == [f"grey {i}" for i in (0, 1, 2, 4, 5, 6)]
+    assert source.label_names("width") == [str(i) for i in range(7)]
+    labels = sources.labels(dict(kind="parquet"), source, "alt")
+    assert [labels.number(source[i]) for i in (0, 4, 6)] == [0, 3, 5]
+    with pytest.raises(ValueError, match=r"^data: there is a picture whose alt is None, which is no class"):
+        labels.number(source[3])
+    assert sources.labels(dict(kind="parquet"), source, "width").number(source[5]) == 5
+    with pytest.raises(
+        ValueError, match=r"^parquet: 'tags' holds list<.*>; a label is a string or an integer"
+    ):
+        source.label_names("tags")
+    with pytest.raises(ValueError, match=r"^parquet: 'alts' is none of the columns alt, tags, width"):
+        source.label_names("alts")
+
+
 def test_missing_parquet_files_and_columns_are_named(parquet_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"parquet: no file .*/none.parquet$"):
         sources.ParquetPairs(str(tmp_path / "none.parquet"))

@@ -11,8 +11,12 @@ from flax.traverse_util import flatten_dict
 
 from big_ssl.models import efficientnet, vit
 from big_ssl.models.layer_layouts import stack_layers
+from big_ssl.training import optimizers
+from big_ssl.training import state as state_lib
 from big_ssl.training.layer_decay import LayerDecay, build
 from big_ssl.training.rates import Rates
+from big_ssl.training.step import make_step
+from tests import compiling
 
 DEPTH, DECAY = 3, 0.75
 RULE = dict(kind="layer_decay", decay=DECAY)
@@ -101,3 +105,42 @@ def test_what_cannot_be_is_named():
         with pytest.raises(ValueError, match=message):
             build(dict(kind="layer_decay", **options))
     assert build(RULE) == LayerDecay(DECAY)
+
+
+OPTIMIZER = dict(
+    b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, decay_exclude=("bias$",), adapt_exclude=(), clip_norm=1.0,
+    clip_per="parameter",
+)  # fmt: skip
+
+
+def stepped(name, rules, scan):
+    """(how far a step moves each parameter, the optimiser's state) for gradients that are always the same."""
+    rng = np.random.default_rng(0)
+    draw = functools.partial(jax.tree.map, lambda x: rng.normal(size=x.shape).astype(np.float32))
+    params, grads = draw(shapes(scan)), draw(shapes(scan))
+    rates, optimizer = Rates.build(rules, 10), optimizers.build(OPTIMIZER | dict(name=name))
+    rates.check(params)
+    optimizer = rates.mask(optimizer)
+    state = state_lib.create(params, dict(encoders={}), optimizer, use_ema=False)
+
+    def grad_fn(params, mutable, *_):
+        return (jnp.zeros(()), ({}, mutable)), grads
+
+    step = make_step(grad_fn, lambda params: params, optimizer, lambda _: 0.1, rates.factors, None, 0)
+    with compiling.quickly():
+        new, _ = jax.device_get(jax.jit(step)(state, {}))
+    moved = jax.tree.map(np.subtract, new.params, params)
+    return flatten_dict(moved, sep="/"), new.opt_state
+
+
+@pytest.mark.parametrize(("name", "scan"), [("adamw", True), ("lamb", True), ("lamb", False)])
+def test_a_step_moves_by_the_factor_and_the_optimiser_knows_nothing_of_it(name, scan):
+    """LAMB's trust ratio, clipping and moments are those of the plain step, in a stack layer by layer."""
+    rules = (("registers$", 0.0), ("encoders/", RULE))
+    moved, state = stepped(name, rules, scan)
+    plain, plain_state = stepped(name, rules[:1], scan)
+    jax.tree.map(np.testing.assert_array_equal, state, plain_state)
+    found = factors(rules, shapes(scan))
+    for path, distance in plain.items():
+        np.testing.assert_allclose(moved[path], found[path] * distance, rtol=1e-3, atol=1e-6, err_msg=path)
+        assert np.any(distance) == (not path.endswith("registers"))

@@ -1,4 +1,4 @@
-"""AdamW and LAMB against their papers' algorithms in float64 over several steps."""
+"""AdamW, LAMB and SGD against their papers' algorithms in float64 over several steps."""
 
 import functools
 
@@ -195,8 +195,24 @@ def test_exclude_searches_any_pattern_anywhere_in_the_path():
 
 
 def test_an_unknown_optimizer_is_named():
-    with pytest.raises(ValueError, match=r"optimizer\.name is 'sgd'"):
-        optimizers.build(BASE | dict(name="sgd"))
+    with pytest.raises(ValueError, match=r"optimizer\.name is 'adagrad'; use adamw, lamb, sgd"):
+        optimizers.build(BASE | dict(name="adagrad"))
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 2.0])
+def test_sgd_is_algorithm_1_of_decoupled_decay(clip_norm):
+    """Of arXiv 1711.05101, in the form of PyTorch: m = b1 m + g; p -= rate (m + decay p)."""
+    params, grads = draws()
+    found = ours(BASE | dict(name="sgd", clip_norm=clip_norm), params, grads)
+    decayed = {"image/dense/kernel", "heads/zero", "heads/temperature"}
+    m = {n: np.zeros_like(p) for n, p in params.items()}
+    for step, grad in enumerate(grads):
+        norm = np.sqrt(sum((g**2).sum() for g in grad.values()))
+        clip = min(1, clip_norm / norm) if clip_norm else 1
+        for n, g in grad.items():
+            m[n] = BASE["b1"] * m[n] + clip * g
+            params[n] = params[n] - RATE * (m[n] + BASE["weight_decay"] * params[n] * (n in decayed))
+            np.testing.assert_allclose(found[step][n], params[n], rtol=2e-5, atol=1e-5, err_msg=n)
 
 
 def _clipped(clip_per, limit, grads):

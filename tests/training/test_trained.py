@@ -1,0 +1,115 @@
+"""What a run of images alone has trained, with a classifier or without one, and what is done with it."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import big_ssl
+from big_ssl import convert, evaluate, inference
+from big_ssl.training import build, loop, trained
+from big_ssl.training.metrics import read_lines
+from big_ssl.weights import architecture
+from configs import align_l2, ibot_imagenet, ibot_vits16
+
+RNG = np.random.default_rng(0)
+
+
+def tiny(recipe=ibot_imagenet):
+    """Its smallest preset with a smaller tower, as a run's config.json gives it."""
+    config = recipe.get_config("tiny").to_dict()
+    config["encoders"]["image"].update(width=8, heads=1)
+    return json.loads(json.dumps(config))
+
+
+def variables(config):
+    """Random, of all that the run would keep."""
+    made = build.system(config, None)
+    params, mutable = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
+    given = dict(params=params, encoders=mutable["encoders"])
+    return jax.tree.map(lambda x: RNG.normal(size=x.shape).astype(np.float32), given)
+
+
+@pytest.mark.parametrize(("recipe", "classes"), [(ibot_imagenet, 10), (ibot_vits16, None)])
+def test_a_run_of_images_alone_is_described(recipe, classes):
+    """Its arrays are those of the Config: a head of self-distillation is none of them."""
+    config = tiny(recipe)
+    described = trained.describe(config)
+    assert (described["head"], described["tokenizer"], described.get("classes")) == (None, None, classes)
+    assert (described["image_size"], described["resize"]) == (32, "crop 32")
+    kept = trained._described(described, variables(config))
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(kept, sep="/").items()}
+    assert shapes == architecture.shapes(described)
+    assert any("classification" in path for path in shapes) == bool(classes)
+
+
+def test_of_a_mixture_both_heads_are_kept():
+    config = align_l2.get_config("tiny").to_dict()
+    options = dict(weight=1.0, classes=7, label="category")
+    config["streams"]["pairs"]["objectives"]["classification"] = options
+    described = trained.describe(config)
+    kept = trained._described(described, variables(config))
+    assert set(kept["params"]["heads"]) == {"contrastive", "classification"}
+    assert {p: x.shape for p, x in flatten_dict(kept, sep="/").items()} == architecture.shapes(described)
+
+
+def test_a_run_that_prepares_no_pictures_is_named():
+    config = tiny()
+    del config["streams"]["images"]["data"]["views"]["image"]
+    with pytest.raises(ValueError, match=r"^ibot_imagenet_tiny has no image tower, or no stream with a view"):
+        trained.describe(config)
+
+
+def test_a_loaded_classifier_is_the_runs():
+    """The logits of the modules applied by hand; a model without a classifier has none."""
+    config = tiny()
+    described = trained.describe(config)
+    kept = trained._described(described, variables(config))
+    model = inference.Model(described, kept)
+    images = RNG.integers(0, 256, (3, 32, 32, 3), np.uint8)
+    pooled = model.encode_image(images, normalize=False)
+    linear = kept["params"]["heads"]["classification"]["linear"]
+    wanted = pooled @ linear["kernel"] + linear["bias"]
+    np.testing.assert_allclose(model.classify(images), wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model.embedder().logits(images), wanted, rtol=1e-4, atol=1e-4)
+    kept["params"]["heads"] = {}
+    without = inference.Model(described | dict(classes=None), kept)
+    assert without.embedder().logits is None
+    with pytest.raises(ValueError, match=r"^this model has no classifier: none was trained$"):
+        without.classify(images)
+
+
+@pytest.mark.slow
+def test_from_a_run_to_the_next_and_to_the_commands(tmp_path):
+    """The evaluator, the command and a converted copy find the same; a second run starts from the first."""
+    config = ibot_imagenet.get_config("tiny").to_dict()
+    config["encoders"]["image"].update(scan=True, depth=2, patch=16, width=8, heads=1)
+    first = loop.train(config, tmp_path / "run")
+    (*_, line) = (
+        x for x in read_lines(tmp_path / "run" / "metrics.jsonl") if "eval/classification/fxemoji/top1" in x
+    )
+    options = dict(data=dict(kind="emoji", styles=("fxemoji",)), label="category")
+    convert.convert("big_ssl", tmp_path / "run", "big_ssl", tmp_path / "converted", {})
+    for folder in ("run", "converted"):
+        found = evaluate.evaluate(
+            tmp_path / folder, "classification", options, tmp_path / "o.json", "fxemoji"
+        )
+        assert len(found) == 4
+        for key, value in found.items():
+            assert line[key] == pytest.approx(value, abs=0.01), key
+    images = RNG.integers(0, 256, (3, 40, 30, 3), np.uint8)
+    logits = [big_ssl.load(tmp_path / folder).classify(images) for folder in ("run", "converted")]
+    assert logits[0].shape == (3, 10)
+    np.testing.assert_array_equal(*logits)
+
+    # ALIGN's first phase: the tower as it was, its layers apart this time, and a classifier that goes on.
+    config["init_from"] = dict(path=str(tmp_path / "run"), skip=())
+    config["rates"] = (("encoders/", 0.0),)
+    config["encoders"]["image"].update(scan=False)
+    second = loop.train(config, tmp_path / "second")
+    before, after = (flatten_dict(trained.load(tmp_path / name)[1], sep="/") for name in ("run", "second"))
+    for name, array in before.items():
+        assert np.array_equal(array, after[name]) == name.startswith("params/encoders"), name
+    assert int(second.state.step) == int(first.state.step) == 10
