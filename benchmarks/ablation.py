@@ -6,8 +6,8 @@
 Tables: `ibot` (both terms, DINO's alone, masked patches alone), `koleo` (DINOv2 with it and without),
 `dinov2` (beside iBOT) and `hybrid` (CLIP's objective, DINOv2's three, all four). All variants of a table
 have equal steps, pictures and batches; `untrained` is the network at its start. DIR gets results.json,
-table.md and a folder for each run; the same command again goes on after the runs that are there. To see that all works:
---preset=tiny --steps=4 --seeds=0. Exit code 2, and one line, where something does not fit.
+table.md and a folder for each run; the same command again goes on after the runs that are there. To see that
+all works: --preset=tiny --steps=4 --seeds=0. Exit code 2, and one line, where something does not fit.
 """
 
 import importlib
