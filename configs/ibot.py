@@ -150,7 +150,8 @@ def demo(model: str) -> dict:
         dtype="float32",
         remat="none",
         requires=dict(devices=1, gib_per_device=3.0, weights=False, preset_here="tiny"),
-        ema=dict(kind="cosine", peak=0.99, warmup_steps=0, start=0.0, final=1.0),
+        # In so few steps a slower teacher would still be the random network that it began as.
+        ema=dict(kind="cosine", peak=0.95, warmup_steps=0, start=0.0, final=0.99),
         log_every=20,
         eval_every=100,
         checkpoint=dict(every=100, keep=2, best=""),
@@ -167,9 +168,9 @@ def demo(model: str) -> dict:
     )
     images["objectives"]["ibot"].update(teacher_temperature=0.04)
     config["masks"]["global_crops"].update(grid=6, min_patches=4)
-    # Of so small crops a blur leaves nothing.
+    # Of so small crops a blur leaves nothing, and of drawings colour is half of what there is to know.
     for view in ("global_crops", "local_crops"):
-        config["views"][view].update(blur_chance=())
+        config["views"][view].update(jitter=(), grey_chance=0.0, blur_chance=(), solarise_chance=())
     config["encoders"]["image"].update(
         patch=8, width=128, depth=4, heads=4, image_size=48, drop_path=0.0, scan=False
     )
