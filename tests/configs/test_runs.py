@@ -3,10 +3,12 @@
 import importlib
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from big_ssl import main
+from big_ssl.training import trained
 
 _TEXTS, _PICTURES, _CLASSES = {"zero_shot", "retrieval"}, {"knn"}, {"classification"}
 RECIPES = dict(
@@ -24,14 +26,20 @@ RECIPES = dict(
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_the_smallest_preset_runs(recipe, tmp_path):
+def run(recipe, workdir, **init_from):
+    """The smallest preset, six steps of it, from weights if they are given."""
     config = importlib.import_module(f"configs.{recipe}").get_config("tiny").to_dict()
     config.update(total_steps=6, eval_every=6, log_every=2)
     config["checkpoint"].update(every=6)
-    assert main.run(config, str(tmp_path), f"configs/{recipe}.py:tiny", "a command") == 0
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    config["init_from"].update(init_from)
+    assert main.run(config, str(workdir), f"configs/{recipe}.py:tiny", "a command") == 0
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_smallest_preset_runs(recipe, tmp_path):
+    lines = run(recipe, tmp_path)
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert len(losses) == 3
     assert np.isfinite(losses).all()
@@ -39,3 +47,27 @@ def test_the_smallest_preset_runs(recipe, tmp_path):
     assert judged == RECIPES[recipe]
     assert (tmp_path / "checkpoints" / "6").exists()
     assert (tmp_path / "report" / "index.html").exists()
+
+
+@pytest.mark.slow
+def test_retrieval_goes_on_from_a_pre_trained_run(tmp_path):
+    """At a rate that moves next to nothing it is what pre-training ended as."""
+    before = run("align_l2", tmp_path / "align")
+    after = run("align_retrieval", tmp_path / "retrieval", path=str(tmp_path / "align"))
+    key = "eval/retrieval/twemoji/image_to_text_r10"
+    found = [next(line[key] for line in lines if key in line) for lines in (before, after)]
+    assert abs(found[0] - found[1]) < 0.01
+
+
+@pytest.mark.slow
+def test_a_student_learns_from_a_run_that_does_not_change(tmp_path):
+    """The teacher's tower and heads after the run are the ones that it was given."""
+    run("dinov2_vitg14", tmp_path / "teacher")
+    rules = importlib.import_module("configs.dinov2_distill_vits14").get_config("demo").to_dict()["init_from"]
+    run("dinov2_distill_vits14", tmp_path / "student", **rules | dict(path=str(tmp_path / "teacher")))
+    given, found = (trained.load(tmp_path / name)[1]["params"] for name in ("teacher", "student"))
+    jax.tree.map(np.testing.assert_array_equal, found["encoders"]["teacher"], given["encoders"]["image"])
+    heads = found["heads"]["ibot"], given["heads"]["ibot"]
+    jax.tree.map(np.testing.assert_array_equal, heads[0]["teacher_projection"], heads[1]["projection"])
+    own = heads[0]["projection"]["prototypes"] - heads[0]["teacher_projection"]["prototypes"]
+    assert np.abs(own).max() > 0
