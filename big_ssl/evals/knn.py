@@ -9,8 +9,10 @@ import numpy as np
 from PIL import Image
 
 from big_ssl.data.sources import SourceConfig
+from big_ssl.evals import report_texts
 from big_ssl.evals.embedder import in_batches
 from big_ssl.evals.labelled_set import LabelledSet
+from big_ssl.evals.report_pictures import Gallery
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
 
@@ -61,6 +63,30 @@ class Knn:
         if self._pixels:
             found |= self._pixel_accuracies(embedder)
         return {f"knn/{self._name}/{metric}": value for metric, value in found.items()}
+
+    def gallery(self, embedder, queries: int, neighbours: int) -> Gallery:
+        """Some pictures of test, evenly spread through it, with their nearest training pictures."""
+        data = dict(train=self._train, test=self._test)
+        (train, _), (test, _) = (
+            part.features(embedder, self._features, f"{self._name}: {name}") for name, part in data.items()
+        )
+        asked = report_texts.spread(np.arange(len(test)), queries)
+        cosines = _unit(test[asked]) @ _unit(train).T
+        nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :neighbours]
+
+        def shown(part, indices):
+            pictures, labels = zip(*(part.picture(int(i), embedder.prepare) for i in indices), strict=True)
+            return pictures, [self._train.names[label] for label in labels]
+
+        found = [shown(self._train, row) for row in nearest]
+        pictures, names = shown(self._test, asked)
+        cosines = np.take_along_axis(cosines, nearest, axis=1)
+        return Gallery(self._name, pictures, names, found, cosines, len(train))
+
+    def pictures(self, count: int, prepare) -> np.ndarray:
+        """uint8[count, S, S, 3]: some pictures of test, prepared so, evenly spread through it."""
+        chosen = report_texts.spread(np.arange(len(self._test)), count)
+        return np.stack([self._test.picture(int(i), prepare)[0] for i in chosen])
 
     def _pixel_accuracies(self, embedder):
         """The same at every evaluation of a run, whose pictures are always prepared alike."""

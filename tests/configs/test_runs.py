@@ -23,6 +23,8 @@ def test_the_smallest_preset_runs(recipe, tmp_path):
     assert len(losses) == 3
     assert np.isfinite(losses).all()
     judged = {key.split("/")[1] for line in lines for key in line if key.startswith("eval/")}
+    seen = {path.name for path in (tmp_path / "report").iterdir()} & {"attention.png", "patches.png"}
+    assert len(seen) == (2 if recipe.startswith("ibot") else 0)
     assert judged == ({"knn"} if recipe.startswith("ibot") else {"zero_shot", "retrieval"})
     assert (tmp_path / "checkpoints" / "6").exists()
     assert (tmp_path / "report" / "index.html").exists()
