@@ -26,6 +26,8 @@ class Knn:
 
     DINOv2's code takes the softmax over more neighbours before it cuts to k, which is the same but for a
     factor. train, test: labelled sources with the same labels; label: as in LabelledSet; ks: reported each;
+    per_class: numbers of training pictures of each class, with which it is asked again, a mean over so many
+    tries;
     features: "pooled", the image tower's output, or "images", the embedding; pixels: whether to report,
     too, what 16 x 16 mean-free pixels give in place of features.
     """
@@ -39,6 +41,8 @@ class Knn:
         temperature: float = 0.07,
         features: str = "pooled",
         pixels: bool = False,
+        per_class: Sequence[int] = (),
+        tries: int = 5,
         *,
         name: str,
     ):
@@ -46,20 +50,26 @@ class Knn:
             raise ValueError(f"features is {features!r}; use pooled or images")
         if not ks or min(ks) < 1:
             raise ValueError(f"knn: ks is {tuple(ks)}; it must hold numbers of at least 1")
+        if tries < 1 or min(per_class, default=1) < 1:
+            raise ValueError(
+                f"knn: per_class is {tuple(per_class)}, tries {tries}; use numbers of at least 1"
+            )
         self._train, self._test = (LabelledSet(data, label) for data in (train, test))
         if list(self._train.names) != list(self._test.names):
             raise ValueError("knn: test has other labels than train")
         self._ks, self._temperature, self._features = tuple(ks), temperature, features
         self._pixels, self._name = pixels, name
+        self._per_class, self._tries = tuple(per_class), tries
         self._of_pixels: dict | None = None
 
     def metrics(self, embedder) -> dict[str, float]:
         """{"knn/<name>/<metric>": value}: k<k>_top1 for each k, majority, what the most frequent class of
-        the training pictures would get; and with pixels, pixel_k<k>_top1."""
-        split = functools.partial(
-            self._split, lambda data, what: data.features(embedder, self._features, what)
-        )
-        found = self._accuracies("", *split())
+        the training pictures would get; with pixels, pixel_k<k>_top1; and for each n of per_class,
+        <n>_per_class_k<k>_top1."""
+        split = self._split(lambda data, what: data.features(embedder, self._features, what))
+        found = self._accuracies("", *split)
+        for count in self._per_class:
+            found |= self._few_shot(count, *split)
         if self._pixels:
             found |= self._pixel_accuracies(embedder)
         return {f"knn/{self._name}/{metric}": value for metric, value in found.items()}
@@ -96,6 +106,15 @@ class Knn:
             del self._of_pixels["pixel_majority"]
         return self._of_pixels
 
+    def _few_shot(self, count, train, labels, queries, wanted):
+        tried = []
+        for seed in range(self._tries):
+            chosen = some_of_each(labels, count, seed)
+            tried.append(
+                self._accuracies(f"{count}_per_class_", train[chosen], labels[chosen], queries, wanted)
+            )
+        return {key: float(np.mean([each[key] for each in tried])) for key in tried[0] if "_top1" in key}
+
     def _split(self, features):
         """(train features, train labels, test features, test labels)."""
         train = features(self._train, f"{self._name}: train")
@@ -108,6 +127,12 @@ class Knn:
         accuracies = {f"k{k}_top1": (found[:, i] == wanted).mean() for i, k in enumerate(self._ks)}
         accuracies["majority"] = (wanted == np.bincount(labels).argmax()).mean()
         return {f"{prefix}{name}": float(value) for name, value in accuracies.items()}
+
+
+def some_of_each(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Indices of `count` examples of every class at random, all of a class that has fewer. labels: int[N]."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:count] for c in np.unique(labels)])
 
 
 def predictions(

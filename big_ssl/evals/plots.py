@@ -114,7 +114,9 @@ def tiles(rows: Sequence[Sequence[Tile]], titles: Sequence[str] = (), apart: boo
     widths = [1.0, 0.12, *[1.0] * (columns - 1)] if apart else [1.0] * columns
     side = min(1.6, 9.6 / sum(widths))
     figure = Figure(figsize=(side * sum(widths), (side + line) * len(rows) + 0.3), facecolor="white")
-    grid = figure.add_gridspec(len(rows), len(widths), width_ratios=widths, wspace=0.1, hspace=line / side)
+    # No margins: what is outside of the tiles is only their titles and captions.
+    around = dict(left=0, right=1, bottom=0, top=1, wspace=0.1, hspace=line / side)
+    grid = figure.add_gridspec(len(rows), len(widths), width_ratios=widths, **around)
     for i, row in enumerate(rows):
         for j, tile in enumerate(row):
             axes = figure.add_subplot(grid[i, j + int(apart and j > 0)])
