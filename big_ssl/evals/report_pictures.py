@@ -82,9 +82,9 @@ def _attention(pictures, attention, size):
     text = (
         "In the last layer the class token, which stands for the whole picture, gathers what it needs from "
         "the patches. Each column is one of the layer's heads: the brighter a patch, the more that head "
-        f"looks at it; each map has its own scale. Nobody told the network where things are.{some} The "
-        "pictures stand at even distances through their set, whatever the maps look like; the network sees "
-        f"them in {size}."
+        f"looks at it; each map has its own scale.{some} Outlines alone mean little: a network that has "
+        "learnt nothing shows them too, since its patches differ in colour. The pictures stand at even "
+        f"distances through their set, whatever the maps look like; the network sees them in {size}."
     )
     return Picture("attention", "Where it looks", text, plots.tiles(rows, titles, apart=True))
 
