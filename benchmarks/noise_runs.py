@@ -129,5 +129,5 @@ def plot(results: Mapping[Run, Mapping[str, float]], title: str) -> Figure:
             lines += [plots.Line(f"{text} text", points, colour)] if points else []
         chance = next(iter(results.values()))[_CHANCE[metric]]
         over = "pictures, times the smallest set"
-        plots.curves(name, lines, dict(chance=chance), percent=True, over=over, figure=place)
+        plots.draw_curves(place, name, lines, dict(chance=chance), percent=True, over=over)
     return figure

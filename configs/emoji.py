@@ -96,6 +96,8 @@ def heads(style="twemoji", training_styles=TRAINING_STYLES, blocks=(1, 4)) -> di
         train=dict(kind="emoji", styles=training_styles, concepts="seen"),
         test=dict(kind="emoji", styles=(style,)),
         label="category",
+        # So few steps want higher rates than 12,500 do.
+        rates=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
         blocks=blocks,
         steps=500,
         batch_size=256,

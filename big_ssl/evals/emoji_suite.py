@@ -7,7 +7,7 @@ import numpy as np
 
 from big_ssl.data.sources import EmojiPairs
 from big_ssl.evals import emoji, ranking
-from big_ssl.evals.report import Scene
+from big_ssl.evals.report_texts import Scene
 
 KS = (1, 5, 10)
 # Those that no recipe here trains on.

@@ -9,8 +9,10 @@ import numpy as np
 from PIL import Image
 
 from big_ssl.data.sources import SourceConfig
+from big_ssl.evals import report_texts
 from big_ssl.evals.embedder import in_batches
 from big_ssl.evals.labelled_set import LabelledSet
+from big_ssl.evals.report_pictures import Gallery
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
 
@@ -24,6 +26,8 @@ class Knn:
 
     DINOv2's code takes the softmax over more neighbours before it cuts to k, which is the same but for a
     factor. train, test: labelled sources with the same labels; label: as in LabelledSet; ks: reported each;
+    per_class: numbers of training pictures of each class, with which it is asked again, a mean over so many
+    tries;
     features: "pooled", the image tower's output, or "images", the embedding; pixels: whether to report,
     too, what 16 x 16 mean-free pixels give in place of features.
     """
@@ -37,6 +41,8 @@ class Knn:
         temperature: float = 0.07,
         features: str = "pooled",
         pixels: bool = False,
+        per_class: Sequence[int] = (),
+        tries: int = 5,
         *,
         name: str,
     ):
@@ -44,23 +50,53 @@ class Knn:
             raise ValueError(f"features is {features!r}; use pooled or images")
         if not ks or min(ks) < 1:
             raise ValueError(f"knn: ks is {tuple(ks)}; it must hold numbers of at least 1")
+        if tries < 1 or min(per_class, default=1) < 1:
+            raise ValueError(
+                f"knn: per_class is {tuple(per_class)}, tries {tries}; use numbers of at least 1"
+            )
         self._train, self._test = (LabelledSet(data, label) for data in (train, test))
         if list(self._train.names) != list(self._test.names):
             raise ValueError("knn: test has other labels than train")
         self._ks, self._temperature, self._features = tuple(ks), temperature, features
         self._pixels, self._name = pixels, name
+        self._per_class, self._tries = tuple(per_class), tries
         self._of_pixels: dict | None = None
 
     def metrics(self, embedder) -> dict[str, float]:
         """{"knn/<name>/<metric>": value}: k<k>_top1 for each k, majority, what the most frequent class of
-        the training pictures would get; and with pixels, pixel_k<k>_top1."""
-        split = functools.partial(
-            self._split, lambda data, what: data.features(embedder, self._features, what)
-        )
-        found = self._accuracies("", *split())
+        the training pictures would get; with pixels, pixel_k<k>_top1; and for each n of per_class,
+        <n>_per_class_k<k>_top1."""
+        split = self._split(lambda data, what: data.features(embedder, self._features, what))
+        found = self._accuracies("", *split)
+        for count in self._per_class:
+            found |= self._few_shot(count, *split)
         if self._pixels:
             found |= self._pixel_accuracies(embedder)
         return {f"knn/{self._name}/{metric}": value for metric, value in found.items()}
+
+    def gallery(self, embedder, queries: int, neighbours: int) -> Gallery:
+        """Some pictures of test, evenly spread through it, with their nearest training pictures."""
+        data = dict(train=self._train, test=self._test)
+        (train, _), (test, _) = (
+            part.features(embedder, self._features, f"{self._name}: {name}") for name, part in data.items()
+        )
+        asked = report_texts.spread(np.arange(len(test)), queries)
+        cosines = _unit(test[asked]) @ _unit(train).T
+        nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :neighbours]
+
+        def shown(part, indices):
+            pictures, labels = zip(*(part.picture(int(i), embedder.prepare) for i in indices), strict=True)
+            return pictures, [self._train.names[label] for label in labels]
+
+        found = [shown(self._train, row) for row in nearest]
+        pictures, names = shown(self._test, asked)
+        cosines = np.take_along_axis(cosines, nearest, axis=1)
+        return Gallery(self._name, pictures, names, found, cosines, len(train))
+
+    def pictures(self, count: int, prepare) -> np.ndarray:
+        """uint8[count, S, S, 3]: some pictures of test, prepared so, evenly spread through it."""
+        chosen = report_texts.spread(np.arange(len(self._test)), count)
+        return np.stack([self._test.picture(int(i), prepare)[0] for i in chosen])
 
     def _pixel_accuracies(self, embedder):
         """The same at every evaluation of a run, whose pictures are always prepared alike."""
@@ -69,6 +105,15 @@ class Knn:
             self._of_pixels = self._accuracies("pixel_", *split)
             del self._of_pixels["pixel_majority"]
         return self._of_pixels
+
+    def _few_shot(self, count, train, labels, queries, wanted):
+        tried = []
+        for seed in range(self._tries):
+            chosen = some_of_each(labels, count, seed)
+            tried.append(
+                self._accuracies(f"{count}_per_class_", train[chosen], labels[chosen], queries, wanted)
+            )
+        return {key: float(np.mean([each[key] for each in tried])) for key in tried[0] if "_top1" in key}
 
     def _split(self, features):
         """(train features, train labels, test features, test labels)."""
@@ -82,6 +127,12 @@ class Knn:
         accuracies = {f"k{k}_top1": (found[:, i] == wanted).mean() for i, k in enumerate(self._ks)}
         accuracies["majority"] = (wanted == np.bincount(labels).argmax()).mean()
         return {f"{prefix}{name}": float(value) for name, value in accuracies.items()}
+
+
+def some_of_each(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Indices of `count` examples of every class at random, all of a class that has fewer. labels: int[N]."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:count] for c in np.unique(labels)])
 
 
 def predictions(

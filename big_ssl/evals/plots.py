@@ -8,6 +8,7 @@ import base64
 import dataclasses
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure, FigureBase
@@ -43,14 +44,19 @@ def image_uri(image: np.ndarray) -> str:
     picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
-    return _data_uri(buffer)
+    return data_uri(buffer.getvalue())
 
 
-def figure_uri(figure: FigureBase, tight: bool = False) -> str:
-    """Draws a figure into a PNG data: URI; tight cuts off the empty margins."""
+def figure_uri(figure: Figure, tight: bool = False) -> str:
+    """Draws a figure into a PNG data: URI; see figure_png."""
+    return data_uri(figure_png(figure, tight))
+
+
+def figure_png(figure: Figure, tight: bool = False) -> bytes:
+    """Draws a figure into a PNG; tight cuts off the empty margins."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight" if tight else None)
-    return _data_uri(buffer)
+    return buffer.getvalue()
 
 
 def panel(
@@ -59,33 +65,36 @@ def panel(
     caption: str,
     references: dict[str, float] | None = None,
     percent: bool = False,
-) -> dict[str, str] | None:
-    """What a page needs to show `curves`: uri, alt and caption; None where there is no line to draw."""
+) -> dict[str, Any] | None:
+    """What a page needs to show `curves`: png, alt and caption; None where there is no line to draw."""
     if not lines:
         return None
     figure = curves(title, lines, references or {}, percent)
-    return {"uri": figure_uri(figure), "alt": title, "caption": caption}
+    return {"png": figure_png(figure), "alt": title, "caption": caption}
 
 
-def curves(
+def curves(title: str, lines: Sequence[Line], references: dict[str, float], percent: bool = False) -> Figure:
+    """Lines over training steps, with horizontal dotted references such as a baseline's accuracy."""
+    figure = Figure(figsize=(4.0, 2.9), layout="constrained", facecolor="white")
+    draw_curves(figure, title, lines, references, percent)
+    return figure
+
+
+def draw_curves(
+    figure: FigureBase,
     title: str,
     lines: Sequence[Line],
     references: dict[str, float],
     percent: bool = False,
     over: str = "training step",
-    figure: FigureBase | None = None,
-) -> FigureBase:
-    """Lines over training steps, with horizontal dotted references such as a baseline's accuracy.
-
-    over: what else the points' integers are; figure: to draw in, a part of a larger one.
-    """
-    figure = figure or Figure(figsize=(4.0, 2.9), layout="constrained", facecolor="white")
+) -> None:
+    """`curves` in a figure, or a part of a larger one. over: what else the points' integers are."""
     axes = figure.add_subplot()
     _dress(axes, title, percent, over)
     for line in lines:
         _draw_line(axes, line)
-    for label, value in references.items():
-        axes.axhline(value, color=MUTED, linestyle=":", linewidth=1.3, label=label)
+    for (label, value), style in zip(references.items(), (":", "-.", "--"), strict=False):
+        axes.axhline(value, color=MUTED, linestyle=style, linewidth=1.3, label=label)
     if percent:
         axes.set_ylim(bottom=0)
     if len(lines) + len(references) > 1:
@@ -99,7 +108,44 @@ def curves(
             handlelength=3,
             columnspacing=1,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """A cell of `tiles`. image: uint8[H, W, 3], or float[H, W], drawn as a map of its own range; colour: of
+    the frame and the caption, "" for no frame."""
+
+    image: np.ndarray
+    caption: str = ""
+    colour: str = ""
+
+
+def tiles(rows: Sequence[Sequence[Tile]], titles: Sequence[str] = (), apart: bool = False) -> Figure:
+    """Pictures in rows of equal length, a title over each column; apart: a gap after the first of each."""
+    columns, line = len(rows[0]), 0.32 if any(tile.caption for tile in rows[0]) else 0.08
+    widths = [1.0, 0.12, *[1.0] * (columns - 1)] if apart else [1.0] * columns
+    side = min(1.6, 9.6 / sum(widths))
+    figure = Figure(figsize=(side * sum(widths), (side + line) * len(rows) + 0.3), facecolor="white")
+    # No margins: what is outside of the tiles is only their titles and captions.
+    around = dict(left=0, right=1, bottom=0, top=1, wspace=0.1, hspace=line / side)
+    grid = figure.add_gridspec(len(rows), len(widths), width_ratios=widths, **around)
+    for i, row in enumerate(rows):
+        for j, tile in enumerate(row):
+            axes = figure.add_subplot(grid[i, j + int(apart and j > 0)])
+            _draw_tile(axes, tile)
+            if titles and i == 0:
+                axes.set_title(titles[j], fontsize=9, color=INK, pad=5)
     return figure
+
+
+def _draw_tile(axes, tile: Tile) -> None:
+    axes.imshow(tile.image, cmap="inferno", interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(visible=bool(tile.colour), color=tile.colour or RULE, linewidth=2)
+    if tile.caption:
+        # A caption may hold a dollar sign, which is no formula here.
+        axes.set_xlabel(tile.caption, fontsize=6.3, color=tile.colour or INK, labelpad=3, parse_math=False)
 
 
 def heat_map(
@@ -189,5 +235,6 @@ def _shorten(name: str, length: int = 26) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _data_uri(png: io.BytesIO) -> str:
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
+def data_uri(png: bytes) -> str:
+    """A PNG as text that a page can carry."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -4,10 +4,10 @@
 pictures the run does not have is left out, so any run can have a report.
 """
 
-import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,44 +15,13 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from big_ssl.evals import plots
+from big_ssl.evals import plots, report_texts
+from big_ssl.evals.report_curves import KNN, RETRIEVAL, ZERO_SHOT, Series, panels
+from big_ssl.evals.report_pictures import Picture
+from big_ssl.evals.report_texts import Scene
 
-# What the page says of an evaluation set whose name it knows; it claims nothing of others.
-NOTES = {
-    "twemoji": "flat colour drawings, in a style that was kept out of training",
-    "openmoji": "outlined line drawings, in a style that was kept out of training: the harder one",
-}
 # Facts that have a place of their own on the page rather than a row of the table.
 _PLACED_FACTS = ("command", "task")
-_ZERO_SHOT, _RETRIEVAL = "eval/zero_shot/", "eval/retrieval/"
-_NEAREST_IMAGES, _NEAREST_NAMES = 8, 5
-_SHOWN_IMAGES, _SHOWN_IMAGES_IN_SHORT, _QUERIES_IN_SHORT, _HEAT_MAP_SIDE = 12, 6, 4, 16
-
-Series = dict[str, list[tuple[int, float]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    """One evaluation set with its embeddings.
-
-    images: uint8[N, H, W, 3]; names: M strings; labels: int[N] into names; image_embeddings: float32[N, D]
-    and text_embeddings: float32[M, D], both L2-normalised; unseen: bool[M], names whose concept was held out
-    of training.
-    """
-
-    images: np.ndarray
-    names: Sequence[str]
-    labels: np.ndarray
-    image_embeddings: np.ndarray
-    text_embeddings: np.ndarray
-    unseen: np.ndarray
-
-    def __post_init__(self):
-        images, names = len(self.images), len(self.names)
-        if not images == len(self.labels) == len(self.image_embeddings):
-            raise ValueError("images, labels and image_embeddings of a scene differ in number")
-        if not names == len(self.unseen) == len(self.text_embeddings):
-            raise ValueError("names, unseen and text_embeddings of a scene differ in number")
 
 
 def write_report(
@@ -63,17 +32,22 @@ def write_report(
     encode_text: Callable[[list[str]], np.ndarray],
     queries: Sequence[str],
     facts: dict[str, str],
+    pictures: Sequence[Picture] = (),
 ) -> Path:
     """Writes workdir/report/index.html from workdir/metrics.jsonl and the scenes, and returns its path.
+
+    The page holds all it shows; curves and pictures lie beside it as PNGs as well.
 
     scenes: by name, the first is the one of the headline and the galleries, others are shown in short.
     encode_text: texts to float[len(texts), D] in the scenes' space; called once, only if there are scenes.
     queries: free texts for the gallery. facts: rows of the small table, except "command", which says at the
     bottom how to make the page again, and "task", which takes the place of the text on what the task is.
+    pictures: sections of their own.
     """
     series = read_metrics(Path(workdir) / "metrics.jsonl")
     zero_shot = zero_shot_rows(series, list(scenes))
-    texts = _unit(encode_text(list(queries))) if scenes and queries else None
+    texts = report_texts.unit(encode_text(list(queries))) if scenes and queries else None
+    folder = Path(workdir) / "report"
     page = (
         _environment()
         .get_template("report.html")
@@ -82,17 +56,22 @@ def write_report(
             facts={key: value for key, value in facts.items() if key not in _PLACED_FACTS},
             command=facts.get("command"),
             task=facts.get("task"),
-            notes=NOTES,
+            notes=report_texts.NOTES,
             headline=_headline(zero_shot),
+            neighbours=_neighbours(series),
             loss=_loss_ends(series),
             zero_shot=zero_shot,
             retrieval=retrieval_rows(series, list(scenes)),
-            panels=_panels(series, zero_shot),
-            scenes=[_scene_view(*item, queries, texts, short=i > 0) for i, item in enumerate(scenes.items())],
+            panels=[_panel(folder, panel) for panel in panels(series, zero_shot)],
+            pictures=[_section(folder, picture) for picture in pictures],
+            scenes=[
+                report_texts.scene_view(*item, queries, texts, short=i > 0)
+                for i, item in enumerate(scenes.items())
+            ],
         )
     )
-    path = Path(workdir) / "report" / "index.html"
-    _write_atomically(path, page)
+    path = folder / "index.html"
+    _write_atomically(path, page.encode())
     return path
 
 
@@ -117,34 +96,13 @@ def read_metrics(path: Path) -> Series:
 
 def zero_shot_rows(series: Series, scenes: Sequence[str]) -> list[dict[str, Any]]:
     """One row a set: its last top1, top5, chance, pixel_1nn_top1 (None where absent) and `times` chance."""
-    rows = _rows(series, _ZERO_SHOT, scenes)
+    rows = _rows(series, ZERO_SHOT, scenes)
     return [row | {"times": _ratio(row["metrics"].get("top1"), row["metrics"].get("chance"))} for row in rows]
 
 
 def retrieval_rows(series: Series, scenes: Sequence[str]) -> list[dict[str, Any]]:
     """One row a set, its last recalls, chances and baseline in `metrics`."""
-    return _rows(series, _RETRIEVAL, scenes)
-
-
-def nearest_images(scene: Scene, texts: np.ndarray, count: int) -> np.ndarray:
-    """Indices int[Q, count] of the images nearest to texts: float32[Q, D], nearest first."""
-    return _largest(_float(texts) @ _float(scene.image_embeddings).T, count)
-
-
-def nearest_names(scene: Scene, images: Sequence[int], count: int) -> np.ndarray:
-    """Indices int[K, count] of the names nearest to the K images with these indices, nearest first."""
-    return _largest(_name_similarities(scene, images), count)
-
-
-def spread_images(scene: Scene, count: int) -> list[int]:
-    """Up to `count` image indices, half of them of unseen concepts where there are any.
-
-    Evenly spaced through the set in its own order, so the choice depends on neither the embeddings nor luck.
-    """
-    unseen = np.asarray(scene.unseen, bool)[np.asarray(scene.labels)]
-    hidden = _spread(np.flatnonzero(unseen), count // 2)
-    known = _spread(np.flatnonzero(~unseen), count - len(hidden))
-    return [int(index) for index in [*known, *hidden]]
+    return _rows(series, RETRIEVAL, scenes)
 
 
 def _rows(series: Series, prefix: str, scenes: Sequence[str]) -> list[dict[str, Any]]:
@@ -183,178 +141,31 @@ def _headline(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     return found | {"all": found["all"] or rows[0]}
 
 
+def _neighbours(series: Series) -> dict[str, Any] | None:
+    """What the headline of a run without texts says: of the first set, and of its unseen concepts, how
+    often the largest of the ks is right, pixels and the most frequent class beside it."""
+    rows = _rows(series, KNN, [])
+    if not rows:
+        return None
+    k = max(int(key[1:-5]) for key in rows[0]["metrics"] if key.startswith("k"))
+    found = [
+        {
+            "set": row["set"],
+            "base": row["base"],
+            "unseen": row["unseen"],
+            "majority": row["metrics"]["majority"],
+        }
+        | {"top1": row["metrics"][f"k{k}_top1"], "pixels": row["metrics"].get(f"pixel_k{k}_top1")}
+        for row in rows
+        if row["base"] == rows[0]["base"]
+    ]
+    unseen = next((row for row in found if row["unseen"]), None)
+    return {"k": k, "all": found[0], "unseen": unseen if unseen is not found[0] else None}
+
+
 def _loss_ends(series: Series) -> dict[str, float] | None:
     points = series.get("train/loss") or series.get("train/contrastive")
     return {"first": points[0][1], "last": points[-1][1], "step": points[-1][0]} if points else None
-
-
-def _panels(series: Series, zero_shot: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The curves that the run has numbers for, each with a sentence on how to read it."""
-    accuracies = _zero_shot_lines(series, zero_shot)
-    dashed = " Dashed: concepts never seen in training." if any(line.dashed for line in accuracies) else ""
-    first: dict[str, Any] = zero_shot[0] if zero_shot else {"base": "", "set": "", "metrics": {}}
-    pixel = {f"pixel 1-NN, {first['base']}": first["metrics"].get("pixel_1nn_top1")}
-    loss = {"train/loss": "loss", "train/contrastive": "contrastive part"}
-    if series.get("train/loss") == series.get("train/contrastive"):
-        del loss["train/contrastive"]
-    recall = f"{_RETRIEVAL}{first['set']}/"
-    ways = {f"{recall}image_to_text_r1": "picture → name", f"{recall}text_to_image_r1": "name → picture"}
-    panels = [
-        plots.panel("Loss", _lines(series, loss, noisy=True), "What training makes small: lower is better."),
-        plots.panel(
-            "Temperature",
-            _lines(series, {"train/temperature": "temperature"}),
-            "Learnt with the weights. Lower: the model commits more sharply to its best match.",
-        ),
-        plots.panel(
-            "Right name within the training batch",
-            _lines(series, {"train/image_to_text_accuracy": "picture → name"}, noisy=True),
-            "On training pictures, among the few names of one batch: far easier than the tests.",
-            percent=True,
-        ),
-        plots.panel(
-            "Zero-shot top-1",
-            accuracies,
-            "On pictures never trained on, among all names." + dashed,
-            references={label: value for label, value in pixel.items() if value is not None},
-            percent=True,
-        ),
-        plots.panel(
-            f"Retrieval R@1, {first['base']}",
-            _lines(series, ways),
-            "How often the very first answer is right, in both directions.",
-            percent=True,
-        ),
-        plots.panel(
-            "Learning rate",
-            _lines(series, {"train/learning_rate": "learning rate"}),
-            "How large the steps are, as planned before the run.",
-        ),
-    ]
-    return [panel for panel in panels if panel is not None]
-
-
-def _lines(series: Series, labels: dict[str, str], noisy: bool = False) -> list[plots.Line]:
-    present = [(label, series[key]) for key, label in labels.items() if key in series]
-    return [
-        plots.Line(*line, colour, noisy=noisy) for line, colour in zip(present, plots.COLOURS, strict=False)
-    ]
-
-
-def _zero_shot_lines(series: Series, rows: list[dict[str, Any]]) -> list[plots.Line]:
-    """A colour a base set, dashed for its unseen concepts; the variants without flags stay in the table."""
-    bases = list(dict.fromkeys(row["base"] for row in rows))
-    return [
-        plots.Line(
-            row["base"] + (", unseen" if row["unseen"] else ""),
-            series[f"{_ZERO_SHOT}{row['set']}/top1"],
-            plots.COLOURS[bases.index(row["base"]) % len(plots.COLOURS)],
-            row["unseen"],
-        )
-        for row in rows
-        if "top1" in row["metrics"] and not row["no_flags"]
-    ]
-
-
-def _scene_view(
-    name: str, scene: Scene, queries: Sequence[str], texts: np.ndarray | None, short: bool
-) -> dict[str, Any]:
-    """What the template needs of one scene: its sizes, galleries and, unless in short, the heat map."""
-    shown = _QUERIES_IN_SHORT if short else len(queries)
-    cards = _image_to_text(scene, spread_images(scene, _SHOWN_IMAGES_IN_SHORT if short else _SHOWN_IMAGES))
-    return {
-        "name": name,
-        "note": NOTES.get(name),
-        "short": short,
-        "images": len(scene.images),
-        "names": len(scene.names),
-        "unseen": int(np.sum(scene.unseen)),
-        "queries": _text_to_image(scene, queries[:shown], texts[:shown]) if texts is not None else [],
-        "cards": cards,
-        "right": sum(card["rank"] == 1 for card in cards),
-        "hidden": sum(card["unseen"] for card in cards),
-        "heat_map": None if short else _heat_map(scene),
-    }
-
-
-def _text_to_image(scene: Scene, queries: Sequence[str], texts: np.ndarray) -> list[dict[str, Any]]:
-    similarities = texts @ _float(scene.image_embeddings).T
-    nearest = nearest_images(scene, texts, _NEAREST_IMAGES)
-    return [
-        {"query": query, "images": [_thumbnail(scene, i) | {"similarity": float(row[i])} for i in chosen]}
-        for query, row, chosen in zip(queries, similarities, nearest, strict=True)
-    ]
-
-
-def _image_to_text(scene: Scene, images: list[int]) -> list[dict[str, Any]]:
-    """A card an image: its nearest names and the rank of the true one, counted from 1."""
-    similarities = _name_similarities(scene, images)
-    orders = nearest_names(scene, images, len(scene.names))
-    cards = []
-    for image, row, order in zip(images, similarities, orders, strict=True):
-        label = int(scene.labels[image])
-        guesses = [_guess(scene, name, row, right=name == label) for name in order[:_NEAREST_NAMES]]
-        rank = int(np.flatnonzero(order == label)[0]) + 1
-        card = {"guesses": guesses, "rank": rank, "true": _guess(scene, label, row, right=True)}
-        cards.append(_thumbnail(scene, image) | card)
-    return cards
-
-
-def _guess(scene: Scene, name: int, similarities: np.ndarray, right: bool) -> dict[str, Any]:
-    unseen = bool(scene.unseen[name])
-    return {
-        "name": scene.names[name],
-        "similarity": float(similarities[name]),
-        "right": right,
-        "unseen": unseen,
-    }
-
-
-def _thumbnail(scene: Scene, image: int) -> dict[str, Any]:
-    label = int(scene.labels[image])
-    return {
-        "index": int(image),
-        "uri": plots.image_uri(scene.images[image]),
-        "name": scene.names[label],
-        "unseen": bool(scene.unseen[label]),
-    }
-
-
-def _heat_map(scene: Scene) -> dict[str, Any]:
-    """16 names spread evenly over those that have an image, with the first image of each."""
-    labels, first = np.unique(np.asarray(scene.labels), return_index=True)
-    chosen = _spread(np.arange(len(labels)), _HEAT_MAP_SIDE)
-    labels, images = labels[chosen], first[chosen]
-    similarities = _name_similarities(scene, images)[:, labels]
-    names, unseen = [scene.names[i] for i in labels], np.asarray(scene.unseen)[labels]
-    figure = plots.heat_map(np.asarray(scene.images)[images], names, similarities, unseen)
-    right = int(np.sum(np.argmax(similarities, axis=1) == np.arange(len(labels))))
-    return {"uri": plots.figure_uri(figure, tight=True), "count": len(labels), "right": right}
-
-
-def _name_similarities(scene: Scene, images: Sequence[int]) -> np.ndarray:
-    return _float(scene.image_embeddings)[np.asarray(images, int)] @ _float(scene.text_embeddings).T
-
-
-def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    # A stable sort: ties always fall to the lower index, so the page is the same each time.
-    return np.argsort(-values, axis=1, kind="stable")[:, :count]
-
-
-def _spread(values: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` of the values, from the middles of as many equal stretches."""
-    count = min(count, len(values))
-    return values[((np.arange(count) + 0.5) * len(values) / max(count, 1)).astype(int)]
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    # An empty text may encode to the zero vector, which stays zero instead of becoming NaN.
-    vectors = _float(vectors)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def _float(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values, np.float32)
 
 
 def _ratio(value: float | None, chance: float | None) -> float | None:
@@ -382,9 +193,32 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _panel(folder: Path, panel: dict[str, Any]) -> dict[str, str]:
+    name = re.sub(r"\W+", "_", panel["alt"].lower())
+    return {
+        "uri": _kept(folder / f"{name}.png", panel["png"]),
+        "alt": panel["alt"],
+        "caption": panel["caption"],
+    }
+
+
+def _section(folder: Path, picture: Picture) -> dict[str, Any]:
+    png = plots.figure_png(picture.figure, tight=True)
+    # In a browser's pixels, of which there are 96 in an inch.
+    width = round(96 * picture.figure.get_figwidth())
+    uri = _kept(folder / f"{picture.name}.png", png)
+    return {"id": picture.name, "title": picture.title, "text": picture.text, "uri": uri, "width": width}
+
+
+def _kept(path: Path, png: bytes) -> str:
+    """A PNG's data: URI, once it is written."""
+    _write_atomically(path, png)
+    return plots.data_uri(png)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, since a rename is atomic within one file system only.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     os.replace(temporary, path)

@@ -45,6 +45,8 @@ def test_the_smallest_preset_runs(recipe, tmp_path):
     assert np.isfinite(losses).all()
     judged = {key.split("/")[1] for line in lines for key in line if key.startswith("eval/")}
     assert judged == RECIPES[recipe]
+    seen = {path.name for path in (tmp_path / "report").iterdir()} & {"attention.png", "patches.png"}
+    assert len(seen) == (2 if judged == _PICTURES else 0)
     assert (tmp_path / "checkpoints" / "6").exists()
     assert (tmp_path / "report" / "index.html").exists()
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from big_ssl.data import preprocessing
 from big_ssl.evals import knn
@@ -70,11 +70,42 @@ def test_the_evaluator_reports_each_k_the_majority_and_pixels():
     assert evaluator.metrics(embedder) == found
 
 
+def test_some_of_each_class():
+    labels = np.array([2, 0, 2, 2, 0, 5, 2])
+    chosen = [knn.some_of_each(labels, 2, seed) for seed in range(20)]
+    assert all(sorted(labels[indices]) == [0, 0, 2, 2, 5] for indices in chosen)
+    assert all(len(set(indices)) == 5 for indices in chosen)
+    assert {tuple(sorted(indices)) for indices in chosen} == {
+        tuple(sorted((1, 4, 5, a, b))) for a in (0, 2, 3, 6) for b in (0, 2, 3, 6) if a < b
+    }
+    np.testing.assert_array_equal(chosen[3], knn.some_of_each(labels, 2, 3))
+
+
+def test_few_of_each_class_are_asked_in_several_draws(folder, embedder):
+    """The mean over draws of what scikit-learn's nearest neighbour gets with each."""
+    shades = RNG.integers(0, 256, (4, 6, 3))
+    read = lambda colours: [tuple(map(int, colour)) for colour in colours]  # noqa: E731
+    train = folder(dict(a=read(shades[0]), b=read(shades[1])), "train")
+    test = folder(dict(a=read(shades[2]), b=read(shades[3])), "test")
+    sets = (dict(kind="image_folder", path=path) for path in (train, test))
+    found = knn.Knn(*sets, ks=(1,), per_class=(2, 6), tries=3, name="x").metrics(embedder)
+    known, asked, labels = *(shades.reshape(2, 12, 3) - 60.0), np.repeat([0, 1], 6)
+    accuracies = []
+    for seed in range(3):
+        chosen = knn.some_of_each(labels, 2, seed)
+        fit = KNeighborsClassifier(1, metric="cosine").fit(known[chosen], labels[chosen])
+        accuracies.append(fit.score(asked, labels))
+    assert len(set(accuracies)) > 1
+    assert found["knn/x/2_per_class_k1_top1"] == pytest.approx(np.mean(accuracies))
+    assert found["knn/x/6_per_class_k1_top1"] == found["knn/x/k1_top1"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (dict(ks=()), r"knn: ks is \(\); it must hold numbers of at least 1"),
         (dict(ks=(0,)), r"knn: ks is \(0,\)"),
+        (dict(per_class=(5, 0)), r"knn: per_class is \(5, 0\), tries 5; use numbers of at least 1"),
         (dict(features="all"), "features is 'all'; use pooled or images"),
     ],
 )

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from big_ssl.evals import plots, report
+from big_ssl.evals import plots, report, report_texts
+from big_ssl.evals.report_pictures import Picture
 
 QUERIES = ["a red heart", "<b>cat & dog</b>", "flag of $France$"]
 FACTS = {"parameters": "1,234", "command": "python -m big_ssl.main --config=configs/some.py"}
@@ -70,7 +71,7 @@ def make_scene(seed, images=40, names=30, noise=0.3):
     rng = np.random.default_rng(seed)
     text = rng.normal(size=(names, 16))
     labels = rng.permutation(np.arange(images) % names)
-    return report.Scene(
+    return report_texts.Scene(
         images=rng.integers(0, 256, (images, 24, 24, 3), dtype=np.uint8),
         names=[f"name {i} <&>" for i in range(names)],
         labels=labels,
@@ -228,7 +229,7 @@ def test_nearest_names_are_the_most_similar(page, scenes):
 def test_nearest_images_are_the_most_similar(scenes):
     scene = scenes["twemoji"]
     texts = unit(encode_text(["a", "b"]))
-    nearest = report.nearest_images(scene, texts, 8)
+    nearest = report_texts.nearest_images(scene, texts, 8)
     similarities = texts @ scene.image_embeddings.T
     np.testing.assert_array_equal(nearest[:, 0], similarities.argmax(1))
     assert (np.diff(np.take_along_axis(similarities, nearest, 1)) <= 0).all()
@@ -238,14 +239,14 @@ def test_shown_images_do_not_depend_on_the_model(page, scenes):
     scene = scenes["twemoji"]
     shown = [card["image"] for card in page.cards[:12]]
     other = make_scene(0, noise=5.0)
-    assert shown == report.spread_images(scene, 12) == report.spread_images(other, 12)
+    assert shown == report_texts.spread_images(scene, 12) == report_texts.spread_images(other, 12)
     assert len(set(shown)) == 12
     assert scene.unseen[scene.labels[shown]].sum() == 6
 
 
 def test_failures_are_shown_with_the_rank_of_the_right_name(scenes):
     scene = scenes["openmoji"]
-    cards = report._image_to_text(scene, list(range(len(scene.images))))
+    cards = report_texts._image_to_text(scene, list(range(len(scene.images))))
     similarities = scene.image_embeddings @ scene.text_embeddings.T
     for i, card in enumerate(cards):
         assert card["rank"] == 1 + (similarities[i] > similarities[i, scene.labels[i]]).sum()
@@ -259,6 +260,46 @@ def test_a_run_without_scenes(tmp_path):
     headings = [attrs["id"] for tag, attrs in page.elements if tag == "h2"]
     assert headings == ["curves"]
     assert "Over 30 training steps the loss went from" in page.text
+
+
+def self_supervised(step):
+    """A line of a run that learns from pictures alone; a set of unseen concepts beside the whole."""
+    line = training(step) | {"train/dino": 2.0, "train/ibot": 1.0}
+    for term in ("dino", "ibot"):
+        line |= {f"train/{term}_{name}": 1.0 for name in ("teacher_entropy", "target_kl", "target_spread")}
+    for i, name in enumerate(("twemoji", "twemoji_unseen")):
+        base = f"eval/knn/{name}/"
+        line |= {f"{base}k10_top1": 0.3, f"{base}k20_top1": step / 100 - i / 10, f"{base}majority": 0.2}
+        line |= {f"{base}pixel_k10_top1": 0.7, f"{base}pixel_k20_top1": 0.75 - i / 4}
+    return line | {f"eval/linear_sweep/heads/{name}": 0.5 for name in ("top1", "validation_top1")}
+
+
+def test_a_run_without_texts(tmp_path):
+    """Says what neighbours find, the largest k of the last step; shows the pictures, also beside the page."""
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(self_supervised(s)) for s in (10, 40)))
+    figure = plots.tiles([[plots.Tile(np.zeros((4, 4, 3), np.uint8), "black", plots.WRONG)] * 2])
+    picture = Picture("attention", "Where it looks", "At <edges>.", figure)
+    options = dict(scenes={}, encode_text=encode_text, queries=QUERIES, facts=FACTS | {"task": "To see."})
+    path = report.write_report(tmp_path, title="A run", pictures=[picture], **options)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "the 20 nearest training pictures vote for its right class in 40.0% of cases" in page.text
+    assert (
+        "plain pixels, shrunk to 16 × 16, gets 75.0%; always naming the most frequent class gets" in page.text
+    )
+    assert "in no style at all during training, it is right in 30.0% of cases (pixels 50.0%)" in page.text
+    assert "At <edges>." in page.text
+    assert [attrs["id"] for tag, attrs in page.elements if tag == "h2"] == ["task", "curves", "attention"]
+    titles = [attrs["alt"] for tag, attrs in page.elements if tag == "img"]
+    curves = ["Neighbours vote, twemoji", "Neighbours vote, twemoji unseen", "Linear heads, heads"]
+    curves += [
+        "Teacher's entropy, class tokens",
+        "Teacher's entropy, masked patches",
+        "Student behind teacher",
+    ]
+    assert titles[-7:] == [*(f"{curve} over training steps" for curve in curves), "Where it looks"]
+    embedded = base64.b64decode(page.images()[-1].split(",", 1)[1])
+    assert (path.parent / "attention.png").read_bytes() == embedded
+    assert (path.parent / "neighbours_vote_twemoji.png").exists()
 
 
 def test_a_run_without_retrieval_baselines_or_queries(tmp_path, scenes):
@@ -281,7 +322,10 @@ def test_the_page_is_replaced_and_the_same_each_time(text, workdir, scenes):
     path = write(workdir, scenes)
     assert path == workdir / "report" / "index.html"
     assert path.read_text(encoding="utf-8") == text
-    assert [p.name for p in path.parent.iterdir()] == ["index.html"]
+    names = {p.name for p in path.parent.iterdir()}
+    assert {"index.html", "loss.png", "zero_shot_top_1.png", "retrieval_r_1_twemoji.png"} < names
+    assert len(names) == 1 + 6
+    assert Image.open(path.parent / "loss.png").size == (640, 464)
 
 
 def test_a_scene_of_unequal_lengths_is_refused(scenes):
