@@ -8,7 +8,7 @@ import pytest
 
 from big_ssl.config import validate
 from big_ssl.parallel.mesh import make_mesh
-from big_ssl.training import build, schedules
+from big_ssl.training import build, requirements, schedules
 from big_ssl.training.rates import Rates
 from configs import align, align_imagenet, ibot, ibot_imagenet, imagenet
 
@@ -104,3 +104,12 @@ def test_the_demos_can_start_from_those_of_pretraining():
 def test_training_and_validation_pictures_are_those_of_one_dataset():
     train, validation = imagenet.data(224, 256, 224)["source"], imagenet.evals()["imagenet"]["data"]
     assert train | dict(split="validation") == validation
+
+
+def test_what_a_machine_lacks_is_listed_with_the_pictures_to_judge_on():
+    with pytest.raises(requirements.Unrunnable) as caught:
+        requirements.check_machine(align_imagenet.get_config().to_dict(), "configs/align_imagenet.py")
+    message = str(caught.value)
+    for key in ("streams.images.data.source.data_dir", "evals.imagenet.data.data_dir", "init_from.path"):
+        assert f"config.{key} (not set)" in message
+    assert message.endswith("Runs here: --config=configs/align_imagenet.py:demo")
