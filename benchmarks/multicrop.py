@@ -34,7 +34,7 @@ from big_ssl.data.pipeline import LoadExample
 from big_ssl.data.sources import Record
 from configs import ibot_vits16
 
-WIDTH, HEIGHT, QUALITY = 500, 375, 92
+WIDTH, HEIGHT, QUALITY = 500, 375, 90
 CROPS = ("global_crops", "local_crops")
 
 _PICTURES = flags.DEFINE_integer("pictures", 24, "Pictures in a round.", 1)
@@ -50,7 +50,7 @@ def photograph(seed: int) -> bytes:
     frequency[0, 0] = np.inf
     channels = np.fft.irfft2(spectrum / frequency, s=(HEIGHT, WIDTH))
     grey = channels.mean(0)  # the channels of a photograph differ little
-    pixels = 128 + 50 * (grey + 0.3 * (channels - grey)) / grey.std()
+    pixels = 128 + 50 * (grey + 0.1 * (channels - grey)) / grey.std()
     buffer = io.BytesIO()
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
     image.save(buffer, "JPEG", quality=QUALITY)

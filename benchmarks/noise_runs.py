@@ -14,6 +14,7 @@ from big_ssl.data import sources, tokenizers
 from big_ssl.evals import plots
 from big_ssl.training import loop
 from big_ssl.training.metrics import read_lines
+from configs import emoji
 
 # Of all pictures: ALIGN's 3, 6 and 12 million, and whatever is 4x here.
 SIZES = (1, 2, 4)
@@ -79,6 +80,7 @@ def run_config(base: Mapping, run: Run, data: Data, steps: int) -> dict:
     config = copy.deepcopy(dict(base))
     config.update(name=run.name, seed=run.seed, total_steps=steps, eval_every=steps, tokenizer=data.tokenizer)
     config["checkpoint"].update(every=steps, best="")
+    config["evals"] = emoji.evals(styles=("twemoji",), training_styles=())  # no more than is told
     rate = config["learning_rate"]
     rate.update(warmup_steps=min(rate["warmup_steps"], steps // 4))
     stream = config["streams"]["pairs"]["data"]
