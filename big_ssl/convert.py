@@ -27,7 +27,7 @@ _INPUT = flags.DEFINE_string("input", None, "The weights' file, or the folder of
 
 
 def convert(source: str, path, target: str, folder, said) -> int:
-    """Reads path as source, writes folder as target; the number of weights. said: of model_flags.options.
+    """Reads path as source, writes folder as target; how many weights that has. said: of model_flags.options.
 
     Raises FileNotFoundError, and ValueError that names what does not fit.
     """
@@ -36,10 +36,10 @@ def convert(source: str, path, target: str, folder, said) -> int:
         ours = flatten_dict(variables, sep="/")
     else:
         config, ours = read_checkpoint(source, path, said)
-    write_checkpoint(target, folder, config, ours)
+    written = write_checkpoint(target, folder, config, ours)
     if beside := inference.vocabulary_beside(config, path):
         shutil.copyfile(beside, pathlib.Path(folder) / beside.name)
-    return sum(array.size for name, array in ours.items() if name.startswith("params/"))
+    return sum(array.size for name, array in written.items() if name.startswith("params/"))
 
 
 def main(_) -> None:

@@ -51,7 +51,7 @@ class Model:
         self._mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), devices)
         self._batch_size = _BATCH * mesh_lib.batch_ways(self._mesh)
         self.variables = jax.device_put(variables, replicated(self._mesh))
-        self._image, self._text, self._head, self._classifier = architecture.modules(config, dtype)
+        self._image, self._text, self._head, self._classifier, _ = architecture.modules(config, dtype)
         self._view = ImageView(**(config["views"]["image"] | dict(flip=False)))
         self._run_image = sharded(self._image_outputs, self._mesh)
         self._run_text = sharded(self._text_outputs, self._mesh)

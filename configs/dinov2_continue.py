@@ -8,7 +8,9 @@ my_pictures is a folder of pictures, with subfolders or without. Presets: `vits1
 `vitl14`, `vitg14`, each with `_reg` for the models with registers; `demo` continues runs/dinov2_demo on the
 emoji drawings, `tiny` starts from nothing.
 
-The published backbones come without the heads that they were trained with. New heads would pull a backbone
+The published backbones come without the heads that they were trained with; a training's own
+teacher_checkpoint.pth has them, and --from=dinov2 keeps them for a run that asks for heads of their sizes,
+with --config.init_from.skip='()'. New heads would pull a backbone
 that knows much after themselves, who know nothing: so for the first 1,250 steps only the heads learn, and
 then the backbone, at a tenth of their rate. No recipe for this was published; these values are ours, untried
 at full size.

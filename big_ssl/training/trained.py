@@ -90,7 +90,7 @@ def describe(config: Mapping) -> Config:
 
 
 def _described(config, variables):
-    """Of variables what a Config has a place for: no heads of self-distillation, say."""
+    """Of variables what embeds and classifies; heads of self-distillation stay in the run, for init_from."""
     heads = {"contrastive": config["head"], "classification": config.get("classes")}
     params = {
         "encoders": {name: variables["params"]["encoders"][name] for name in config["encoders"]},

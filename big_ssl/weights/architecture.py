@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from big_ssl.models import encoders
+from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.classification import ClassifierHead
 from big_ssl.objectives.contrastive import IMAGE, TEXT, ContrastiveHead
 from big_ssl.weights.errors import WeightsError
@@ -18,12 +19,13 @@ from big_ssl.weights.format import Config
 
 class Modules(NamedTuple):
     """The image tower; of a model that embeds texts too, the text tower and a head that projects
-    without normalising; of a trained classifier that."""
+    without normalising; of a trained classifier that; and by objective the heads of self-distillation."""
 
     image: nn.Module
     text: nn.Module | None
     head: ContrastiveHead | None
     classifier: ClassifierHead | None
+    projections: Mapping[str, ProjectionHead]
 
 
 def modules(config: Config, dtype: str = "float32") -> Modules:
@@ -33,17 +35,19 @@ def modules(config: Config, dtype: str = "float32") -> Modules:
         length, size = tokenizer["length"], tokenizer["size"]
         image = encoders.build(config["encoders"]["image"], dtype, size, length)
         classifier = ClassifierHead(config["classes"]) if config.get("classes") else None
+        projections = {k: ProjectionHead(**options) for k, options in config.get("projections", {}).items()}
         if config["head"] is None:
-            return Modules(image, None, None, classifier)
+            return Modules(image, None, None, classifier, projections)
         text = encoders.build(config["encoders"]["text"], dtype, size, length)
-        return Modules(image, text, ContrastiveHead(**config["head"], normalize=False), classifier)
+        head = ContrastiveHead(**config["head"], normalize=False)
+        return Modules(image, text, head, classifier, projections)
     except (KeyError, TypeError) as error:
         raise WeightsError(f"config.json does not describe a model: {error}") from error
 
 
 def completed(config: Config) -> Config:
     """The Config with every option of its modules spelled out, but how they are computed."""
-    image, text, head, _ = modules(config)
+    image, text, head, *_ = modules(config)
     towers = dict(image=_options(config["encoders"]["image"], image))
     if head is None:
         return config | dict(encoders=towers)
@@ -66,7 +70,7 @@ def _fields(module, without):
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """{path: shape} of all weights: params/encoders/..., params/heads/..., encoders/... for statistics."""
-    image, text, head, classifier = modules(config)
+    image, text, head, classifier, projections = modules(config)
     # A network of convolutions alone takes images of any size.
     size = config["encoders"]["image"].get("image_size", config["image_size"])
     key, images = jax.random.key(0), jnp.zeros((1, size, size, 3))
@@ -74,6 +78,8 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     towers, heads = dict(image=image_variables), {}
     if classifier is not None:
         heads["classification"] = jax.eval_shape(classifier.init, key, {IMAGE: seen})["params"]
+    for name, projection in projections.items():
+        heads[name] = dict(projection=jax.eval_shape(projection.init, key, seen["pooled"])["params"])
     if head is not None and text is not None:
         ids = jnp.zeros((1, 1), int)
         read, towers["text"] = jax.eval_shape(text.init_with_output, key, ids, ids == 0)

@@ -10,8 +10,15 @@ from collections.abc import Mapping
 from big_ssl.models import vit
 from big_ssl.models.position_embedding import RESIZES
 from big_ssl.models.transformer import choose
-from big_ssl.weights import dino_layers
+from big_ssl.weights import dino_heads, dino_layers
+from big_ssl.weights.dino_heads import Names
 from big_ssl.weights.format import Config, Format, image_config, shape_of
+
+# Where one head served both terms, it is the first.
+_HEADS = {
+    "dino": Names("dino_head.mlp", "dino_head.last_layer"),
+    "ibot": Names("ibot_head.mlp", "ibot_head.last_layer"),
+}
 
 
 def _config(tensors, files, options) -> Config:
@@ -27,23 +34,21 @@ def _config(tensors, files, options) -> Config:
         position_resize=resize,
         mask_token="mask_token" in tensors,
     )
-    return image_config(image, image_size=224)
+    return image_config(image, image_size=224, **dino_heads.options(tensors, _HEADS))
 
 
 def _prepare(tensors: Mapping, options: Mapping) -> dict:
     """A backbone's names, whatever the layers were grouped in, and the heads'."""
     del options
     names = {name: name.removeprefix("teacher.").removeprefix("backbone.") for name in tensors}
-    return {
-        re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", names[name]): array for name, array in tensors.items()
-    }
+    return dino_heads.prepared(
+        {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", names[name]): x for name, x in tensors.items()}
+    )
 
 
 FORMAT = Format(
     config=_config,
-    rules=dino_layers.rules,
-    # Of training alone: a Config has no place for them.
-    ignored=(r"(dino|ibot)_head\..*",),
+    rules=lambda config: [*dino_layers.rules(config), *dino_heads.rules(config, _HEADS)],
     options=(*dino_layers.OPTIONS, "position_resize"),
     prepare=_prepare,
 )

@@ -16,7 +16,8 @@ GEMMA_SIZE = 256_000
 # What a model is, in the keys of a training config where there are such: encoders, views,
 # tokenizer; and head (objectives.contrastive.ContrastiveHead), image_size and resize
 # (data.preprocessing). Of a model of images alone, tokenizer and head are None. Of a trained classifier there
-# is `classes` too, how many.
+# is `classes` too, how many; where heads of self-distillation came with a model, `projections` too:
+# {objective: options of models.projection_head.ProjectionHead}, for training that goes on.
 Config = dict[str, Any]
 
 

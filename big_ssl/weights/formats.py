@@ -8,6 +8,7 @@ import numpy as np
 
 from big_ssl.weights import (
     architecture,
+    dino_heads,
     dinov2,
     hf_align,
     hf_clip,
@@ -74,8 +75,9 @@ def read_checkpoint(kind: str, path, options: Mapping | None = None) -> tuple[Co
     return config, ours
 
 
-def write_checkpoint(kind: str, folder, config: Config, ours: Mapping[str, np.ndarray]) -> None:
-    """Writes the weights and the JSON files of a format in WRITTEN into folder.
+def write_checkpoint(kind: str, folder, config: Config, ours: Mapping[str, np.ndarray]) -> dict:
+    """Writes the weights and the JSON files of a format in WRITTEN into folder; returns those of ours that it
+    holds. Heads of self-distillation are in our own format alone: public ones are of what they trained.
 
     Raises WeightsError where the format has no place for this architecture; nothing is written then.
     """
@@ -87,12 +89,16 @@ def write_checkpoint(kind: str, folder, config: Config, ours: Mapping[str, np.nd
         there, wanted = (" and ".join(names) for names in (towers, format_.towers))
         raise WeightsError(f"{kind} is for models of {wanted}; this is one of {there}")
     described = format_.describe(architecture.completed(config))
+    if kind != "big_ssl":
+        heads = tuple(map(dino_heads.PROJECTION.format, config.get("projections", {})))
+        ours = {path: array for path, array in ours.items() if not path.startswith(heads)}
     tensors = rules.write(format_.rules(config), ours)
     folder.mkdir(parents=True, exist_ok=True)
     # transformers wants to be told where the arrays come from.
     write_safetensors(folder / format_.weights[0], tensors, dict(format="pt"))
     for name, content in described.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return dict(ours)
 
 
 def _weights_file(kind, path):

@@ -100,7 +100,13 @@ def test_dinov2_of_a_training(tmp_path):
         chunked = f"blocks.{int(block) // 2}.{block}.{rest}" if name.startswith("blocks") else name
         state[f"backbone.{chunked}"] = value
     for head in ("dino_head", "ibot_head"):
-        state |= {f"{head}.mlp.0.weight": torch.ones(2, 24), f"{head}.last_layer.weight_g": torch.ones(5, 1)}
+        shapes = {"mlp.0": (7, 24), "mlp.2": (7, 7), "mlp.4": (3, 7)}
+        state |= {f"{head}.{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
+        state |= {f"{head}.{name}.bias": torch.ones(shape[0]) for name, shape in shapes.items()}
+        state |= {
+            f"{head}.last_layer.weight_g": torch.ones(5, 1),
+            f"{head}.last_layer.weight_v": torch.ones(5, 3),
+        }
     torch.save(dict(teacher=state), tmp_path / "teacher_checkpoint.pth")
     module, variables = tower("dinov2", tmp_path / "teacher_checkpoint.pth", HEADS)
     assert module.depth == 4
