@@ -60,6 +60,7 @@ def close(found, wanted, rtol):
     jax.tree.map(check, found, wanted)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_loss_and_gradient_of_one():
     (loss, (metrics, _)), grads = gradients(8)
     (wanted, (wanted_metrics, _)), wanted_grads = gradients(1)
@@ -107,6 +108,7 @@ def test_pictures_and_labels_are_mixed_by_the_same_shares():
         assert blended or kept == pytest.approx(share[i], abs=0.02)
 
 
+@pytest.mark.slow
 def test_microbatches_give_the_mean_of_their_own_mixtures():
     """Each is mixed by its own draws, so that the whole is computed here from its parts."""
     made, (params, _, batch) = system()[0], example()

@@ -208,6 +208,7 @@ def test_both_terms_share_one_head(whole):
     jax.tree.map(close, grads, *alone)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_loss_and_gradient_of_one(whole):
     (loss, (_, metrics, kept)), (grads, _) = compiled(8)(0)
     np.testing.assert_allclose(loss, whole[0][0], rtol=1e-5)

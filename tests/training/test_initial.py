@@ -120,6 +120,7 @@ def test_positions_of_longer_texts_are_left_out(tmp_path):
     np.testing.assert_array_equal(found["position"]["embedding"], table[:5])
 
 
+@pytest.mark.slow
 def test_a_run_starts_where_another_ended(train, micro_config, set_up, tmp_path, monkeypatch):
     """Weights, statistics and average are those that the first run evaluates; the step is 0."""
     first = train(micro_config(), tmp_path / "first")
