@@ -17,11 +17,10 @@ import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
-from benchmarks import noise_runs
+from benchmarks import resumable
 from big_ssl import command_line
 from big_ssl.config import validate
 
@@ -94,7 +93,7 @@ def train_all(folder: pathlib.Path) -> dict[str, list[dict]]:
             print(f"{name}, seed {seed}", file=sys.stderr)
             config = run_config(variant, seed, steps)
             where = folder / f"{name.replace(' ', '_')}_seed{seed}"
-            results.setdefault(name, []).append(columns(noise_runs.result(config, where)))
+            results.setdefault(name, []).append(columns(resumable.result(config, where)))
             write(folder, results)
     return results
 
@@ -124,18 +123,7 @@ def _cell(values, name):
 
 
 def main(_) -> None:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # orbax and grain log every step of a save
-    folder = pathlib.Path(command_line.OUTPUT.value)
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        print(table(train_all(folder)))
-    except noise_runs.Stopped:
-        print(f"stopped; the same command goes on in {folder}", file=sys.stderr)
-    except (OSError, ValueError) as error:
-        print(str(error).splitlines()[0], file=sys.stderr)
-        sys.exit(2)
+    resumable.main(lambda folder: print(table(train_all(folder))))
 
 
 if __name__ == "__main__":

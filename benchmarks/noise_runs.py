@@ -1,7 +1,6 @@
 """The runs of benchmarks/noise_vs_scale.py: their configs, their results, and what is drawn of them."""
 
 import copy
-import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -12,8 +11,6 @@ from matplotlib.figure import Figure
 from big_ssl.config import validate
 from big_ssl.data import sources, tokenizers
 from big_ssl.evals import plots
-from big_ssl.training import loop
-from big_ssl.training.metrics import read_lines
 from configs import emoji
 
 # Of all pictures: ALIGN's 3, 6 and 12 million, and whatever is 4x here.
@@ -46,10 +43,6 @@ class Data(NamedTuple):
     source: Mapping
     kinds: Mapping[str, str]
     tokenizer: Mapping
-
-
-class Stopped(Exception):
-    """A run was asked to stop, and has saved."""
 
 
 def part(source: Mapping, size: int) -> dict:
@@ -87,27 +80,6 @@ def run_config(base: Mapping, run: Run, data: Data, steps: int) -> dict:
     stream.update(source=part(data.source, run.size), captions={data.kinds[run.text]: 1.0})
     validate(config)
     return config
-
-
-def result(config: Mapping, folder: pathlib.Path) -> dict[str, float]:
-    """{metric: value} at the end of a run, which is trained only if folder does not hold its end.
-
-    Raises ValueError where folder holds a run of another config, and Stopped.
-    """
-    written, text = folder / "config.json", json.dumps(config, indent=2)
-    if written.exists() and written.read_text() != text:
-        raise ValueError(f"{folder} holds a run with other settings; choose another --output")
-    found = _found(folder, config["total_steps"])
-    if not found:
-        if not loop.train(config, folder).finished:
-            raise Stopped
-        found = _found(folder, config["total_steps"])
-    return found
-
-
-def _found(folder, step):
-    lines = [line for line in read_lines(folder / "metrics.jsonl") if line["step"] == step]
-    return {key: value for line in lines for key, value in line.items() if key.startswith("eval/")}
 
 
 def by_size(

@@ -21,14 +21,13 @@ import json
 import pathlib
 import sys
 
-import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import noise_runs
+from benchmarks import noise_runs, resumable
 from big_ssl import command_line
 from big_ssl.config import validate_source
 from big_ssl.data import sources
@@ -74,7 +73,7 @@ def train_all(folder: pathlib.Path) -> dict:
     results = {}
     for i, (run, config) in enumerate(configs.items(), 1):
         print(f"run {i} of {len(runs)}: {run.name}", file=sys.stderr)
-        results[run] = noise_runs.result(config, folder / run.name)
+        results[run] = resumable.result(config, folder / run.name)
         write(folder, results, data)
     return results
 
@@ -113,19 +112,7 @@ def _cell(found):
 
 
 def main(_) -> None:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # orbax and grain log every step of a save
-    folder = pathlib.Path(command_line.OUTPUT.value)
-    # The runs differ in their data alone: one compilation serves them all.
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        print_table(train_all(folder))
-    except noise_runs.Stopped:
-        print(f"stopped; the same command goes on in {folder}", file=sys.stderr)
-    except (OSError, ValueError) as error:
-        print(str(error).splitlines()[0], file=sys.stderr)
-        sys.exit(2)
+    resumable.main(lambda folder: print_table(train_all(folder)))
 
 
 if __name__ == "__main__":

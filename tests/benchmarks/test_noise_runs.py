@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import noise_runs
+from benchmarks import noise_runs, resumable
 from benchmarks.noise_runs import METRICS, Data, Run
 from big_ssl.config import ConfigError
 from big_ssl.data import sources
@@ -82,25 +82,25 @@ def trained(monkeypatch):
         ]
         finished = "noisy" not in folder.name
         (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines[: 3 * finished]))
-        return noise_runs.loop.Result(None, None, {}, None, finished)
+        return resumable.loop.Result(None, None, {}, None, finished)
 
-    monkeypatch.setattr(noise_runs.loop, "train", train)
+    monkeypatch.setattr(resumable.loop, "train", train)
     return folders
 
 
 def test_a_finished_run_is_not_trained_again(trained, tmp_path):
     config = _configs()[RUNS[0]]
     for _ in range(2):
-        assert noise_runs.result(config, tmp_path / "run") == {"eval/a": 0.5}
+        assert resumable.result(config, tmp_path / "run") == {"eval/a": 0.5, "train/b": 2}
     assert trained == ["run"]
     with pytest.raises(ValueError, match="run holds a run with other settings; choose another --output"):
-        noise_runs.result(config | dict(seed=4), tmp_path / "run")
+        resumable.result(config | dict(seed=4), tmp_path / "run")
 
 
 def test_a_run_that_was_stopped_is_not_taken_for_finished(trained, tmp_path):
     for _ in range(2):
-        with pytest.raises(noise_runs.Stopped):
-            noise_runs.result(_configs()[RUNS[1]], tmp_path / "noisy")
+        with pytest.raises(resumable.Stopped):
+            resumable.result(_configs()[RUNS[1]], tmp_path / "noisy")
         (tmp_path / "noisy" / "config.json").unlink()
         (tmp_path / "noisy" / "metrics.jsonl").unlink()
         (tmp_path / "noisy").rmdir()
