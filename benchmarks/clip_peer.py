@@ -1,27 +1,15 @@
 """transformers' CLIPModel with PyTorch's AdamW, in a process of its own, for benchmarks/clip_step.py."""
 
-import time
-
 import numpy as np
 
-
-def clocks() -> np.ndarray:
-    """float64[2]: seconds by the clock, and of all cores of this process."""
-    return np.array([time.perf_counter(), time.process_time()])
-
-
-def timed(function):
-    """(float64[2] as `clocks`, what function() gives)."""
-    began = clocks()
-    value = function()
-    return clocks() - began, value
+from benchmarks import turns
 
 
 def serve(connection, folder, batch, settings, view, product) -> None:
-    """Writes a model's weights into folder, then answers each message until None comes.
+    """Writes a model's weights into folder, then takes its turns.
 
-    "step": a step taken, "product": a lone product of two matrices of the shapes in product; the answer
-    is that of `timed`. batch: images normalised here, and texts; settings: config.optimizer.
+    "step": a step taken, "product": a lone product of two matrices of the shapes in product. batch:
+    images normalised here, and texts; settings: config.optimizer.
     """
     import torch
     import transformers
@@ -31,9 +19,7 @@ def serve(connection, folder, batch, settings, view, product) -> None:
     model.save_pretrained(folder)
     left, right = (torch.randn(shape) for shape in product)
     tasks = dict(step=_step(torch, model, batch, settings, view), product=lambda: float((left @ right)[0, 0]))
-    connection.send("ready")
-    while (task := connection.recv()) is not None:
-        connection.send(timed(tasks[task]))
+    turns.answer(connection, tasks)
 
 
 def _step(torch, model, batch, settings, view):

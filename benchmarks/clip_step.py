@@ -3,17 +3,13 @@
     python -m benchmarks.clip_step [--batch=32] [--steps=5] [--json=FILE]
 
 Forward, symmetric contrastive loss, backward and update, float32, ours through the real training step.
-Both start from the same weights, and their first losses must agree; then they take turns, each in a
-process of its own, so that a slow spell of the machine meets both. Seconds of all cores are told beside
-seconds of the clock, since only they stay comparable where others use the machine. A ratio above 1
-means that ours is the faster. Needs PyTorch and transformers, which `make parity` installs, and 8 GB.
+Both start from the same weights, and their first losses must agree; then they take turns
+(benchmarks/turns.py). A ratio above 1 means that ours is the faster. Needs PyTorch and transformers, which
+`make parity` installs, and 8 GB.
 """
 
-import contextlib
 import importlib.util
 import json
-import multiprocessing
-import os
 import sys
 import tempfile
 
@@ -23,7 +19,7 @@ import numpy as np
 from absl import app, flags, logging
 from flax.traverse_util import unflatten_dict
 
-from benchmarks import clip_peer
+from benchmarks import clip_peer, turns
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import flops
 from big_ssl.training.setup import set_up
@@ -80,60 +76,6 @@ def make_ours(config, batch, weights):
     return step, count
 
 
-@contextlib.contextmanager
-def peer(*arguments):
-    """PyTorch's process, as a function of a task; arguments: as clip_peer.serve has them, but the first."""
-    # Waiting threads that spin would count as work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    here, there = multiprocessing.Pipe()
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=clip_peer.serve, args=(there, *arguments), daemon=True)
-    process.start()
-    there.close()  # so that its end is seen here, should it fail
-
-    def ask(task):
-        here.send(task)
-        return here.recv()
-
-    here.recv()
-    yield ask
-    here.send(None)
-    process.join()
-
-
-def take_turns(tasks: dict, count: int) -> dict:
-    """{name: float64[count, 2]}, seconds by the clock and of all cores; tasks: as clip_peer.timed."""
-    times = {name: [] for name in tasks}
-    for _ in range(count):
-        for name, task in tasks.items():
-            times[name].append(task()[0])
-    return {name: np.array(taken) for name, taken in times.items()}
-
-
-def report(times, rates, count) -> dict:
-    """Prints the figures, and returns them."""
-    found = dict(flops=count)
-    print(f"{count / 1e9:.0f} GFLOP a step in matrix products")
-    for name, taken in times.items():
-        clock, cores = np.median(taken, 0)
-        share = count / rates[name] / cores
-        found[name] = dict(seconds=taken.tolist(), product_rate=rates[name], share=share)
-        print(
-            f"{name:>6}: {_spread(taken[:, 0])} s by the clock, {count / clock / 1e9:.0f} GFLOP/s; "
-            f"{_spread(taken[:, 1])} s of cores, {count / cores / 1e9:.0f} GFLOP a second of each; a lone "
-            f"product {rates[name] / 1e9:.0f}, at which the products are {share:.0%} of the step"
-        )
-    ratios = times["theirs"] / times["ours"]
-    for column, what in enumerate(("by the clock", "of cores")):
-        found[f"ratios {what}"] = ratios[:, column].tolist()
-        print(f"theirs / ours, {what}: {_spread(ratios[:, column])}")
-    return found
-
-
-def _spread(values):
-    return f"{np.median(values):.2f} ({values.min():.2f} to {values.max():.2f})"
-
-
 def main(argv) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
@@ -141,31 +83,17 @@ def main(argv) -> None:
         sys.exit("clip_step compares with PyTorch and transformers: `make parity` installs both")
     config, batch = clip_config(_BATCH.value), random_pairs(_BATCH.value)
     shapes = (_BATCH.value * TOKENS, WIDTH), (WIDTH, INNER)
+    work = 2 * _BATCH.value * TOKENS * WIDTH * INNER
     with tempfile.TemporaryDirectory() as folder:
         arguments = folder, batch, config["optimizer"], config["views"]["image"], shapes
-        with peer(*arguments) as ask:
+        with turns.peer(clip_peer.serve, *arguments) as ask:
             step, count = make_ours(config, batch, folder)
             product, matrices = jax.jit(jnp.matmul), [jnp.ones(shape) for shape in shapes]
-            steps = dict(ours=lambda: clip_peer.timed(step), theirs=lambda: ask("step"))
-            check_losses({name: task()[1] for name, task in steps.items()})
-            times = take_turns(steps, _STEPS.value)
-            products = dict(
-                ours=lambda: clip_peer.timed(lambda: product(*matrices).block_until_ready()),
-                theirs=lambda: ask("product"),
-            )
-            seconds = {name: taken[:, 1].min() for name, taken in take_turns(products, 20).items()}
-    work = 2 * _BATCH.value * TOKENS * WIDTH * INNER
-    found = report(times, {name: work / taken for name, taken in seconds.items()}, count)
+            own = dict(step=step, product=lambda: product(*matrices).block_until_ready())
+            found = turns.compare(own, ask, _STEPS.value, count, work)
     if _JSON.value:
         with open(_JSON.value, "w") as file:
             json.dump(found, file, indent=2)
-
-
-def check_losses(losses: dict) -> None:
-    """Exits where the two models, of the same weights, do not agree."""
-    print(f"first losses: {losses}")
-    if abs(losses["ours"] - losses["theirs"]) > 1e-3:
-        sys.exit("the first losses differ: this would compare two different models")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from big_ssl.weights.dino_heads import Names
 from big_ssl.weights.format import Config, Format, image_config, shape_of
 
 # Where one head served both terms, it is the first.
-_HEADS = {
+HEADS = {
     "dino": Names("dino_head.mlp", "dino_head.last_layer"),
     "ibot": Names("ibot_head.mlp", "ibot_head.last_layer"),
 }
@@ -34,7 +34,7 @@ def _config(tensors, files, options) -> Config:
         position_resize=resize,
         mask_token="mask_token" in tensors,
     )
-    return image_config(image, image_size=224, **dino_heads.options(tensors, _HEADS))
+    return image_config(image, image_size=224, **dino_heads.options(tensors, HEADS))
 
 
 def _prepare(tensors: Mapping, options: Mapping) -> dict:
@@ -48,7 +48,7 @@ def _prepare(tensors: Mapping, options: Mapping) -> dict:
 
 FORMAT = Format(
     config=_config,
-    rules=lambda config: [*dino_layers.rules(config), *dino_heads.rules(config, _HEADS)],
+    rules=lambda config: [*dino_layers.rules(config), *dino_heads.rules(config, HEADS)],
     options=(*dino_layers.OPTIONS, "position_resize"),
     prepare=_prepare,
 )
