@@ -15,7 +15,7 @@ def test_every_schedule_of_a_config_is_there():
         "learning_rate",
         "optimizer.weight_decay",
         "ema",
-        "rates: prototypes$",
+        "rates: /prototype",
         "images: dino.weight",
         "images: ibot.weight",
         "images: ibot.teacher_temperature",

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from PIL import Image
 
 from big_ssl.data import pipeline
 from big_ssl.data.host_views import RandomResizedCrop
@@ -146,7 +147,7 @@ class _Load(grain.transforms.RandomMap):
 
     def random_map(self, index: int, rng: np.random.Generator):
         picture, label = self._data.picture(index, lambda image: image)
-        (window,) = self._view.draw(picture, rng)
+        (window,) = self._view.draw(Image.fromarray(picture), rng)
         # Here, not in the tower, which sees what it would in any evaluation.
         return dict(image=window[:, ::-1] if rng.random() < 0.5 else window, label=label)
 
