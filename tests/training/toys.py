@@ -27,9 +27,9 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, outputs):
         (output,) = outputs.values()
-        bias = self.param("bias", nn.initializers.ones, (5,))
+        scale = self.param("scale", nn.initializers.ones, (5,))
         factor = self.param("factor", nn.initializers.ones, ())
-        return dict(x=nn.Dense(5)(output["pooled"]), factor=factor, shared=dict(bias=bias))
+        return dict(x=nn.Dense(5)(output["pooled"]), factor=factor, shared=dict(scale=scale))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Toy:
     head_of: str = ""
 
     def loss(self, features, batch, mutable, step):
-        x = features["factor"] * jnp.tanh(features["x"]) + features["shared"]["bias"]
+        x = features["factor"] * features["shared"]["scale"] * jnp.tanh(features["x"])
         target = batch["text"]["ids"][:, :1] + step
         per_example = ((x - target) ** 2).sum(1)
         value = jnp.log(per_example.sum()) if self.scope == "batch" else per_example.mean()
