@@ -36,15 +36,15 @@ class Variant(NamedTuple):
 _SHORT = "dinov2_vitl16_short"
 TABLES: dict[str, dict[str, Variant]] = {
     "ibot": {
-        "DINO and masked patches": Variant("ibot_vits16"),
-        "DINO alone": Variant("ibot_vits16", weights=dict(ibot=0.0)),
-        "masked patches alone": Variant("ibot_vits16", weights=dict(dino=0.0)),
+        "DINO and masked patches": Variant("ibot_vits16", weights=dict(koleo=0.0)),
+        "DINO alone": Variant("ibot_vits16", weights=dict(koleo=0.0, ibot=0.0)),
+        "masked patches alone": Variant("ibot_vits16", weights=dict(koleo=0.0, dino=0.0)),
     },
     "koleo": {
         "with KoLeo": Variant(_SHORT),
         "without": Variant(_SHORT, weights=dict(koleo=0.0)),
     },
-    "dinov2": {"iBOT": Variant("ibot_vits16"), "DINOv2": Variant("dinov2_vitg14")},
+    "dinov2": {"iBOT and KoLeo": Variant("ibot_vits16"), "DINOv2": Variant("dinov2_vitg14")},
     "hybrid": {
         "contrastive": Variant("hybrid_clip_dinov2", "_contrastive"),
         "self-supervised": Variant("hybrid_clip_dinov2", "_self_supervised"),
@@ -71,7 +71,8 @@ def run_config(variant: Variant, seed: int, steps: int) -> dict:
         rate.update(peak=0.0, final=0.0, start=0.0)
     (stream,) = config["streams"].values()
     for name, weight in variant.weights.items():
-        stream["objectives"][name]["weight"] = weight
+        if name in stream["objectives"]:  # the smallest preset of iBOT has no KoLeo
+            stream["objectives"][name]["weight"] = weight
     validate(config)
     return config
 

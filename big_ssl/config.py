@@ -40,7 +40,7 @@ SCHEMA: Mapping = dict(
     mesh_rules=TEXTS,
     sharding=TEXTS,
     requires=dict(devices=int, gib_per_device=NUMBER, weights=bool, preset_here=str),
-    init_from=dict(path=str, skip=TEXTS, rename=TEXTS),
+    init_from=dict(path=str, skip=TEXTS, copy=TEXTS),
     tokenizer=dict(kind=str, vocabulary=str, size=int, length=int),
     streams=ANY,
     views=ANY,
@@ -102,9 +102,9 @@ def validate(config: Mapping) -> None:
     for i, rule in enumerate(config["sharding"]):
         _check_rule(rule, f"sharding.{i}", "mesh axes")
         _check_type(rule[1], TEXTS, f"sharding.{i}.1")
-    for i, rule in enumerate(config["init_from"]["rename"]):
-        _check_rule(rule, f"init_from.rename.{i}", "its replacement")
-        _check_type(rule[1], str, f"init_from.rename.{i}.1")
+    for i, rule in enumerate(config["init_from"]["copy"]):
+        _check_rule(rule, f"init_from.copy.{i}", "its replacement")
+        _check_type(rule[1], str, f"init_from.copy.{i}.1")
     for i, rule in enumerate(config["rates"]):
         _check_rule(rule, f"rates.{i}", "a factor")
         _check_schedule(rule[1], config["total_steps"], f"rates.{i}.1", rates.build_factor)

@@ -77,7 +77,7 @@ def full(model: str) -> dict:
         mesh_rules=(),
         sharding=(),
         requires=dict(devices=chosen["devices"], gib_per_device=16.0, weights=False, preset_here="demo"),
-        init_from=dict(path="", skip=(), rename=()),
+        init_from=dict(path="", skip=(), copy=()),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=chosen["vocab_size"], length=64),
         streams=dict(
             pairs=dict(

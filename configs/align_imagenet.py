@@ -64,7 +64,7 @@ def frozen(model: str) -> dict:
     config = full(model)
     config.update(
         name=f"align_{model}_imagenet_frozen",
-        init_from=dict(path="", skip=("heads/",), rename=()),
+        init_from=dict(path="", skip=("heads/",), copy=()),
         streams=_streams(train=289, evaluate=360),
         learning_rate=_falling(0.1),
         rates=(("encoders/", 0.0),),
@@ -99,7 +99,7 @@ def demo() -> dict:
         remat="none",
         mesh=dict(data=-1, fsdp=1, tensor=1),
         requires=dict(devices=1, gib_per_device=2.0, weights=False, preset_here="tiny"),
-        init_from=dict(path="", skip=("heads/",), rename=()),
+        init_from=dict(path="", skip=("heads/",), copy=()),
         encoders=dict(image=pretraining["encoders"]["image"]),
         learning_rate=dict(kind="steps", values=((0, 0.05), (300, 0.01))),
         rates=(),  # from scratch all is to learn

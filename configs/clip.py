@@ -54,7 +54,7 @@ def full(model: str) -> dict:
         mesh_rules=(),
         sharding=(),
         requires=dict(devices=256, gib_per_device=15.0, weights=False, preset_here="demo"),
-        init_from=dict(path="", skip=(), rename=()),
+        init_from=dict(path="", skip=(), copy=()),
         tokenizer=dict(kind="clip_bpe", vocabulary="clip", size=49_408, length=77),
         streams=dict(
             pairs=dict(

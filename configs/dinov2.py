@@ -18,6 +18,7 @@ import functools
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from big_ssl import recipe
 from big_ssl.models import vit
@@ -66,8 +67,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "vitg14": dict(variant="g/14", feed_forward="swiglu", per_device=12, **_LONG),
 }
 _EPOCH = 1_250
-# A prototype's scores for this many of a group's patches exist at a time.
-_CHUNK = 128
+# Scores of so many of a group's patches exist at a time, and of so many of an example's 18 pairs of crops.
+_CHUNK, _TOKEN_CHUNK = 128, 2
 
 
 def full(model: str) -> dict:
@@ -79,7 +80,7 @@ def full(model: str) -> dict:
         name=f"dinov2_{model}",
         total_steps=chosen["steps"],
         mesh=dict(data=1, fsdp=-1, tensor=1),
-        requires=dict(config["requires"], devices=32 if chosen["batch_size"] == 2_048 else 96),
+        requires=dict(config["requires"], devices=chosen["batch_size"] // chosen["per_device"]),
         ema=dict(kind="cosine", peak=chosen["ema"], warmup_steps=0, start=0.0, final=1.0),
         eval_every=12_500,
         checkpoint=dict(every=2_500, keep=3, best=""),
@@ -114,6 +115,9 @@ def full(model: str) -> dict:
         image_size=224,
         drop_path=chosen["drop_path"],
         drop_path_groups=chosen["batch_size"] // chosen["per_device"],
+        registers=0,
+        rope_base=placeholder(float),
+        rope_rescale=1.0,
         scan=True,
     )
     return config
@@ -122,10 +126,13 @@ def full(model: str) -> dict:
 def _objectives(chosen):
     head = dict(prototypes=chosen["prototypes"], hidden=2_048, bottleneck=256, layers=3, learn_lengths=True)
     rise = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=30 * _EPOCH, final=0.07)
-    shared = dict(weight=1.0, teacher_temperature=rise, centring=dict(chosen["centring"]), chunk=_CHUNK)
+
+    def term(**own):
+        return dict(weight=1.0, teacher_temperature=dict(rise), centring=dict(chosen["centring"]), **own)
+
     return dict(
-        dino=dict(shared, head=dict(head, bottleneck=chosen["token_bottleneck"])),
-        ibot=dict(shared, head=head if chosen["separate"] else "dino", centre_over="masked"),
+        dino=term(head=dict(head, bottleneck=chosen["token_bottleneck"]), chunk=_TOKEN_CHUNK),
+        ibot=term(head=head if chosen["separate"] else "dino", centre_over="masked", chunk=_CHUNK),
         koleo=dict(weight=0.1, group_size=chosen["per_device"], crops=2),
     )
 

@@ -8,12 +8,11 @@ my_pictures is a folder of pictures, with subfolders or without. Presets: `vits1
 `vitl14`, `vitg14`, each with `_reg` for the models with registers; `demo` continues runs/dinov2_demo on the
 emoji drawings, `tiny` starts from nothing.
 
-The published backbones come without the heads that they were trained with; a training's own
-teacher_checkpoint.pth has them, and --from=dinov2 keeps them for a run that asks for heads of their sizes,
-with --config.init_from.skip='()'. New heads would pull a backbone
-that knows much after themselves, who know nothing: so for the first 1,250 steps only the heads learn, and
-then the backbone, at a tenth of their rate. No recipe for this was published; these values are ours, untried
-at full size.
+The published backbones come without the heads that they were trained with, and new heads would pull a
+backbone that knows much after themselves, who know nothing: so for the first 1,250 steps only the heads
+learn, and then the backbone, at a tenth of their rate. No recipe for this was published; these values are
+ours, untried at full size. A training's own teacher_checkpoint.pth has heads, which --from=dinov2 keeps: for
+those this file's heads must be given their sizes, and init_from.skip be ().
 """
 
 import functools
@@ -47,7 +46,7 @@ def full(model: str, registers: int = 0) -> dict:
         name=f"dinov2_continue_{model}",
         total_steps=_STEPS,
         requires=dict(config["requires"], devices=8, weights=True),
-        init_from=dict(path="", skip=("heads/",), rename=()),
+        init_from=dict(path="", skip=("heads/",), copy=()),
         eval_every=2_500,
         rates=_rates(_HEADS_ALONE),
     )
@@ -65,7 +64,7 @@ def full(model: str, registers: int = 0) -> dict:
 
 
 def _rates(heads_alone):
-    """Prototypes wait as in all runs; the backbone waits for the heads, and is slower than they."""
+    """The backbone waits for the heads, and is slower than they."""
     waits = dict(kind="steps", values=((0, 0.0), (heads_alone, 0.1)))
     return (("encoders/", waits),)
 
@@ -73,7 +72,7 @@ def _rates(heads_alone):
 def demo() -> dict:
     """DINOv2's demo, continued, with new heads."""
     config = dinov2.demo("vitl16_short")
-    path = dict(path="runs/dinov2_demo", skip=("heads/",), rename=())
+    path = dict(path="runs/dinov2_demo", skip=("heads/",), copy=())
     config.update(name="dinov2_continue_demo", init_from=path, rates=_rates(50))
     return config
 

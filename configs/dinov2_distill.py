@@ -26,11 +26,8 @@ STUDENTS = {"vits14": "S/14", "vitb14": "B/14", "vitl14": "L/14"}
 _NO_SKIPPING = dict(drop_path=0.0, drop_path_groups=1)
 # From a run of configs/dinov2_vitg14.py: its tower and heads are the teacher's, the student has none yet.
 _FROM_TEACHER = dict(
-    skip=("params/encoders/image/", "/projection/"),
-    rename=(
-        ("^params/encoders/image/", "params/encoders/teacher/"),
-        ("/projection/", "/teacher_projection/"),
-    ),
+    skip=("encoders/image/", "/projection/"),
+    copy=(("encoders/image/", "encoders/teacher/"), ("/projection/", "/teacher_projection/")),
 )
 
 
@@ -43,7 +40,9 @@ def full(student: str) -> dict:
     images = config["streams"]["images"]
     images.update(batch_size=2_048)
     images["objectives"]["koleo"].update(group_size=64)
-    config["requires"].update(weights=True)
+    # Without masks the groups are the examples, 64 a device.
+    images["objectives"]["ibot"].update(chunk=4)
+    config["requires"].update(devices=32, weights=True)
     return config
 
 
@@ -59,7 +58,7 @@ def demo(student: str) -> dict:
 def tiny(student: str) -> dict:
     """The demo's code path in seconds, from no weights."""
     config = _taught(dinov2.tiny("vitg14"))
-    config.update(name=f"dinov2_distill_{student}_tiny", init_from=dict(path="", skip=(), rename=()))
+    config.update(name=f"dinov2_distill_{student}_tiny", init_from=dict(path="", skip=(), copy=()))
     config["encoders"]["image"].update(width=16)
     return config
 

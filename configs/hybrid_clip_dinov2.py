@@ -19,6 +19,7 @@ import functools
 from ml_collections import ConfigDict
 
 from big_ssl import recipe
+from big_ssl.evals import suite
 from big_ssl.models import vit
 from configs import clip, dinov2, emoji
 
@@ -97,7 +98,9 @@ def self_supervised(make) -> dict:
     config = make()
     config.update(name=f"{config['name']}_self_supervised")
     del config["streams"]["pairs"]["objectives"]["contrastive"], config["encoders"]["text"]
-    config["evals"] = {name: options for name, options in config["evals"].items() if options["kind"] == "knn"}
+    config["evals"] = {
+        name: options for name, options in config["evals"].items() if options["kind"] not in suite.OF_TEXTS
+    }
     return config
 
 

@@ -6,7 +6,8 @@
 
 The files ibot_*.py choose a model; what they share is here. Presets: `demo`, the same method scaled
 down, on the embedded emoji drawings without their names, minutes on two CPU cores; `tiny`, seconds,
-for tests. Either objective's weight set to 0 leaves the other method: DINO, or masked modelling alone.
+for tests. Either objective's weight set to 0 leaves the other method: DINO, or masked modelling alone. The
+demo has DINOv2's KoLeo besides.
 
 What differs from the published code, and why: exactly half of a group's crops are masked, with ratios
 spread evenly over [0.1, 0.5], where the code draws both for each crop: it makes the number of masked
@@ -62,7 +63,7 @@ def full(model: str) -> dict:
         mesh_rules=(),
         sharding=(),
         requires=dict(devices=16, gib_per_device=15.0, weights=False, preset_here="demo"),
-        init_from=dict(path="", skip=(), rename=()),
+        init_from=dict(path="", skip=(), copy=()),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
         streams=dict(
             images=dict(batch_size=1_024, data=_data(chosen["scale"]), objectives=_objectives(chosen))
@@ -120,17 +121,18 @@ def _objectives(chosen):
     """One head for both terms, as in all published runs."""
     rise = chosen["rise"] * _EPOCH
     head = dict(prototypes=8_192, hidden=2_048, bottleneck=256, layers=3, learn_lengths=chosen["lengths"])
-    patch = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=rise, final=0.07)
-    # The small model's class token starts at 0.07.
-    token = 0.07 if chosen["variant"] == "S/16" else patch
+    temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=rise, final=0.07)
     return dict(
         dino=dict(
-            weight=1.0, head=head, teacher_temperature=token, centring=dict(kind="centre", momentum=0.9)
+            weight=1.0,
+            head=head,
+            teacher_temperature=dict(temperature),
+            centring=dict(kind="centre", momentum=0.9),
         ),
         ibot=dict(
             weight=1.0,
             head="dino",
-            teacher_temperature=patch,
+            teacher_temperature=dict(temperature),
             centring=dict(kind="centre", momentum=0.9),
             centre_over="all",
         ),

@@ -55,7 +55,7 @@ def full(model: str) -> dict:
         total_steps=chosen["epochs"] * imagenet.EPOCH,
         requires=dict(devices=8, gib_per_device=15.0, weights=True, preset_here="demo"),
         # Of a run's heads none is of use here, and published backbones have no mask token.
-        init_from=dict(path="", skip=("heads/", "mask_token$"), rename=()),
+        init_from=dict(path="", skip=("heads/", "mask_token$"), copy=()),
         streams=dict(
             images=dict(
                 batch_size=imagenet.BATCH,

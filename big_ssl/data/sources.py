@@ -221,7 +221,8 @@ class ParquetPairs(Sequence[Record]):
 
 class ImageFolder(Sequence[Record]):
     """A folder with a subfolder of pictures, at any depth, for each class; the class is the label. Or one of
-    pictures without subfolders, which have no label then.
+    pictures without subfolders, which have no label then. Beside subfolders pictures are left out, and so is
+    what is hidden.
 
     Classes come in the order of their names; where all are integers (ImageNet-V2), in the order
     of these. Raises FileNotFoundError where there is no such folder, ValueError where it has no
@@ -229,7 +230,10 @@ class ImageFolder(Sequence[Record]):
     """
 
     def __init__(self, path: str):
-        folders = [folder for folder in epath.Path(path).iterdir() if folder.is_dir()]
+        if not path:
+            raise ValueError("image_folder: path is not set")
+        inside = [place for place in epath.Path(path).iterdir() if not place.name.startswith(".")]
+        folders = [place for place in inside if place.is_dir()]
         numbers = all(folder.name.isdecimal() for folder in folders)
         folders.sort(key=lambda folder: int(folder.name) if numbers else folder.name)
         self._names = [folder.name for folder in folders]

@@ -5,7 +5,7 @@ the teacher's scores need ever exist as a whole. Both are points, whose scores a
 again for the gradient.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +16,20 @@ from big_ssl.losses.chunks import fold, mapped
 class Scores(NamedTuple):
     """points @ prototypes / temperature: [G, N, K], not made yet.
 
-    points: float32[G, N, D], of length 1, in G groups that are split over devices; prototypes: [D, K], in the
-    dtype of the product, whose sums are float32; temperature: float32[].
+    points: float32[G, N, D], of length 1, in G groups that are split over devices; prototypes: float32[D, K];
+    temperature: float32[]; dtype: of the factors of the product, whose sums, and whose gradients over all
+    chunks, are float32.
     """
 
     points: jax.Array
     prototypes: jax.Array
     temperature: jax.Array | float
+    dtype: Any = jnp.float32
 
     def of(self, points):
         """float32[..., K] of these points [..., D]."""
         scores = jnp.matmul(
-            points.astype(self.prototypes.dtype), self.prototypes, preferred_element_type=jnp.float32
+            points.astype(self.dtype), self.prototypes.astype(self.dtype), preferred_element_type=jnp.float32
         )
         return scores / self.temperature
 

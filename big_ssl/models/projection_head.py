@@ -36,7 +36,9 @@ class ProjectionHead(nn.Module):
 
     def __call__(self, x):
         return jnp.matmul(
-            self.project(x).astype(self.dtype), self.kernel(), preferred_element_type=jnp.float32
+            self.project(x).astype(self.dtype),
+            self.kernel().astype(self.dtype),
+            preferred_element_type=jnp.float32,
         )
 
     def project(self, x):
@@ -48,6 +50,7 @@ class ProjectionHead(nn.Module):
         return l2_normalize(x.astype(jnp.float32))
 
     def kernel(self):
-        """The prototypes as columns [bottleneck, prototypes]: a point's scores are its products with them."""
+        """The prototypes as columns float32[bottleneck, prototypes]: a point's scores are its products with
+        them."""
         kernel = l2_normalize(self.direction.T).T
-        return (kernel * self.length if self.learn_lengths else kernel).astype(self.dtype)
+        return kernel * self.length if self.learn_lengths else kernel

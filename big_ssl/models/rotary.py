@@ -26,7 +26,7 @@ def rotation(grid: Sequence[int], head_dim: int, base: float, scale=1.0) -> Rota
     """
     if head_dim % 4:
         raise ValueError(f"vit: rope_base wants heads of a multiple of 4, and theirs is {head_dim}")
-    periods = base ** np.arange(0, 1, 4 / head_dim)
+    periods = base ** (np.arange(head_dim // 4) * 4 / head_dim)
     places = [(2 * np.arange(n) + 1) / n - 1 for n in grid]
     turns = [2 * math.pi * place[:, None] / periods for place in places]
     turns[0], turns[1] = (

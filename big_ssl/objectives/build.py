@@ -131,7 +131,7 @@ def ibot(
     projections = _projection("ibot", options, context), _of_teacher("ibot", options, teacher, context)
     schedule, found = context.schedule(teacher_temperature), _centring("ibot", centring)
     all_patches = masked and centre_over == "all" and isinstance(found, MovingCentre)
-    patches = PatchHead(projections[0], all_patches, projections[1])
+    patches = PatchHead(projections[0], all_patches, projections[1], masked)
     return Ibot(patches, schedule, found, student_temperature, chunk, teacher, owner, masked)
 
 

@@ -28,7 +28,7 @@ class MovingCentre:
         """
         del chunk
         offset = kept["centre"] / teacher.temperature
-        mean = jnp.matmul(mean_point, teacher.prototypes.astype(jnp.float32), precision="highest")
+        mean = jnp.matmul(mean_point, teacher.prototypes, precision="highest")
         return offset, dict(centre=moved_centre(kept["centre"], mean, self.momentum))
 
 

@@ -22,8 +22,8 @@ from big_ssl.objectives.self_distillation import (
 class PatchHead(nn.Module):
     """{Pass: encoder output} -> points: float32[G, M, D], of masked patches; weights: float32[G, M]; their
     prototypes [D, K], shared; and of an average's pass mean: float32[B, D], the mean point of all patches.
-    See data.masking.BlockMask for G, M and weights; where nothing is masked, all patches count: G examples,
-    M patches each. teacher_projection: as in objectives.dino.
+    See data.masking.BlockMask for G, M and weights; without masked all patches count: G examples, M
+    patches each. teacher_projection: as in objectives.dino.
 
     all_patches: whether there is that mean, for the centre (iBOT).
     """
@@ -31,22 +31,23 @@ class PatchHead(nn.Module):
     projection: ProjectionHead
     all_patches: bool = True
     teacher_projection: ProjectionHead | None = None
+    masked: bool = True
 
     def __call__(self, outputs):
         (own,), taught = parted(outputs)
-        features = _points(self.projection, own)
-        features["weights"] = own["mask"]["weights"] if "mask" in own else _even_weights(own["patches"])
+        features = _points(self.projection, own, self.masked)
+        features["weights"] = own["mask"]["weights"] if self.masked else _even_weights(own["patches"])
         if self.all_patches and any(item.teacher for item in outputs):
             features["mean"] = self.projection.project(own["patches"]).mean((1, 2))
         if self.teacher_projection is not None:
-            features["teacher"] = _points(self.teacher_projection, taught[0])
+            features["teacher"] = _points(self.teacher_projection, taught[0], self.masked)
         return features
 
 
-def _points(projection, output):
-    """Of the masked patches, or of all where there is no mask."""
+def _points(projection, output, masked):
+    """Of the masked patches, or of all."""
     patches = output["patches"]
-    if "mask" not in output:
+    if not masked:
         chosen = patches.reshape(len(patches), -1, patches.shape[-1])
     else:
         indices = output["mask"]["indices"]

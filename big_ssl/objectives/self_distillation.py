@@ -66,10 +66,15 @@ class SelfDistillation:
     def scores(self, features, step) -> tuple[Scores, Scores]:
         """The student's and the teacher's scores of all points; no gradient goes to the teacher."""
         taught = jax.lax.stop_gradient(features["teacher"])
-        student = Scores(features["points"], features["shared"]["prototypes"], self.student_temperature)
-        return student, Scores(
-            taught["points"], taught["shared"]["prototypes"], self.teacher_temperature(step)
+        temperatures, dtype = (
+            (self.student_temperature, self.teacher_temperature(step)),
+            self.head.projection.dtype,
         )
+        student, teacher = (
+            Scores(x["points"], x["shared"]["prototypes"], temperature, dtype)
+            for x, temperature in zip((features, taught), temperatures, strict=True)
+        )
+        return student, teacher
 
 
 def own_metrics(name: str, found, weights, temperature) -> dict:

@@ -41,6 +41,10 @@ def system(config: Mapping, mesh: Mesh) -> System:
         for stream, parts in config["streams"].items()
         for name, term in _terms(stream, parts, config, mesh)
     }
+    for name, term in terms.items():
+        for item in term.objective.needs:
+            if item.masked and item.view not in masks:
+                raise ValueError(f"{name} reads {item.view} masked; masks.{item.view} is missing")
     return System(towers, views, terms, masks)
 
 

@@ -1,8 +1,8 @@
 """Starting from weights: config.init_from.
 
 path: a folder that `python -m big_ssl.convert` wrote, or that another run trained in. skip: patterns of
-the paths ("encoders/text/", "heads/") that start from scratch all the same. rename: pairs of a pattern and
-what takes its place in the paths of the weights, so that a run's image tower can be another's teacher.
+the paths ("encoders/text/", "heads/") that start from scratch all the same. copy: pairs of a pattern and
+what takes its place in a path: the arrays fill that place too, so that a run's tower can be a teacher's.
 Position tables of another image size are resized, BERT's of longer texts cut. Encoders and heads are
 filled whole or skipped whole, but for single skipped paths.
 """
@@ -30,12 +30,12 @@ def read(config: Mapping, abstract_state: state_lib.TrainState):
 
     Raises requirements.Unrunnable that names what does not fit.
     """
-    path, skip, rename = (config["init_from"][key] for key in ("path", "skip", "rename"))
+    path, skip, copies = (config["init_from"][key] for key in ("path", "skip", "copy"))
     if not path:
         return None
     wanted = state_lib.averaged(abstract_state.params, abstract_state.mutable)
     try:
-        given = _restacked(_renamed(_read(path), rename), config["encoders"])
+        given = _restacked(_copied(_read(path), copies), config["encoders"])
         given = flatten_dict(given, sep="/")
         # A tower without running statistics has an empty node, which must stay.
         wanted = flatten_dict(wanted, keep_empty_nodes=True, sep="/")
@@ -67,18 +67,16 @@ def _read(path):
     return unflatten_dict(formats.read_checkpoint("big_ssl", folder)[1], sep="/")
 
 
-def _renamed(given, rules):
-    """The tree with every rule's pattern replaced in all paths."""
+def _copied(given, rules):
+    """The tree with the arrays of paths that a pattern is found in under their other path, too."""
     if not rules:
         return given
-
-    def renamed(name):
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        return name
-
     flat = flatten_dict(given, keep_empty_nodes=True, sep="/")
-    return unflatten_dict({renamed(name): value for name, value in flat.items()}, sep="/")
+    for pattern, replacement in rules:
+        flat |= {
+            re.sub(pattern, replacement, name): x for name, x in flat.items() if re.search(pattern, name)
+        }
+    return unflatten_dict(flat, sep="/")
 
 
 def _restacked(given, towers):

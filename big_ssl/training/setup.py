@@ -97,6 +97,13 @@ def _mesh(config, devices):
                 f"streams.{name}.batch_size is {stream['batch_size']}; "
                 f"it must be a multiple of data x fsdp x grad_accum = {ways} x {parts}"
             )
+        for view, mask in config["masks"].items() if parts > 1 else ():
+            part = stream["batch_size"] // parts
+            if view in stream["data"]["views"] and part // min(mask["group_size"], part) % ways:
+                raise requirements.Unrunnable(
+                    f"masks.{view}.group_size is {mask['group_size']}; with grad_accum it must divide a "
+                    f"device's part of a microbatch, {part // ways} of streams.{name}"
+                )
     return mesh
 
 

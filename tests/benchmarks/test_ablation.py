@@ -23,7 +23,7 @@ def test_every_variant_is_a_config(name, preset):
             assert (config["seed"], config["total_steps"], config["eval_every"]) == (3, 40, 40)
             assert config["learning_rate"]["warmup_steps"] <= 10
             for term, weight in variant.weights.items():
-                assert stream["objectives"][term]["weight"] == weight
+                assert stream["objectives"].get(term, dict(weight=0))["weight"] == weight
 
 
 def test_the_untrained_network_is_a_run_without_a_rate():

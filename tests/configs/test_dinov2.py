@@ -59,6 +59,19 @@ def test_the_published_values(model, batch, steps, peak, drop_path, average, dec
     assert [float(temperature(i)) for i in (0, 37_500, steps)] == pytest.approx([0.04, 0.07, 0.07])
 
 
+@pytest.mark.parametrize("model", ["vitl16_short", "vitl14", "vitg14"])
+def test_the_last_phase_has_the_same_schedules_in_fewer_steps(model):
+    config, full = get(model, "highres"), get(model)
+    shorter = config["total_steps"] / full["total_steps"]
+    for name in ("dino", "ibot"):
+        before, after = (
+            each["streams"]["images"]["objectives"][name]["teacher_temperature"]["warmup_steps"]
+            for each in (full, config)
+        )
+        assert after == int(before * shorter)
+    assert config["learning_rate"]["warmup_steps"] == int(full["learning_rate"]["warmup_steps"] * shorter)
+
+
 def test_the_number_of_parameters_at_518_pixels():
     """Published: 1,136,480,768 of the backbone; the heads' from their layers."""
     found = counts(get("vitg14", "highres"))
@@ -142,7 +155,7 @@ def test_a_student_starts_from_its_teachers_run():
     weights, _ = jax.jit(lambda: system(taught).init(jax.random.key(1), build.abstract_batch(taught)))()
     flat = flatten_dict(dict(params=weights), sep="/")
     found = initial._matched(
-        flatten_dict(initial._renamed(unflatten_dict(flat, sep="/"), rules["rename"]), sep="/"),
+        flatten_dict(initial._copied(unflatten_dict(flat, sep="/"), rules["copy"]), sep="/"),
         flatten_dict(dict(params=params, encoders={}), keep_empty_nodes=True, sep="/"),
         rules["skip"],
         config["encoders"],

@@ -27,7 +27,7 @@ def weights(tmp_path_factory):
     return where / "out", config, ours
 
 
-def read(weights, skip=(), rename=(), **image):
+def read(weights, skip=(), copies=(), **image):
     """What initial.read gives a model like the weights', but for its image tower's options."""
     folder, config, _ = weights
     config = copy.deepcopy(architecture.completed(config))
@@ -37,7 +37,7 @@ def read(weights, skip=(), rename=(), **image):
     mutable = dict(encoders={"image": {}, "text": {}}, objectives={})
     state = TrainState(step=0, params=tree["params"], opt_state=(), mutable=mutable, ema=None, counters={})
     return initial.read(
-        dict(init_from=dict(path=str(folder), skip=skip, rename=rename), encoders=config["encoders"]), state
+        dict(init_from=dict(path=str(folder), skip=skip, copy=copies), encoders=config["encoders"]), state
     )
 
 
@@ -49,7 +49,7 @@ def test_every_array_comes_through(weights):
 
 
 def test_without_a_path_there_is_nothing(weights):
-    assert initial.read(dict(init_from=dict(path="", skip=(), rename=())), None) is None
+    assert initial.read(dict(init_from=dict(path="", skip=(), copy=())), None) is None
     state = object()
     assert initial.replace(state, None) is state
 
@@ -76,14 +76,12 @@ def test_what_is_skipped_starts_from_scratch(weights):
     assert all(leaf is not None for leaf in flatten_dict(found["params"]["encoders"]["image"]).values())
 
 
-def test_a_path_of_the_weights_is_renamed(weights):
-    """One tower's arrays for the other's place, whose own have then none; the names tell which is which."""
-    with pytest.raises(
-        requirements.Unrunnable, match=r"^init_from: the weights have no params/encoders/image/"
-    ):
-        read(weights, rename=(("encoders/image/", "encoders/teacher/"),))
-    swapped = read(weights, skip=("logit_scale$",), rename=(("heads/.*/logit_scale", "elsewhere"),))
-    assert swapped["params"]["heads"]["contrastive"]["logit_scale"] is None
+def test_arrays_fill_another_place_too(weights):
+    """The second layer from the first one's, whose own place is filled as well."""
+    found = read(weights, copies=(("image/layer0/", "image/layer1/"),))["params"]["encoders"]["image"]
+    expected = weights[2]["params/encoders/image/layer0/mlp_in/kernel"]
+    for layer in ("layer0", "layer1"):
+        np.testing.assert_array_equal(found[layer]["mlp_in"]["kernel"], expected)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +98,7 @@ def test_what_does_not_fit_is_named(weights, options, message):
 
 
 def test_a_folder_without_weights_is_named(tmp_path):
-    config = dict(init_from=dict(path=str(tmp_path), skip=(), rename=()), encoders={})
+    config = dict(init_from=dict(path=str(tmp_path), skip=(), copy=()), encoders={})
     state = TrainState(0, {}, (), dict(encoders={}, objectives={}), None, {})
     with pytest.raises(requirements.Unrunnable, match=f"^init_from: {tmp_path} is a folder"):
         initial.read(config, state)
@@ -115,7 +113,7 @@ def test_positions_of_longer_texts_are_left_out(tmp_path):
     tree = unflatten_dict({k: jax.ShapeDtypeStruct(s, np.float32) for k, s in shapes.items()}, sep="/")
     mutable = dict(encoders=tree["encoders"] | dict(text={}), objectives={})
     state = TrainState(step=0, params=tree["params"], opt_state=(), mutable=mutable, ema=None, counters={})
-    asked = dict(init_from=dict(path=str(tmp_path), skip=(), rename=()), encoders=config["encoders"])
+    asked = dict(init_from=dict(path=str(tmp_path), skip=(), copy=()), encoders=config["encoders"])
     found = initial.read(asked, state)["params"]["encoders"]["text"]
     np.testing.assert_array_equal(found["position"]["embedding"], table[:5])
 
