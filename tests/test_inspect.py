@@ -18,6 +18,7 @@ def test_every_schedule_of_a_config_is_there():
         "rates: /prototype",
         "images: dino.weight",
         "images: ibot.weight",
+        "images: dino.teacher_temperature",
         "images: ibot.teacher_temperature",
     }
     assert float(found["ema"](0)) == pytest.approx(0.996)

@@ -66,15 +66,12 @@ class SelfDistillation:
     def scores(self, features, step) -> tuple[Scores, Scores]:
         """The student's and the teacher's scores of all points; no gradient goes to the teacher."""
         taught = jax.lax.stop_gradient(features["teacher"])
-        temperatures, dtype = (
-            (self.student_temperature, self.teacher_temperature(step)),
-            self.head.projection.dtype,
-        )
-        student, teacher = (
-            Scores(x["points"], x["shared"]["prototypes"], temperature, dtype)
-            for x, temperature in zip((features, taught), temperatures, strict=True)
-        )
-        return student, teacher
+        dtype = self.head.projection.dtype
+
+        def made(x, temperature):
+            return Scores(x["points"], x["shared"]["prototypes"], temperature, dtype)
+
+        return made(features, self.student_temperature), made(taught, self.teacher_temperature(step))
 
 
 def own_metrics(name: str, found, weights, temperature) -> dict:

@@ -72,10 +72,8 @@ def _copied(given, rules):
     if not rules:
         return given
     flat = flatten_dict(given, keep_empty_nodes=True, sep="/")
-    for pattern, replacement in rules:
-        flat |= {
-            re.sub(pattern, replacement, name): x for name, x in flat.items() if re.search(pattern, name)
-        }
+    for pattern, place in rules:
+        flat |= {re.sub(pattern, place, name): x for name, x in flat.items() if re.search(pattern, name)}
     return unflatten_dict(flat, sep="/")
 
 
