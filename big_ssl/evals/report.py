@@ -144,7 +144,7 @@ def _headline(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 def _neighbours(series: Series) -> dict[str, Any] | None:
     """What the headline of a run without texts says: of the first set, and of its unseen concepts, how
     often the largest of the ks is right, pixels and the most frequent class beside it."""
-    rows = _rows(series, KNN, list(NOTES))
+    rows = _rows(series, KNN, list(report_texts.NOTES))
     if not rows:
         return None
     k = max(int(key[1:-5]) for key in rows[0]["metrics"] if key.startswith("k"))
