@@ -2,6 +2,7 @@
 
 import copy
 import pathlib
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -95,7 +96,7 @@ def by_size(
 def plot(results: Mapping[Run, Mapping[str, float]], title: str) -> Figure:
     """For each metric a curve over the size of the data for clean and noisy text, means over the seeds."""
     figure = Figure(figsize=(3.9 * len(METRICS), 3.2), layout="constrained", facecolor="white")
-    figure.suptitle(title, fontsize=9, color=plots.MUTED, x=0.01, ha="left")
+    figure.suptitle(textwrap.fill(title, 150), fontsize=9, color=plots.MUTED, x=0.01, ha="left")
     for place, (metric, name) in zip(figure.subfigures(1, len(METRICS)), METRICS.items(), strict=True):
         lines = []
         for text, colour in zip(("clean", "noisy"), plots.COLOURS, strict=False):

@@ -83,10 +83,7 @@ def write(folder: pathlib.Path, results: dict, data: noise_runs.Data) -> None:
     rows = [dict(run._asdict(), metrics=found) for run, found in results.items()]
     settings = dict(preset=_PRESET.value, steps=_STEPS.value, source=data.source, kinds=data.kinds)
     (folder / "results.json").write_text(json.dumps(settings | dict(runs=rows), indent=2) + "\n")
-    preset, *changes = _PRESET.value.split(",")
-    changed = f" with {len(changes)} changes" if changes else ""
-    seeds = len({run.seed for run in results})
-    title = f"{preset}{changed}, {_STEPS.value:,} steps each, {seeds} seed(s)"
+    title = f"{_STEPS.value:,} steps each, {len({run.seed for run in results})} seed(s); {_PRESET.value}"
     noise_runs.plot(results, title).savefig(folder / "curves.png", dpi=160)
 
 

@@ -119,7 +119,10 @@ def _results():
 
 
 def test_what_is_drawn_are_the_means_over_the_seeds():
-    figure = noise_runs.plot(_results(), "a title")
+    figure = noise_runs.plot(_results(), "a long title, " * 20)
+    figure.draw_without_rendering()
+    assert figure.get_suptitle().count("long") == 20
+    assert figure._suptitle.get_window_extent().x1 < figure.bbox.x1
     assert len(figure.subfigs) == len(METRICS)
     for part in figure.subfigs:
         clean, noisy, chance = part.axes[0].get_lines()
