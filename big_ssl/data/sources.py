@@ -350,8 +350,10 @@ def _hash(text):
 
 
 def _pictures(folder):
-    """All below a folder, in order; epath searches no trees."""
+    """All below a folder that are not hidden, in order; epath searches no trees."""
     for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
         if path.suffix.lower() in _PICTURES:
             yield path
         elif path.is_dir():

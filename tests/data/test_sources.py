@@ -188,9 +188,11 @@ def test_what_is_no_folder_of_classes(tmp_path):
 
 def test_pictures_without_subfolders_have_no_label(tmp_path):
     """One's own pictures, to pre-train on."""
-    found = _folder(tmp_path, ["b.png", "a.jpg"])
+    found = _folder(tmp_path, ["b.png", "a.jpg", ".cache/c.png"])
     assert [found[i].image.decode() for i in range(len(found))] == ["a.jpg", "b.png"]
     assert found[0].texts == {}
+    with pytest.raises(ValueError, match="path is not set"):
+        sources.ImageFolder("")
     with pytest.raises(ValueError, match="'label' is no label; there is none, without subfolders"):
         found.label_names("label")
 

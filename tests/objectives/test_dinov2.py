@@ -1,5 +1,6 @@
 """DINOv2's three terms in the system: Sinkhorn and KoLeo see the whole batch, however it is cut."""
 
+import copy
 import functools
 
 import jax
@@ -9,7 +10,8 @@ import pytest
 
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import accumulation, build
+from big_ssl.training import accumulation, build, requirements
+from big_ssl.training.setup import set_up
 from configs import dinov2_vitl14
 from tests import compiling
 from tests.training.toys import microbatched
@@ -71,6 +73,19 @@ def test_koleo_reads_the_pass_that_is_there_already():
         ("local_crops", False, False),
         ("global_crops", False, True),
     ]
+
+
+def test_a_mask_that_does_not_fit_is_named():
+    """No mask for a masked pass, and groups that microbatches would cut."""
+    config = copy.deepcopy(CONFIG)
+    config["masks"] = {}
+    with pytest.raises(ValueError, match=r"^dino reads global_crops masked; masks\.global_crops is missing$"):
+        build.system(config, None)
+    config = copy.deepcopy(CONFIG) | dict(grad_accum=2)
+    config["masks"]["global_crops"].update(group_size=4)
+    message = r"^masks\.global_crops\.group_size is 4; with grad_accum .* microbatch, 1 of streams\.images$"
+    with pytest.raises(requirements.Unrunnable, match=message):
+        set_up(config, jax.devices()[:8])
 
 
 @pytest.mark.slow
