@@ -14,7 +14,7 @@ from big_ssl.data import sources, tokenizers
 from big_ssl.evals import plots
 from configs import emoji
 
-# Of all pictures: ALIGN's 3, 6 and 12 million, and whatever is 4x here.
+# Quarters of all pictures.
 SIZES = (1, 2, 4)
 # What is drawn, by its key in metrics.jsonl, and with what chance gives.
 METRICS = {

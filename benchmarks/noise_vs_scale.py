@@ -4,8 +4,7 @@
     python -m benchmarks.noise_vs_scale --output=DIR --source.kind=parquet --source.path=FILE \
         --clean=title --noisy=alt
 
-That it does is what ALIGN is about: trained on 3 million pairs of its noisy data it is behind the same model
-on 3 million clean ones, and ahead of it on 12 million (arXiv 2102.05918, section 6.2). Here the demo's
+That it does is what ALIGN is about: the scale of noisy data makes up for its noise (arXiv 2102.05918). Here the demo's
 towers are trained from scratch, six times, with equal steps and batches; the sizes are parts of each other,
 and 4x is all. Without --source they are the emoji drawings, each with one text, the same at every visit:
 clean is the concept's name, and noisy the tags alone, or the name or the tags in one of ten other languages,
