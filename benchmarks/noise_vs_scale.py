@@ -5,11 +5,11 @@
         --clean=title --noisy=alt
 
 That it does is what ALIGN is about: the scale of noisy data makes up for its noise (arXiv 2102.05918). Here
-the demo's towers are trained from scratch, six times, with equal steps and batches; the sizes are parts of each other,
-and 4x is all. Without --source they are the emoji drawings, each with one text, the same at every visit:
-clean is the concept's name, and noisy the tags alone, or the name or the tags in one of ten other languages,
-a third each. All runs share one vocabulary, trained on both texts. What is asked is the drawings of an
-unseen style, by name, and those of unseen concepts among themselves.
+the demo's towers are trained from scratch, six times, with equal steps and batches; the sizes are parts of
+each other, and 4x is all. Without --source they are the emoji drawings, each with one text, the same at
+every visit: clean is the concept's name, and noisy the tags alone, or the name or the tags in one of ten
+other languages, a third each. All runs share one vocabulary, trained on both texts. What is asked is the
+drawings of an unseen style, by name, and those of unseen concepts among themselves.
 
 DIR gets results.json, curves.png, and a folder for each run; the same command again goes on after the runs
 that are there. To see in a few minutes that all works: --preset=tiny --steps=5.

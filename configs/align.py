@@ -154,7 +154,7 @@ def _encoders(chosen):
 
 
 def multilingual(model: str) -> dict:
-    """Section 8: pairs in more than a hundred languages, 250,000 wordpieces, and all else as it was."""
+    """The paper's multilingual model: 250,000 wordpieces, and all else as it was."""
     config = full(model)
     config["name"] += "_multilingual"
     # Which wordpieces is open. BERT's uncased ones drop the vowel signs of Hindi and Thai; these keep them.
