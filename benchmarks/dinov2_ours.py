@@ -32,7 +32,9 @@ def state_of(setup, student, teacher, step: int = 0):
         return unflatten_dict(paths | {name: jnp.array(x) for name, x in weights.items()}, sep="/")["params"]
 
     ema = zero.ema | dict(params=placed(teacher))
-    return zero.replace(step=jnp.int32(step), params=placed(student), ema=ema)
+    state = zero.replace(step=jnp.int32(step), params=placed(student), ema=ema)
+    # As a step leaves it: placed otherwise, its second call would compile again.
+    return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state))
 
 
 def seer(setup, seed: int):
