@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -110,3 +110,15 @@ def held_out(count: int, fraction: float) -> np.ndarray:
     if held.all() or not held.any():
         raise ValueError(f"validation_fraction is {fraction}; it leaves one part empty")
     return held
+
+
+def labelled_splits(
+    kind: str, given: Mapping[str, SourceConfig | None], label: str
+) -> dict[str, LabelledSet]:
+    """{split: its set} of those that are given. Raises ValueError, naming the evaluator's kind, where one has
+    other labels than "train"."""
+    found = {split: LabelledSet(data, label) for split, data in given.items() if data}
+    for split, data in found.items():
+        if list(data.names) != list(found["train"].names):
+            raise ValueError(f"{kind}: {split} has other labels than train")
+    return found

@@ -8,7 +8,7 @@ import numpy as np
 
 from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import ranking
-from big_ssl.evals.labelled_set import LabelledSet, held_out
+from big_ssl.evals.labelled_set import held_out, labelled_splits
 
 # Eight a decade.
 CLIP_GRID = tuple(float(c) for c in 10 ** np.linspace(-6, 6, 97))
@@ -44,10 +44,7 @@ class LinearProbe:
         if features not in ("pooled", "images"):
             raise ValueError(f"features is {features!r}; use pooled or images")
         given = dict(train=train, validation=validation, test=test)
-        self._sets = {split: LabelledSet(data, label) for split, data in given.items() if data}
-        for split, data in self._sets.items():
-            if list(data.names) != list(self._sets["train"].names):
-                raise ValueError(f"linear_probe: {split} has other labels than train")
+        self._sets = labelled_splits("linear_probe", given, label)
         self._fraction, self._features, self._name = validation_fraction, features, name
         self._grid, self._every_c = tuple(grid) or CLIP_GRID, every_c
         self._options = dict(max_iter=iterations, tol=tolerance)

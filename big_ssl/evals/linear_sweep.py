@@ -24,7 +24,7 @@ from big_ssl.data.host_views import RandomResizedCrop
 from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import ranking
 from big_ssl.evals.embedder import in_batches
-from big_ssl.evals.labelled_set import LabelledSet
+from big_ssl.evals.labelled_set import LabelledSet, labelled_splits
 from big_ssl.models import vit
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
@@ -90,11 +90,8 @@ class LinearSweep:
         name: str,
     ):
         given = dict(train=train, validation=validation, test=test)
-        self._sets = {split: LabelledSet(data, label) for split, data in given.items() if data}
+        self._sets = labelled_splits("linear_sweep", given, label)
         names = self._sets["train"].names
-        for split, data in self._sets.items():
-            if list(data.names) != list(names):
-                raise ValueError(f"linear_sweep: {split} has other labels than train")
         if validation is None:
             whole = self._sets["train"]
             self._sets["train"], self._sets["validation"] = whole.split(validation_fraction)

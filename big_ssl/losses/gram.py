@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from big_ssl.losses.contrastive import l2_normalize
+
 
 def gram(student, teacher):
     """How far the cosines between a crop's patches are from the teacher's: float32[], the mean square.
@@ -14,6 +16,5 @@ def gram(student, teacher):
 
 
 def _cosines(patches):
-    x = patches.astype(jnp.float32)
-    x *= jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12))
+    x = l2_normalize(patches.astype(jnp.float32))
     return jnp.einsum("...nd,...md->...nm", x, x, precision="highest")

@@ -28,11 +28,9 @@ def rotation(grid: Sequence[int], head_dim: int, base: float, scale=1.0) -> Rota
         raise ValueError(f"vit: rope_base wants heads of a multiple of 4, and theirs is {head_dim}")
     periods = base ** (np.arange(head_dim // 4) * 4 / head_dim)
     places = [(2 * np.arange(n) + 1) / n - 1 for n in grid]
-    turns = [2 * math.pi * place[:, None] / periods for place in places]
-    turns[0], turns[1] = (
-        np.broadcast_to(x, (*grid, len(periods))) for x in (turns[0][:, None], turns[1][None])
-    )
-    angles = scale * jnp.asarray(np.concatenate(turns, axis=-1).reshape(-1, head_dim // 2), jnp.float32)
+    centres = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1)
+    turns = 2 * math.pi * centres[..., None] / periods
+    angles = scale * jnp.asarray(turns.reshape(-1, head_dim // 2), jnp.float32)
     angles = jnp.concatenate([angles, angles], axis=-1)
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 

@@ -59,3 +59,15 @@ class Objective(Protocol):
     def project(self, head_params):
         """Puts the head's parameters back into their allowed range after an update."""
         ...
+
+
+class Plain:
+    """Keeps nothing between steps and has no constraint: for objectives to say only what is otherwise."""
+
+    def initial_mutable(self) -> Any:
+        """Nothing is kept."""
+        return {}
+
+    def project(self, head_params):
+        """No constraint."""
+        return head_params

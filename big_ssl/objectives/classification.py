@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from big_ssl.data import mixing
 from big_ssl.losses import classification as losses
-from big_ssl.objectives.base import Pass
+from big_ssl.objectives.base import Pass, Plain
 
 LOSSES = {"softmax": losses.softmax_cross_entropy, "sigmoid": losses.sigmoid_cross_entropy}
 
@@ -30,7 +30,7 @@ class ClassifierHead(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(Plain):
     """The term. view: which view it trains on; form: a name in LOSSES."""
 
     head: ClassifierHead
@@ -57,11 +57,3 @@ class Classification:
             targets = jnp.broadcast_to(targets[:, None], logits.shape)
         metrics = dict(accuracy=losses.accuracy(logits, targets))
         return LOSSES[self.form](logits, targets), metrics, mutable
-
-    def initial_mutable(self):
-        """Keeps nothing between steps."""
-        return {}
-
-    def project(self, head_params):
-        """No constraint."""
-        return head_params

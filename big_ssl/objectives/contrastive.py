@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from big_ssl.losses.contrastive import l2_normalize, sigmoid_contrastive, softmax_contrastive
 from big_ssl.losses.pairwise import Pairwise
-from big_ssl.objectives.base import Pass
+from big_ssl.objectives.base import Pass, Plain
 
 IMAGE, TEXT = Pass("image", "image"), Pass("text", "text")
 
@@ -81,7 +81,7 @@ class ContrastiveHead(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Contrastive:
+class Contrastive(Plain):
     """The contrastive term: sigmoid (SigLIP) where the head has a logit bias, else softmax, whose
     weight 1 sums both directions (ALIGN) and 1/2 averages them (CLIP)."""
 
@@ -105,10 +105,6 @@ class Contrastive:
             smoothing = self.label_smoothing
             loss, metrics = softmax_contrastive(image, text, temperature, smoothing, pairwise=self.pairwise)
         return loss, metrics | scalars, mutable
-
-    def initial_mutable(self):
-        """Keeps nothing between steps."""
-        return {}
 
     def project(self, head_params):
         """Keeps a softmax's temperature at or above 0.01; SigLIP sets no bound.

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 
 from big_ssl.losses.gram import gram
+from big_ssl.objectives.base import Plain
 from big_ssl.objectives.self_distillation import global_crops, parted, teachers_crops
 
 
@@ -23,7 +24,7 @@ class Patches(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Gram:
+class Gram(Plain):
     """The mean over large crops of losses.gram. teacher: see objectives.self_distillation; masked: whether
     it reads the student's masked pass, with all patches."""
 
@@ -42,11 +43,3 @@ class Gram:
         """See objectives.base.Objective."""
         del batch, step
         return gram(features["patches"], features["teacher"]["patches"]), {}, mutable
-
-    def initial_mutable(self):
-        """Keeps nothing between steps."""
-        return {}
-
-    def project(self, head_params):
-        """No constraint."""
-        return head_params

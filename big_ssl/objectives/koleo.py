@@ -8,6 +8,7 @@ import jax
 
 from big_ssl.losses.contrastive import l2_normalize
 from big_ssl.losses.koleo import koleo
+from big_ssl.objectives.base import Plain
 from big_ssl.objectives.self_distillation import global_crops
 
 
@@ -20,7 +21,7 @@ class ClassTokens(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class KoLeo:
+class KoLeo(Plain):
     """The sum over the first `crops` large crops of losses.koleo, each crop among its own kind only.
 
     masked: as in objectives.dino, whose pass over the large crops it shares.
@@ -44,11 +45,3 @@ class KoLeo:
         each = jax.vmap(lambda points: koleo(points, self.group_size), in_axes=1)
         losses, distances = each(features["points"][:, : self.crops])
         return losses.sum(), dict(koleo_distance=distances.mean()), mutable
-
-    def initial_mutable(self):
-        """Keeps nothing between steps."""
-        return {}
-
-    def project(self, head_params):
-        """No constraint."""
-        return head_params

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from big_ssl.losses.self_distillation import Scores, target_metrics
-from big_ssl.objectives.base import Pass
+from big_ssl.objectives.base import Pass, Plain
 from big_ssl.objectives.centring import MovingCentre, Sinkhorn
 
 STUDENT = "image"
@@ -34,7 +34,7 @@ def parted(outputs) -> tuple[list, list]:
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfDistillation:
+class SelfDistillation(Plain):
     """A student's points are to score prototypes as the teacher's do.
 
     head: has a `projection`, and gives points, and its prototypes under "shared"; teacher_temperature: by the
@@ -58,10 +58,6 @@ class SelfDistillation:
     def initial_mutable(self) -> Any:
         """What the centring keeps."""
         return self.centring.initial(self.head.projection.prototypes)
-
-    def project(self, head_params):
-        """No constraint."""
-        return head_params
 
     def scores(self, features, step) -> tuple[Scores, Scores]:
         """The student's and the teacher's scores of all points; no gradient goes to the teacher."""

@@ -97,14 +97,19 @@ def _mesh(config, devices):
                 f"streams.{name}.batch_size is {stream['batch_size']}; "
                 f"it must be a multiple of data x fsdp x grad_accum = {ways} x {parts}"
             )
-        for view, mask in config["masks"].items() if parts > 1 else ():
-            part = stream["batch_size"] // parts
-            if view in stream["data"]["views"] and part // min(mask["group_size"], part) % ways:
-                raise requirements.Unrunnable(
-                    f"masks.{view}.group_size is {mask['group_size']}; with grad_accum it must divide a "
-                    f"device's part of a microbatch, {part // ways} of streams.{name}"
-                )
+        if parts > 1:
+            _check_groups(config["masks"], name, stream, stream["batch_size"] // parts, ways)
     return mesh
+
+
+def _check_groups(masks, name, stream, part, ways):
+    """Of a microbatch of `part` examples every device has whole groups, whose masked patches are joined."""
+    for view, mask in masks.items():
+        if view in stream["data"]["views"] and part // min(mask["group_size"], part) % ways:
+            raise requirements.Unrunnable(
+                f"masks.{view}.group_size is {mask['group_size']}; with grad_accum it must divide a "
+                f"device's part of a microbatch, {part // ways} of streams.{name}"
+            )
 
 
 def ema_momentum(ema, total_steps: int):
