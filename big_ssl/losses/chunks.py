@@ -10,20 +10,23 @@ import jax.numpy as jnp
 
 
 def mapped(function: Callable, points, chunk: int):
-    """function({name: [G, c, ...]}) -> (each: [G, c] arrays, sums: [G, ...]) of all chunks.
+    """function({name: [G, c, ...]}) -> (each: [G, c, ...] arrays, sums: [G, ...]) of all chunks.
 
-    points: {name: [G, N, ...]}; chunk: c, of which the last may be less; 0 for all at once. Returns each:
-    [G, N] arrays, and sums: [chunks, G, ...].
+    points: {name: [G, N, ...]}; chunk: c, of which the last may be less; 0 for all at once, of which all is
+    kept for the gradient. Returns each: [G, N, ...] arrays, and sums: [chunks, G, ...].
     """
+    if not chunk:
+        each, sums = function(points)
+        return each, jax.tree.map(lambda x: x[None], sums)
     whole, rest = _chunked(points, chunk)
     again = jax.checkpoint(function)
     each, sums = jax.lax.map(again, whole)
-    each = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1), each)
+    each = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), each)
     if rest is None:
         return each, sums
     last, last_sums = again(rest)
     joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), each, last)
-    return joined, jnp.concatenate([sums, last_sums[None]])
+    return joined, jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), sums, last_sums)
 
 
 def fold(function: Callable, start, points, chunk: int):

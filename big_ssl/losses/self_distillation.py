@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from big_ssl.losses.chunks import fold, mapped
+from big_ssl.parallel.own_examples import on_own_examples
 
 
 class Scores(NamedTuple):
@@ -26,20 +27,25 @@ class Scores(NamedTuple):
     temperature: jax.Array | float
     dtype: Any = jnp.float32
 
-    def of(self, points):
-        """float32[..., K] of these points [..., D]."""
-        scores = jnp.matmul(
-            points.astype(self.dtype), self.prototypes.astype(self.dtype), preferred_element_type=jnp.float32
-        )
-        return scores / self.temperature
+    @property
+    def shared(self):
+        """What the scores of all points need."""
+        return self.prototypes, self.temperature
 
-    def at(self, which: list[int]) -> "Scores":
-        """Of the points [:, which] alone, in that order."""
-        return self._replace(points=self.points[:, jnp.array(which)])
+    def sharing(self, shared):
+        """The function points [..., D] -> scores float32[..., K], of `shared` as a device has it."""
+        prototypes, temperature = shared
+
+        def scores_of(points):
+            factors = points.astype(self.dtype), prototypes.astype(self.dtype)
+            return jnp.matmul(*factors, preferred_element_type=jnp.float32) / temperature
+
+        return scores_of
 
 
 class Agreement(NamedTuple):
-    """cross_entropy, entropy (the target's own): float32[G, N]; mean_target: float32[K]."""
+    """cross_entropy: float32[G, N], or [G, S, T] of all pairs; entropy, the target's own: float32[G, N], or
+    [G, T]; mean_target: float32[K]."""
 
     cross_entropy: jax.Array
     entropy: jax.Array
@@ -59,54 +65,93 @@ def sinkhorn_offset(teacher: Scores, iterations: int, chunk: int):
     prototypes, of each point. In logarithms the first subtracts this offset and the second is a softmax:
     after the last, the targets are softmax(scores - offset). Its sums are over all devices' points.
     """
-    groups, _, _ = teacher.points.shape
-    size = teacher.prototypes.shape[1]
-    offset = None
-    for _ in range(iterations):
 
-        def add(sums, points, offset=offset):
-            scores = teacher.of(points)
-            if offset is not None:
-                scores -= jax.nn.logsumexp(scores - offset, axis=-1, keepdims=True)
-            return jnp.logaddexp(sums, jax.nn.logsumexp(scores, axis=1))
+    def offset_of(shared, points, axes):
+        scores_of, offset = teacher.sharing(shared), None
+        for _ in range(iterations):
 
-        sums = fold(add, jnp.full((groups, size), -jnp.inf), teacher.points, chunk)
-        offset = jax.nn.logsumexp(sums, axis=0)
-    return offset
+            def add(sums, part, offset=offset):
+                scores = scores_of(part)
+                if offset is not None:
+                    scores -= jax.nn.logsumexp(scores - offset, axis=-1, keepdims=True)
+                return jnp.logaddexp(sums, jax.nn.logsumexp(scores, axis=1))
+
+            start = jnp.full((len(points), teacher.prototypes.shape[1]), -jnp.inf)
+            start = jax.lax.pcast(start, axes, to="varying")
+            own = jax.nn.logsumexp(fold(add, start, points, chunk), axis=0)
+            largest = jax.lax.pmax(own, axes)
+            offset = largest + jnp.log(jax.lax.psum(jnp.exp(own - largest), axes))
+        return (), offset
+
+    return on_own_examples(offset_of, teacher.shared, teacher.points)[1]
 
 
 def agreement(student: Scores, teacher: Scores, offset, chunk: int) -> Agreement:
     """The cross-entropy of softmax(student) against targets softmax(teacher - offset), point by point.
 
-    offset: float32[K]; chunk: points of a group at a time, 0 for all at once.
+    offset: float32[K]; chunk: points of a group at a time, whose scores are made again for the gradient; 0
+    for all at once, whose scores are kept for it.
     """
 
-    def compare(points):
-        scores, taught = student.of(points["student"]), teacher.of(points["teacher"]) - offset
+    def compare_all(shared, split, axes):
+        said_of, taught_of = student.sharing(shared["student"]), teacher.sharing(shared["teacher"])
+
+        def compare(points):
+            scores, taught = said_of(points["student"]), taught_of(points["teacher"]) - shared["offset"]
+            targets = jax.nn.softmax(taught)
+            # The logarithm of a softmax, without another array of its size.
+            said = jax.nn.logsumexp(scores, axis=-1) - (targets * scores).sum(-1)
+            return (said, _entropy(taught, targets)), targets.sum(1)
+
+        each, sums = mapped(compare, split, chunk)
+        return each, jax.lax.psum(sums.sum((0, 1)), axes)
+
+    shared = dict(student=student.shared, teacher=teacher.shared, offset=offset)
+    split = dict(student=student.points, teacher=teacher.points)
+    (said, own), sums = on_own_examples(compare_all, shared, split)
+    return Agreement(said, own, sums / said.size)
+
+
+def cross_agreement(student: Scores, teacher: Scores, offset, chunk: int) -> Agreement:
+    """The same of every point S of a group's student against every target T of its teacher; each point is
+    scored once. chunk: of the student's points."""
+
+    def compare_all(shared, split, axes):
+        said_of = student.sharing(shared["student"])
+        taught = teacher.sharing(shared["teacher"])(split["teacher"]) - shared["offset"]
         targets = jax.nn.softmax(taught)
-        # The logarithm of a softmax, without another array of its size.
-        said = jax.nn.logsumexp(scores, axis=-1) - (targets * scores).sum(-1)
-        own = jax.nn.logsumexp(taught, axis=-1) - (targets * taught).sum(-1)
-        return (said, own), targets.sum(1)
 
-    (said, own), sums = mapped(compare, dict(student=student.points, teacher=teacher.points), chunk)
-    return Agreement(said, own, sums.sum((0, 1)) / said.size)
+        def compare(points):
+            scores = said_of(points["student"])
+            meant = jnp.einsum("gsk,gtk->gst", scores, targets, precision="highest")
+            return jax.nn.logsumexp(scores, axis=-1)[..., None] - meant, ()
+
+        said, _ = mapped(compare, dict(student=split["student"]), chunk)
+        return (said, _entropy(taught, targets)), jax.lax.psum(targets.sum((0, 1)), axes)
+
+    shared = dict(student=student.shared, teacher=teacher.shared, offset=offset)
+    split = dict(student=student.points, teacher=teacher.points)
+    (said, own), sums = on_own_examples(compare_all, shared, split)
+    return Agreement(said, own, sums / own.size)
 
 
-def pairs(views: int, taught: int) -> tuple[list[int], list[int]]:
-    """(student crops, teacher crops): all pairs of different crops; the first `taught` are the teacher's too
-    (arXiv 2104.14294, equation 3)."""
-    chosen = [(s, t) for s in range(views) for t in range(taught) if s != t]
-    return [s for s, _ in chosen], [t for _, t in chosen]
+def _entropy(scores, targets):
+    """Of targets = softmax(scores)."""
+    return jax.nn.logsumexp(scores, axis=-1) - (targets * scores).sum(-1)
 
 
-def target_metrics(found: Agreement, weights) -> dict:
-    """teacher_entropy, log K where the teacher says nothing and 0 where it always says one thing with all
-    certainty; target_kl, the part of the cross-entropy that the student could still lose; and
-    target_spread, the entropy of the mean target: falling to teacher_entropy it shows a collapse, all
-    pictures being told the same. weights: of each point, broadcast."""
-    mean = lambda x: jnp.average(x, weights=jnp.broadcast_to(weights, x.shape))  # noqa: E731
-    p = found.mean_target
-    spread = -jax.scipy.special.xlogy(p, p).sum()
-    kl = mean(found.cross_entropy - found.entropy)
-    return dict(teacher_entropy=mean(found.entropy), target_kl=kl, target_spread=spread)
+def between_views(cross_entropy):
+    """[..., S, T] -> the mean over all pairs of different crops; the first T of the student's crops are the
+    teacher's too (arXiv 2104.14294, equation 3)."""
+    crops, taught = cross_entropy.shape[-2:]
+    different = ~jnp.eye(crops, taught, dtype=bool)
+    return jnp.mean(cross_entropy, where=different)
+
+
+def target_metrics(cross_entropy, entropy, mean_target) -> dict:
+    """From an agreement's means. teacher_entropy: log K where the teacher says nothing and 0 where it always
+    says one thing with all certainty; target_kl, the part of the cross-entropy that the student could still
+    lose; and target_spread, the entropy of the mean target: falling to teacher_entropy it shows a collapse,
+    all pictures being told the same."""
+    spread = -jax.scipy.special.xlogy(mean_target, mean_target).sum()
+    return dict(teacher_entropy=entropy, target_kl=cross_entropy - entropy, target_spread=spread)

@@ -8,7 +8,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from big_ssl.losses.self_distillation import agreement, pairs
+from big_ssl.losses.self_distillation import between_views, cross_agreement
 from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.base import Pass
 from big_ssl.objectives.self_distillation import (
@@ -62,7 +62,7 @@ class Dino(SelfDistillation):
         del batch
         student, teacher = self.scores(features, step)
         offset, mutable = self.centring(mutable, teacher, teacher.points.mean((0, 1)), self.chunk)
-        said, taught = pairs(student.points.shape[1], teacher.points.shape[1])
-        found = agreement(student.at(said), teacher.at(taught), offset, self.chunk)
-        metrics = own_metrics("dino", found, 1.0, teacher.temperature)
-        return found.cross_entropy.mean(), metrics, mutable
+        found = cross_agreement(student, teacher, offset, self.chunk)
+        loss = between_views(found.cross_entropy)
+        means = loss, found.entropy.mean(), found.mean_target
+        return loss, own_metrics("dino", *means, teacher.temperature), mutable

@@ -82,5 +82,6 @@ class Ibot(SelfDistillation):
         found = agreement(student, teacher, offset, self.chunk)
         weights = features["weights"]
         crops = batch["global_crops"].shape[0] * batch["global_crops"].shape[1]
-        metrics = own_metrics("ibot", found, weights, teacher.temperature)
+        means = (jnp.average(x, weights=weights) for x in (found.cross_entropy, found.entropy))
+        metrics = own_metrics("ibot", *means, found.mean_target, teacher.temperature)
         return (found.cross_entropy * weights).sum() / crops, metrics, mutable

@@ -70,7 +70,7 @@ class SelfDistillation(Plain):
         return made(features, self.student_temperature), made(taught, self.teacher_temperature(step))
 
 
-def own_metrics(name: str, found, weights, temperature) -> dict:
+def own_metrics(name: str, cross_entropy, entropy, mean_target, temperature) -> dict:
     """A term's metrics under its name; see losses.self_distillation.target_metrics."""
-    metrics = target_metrics(found, weights) | dict(temperature=temperature)
+    metrics = target_metrics(cross_entropy, entropy, mean_target) | dict(temperature=temperature)
     return {f"{name}_{key}": value for key, value in metrics.items()}

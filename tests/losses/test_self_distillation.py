@@ -13,12 +13,15 @@ from big_ssl.losses.koleo import koleo
 from big_ssl.losses.self_distillation import (
     Scores,
     agreement,
+    between_views,
+    cross_agreement,
     moved_centre,
-    pairs,
     sinkhorn_offset,
     target_metrics,
 )
 from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.parallel.fsdp import within
+from big_ssl.planning import hlo
 
 RNG = np.random.default_rng(0)
 GROUPS, POINTS, WIDTH, K = 4, 5, 6, 7
@@ -100,12 +103,67 @@ def test_the_centre_follows_its_recurrence():
     np.testing.assert_allclose(moved_centre(np.array([1.0, 2.0]), np.array([3.0, 0.0]), 0.9), [1.2, 1.8])
 
 
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_all_pairs_of_a_groups_points(chunk):
+    """Of 5 points against 2 targets what agreement gives of each pair, and its gradients."""
+    targets = softmax(TAUGHT[:, :2] @ OTHER / TEACHER - OFFSET)
+    said = softmax(SAID @ OWN / STUDENT)
+    weights = np.linspace(1, 2, GROUPS * POINTS * 2).reshape(GROUPS, POINTS, 2)
+
+    @jax.jit
+    def run(points, own):
+        def loss(points, own):
+            taught = scores(TAUGHT[:, :2], OTHER, TEACHER)
+            found = cross_agreement(scores(points, own, STUDENT), taught, jnp.float32(OFFSET), chunk)
+            return (found.cross_entropy * weights).sum(), found
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(points, own)
+
+    (_, found), (by_points, by_prototypes) = run(jnp.float32(SAID), jnp.float32(OWN))
+    expected = -np.einsum("gtk,gsk->gst", targets, np.log(said))
+    np.testing.assert_allclose(found.cross_entropy, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.entropy, -(targets * np.log(targets)).sum(-1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.mean_target, targets.mean((0, 1)), rtol=1e-5)
+    by_pairs = weights[..., None] * (said[:, :, None] - targets[:, None]) / STUDENT
+    np.testing.assert_allclose(by_points, by_pairs.sum(2) @ OWN.T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(by_prototypes, np.einsum("gsd,gstk->dk", SAID, by_pairs), rtol=1e-4, atol=1e-5)
+
+
 def test_pairs_are_of_different_crops():
     """arXiv 2104.14294, equation 3: 2 + 3 crops make 8 pairs and not 10."""
-    said, taught = pairs(5, 2)
-    expected = {(s, t) for s in range(5) for t in range(2)} - {(0, 0), (1, 1)}
-    assert set(zip(said, taught, strict=True)) == expected
-    assert len(said) == 8
+    pairs = np.arange(10.0).reshape(5, 2)
+    assert float(between_views(pairs)) == pytest.approx((pairs.sum() - pairs[0, 0] - pairs[1, 1]) / 8)
+
+
+def over(devices):
+    return mesh_lib.make_mesh(dict(data=devices, fsdp=1, tensor=1), jax.devices()[:devices])
+
+
+@pytest.mark.parametrize("form", [agreement, cross_agreement])
+def test_devices_compute_their_own_examples_and_add_once(form):
+    """The values and gradients of one device; nothing is sent inside the loop over chunks."""
+
+    def gradient(said, taught, own):
+        def loss(said, own):
+            pair = scores(said, own, STUDENT), scores(taught, OTHER, TEACHER)
+            found = form(*pair, jnp.float32(OFFSET), 2)
+            return (found.cross_entropy**2).mean() + (found.mean_target**2).sum(), found
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(said, own)
+
+    arguments = [jnp.float32(x) for x in (SAID, TAUGHT, OWN)]
+    alone = jax.jit(gradient)(*arguments)
+    mesh = over(4)
+    split, whole = (NamedSharding(mesh, spec) for spec in (mesh_lib.BATCH, PartitionSpec()))
+    placed = jax.device_put(arguments, [split, split, whole])
+    compiled = jax.jit(within(mesh, gradient)).lower(*placed).compile()
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), compiled(*placed), alone
+    )
+    program = hlo.parse(compiled.as_text())
+    found = list(hlo.collectives(program, 4))
+    assert {item.kind for item in found} == {"all-reduce"}
+    assert {item.runs for item in found} == {1}
 
 
 def sinkhorn(logits, iterations):
@@ -124,9 +182,9 @@ def sinkhorn(logits, iterations):
 @pytest.mark.parametrize("chunk", [0, 2])
 def test_sinkhorn_is_that_of_one_large_matrix(devices, chunk):
     """Its column sums are over all devices' points, however many devices there are."""
-    mesh = mesh_lib.make_mesh(dict(data=devices, fsdp=1, tensor=1), jax.devices()[:devices])
-    split = jax.device_put(jnp.float32(TAUGHT), NamedSharding(mesh, PartitionSpec("data")))
-    offset = jax.jit(lambda x: sinkhorn_offset(scores(x, OTHER, TEACHER), 3, chunk))(split)
+    mesh = over(devices)
+    split = jax.device_put(jnp.float32(TAUGHT), NamedSharding(mesh, mesh_lib.BATCH))
+    offset = jax.jit(within(mesh, lambda x: sinkhorn_offset(scores(x, OTHER, TEACHER), 3, chunk)))(split)
     logits = (TAUGHT @ OTHER / TEACHER).reshape(-1, K)
     np.testing.assert_allclose(
         softmax(logits - np.asarray(offset)), sinkhorn(logits, 3), rtol=1e-4, atol=1e-7
@@ -147,12 +205,10 @@ def test_metrics_of_a_sure_teacher():
     found = agreement(
         scores(SAID[:1, :2], OWN, STUDENT), scores(np.eye(2)[None], 1e4 * np.eye(2, K), 1.0), jnp.zeros(K), 0
     )
-    metrics = target_metrics(found, 1.0)
+    metrics = target_metrics(found.cross_entropy.mean(), found.entropy.mean(), found.mean_target)
     assert float(metrics["teacher_entropy"]) == pytest.approx(0, abs=1e-3)
     assert float(metrics["target_spread"]) == pytest.approx(np.log(2), rel=1e-5)
-    weighted = target_metrics(found, jnp.array([[1.0, 0.0]]))
-    own = found.cross_entropy[0, 0] - found.entropy[0, 0]
-    np.testing.assert_allclose(weighted["target_kl"], own, rtol=1e-5)
+    np.testing.assert_allclose(metrics["target_kl"], (found.cross_entropy - found.entropy).mean(), rtol=1e-5)
 
 
 def koleo_reference(points):

@@ -1,0 +1,35 @@
+"""Functions of a batch and of arrays as large as a model's, that each device computes of its own examples.
+
+Left to itself the compiler may split the large arrays instead, and send every example to every device; or, in
+a loop, add up over devices at every turn what could be added once, after the last.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+from jax.sharding import PartitionSpec
+
+from big_ssl.parallel.mesh import BATCH, BATCH_AXES
+
+
+def on_own_examples(function: Callable, shared, split):
+    """function(shared, split, axes) -> (each, totals), on every device of the mesh that is set.
+
+    shared: a pytree of what every device needs whole; its gradient is added over devices once, at the end.
+    split: arrays of which each device has its part of the first axis, as has `each`. totals: of all devices,
+    which the function adds up itself, by jax.lax.psum over `axes` say. Where no mesh is set, or its devices
+    do not divide the first axis, axes is empty and there is nothing to add.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    size = len(jax.tree.leaves(split)[0])
+    if mesh.empty or size % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+        return function(shared, split, ())
+
+    def local(shared, split):
+        # Said before any loop: where an array begins to differ between devices, its gradient is added up.
+        shared = jax.tree.map(lambda x: jax.lax.pcast(x, BATCH_AXES, to="varying"), shared)
+        return function(shared, split, BATCH_AXES)
+
+    every = PartitionSpec()
+    return jax.shard_map(local, in_specs=(every, BATCH), out_specs=(BATCH, every))(shared, split)
