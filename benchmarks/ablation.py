@@ -3,7 +3,7 @@
     python -m benchmarks.ablation --table=ibot --output=DIR [--steps=400] [--seeds=0,1,2]
     python -m benchmarks.ablation --table=hybrid --output=DIR
 
-Tables: `ibot` (both terms, DINO's alone, masked patches alone), `koleo` (DINOv2 with it and without),
+Tables: `ibot` (both terms, DINO's alone, masked patches alone, each with KoLeo), `koleo` (DINOv2 with it and without),
 `dinov2` (beside iBOT) and `hybrid` (CLIP's objective, DINOv2's three, all four). All variants of a table
 have equal steps, pictures and batches; `untrained` is the network at its start. DIR gets results.json,
 table.md and a folder for each run; the same command again goes on after the runs that are there. To see that
@@ -36,9 +36,9 @@ class Variant(NamedTuple):
 _SHORT = "dinov2_vitl16_short"
 TABLES: dict[str, dict[str, Variant]] = {
     "ibot": {
-        "DINO and masked patches": Variant("ibot_vits16", weights=dict(koleo=0.0)),
-        "DINO alone": Variant("ibot_vits16", weights=dict(koleo=0.0, ibot=0.0)),
-        "masked patches alone": Variant("ibot_vits16", weights=dict(koleo=0.0, dino=0.0)),
+        "DINO and masked patches": Variant("ibot_vits16"),
+        "DINO alone": Variant("ibot_vits16", weights=dict(ibot=0.0)),
+        "masked patches alone": Variant("ibot_vits16", weights=dict(dino=0.0)),
     },
     "koleo": {
         "with KoLeo": Variant(_SHORT),

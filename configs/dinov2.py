@@ -196,8 +196,8 @@ def _scaled(model, small, **head):
         batch_size=small["streams"]["images"]["batch_size"], data=small["streams"]["images"]["data"]
     )
     for term in ("dino", "ibot"):
-        own = images["objectives"][term]
-        own.update(teacher_temperature=small["streams"]["images"]["objectives"][term]["teacher_temperature"])
+        own, smaller = images["objectives"][term], small["streams"]["images"]["objectives"][term]
+        own.update({key: smaller[key] for key in ("teacher_temperature", "centring")})
         if isinstance(own["head"], dict):
             own["head"].update(head, learn_lengths=False)
     images["objectives"]["koleo"].update(group_size=0)
