@@ -3,9 +3,9 @@
     python -m benchmarks.ablation --table=ibot --output=DIR [--steps=400] [--seeds=0,1,2]
     python -m benchmarks.ablation --table=hybrid --output=DIR
 
-Tables: `ibot` (both terms, DINO's alone, masked patches alone, each with KoLeo), `koleo` (DINOv2 with it and without),
-`dinov2` (beside iBOT) and `hybrid` (CLIP's objective, DINOv2's three, all four). All variants of a table
-have equal steps, pictures and batches; `untrained` is the network at its start. DIR gets results.json,
+Tables: `ibot` (both terms, DINO's alone, masked patches alone, each with KoLeo), `koleo` (DINOv2 with it and
+without), `dinov2` (beside iBOT) and `hybrid` (CLIP's objective, DINOv2's three, all four). All variants of a
+table have equal steps, pictures and batches; `untrained` is the network at its start. DIR gets results.json,
 table.md and a folder for each run; the same command again goes on after the runs that are there. To see that
 all works: --preset=tiny --steps=4 --seeds=0. Exit code 2, and one line, where something does not fit.
 """

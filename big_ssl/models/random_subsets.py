@@ -15,25 +15,47 @@ def take(x, indices):
     return jax.vmap(lambda row, index: row.at[index].get(mode="promise_in_bounds"))(x, indices)
 
 
-def add_on_subset(x, branch, rate: float, groups: int, key):
-    """x + branch(x) / keep on a part `keep` of the batch, and x on the rest. x: [B, ...] -> same.
+def add_on_subset(sequences, branch, rate: float, groups: int, key):
+    """x + branch(x) / keep on a part `keep` of each batch, and x on the rest.
 
+    sequences: x: [B, ...], or a pytree of such, which branch sees together, and gives as many of.
     DINOv2's stochastic depth (Oquab et al. 2023, arXiv 2304.07193, section 5): the branch is computed
     for the chosen examples alone, which are max(1, int((1 - rate) * B / groups)) of each group of
-    neighbours in the batch; keep is that number by B / groups. Groups exchange no examples, so that
+    neighbours in a batch; keep is that number by B / groups. Groups exchange no examples, so that
     nothing travels between devices that hold whole ones.
     Raises ValueError where groups does not divide B.
     """
+    leaves, structure = jax.tree.flatten(sequences)
+    chosen = [_chosen(x, rate, groups, key) for x, key in zip(leaves, _keys(key, len(leaves)), strict=True)]
+    taken = [take(_grouped(x, groups), index) for x, index in zip(leaves, chosen, strict=True)]
+    taken = [x.reshape(-1, *x.shape[2:]) for x in taken]
+    added = jax.tree.leaves(branch(jax.tree.unflatten(structure, taken)))
+    together = zip(leaves, chosen, added, strict=True)
+    return jax.tree.unflatten(structure, [_scatter(x, index, y) for x, index, y in together])
+
+
+def _keys(key, count):
+    return [key] if count == 1 else jax.random.split(key, count)
+
+
+def _chosen(x, rate, groups, key):
+    """int32[groups, kept]: of each group of neighbours."""
     if len(x) % groups:
         raise ValueError(f"drop path: {groups} groups do not divide a batch of {len(x)}")
     size = len(x) // groups
-    kept = max(1, int(size * (1 - rate)))
-    grouped = x.reshape(groups, size, *x.shape[1:])
-    chosen = random_subsets(key, groups, size, kept)
-    y = branch(take(grouped, chosen).reshape(groups * kept, *x.shape[1:])) * (size / kept)
+    return random_subsets(key, groups, size, max(1, int(size * (1 - rate))))
+
+
+def _grouped(x, groups):
+    return x.reshape(groups, -1, *x.shape[1:])
+
+
+def _scatter(x, chosen, y):
+    """x: [B, ...] and, where it was chosen, y: [groups * kept, ...] by the part that was."""
 
     def add(row, index, y):
         return row.at[index].add(y, mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True)
 
-    y = y.reshape(groups, kept, *x.shape[1:])
-    return jax.vmap(add)(grouped, chosen, y).reshape(x.shape)
+    groups, kept = chosen.shape
+    y = _grouped(y * (len(x) // groups / kept), groups)
+    return jax.vmap(add)(_grouped(x, groups), chosen, y).reshape(x.shape)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -108,44 +108,50 @@ def layer_norm(name: str, style: Style) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=style.epsilon, dtype=style.dtype, name=name)
 
 
-def attention(x, context, style: Style, causal: bool = False, places: Rotation | None = None):
-    """Multi-head attention of x: [B, Q, D] over context: [B, K, D] -> [B, Q, D].
+def attention(width: int, style: Style) -> Callable:
+    """Multi-head attention: f(x: [B, Q, D], context: [B, K, D], causal=False, places=None) -> [B, Q, D].
 
     causal: a position sees itself and those before it; places: of the patches at their end, by which
-    queries and keys are turned. Only inside a module's compact method,
-    whose parameters it makes: query, key, value, out.
+    queries and keys are turned. Only inside a module's compact method, whose parameters it makes: query, key,
+    value, out; the function may be called more than once, with the same.
     """
-    query, key, value = (
-        dense(name, x.shape[-1], style.deviations.attention, style)(inputs).reshape(
-            *inputs.shape[:2], style.heads, -1
+    names = ("query", "key", "value")
+    kernels = [dense(name, width, style.deviations.attention, style) for name in names]
+    out = dense("out", width, style.deviations.out, style)
+
+    def attend(x, context, causal=False, places=None):
+        query, key, value = (
+            kernel(inputs).reshape(*inputs.shape[:2], style.heads, -1)
+            for kernel, inputs in zip(kernels, (x, context, context), strict=True)
         )
-        for name, inputs in (("query", x), ("key", context), ("value", context))
-    )
-    if places is not None:
-        query, key = rotate(query, places), rotate(key, places)
-    y = jax.nn.dot_product_attention(query, key, value, is_causal=causal)
-    return dense("out", x.shape[-1], style.deviations.out, style)(y.reshape(x.shape))
+        if places is not None:
+            query, key = rotate(query, places), rotate(key, places)
+        y = jax.nn.dot_product_attention(query, key, value, is_causal=causal)
+        return out(y.reshape(x.shape))
+
+    return attend
 
 
-def mlp(x, style: Style):
+def mlp(width: int, style: Style) -> Callable:
     """Two products with the activation between them; see `attention` for where it may stand."""
-    y = dense("mlp_in", style.mlp_dim, style.deviations.mlp_in, style)(x)
-    y = ACTIVATIONS[style.activation](y)
-    return dense("mlp_out", x.shape[-1], style.deviations.mlp_out, style)(y)
+    inside = dense("mlp_in", style.mlp_dim, style.deviations.mlp_in, style)
+    out = dense("mlp_out", width, style.deviations.mlp_out, style)
+    return lambda x: out(ACTIVATIONS[style.activation](inside(x)))
 
 
-def swiglu(x, style: Style):
+def swiglu(width: int, style: Style) -> Callable:
     """Two products of which one, through SiLU, gates the other, and a third (Shazeer 2020, 2002.05202)."""
-    gate, y = (
-        dense(name, style.mlp_dim, style.deviations.mlp_in, style)(x) for name in ("mlp_gate", "mlp_in")
+    gate, inside = (
+        dense(name, style.mlp_dim, style.deviations.mlp_in, style) for name in ("mlp_gate", "mlp_in")
     )
-    return dense("mlp_out", x.shape[-1], style.deviations.mlp_out, style)(nn.silu(gate) * y)
+    out = dense("mlp_out", width, style.deviations.mlp_out, style)
+    return lambda x: out(nn.silu(gate(x)) * inside(x))
 
 
 class FeedForward(NamedTuple):
     """What follows attention in a layer, and how wide it is inside, by the layer's width."""
 
-    apply: Callable
+    make: Callable
     default_dim: Callable[[int], int]
 
 
@@ -156,9 +162,9 @@ FEED_FORWARDS = {
 }
 
 
-def feed_forward(x, style: Style):
+def feed_forward(width: int, style: Style) -> Callable:
     """The style's own; see `attention` for where it may stand."""
-    return FEED_FORWARDS[style.feed_forward].apply(x, style)
+    return FEED_FORWARDS[style.feed_forward].make(width, style)
 
 
 def dense(name, features, deviation, style) -> nn.Dense:
@@ -168,7 +174,8 @@ def dense(name, features, deviation, style) -> nn.Dense:
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)). x: [B, L, D], same shape out.
+    """x + attention(norm(x)), then x + feed_forward(norm(x)). x: [B, L, D], or a tuple of such of several B
+    and L, for all of which a layer's weights are read, and over devices gathered, once; the same out.
 
     What is added is first multiplied by a learned vector where style.layer_scale gives its start
     (LayerScale, Touvron et al. 2021, arXiv 2103.17239).
@@ -176,6 +183,7 @@ class Layer(nn.Module):
     training (stochastic depth, Huang et al. 2016); None where there is no such chance, nor a key.
     subset_groups: None, and every example has its own chance; else that part of each of so many groups
     of the batch skips the branch, exactly, and saves its work; drop_rate is then a Python number.
+    places: for each B and L, see `attention`.
     """
 
     style: Style
@@ -183,27 +191,36 @@ class Layer(nn.Module):
     subset_groups: int | None = None
 
     @nn.compact
-    def __call__(self, x, drop_rate=None, train: bool = False, places: Rotation | None = None):
-        x = self._add(x, functools.partial(self._attend, places=places), drop_rate, train)
-        return self._add(x, self._feed_forward, drop_rate, train)
+    def __call__(self, x, drop_rate=None, train: bool = False, places: Sequence[Rotation | None] = (None,)):
+        width = jax.tree.leaves(x)[0].shape[-1]
+        x = self._add(x, self._attention(width, places), drop_rate, train)
+        return self._add(x, self._feed_forward(width), drop_rate, train)
 
-    def _attend(self, x, places):
-        y = layer_norm("attention_norm", self.style)(x)
-        return self._scaled("attention_scale", attention(y, y, self.style, self.causal, places))
+    def _attention(self, width, places):
+        norm, attend = layer_norm("attention_norm", self.style), attention(width, self.style)
+        scaled = self._scale("attention_scale", width)
 
-    def _feed_forward(self, x):
-        y = layer_norm("mlp_norm", self.style)(x)
-        return self._scaled("mlp_scale", feed_forward(y, self.style))
+        def branch(x):
+            leaves, structure = jax.tree.flatten(x)
+            normed = zip(map(norm, leaves), places, strict=True)
+            return structure.unflatten([scaled(attend(y, y, self.causal, own)) for y, own in normed])
 
-    def _scaled(self, name, y):
+        return branch
+
+    def _feed_forward(self, width):
+        norm, forward = layer_norm("mlp_norm", self.style), feed_forward(width, self.style)
+        scaled = self._scale("mlp_scale", width)
+        return functools.partial(jax.tree.map, lambda x: scaled(forward(norm(x))))
+
+    def _scale(self, name, width):
         if self.style.layer_scale is None:
-            return y
-        init = nn.initializers.constant(self.style.layer_scale)
-        return y * self.param(name, init, y.shape[-1:]).astype(y.dtype)
+            return lambda y: y
+        scale = self.param(name, nn.initializers.constant(self.style.layer_scale), (width,))
+        return lambda y: y * scale.astype(y.dtype)
 
     def _add(self, x, branch, drop_rate, train):
         if self.subset_groups is None or drop_rate is None or not train:
-            return x + self._drop_path(branch(x), drop_rate, train)
+            return jax.tree.map(lambda x, y: x + self._drop_path(y, drop_rate, train), x, branch(x))
         return add_on_subset(x, branch, drop_rate, self.subset_groups, self.make_rng("dropout"))
 
     def _drop_path(self, y, drop_rate, train):
@@ -227,6 +244,6 @@ class AttentionPooling(nn.Module):
         batch, _, width = x.shape
         probe = self.param("probe", nn.initializers.normal(math.sqrt(2 / (1 + width))), (width,))
         query = jnp.broadcast_to(probe.astype(self.style.dtype), (batch, 1, width))
-        y = attention(query, x, self.style)
-        y = y + feed_forward(layer_norm("mlp_norm", self.style)(y), self.style)
+        y = attention(width, self.style)(query, x)
+        y = y + feed_forward(width, self.style)(layer_norm("mlp_norm", self.style)(y))
         return y[:, 0]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_ssl.models import layer_stack
+from big_ssl.models.patch_embedding import PatchEmbedding
 from big_ssl.models.position_embedding import RESIZES, resize_position_embedding
 from big_ssl.models.random_subsets import random_subsets, take
 from big_ssl.models.rotary import rotate, rotation
@@ -32,7 +33,6 @@ __all__ = [
     "SIGLIP",
     "STACKS",
     "VARIANTS",
-    "PatchEmbedding",
     "ViT",
     "check_layers",
     "last_attention",
@@ -68,37 +68,6 @@ DINOV2 = DINO | dict(kernel_init="dinov2", layer_scale=1e-5, drop_path_mode="sub
 _DEVIATIONS = {"dino": (0.02, 0.02), "dinov2": (1e-6, 0.02)}
 # Those that leave the patch embedding as PyTorch makes it, with a third of the variance of LeCun's rule.
 _PYTORCHS_PATCHES = ("torch", "dino", "dinov2")
-
-
-class PatchEmbedding(nn.Module):
-    """Non-overlapping patches times a kernel. images: [B, H, W, 3] -> [B, H // patch, W // patch, D].
-
-    What is left at the right and the bottom is dropped, as by an unpadded convolution.
-    Raises ValueError for images without three channels, or smaller than a patch.
-    """
-
-    patch: int
-    width: int
-    bias: bool
-    kernel_init: nn.initializers.Initializer
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, images):
-        batch, height, width, channels = images.shape
-        rows, columns = height // self.patch, width // self.patch
-        if channels != 3 or not rows * columns:
-            raise ValueError(
-                f"vit: images are {list(images.shape)}; they must be [B, H, W, 3] with H and W "
-                f"at least {self.patch}"
-            )
-        kernel = self.param("kernel", self.kernel_init, (self.patch, self.patch, 3, self.width))
-        x = images[:, : rows * self.patch, : columns * self.patch].astype(self.dtype)
-        x = x.reshape(batch, rows, self.patch, columns, self.patch, 3)
-        x = jnp.einsum("brpcqi,pqio->brco", x, kernel.astype(self.dtype))
-        if self.bias:
-            x += self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
-        return x
 
 
 class ViT(nn.Module):
@@ -163,51 +132,71 @@ class ViT(nn.Module):
         by row, in training those that patch_dropout leaves; cls: float32[B, D] where there is a class
         token and pooled is not it; and with intermediate of length n the same norm of what those
         layers give: intermediate: dict(cls: float32[n, B, D] where there is one, patches: [n, B, N, D]).
+        images may be a tuple of such of several B, H and W, which go through the layers side by side;
+        mask is then a tuple too, of masks and None, and so is what is returned.
         Raises ValueError for options, images and masks that do not fit.
         """
         style = make_style(self, self.feed_forward, self.layer_scale)
-        x = self._with_registers(self._drop_patches(self._embed(images, mask), train))
+        sizes = images if isinstance(images, tuple) else (images,)
+        x = self._embed(sizes, mask if isinstance(mask, tuple) else (mask,) * len(sizes), train)
         if self.pre_norm:
-            x = layer_norm("pre_norm", style)(x)
-        places = self._places(images.shape, train)
+            x = jax.tree.map(layer_norm("pre_norm", style), x)
+        places = self._places(sizes, train)
         x, between = self._apply_layers(x, style, train, intermediate, places)
         norm = layer_norm("final_norm", style)
-        x = norm(x)
-        outputs = self._apart(x)
-        pooled = dict(pooled=self._pool(x, outputs["patches"], style).astype(jnp.float32))
-        if self.pooling == "cls":
-            del outputs["cls"]  # it is the pooled output
+        pool = self._pooling(style)
+        outputs = [self._outputs(norm(x), pool) for x in x]
         if intermediate:
-            outputs["intermediate"] = self._apart(norm(between))
-        return pooled | outputs
+            for output, seen in zip(outputs, between, strict=True):
+                output["intermediate"] = self._apart(norm(seen))
+        return tuple(outputs) if isinstance(images, tuple) else outputs[0]
 
-    def _embed(self, images, mask):
-        """[B, N (+ 1), D]: the patches, the class token first, with their positions."""
+    def _embed(self, sizes, masks, train):
+        """For each size [B, T, D]: the class token and the registers, as there are, and the patches."""
         scale = 1 / 3 if self.kernel_init in _PYTORCHS_PATCHES else 1.0
         init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
         embed = PatchEmbedding(
             self.patch, self.width, self.patch_bias, init, self.dtype, name="patch_embedding"
         )
-        x = embed(images)
-        grid = x.shape[1:3]
-        x = self._masked(x.reshape(len(x), -1, self.width), mask)
-        if self.class_token:
-            x = jnp.concatenate([self._tokens("class_token", (), len(x)), x], axis=1)
-        if self.rope_base is not None:
-            return x
-        side = self.image_size // self.patch
-        shape = (int(self.class_token) + side**2, self.width)
-        table = self.param("position_embedding", nn.initializers.normal(self._deviations()[1]), shape)
-        choose(RESIZES, self.position_resize, "position_resize")
-        table = resize_position_embedding(table, (side, side), grid, self.position_resize)
-        return x + table.astype(self.dtype)
+        hidden = self._tokens("mask_token", (), deviation=0.0) if self.mask_token else None
+        first = self._tokens("class_token", ()) if self.class_token else None
+        table = self._table()
+        registers = self._tokens("registers", (self.registers,)) if self.registers else None
 
-    def _places(self, shape, train):
-        """The patches' rotation, None where a table says where they are."""
-        if self.rope_base is None:
+        def sequence(images, mask):
+            x = embed(images)
+            grid = x.shape[1:3]
+            x = _masked(x.reshape(len(x), -1, self.width), mask, hidden)
+            x = _after(first, x)
+            if table is not None:
+                x = x + self._resized(table, grid).astype(self.dtype)
+            x = self._drop_patches(x, train)
+            tokens, patches = jnp.split(x, [int(self.class_token)], axis=1)
+            return x if registers is None else jnp.concatenate([tokens, _after(registers, patches)], axis=1)
+
+        return tuple(map(sequence, sizes, masks))
+
+    def _table(self):
+        """The positions' parameter, None where angles say them."""
+        if self.rope_base is not None:
             return None
+        shape = (int(self.class_token) + (self.image_size // self.patch) ** 2, self.width)
+        return self.param("position_embedding", nn.initializers.normal(self._deviations()[1]), shape)
+
+    def _resized(self, table, grid):
+        choose(RESIZES, self.position_resize, "position_resize")
+        side = self.image_size // self.patch
+        return resize_position_embedding(table, (side, side), grid, self.position_resize)
+
+    def _places(self, sizes, train):
+        """For each size the patches' rotation, None where a table says where they are."""
+        if self.rope_base is None:
+            return (None,) * len(sizes)
         if self.patch_dropout:
             raise ValueError("vit: with rope_base every patch has its place; patch_dropout must be 0")
+        return tuple(self._rotation(images.shape, train) for images in sizes)
+
+    def _rotation(self, shape, train):
         scale = 1.0
         if train and self.rope_rescale != 1:
             limit = math.log(self.rope_rescale)
@@ -215,19 +204,6 @@ class ViT(nn.Module):
             scale = jnp.exp(jax.random.uniform(key, minval=-limit, maxval=limit))
         grid = (shape[1] // self.patch, shape[2] // self.patch)
         return rotation(grid, self.width // self.heads, self.rope_base, scale)
-
-    def _masked(self, x, mask):
-        """x: [B, N, D], with the mask token where mask: bool[B, N] says so."""
-        if not self.mask_token:
-            if mask is not None:
-                raise ValueError("vit: there is a mask, but mask_token is False")
-            return x
-        token = self.param("mask_token", nn.initializers.zeros, (self.width,)).astype(self.dtype)
-        if mask is None:
-            return x
-        if mask.shape != x.shape[:2]:
-            raise ValueError(f"vit: mask is {list(mask.shape)}; the images' patches are {list(x.shape[:2])}")
-        return jnp.where(mask[:, :, None], token, x)
 
     def _drop_patches(self, x, train):
         """x: [B, T, D] with some of the patches, others in each example; the class token stays."""
@@ -240,30 +216,22 @@ class ViT(nn.Module):
         chosen = random_subsets(self.make_rng("dropout"), len(x), total, kept)
         return jnp.concatenate([tokens, take(patches, chosen)], axis=1)
 
-    def _with_registers(self, x):
-        if not self.registers:
-            return x
-        registers = self._tokens("registers", (self.registers,), len(x))
-        first = int(self.class_token)
-        return jnp.concatenate([x[:, :first], registers, x[:, first:]], axis=1)
-
-    def _tokens(self, name, count, batch):
-        """[batch, n, D]: learned tokens, the same for all examples; count: () for one, or (n,)."""
-        init = nn.initializers.normal(self._deviations()[0])
+    def _tokens(self, name, count, deviation=None):
+        """[n, D]: learned tokens, the same for all examples; count: () for one, or (n,)."""
+        init = nn.initializers.normal(self._deviations()[0] if deviation is None else deviation)
         tokens = self.param(name, init, (*count, self.width))
-        tokens = tokens.astype(self.dtype).reshape(-1, self.width)
-        return jnp.broadcast_to(tokens, (batch, *tokens.shape))
+        return tokens.astype(self.dtype).reshape(-1, self.width)
 
     def _deviations(self):
         return _DEVIATIONS.get(self.kernel_init, (self.width**-0.5,) * 2)
 
     def _apply_layers(self, x, style, train, intermediate, places):
-        """x after all layers, and [n, *x.shape] after those of intermediate, None without."""
+        """Each x after all layers, and [n, *x.shape] after those of intermediate, None without."""
         subset = choose({"linear": False, "subset": True}, self.drop_path_mode, "drop_path_mode")
         rates = None if subset else self._drop_rates()
         between, seen = None, self._indices(intermediate)
         if len(seen):
-            between = jnp.zeros((len(seen), *x.shape), x.dtype)
+            between = jax.tree.map(lambda x: jnp.zeros((len(seen), *x.shape), x.dtype), x)
             # A layer's place in the stack is a number of its own, which a loop can tell it by.
             rates = list(enumerate(rates or [None] * self.depth))
 
@@ -273,7 +241,8 @@ class ViT(nn.Module):
             # The size of a subset must be a plain number, in a loop too.
             x = layer(x, (self.drop_path or None) if subset else rate, train, places)
             if len(seen):
-                between = jnp.where((seen == index)[:, None, None, None], x, between)
+                here = (seen == index)[:, None, None, None]
+                between = jax.tree.map(lambda x, kept: jnp.where(here, x, kept), x, between)
             return x, between
 
         make = functools.partial(Layer, style, subset_groups=self.drop_path_groups if subset else None)
@@ -298,17 +267,45 @@ class ViT(nn.Module):
             return None
         return [self.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
 
-    def _pool(self, x, patches, style: Style):
+    def _pooling(self, style: Style):
+        """(all tokens [B, T, D], patches: [B, N, D]) -> [B, D], a function."""
         if self.pooling == "cls" and self.class_token:
-            return x[:, 0]
+            return lambda x, patches: x[:, 0]
         if self.pooling == "map":
-            return AttentionPooling(style, name="pooling")(x)
+            pooling = AttentionPooling(style, name="pooling")
+            return lambda x, patches: pooling(x)
         if self.pooling == "mean":
-            return patches.astype(jnp.float32).mean(1)
+            return lambda x, patches: patches.astype(jnp.float32).mean(1)
         raise ValueError(
             f"vit: pooling is {self.pooling!r} and class_token {self.class_token}; "
             "use map, mean, or cls with a class token"
         )
+
+    def _outputs(self, x, pool):
+        """What is returned of one size's tokens after the final norm."""
+        outputs = self._apart(x)
+        pooled = pool(x, outputs["patches"]).astype(jnp.float32)
+        if self.pooling == "cls":
+            del outputs["cls"]  # it is the pooled output
+        return dict(pooled=pooled) | outputs
+
+
+def _masked(x, mask, token):
+    """x: [B, N, D], with the mask token [1, D] where mask: bool[B, N] says so."""
+    if mask is None:
+        return x
+    if token is None:
+        raise ValueError("vit: there is a mask, but mask_token is False")
+    if mask.shape != x.shape[:2]:
+        raise ValueError(f"vit: mask is {list(mask.shape)}; the images' patches are {list(x.shape[:2])}")
+    return jnp.where(mask[:, :, None], token, x)
+
+
+def _after(tokens, x):
+    """x: [B, N, D], after tokens [n, D], if there are any, in every example."""
+    if tokens is None:
+        return x
+    return jnp.concatenate([jnp.broadcast_to(tokens, (len(x), *tokens.shape)), x], axis=1)
 
 
 def layer_tokens(model: ViT, variables: Mapping, images, count: int):

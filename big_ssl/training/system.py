@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from big_ssl.data.device_views import ImageView
 from big_ssl.data.masking import BlockMask
+from big_ssl.models.vit import ViT
 from big_ssl.objectives.base import Objective, Pass
 from big_ssl.parallel import fsdp
 from big_ssl.parallel.sharding import path_name
@@ -164,20 +165,30 @@ class System:
         Returns ({(stream, pass): encoder output}, the encoders' new state).
         """
         outputs = {}
-        for stream, item in self.passes():
-            if item.teacher:
-                continue
-            state, tower = encoder_state[item.encoder], params["encoders"][item.encoder]
+        for stream, items in self._student_passes():
+            encoder = items[0].encoder
+            state, tower = encoder_state[encoder], params["encoders"][encoder]
+            views = "+".join(item.view for item in items)
             apply = functools.partial(
-                self.encoders[item.encoder].apply,
+                self.encoders[encoder].apply,
                 {"params": tower, **state},
-                train=not self._all_frozen(item.encoder, tower),
+                train=not self._all_frozen(encoder, tower),
                 mutable=list(state),
-                rngs={"dropout": named_key(key, f"{stream}/{item.encoder}/{item.view}")},
+                rngs={"dropout": named_key(key, f"{stream}/{encoder}/{views}")},
             )
-            outputs[stream, item], state = _run(apply, inputs[stream, item.view], item)
-            encoder_state = encoder_state | {item.encoder: state}
+            found, state = _run_together(apply, [inputs[stream, item.view] for item in items], items)
+            outputs |= {(stream, item): output for item, output in zip(items, found, strict=True)}
+            encoder_state = encoder_state | {encoder: state}
         return outputs, encoder_state
+
+    def _student_passes(self) -> list[tuple[str, list[Pass]]]:
+        """(stream, passes that are run together): all of an encoder's that can take several sizes."""
+        groups: dict = {}
+        for stream, item in self.passes():
+            alone = None if isinstance(self.encoders[item.encoder], ViT) else item
+            if not item.teacher:
+                groups.setdefault((stream, item.encoder, alone), []).append(item)
+        return [(stream, items) for (stream, *_), items in groups.items()]
 
     def _taught(self, teacher, inputs):
         if not self.has_teacher:
@@ -238,12 +249,33 @@ def _run(apply, given, item):
     """
     if "images" not in given:
         return apply(**given)
-    images, mask = given["images"], given.get("mask")
-    handed_on = {key: given[key] for key in ("mask", "share") if key in given}
-    crops = images.shape[:-3]
-    masked = dict(mask=mask["mask"].reshape(-1, mask["mask"].shape[-1])) if item.masked else {}
-    found = apply(images=images.reshape(-1, *images.shape[-3:]), **masked)
+    found = apply(**_flat(given, item))
     output, rest = found if isinstance(found, tuple) else (found, None)
-    output = jax.tree.map(lambda x: x.reshape(*crops, *x.shape[1:]), output)
-    output |= handed_on
+    output = _shaped(output, given)
     return (output, rest) if isinstance(found, tuple) else output
+
+
+def _run_together(apply, given, items):
+    """(the outputs of one run of an encoder over all of these, its state)."""
+    if len(items) == 1:
+        output, state = _run(apply, given[0], items[0])
+        return [output], state
+    flat = [_flat(*each) for each in zip(given, items, strict=True)]
+    images, masks = (tuple(x.get(key) for x in flat) for key in ("images", "mask"))
+    outputs, state = apply(images=images, mask=masks)
+    return [_shaped(*each) for each in zip(outputs, given, strict=True)], state
+
+
+def _flat(given, item):
+    images = given["images"]
+    arguments = dict(images=images.reshape(-1, *images.shape[-3:]))
+    if item.masked:
+        mask = given["mask"]["mask"]
+        arguments["mask"] = mask.reshape(-1, mask.shape[-1])
+    return arguments
+
+
+def _shaped(output, given):
+    crops = given["images"].shape[:-3]
+    output = jax.tree.map(lambda x: x.reshape(*crops, *x.shape[1:]), output)
+    return output | {key: given[key] for key in ("mask", "share") if key in given}

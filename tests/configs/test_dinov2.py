@@ -109,7 +109,9 @@ def test_the_hybrid_runs_each_pass_once(monkeypatch):
     seen, original = [], ViT.__call__
 
     def spy(self, images, train=False, mask=None, **rest):
-        seen.append((images.shape[0], images.shape[1], train, mask is not None))
+        several = isinstance(images, tuple)
+        pairs = zip(images, mask, strict=True) if several else [(images, mask)]
+        seen.append((train, [(*x.shape[:2], m is not None) for x, m in pairs]))
         return original(self, images, train=train, mask=mask, **rest)
 
     monkeypatch.setattr(ViT, "__call__", spy)
@@ -118,10 +120,8 @@ def test_the_hybrid_runs_each_pass_once(monkeypatch):
         lambda p, b, t: made.features(p, mutable["encoders"], b, jax.random.key(0), t), params, batch, teacher
     )
     assert seen == [
-        (16, 32, True, False),
-        (32, 32, True, True),
-        (32, 16, True, False),
-        (32, 32, False, False),
+        (True, [(16, 32, False), (32, 32, True), (32, 16, False)]),  # all of the student's, together
+        (False, [(32, 32, False)]),
     ]
     assert set(made.terms) == {"contrastive", "dino", "ibot", "koleo"}
 
