@@ -64,10 +64,11 @@ MODELS: dict[str, dict[str, Any]] = {
     ),
     # Its feed-forward layers are SwiGLU's, other than those of the published, distilled L.
     "vitl14": dict(variant="L/14", feed_forward="swiglu", per_device=32, **_LONG),
-    "vitg14": dict(variant="g/14", feed_forward="swiglu", per_device=12, **_LONG),
+    # So few pictures on a device leave room for what the others compute again.
+    "vitg14": dict(variant="g/14", feed_forward="swiglu", per_device=12, remat="dots", **_LONG),
 }
 _EPOCH = 1_250
-# Scores of so many of a group's patches exist at a time, and of so many of an example's 18 pairs of crops.
+# Scores of so many of a group's patches exist at a time, and of so many of an example's ten crops.
 _CHUNK, _TOKEN_CHUNK = 128, 2
 
 
@@ -79,7 +80,9 @@ def full(model: str) -> dict:
     config.update(
         name=f"dinov2_{model}",
         total_steps=chosen["steps"],
-        mesh=dict(data=1, fsdp=-1, tensor=1),
+        remat=chosen.get("remat", "full"),
+        # Eight ways are enough for ViT-g's state, and keep its exchanges short (docs/performance.md).
+        mesh=dict(data=-1, fsdp=8, tensor=1),
         requires=dict(config["requires"], devices=chosen["batch_size"] // chosen["per_device"]),
         ema=dict(kind="cosine", peak=chosen["ema"], warmup_steps=0, start=0.0, final=1.0),
         eval_every=12_500,
@@ -155,6 +158,7 @@ def highres(model: str) -> dict:
     config.update(
         name=f"{config['name']}_highres",
         total_steps=steps,
+        remat="full",
         requires=dict(config["requires"], weights=True),
         eval_every=2_500,
         rates=tuple(rule for rule in config["rates"] if rule[0] != "/prototype"),
