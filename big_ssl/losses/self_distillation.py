@@ -93,32 +93,26 @@ def agreement(student: Scores, teacher: Scores, offset, chunk: int) -> Agreement
     for all at once, whose scores are kept for it.
     """
 
-    def compare_all(shared, split, axes):
-        said_of, taught_of = student.sharing(shared["student"]), teacher.sharing(shared["teacher"])
-
+    def compare_all(said_of, taught_of, split):
         def compare(points):
-            scores, taught = said_of(points["student"]), taught_of(points["teacher"]) - shared["offset"]
+            scores, taught = said_of(points["student"]), taught_of(points["teacher"])
             targets = jax.nn.softmax(taught)
             # The logarithm of a softmax, without another array of its size.
             said = jax.nn.logsumexp(scores, axis=-1) - (targets * scores).sum(-1)
             return (said, _entropy(taught, targets)), targets.sum(1)
 
         each, sums = mapped(compare, split, chunk)
-        return each, jax.lax.psum(sums.sum((0, 1)), axes)
+        return each, sums.sum((0, 1))
 
-    shared = dict(student=student.shared, teacher=teacher.shared, offset=offset)
-    split = dict(student=student.points, teacher=teacher.points)
-    (said, own), sums = on_own_examples(compare_all, shared, split)
-    return Agreement(said, own, sums / said.size)
+    return _on_own_points(compare_all, student, teacher, offset)
 
 
 def cross_agreement(student: Scores, teacher: Scores, offset, chunk: int) -> Agreement:
     """The same of every point S of a group's student against every target T of its teacher; each point is
     scored once. chunk: of the student's points."""
 
-    def compare_all(shared, split, axes):
-        said_of = student.sharing(shared["student"])
-        taught = teacher.sharing(shared["teacher"])(split["teacher"]) - shared["offset"]
+    def compare_all(said_of, taught_of, split):
+        taught = taught_of(split["teacher"])
         targets = jax.nn.softmax(taught)
 
         def compare(points):
@@ -127,12 +121,24 @@ def cross_agreement(student: Scores, teacher: Scores, offset, chunk: int) -> Agr
             return jax.nn.logsumexp(scores, axis=-1)[..., None] - meant, ()
 
         said, _ = mapped(compare, dict(student=split["student"]), chunk)
-        return (said, _entropy(taught, targets)), jax.lax.psum(targets.sum((0, 1)), axes)
+        return (said, _entropy(taught, targets)), targets.sum((0, 1))
+
+    return _on_own_points(compare_all, student, teacher, offset)
+
+
+def _on_own_points(compare_all, student: Scores, teacher: Scores, offset) -> Agreement:
+    """compare_all, on each device of its own points: (the student's scores of points, the teacher's less the
+    offset, points) -> ((cross_entropy, entropy), the sum of targets [K])."""
+
+    def local(shared, split, axes):
+        said_of, taught_of = student.sharing(shared["student"]), teacher.sharing(shared["teacher"])
+        each, total = compare_all(said_of, lambda points: taught_of(points) - shared["offset"], split)
+        return each, jax.lax.psum(total, axes)
 
     shared = dict(student=student.shared, teacher=teacher.shared, offset=offset)
     split = dict(student=student.points, teacher=teacher.points)
-    (said, own), sums = on_own_examples(compare_all, shared, split)
-    return Agreement(said, own, sums / own.size)
+    (said, own), total = on_own_examples(local, shared, split)
+    return Agreement(said, own, total / own.size)
 
 
 def _entropy(scores, targets):
