@@ -12,7 +12,7 @@ from big_ssl.evals import label_sets
 
 
 class LabelledSet:
-    """The pictures of a source, each in one class. `names`: the C classes.
+    """The pictures of a source, each in one class. `names`: the C classes; `imagenet`: as in LabelSet.
 
     label: which kind of the source's texts is the label; classes: as in label_sets.build. Raises
     ValueError where the source has no such label, or the classes do not fit it.
@@ -24,7 +24,7 @@ class LabelledSet:
         self._key = json.dumps([data, label, classes], sort_keys=True, default=repr)
         self._own = sources.labels(data, self._source, label)
         self._set = label_sets.build(classes, self._own.names)
-        self.names = self._set.names
+        self.names, self.imagenet = self._set.names, self._set.imagenet
 
     def chunks(self, embedder, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields (uint8[n, S, S, 3], int[n], the classes), prepared as the embedder wants pictures.
