@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+from PIL import Image
 
 from big_ssl.data import chunks, sources
 from big_ssl.data.sources import SourceConfig
@@ -40,10 +41,9 @@ class LabelledSet:
         """How many pictures there are, those of no class included."""
         return len(self._source)
 
-    def picture(self, index: int, prepare: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, int]:
-        """(uint8[S, S, 3], its class) of one picture, prepare as in Embedder. Raises ValueError where it is
-        in no class."""
-        loaded = chunks.load(self._source, self._class, prepare, index)
+    def picture(self, index: int, make: Callable[[Image.Image], np.ndarray]) -> tuple[np.ndarray, int]:
+        """(what `make` makes of it, its class) of one picture. Raises ValueError where it is in no class."""
+        loaded = chunks.load(self._source, self._class, make, index)
         if loaded is None:
             raise ValueError(f"data: record {index} is in none of the classes")
         return loaded

@@ -1,4 +1,4 @@
-"""What a published linear head says of labelled pictures (DINOv2, arXiv 2304.07193, section 7.1)."""
+"""What a published linear head says of labelled pictures (DINOv2, arXiv 2304.07193)."""
 
 from collections.abc import Mapping, Sequence
 

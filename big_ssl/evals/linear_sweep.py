@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from PIL import Image
 
 from big_ssl.data import pipeline
 from big_ssl.data.host_views import RandomResizedCrop
@@ -153,8 +152,7 @@ class _Load(grain.transforms.RandomMap):
         self._data, self._view = data, RandomResizedCrop(side, scale=(0.08, 1.0))
 
     def random_map(self, index: int, rng: np.random.Generator):
-        picture, label = self._data.picture(index, lambda image: image)
-        (window,) = self._view.draw(Image.fromarray(picture), rng)
+        (window,), label = self._data.picture(index, lambda picture: self._view.draw(picture, rng))
         # Here, not in the tower, which sees what it would in any evaluation.
         return dict(image=window[:, ::-1] if rng.random() < 0.5 else window, label=label)
 
@@ -278,8 +276,8 @@ def judge(sweep: Sweep, heads, best: int, test, mesh) -> dict[str, float]:
 
 
 def published(sweep: Sweep, heads, best: int) -> tuple[np.ndarray, np.ndarray]:
-    """(weight: float32[C, (blocks + 1) W], bias: float32[C]) of one of sweep.heads, as in weights.linear_heads:
-    what does not read the mean of the patches has zeros for it."""
+    """(weight: float32[C, (blocks + 1) W], bias: float32[C]) of one of sweep.heads, see weights.linear_heads;
+    one that does not read the mean of the patches has zeros for it."""
     place, rate = divmod(best, len(sweep.rates))
     blocks, patches = sweep.inputs[place]
     kernel, bias = (np.asarray(heads[place][name][rate]) for name in ("kernel", "bias"))

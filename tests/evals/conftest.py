@@ -27,14 +27,20 @@ def _colour(text):
 
 
 @pytest.fixture(scope="session")
-def inside():
-    """Embedder.inside of a small ViT that nobody trained, on pictures of 4 pixels and more."""
-    tower = vit.ViT(**vit.DINO, patch=2, width=16, depth=2, heads=2, image_size=4)
-    mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:1])
+def tower():
+    """(a small ViT that nobody trained, its variables), for pictures of 4 pixels and more."""
+    tower = vit.ViT(**vit.DINO, patch=2, width=16, depth=4, heads=2, image_size=4)
     shapes = jax.eval_shape(tower.init, jax.random.key(0), np.zeros((1, 4, 4, 3)))
     rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    seen = looking(lambda variables, images: (tower, variables, images / 64.0 - 2), mesh)
+    return tower, jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture(scope="session")
+def inside(tower):
+    """Embedder.inside of that tower."""
+    module, variables = tower
+    mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:1])
+    seen = looking(lambda variables, images: (module, variables, images / 64.0 - 2), mesh)
 
     def run(look, images, *options, size=32):
         return in_batches(functools.partial(seen(look, *options), variables), mesh, images, size)
