@@ -71,10 +71,10 @@ def blocks(tower: nn.Module, size: int) -> int:
     vit.check_layers(tower, min(BLOCKS))
     sizes = {(count + 1) * tower.width: count for count in BLOCKS}
     if size not in sizes:
-        known = " or ".join(f"{known} ({count} layers)" for known, count in sizes.items())
+        right = " or ".join(f"{numbers} (blocks: {count})" for numbers, count in sizes.items())
         raise ValueError(
             f"linear_head: the head reads {size} numbers; on this image tower, of width {tower.width}, "
-            f"it must be {known}"
+            f"it must read {right}"
         )
     vit.check_layers(tower, sizes[size])
     return sizes[size]

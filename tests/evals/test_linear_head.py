@@ -108,7 +108,7 @@ def test_a_tower_that_it_was_not_trained_on_is_named(folder, embedder, head):
     wrong = LinearHead(head(3, 3 * WIDTH), test, name="x")
     message = (
         r"^linear_head: the head reads 48 numbers; on this image tower, of width 16, "
-        r"it must be 32 \(1 layers\) or 80 \(4 layers\)$"
+        r"it must read 32 \(blocks: 1\) or 80 \(blocks: 4\)$"
     )
     for use in (lambda: wrong.check(small), lambda: wrong.metrics(embedder)):
         with pytest.raises(ValueError, match=message):
