@@ -134,7 +134,7 @@ def main(argv) -> None:
     )
     ours = host_part(config, pictures)
     theirs = multicrop_peer.pipelines(config, pictures)
-    tasks = dict(ours=ours, **theirs) | {"decoding alone": lambda i: decode.decode_whole(pictures[i])}
+    tasks = dict(ours=ours, **theirs) | {"decoding alone": lambda i: decode.opened(pictures[i], np.asarray)}
     host = seconds(tasks, len(pictures), _ROUNDS.value)
     examples = [ours(i) for i in range(len(pictures))]
     batch = {name: np.stack([example[name] for example in examples]) for name in CROPS}

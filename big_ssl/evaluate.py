@@ -25,6 +25,7 @@ from big_ssl.command_line import OUTPUT
 from big_ssl.config import ConfigError, validate_evaluator
 from big_ssl.evals import suite
 from big_ssl.model_flags import FROM, options
+from big_ssl.weights import architecture
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, a converted folder, or weights.")
 _EVAL = flags.DEFINE_enum("eval", None, list(suite.EVALUATORS), "The evaluator.")
@@ -47,7 +48,9 @@ def evaluate(path, kind, given: Mapping, output, name: str = "", **source) -> di
     output.parent.mkdir(parents=True, exist_ok=True)
     name = name or dataset(given)
     evaluator = suite.build({name: dict(given, kind=kind)})[name]
-    model = inference.Model(*inference.read(path, **source))
+    config, weights = inference.read(path, **source)
+    suite.check(evaluator, architecture.modules(config).image)
+    model = inference.Model(config, weights)
     found = {f"eval/{key}": value for key, value in evaluator.metrics(model.embedder(_track)).items()}
     record = dict(checkpoint=str(path), eval=kind, options=dict(given), metrics=found)
     output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -5,12 +5,15 @@ import concurrent.futures
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from big_ssl.data import decode
 from big_ssl.data.sources import Record
+
+T = TypeVar("T")
 
 # Pictures that are decoded together; up to three chunks are in memory at a time.
 CHUNK = 512
@@ -25,7 +28,7 @@ def chunks(
     prepare: uint8[1, H, W, 3] -> uint8[1, S, S, 3]. Raises ValueError, naming the record, for a
     picture that can't be decoded: a result must not depend on how many were left out.
     """
-    load_one = functools.partial(load, source, read, prepare)
+    load_one = functools.partial(load, source, read, prepared(prepare))
     waiting: collections.deque = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(source), CHUNK):
@@ -37,18 +40,25 @@ def chunks(
             yield from _stacked(chunk)
 
 
+def prepared(prepare: Callable[[np.ndarray], np.ndarray]) -> Callable[[Image.Image], np.ndarray]:
+    """What makes uint8[S, S, 3] of a picture, for `load`; prepare: as in `chunks`."""
+    return lambda picture: prepare(np.asarray(picture)[None])[0]
+
+
 def load(
-    source: Sequence[Record], read: Callable, prepare: Callable, index: int
-) -> tuple[np.ndarray, Any] | None:
-    """(uint8[S, S, 3], what `read` made of it) of one record, None where that is None; see `chunks`."""
+    source: Sequence[Record], read: Callable[[Record], Any], make: Callable[[Image.Image], T], index: int
+) -> tuple[T, Any] | None:
+    """(what `make` made of the picture, what `read` made of the record) of one record, None where that is
+    None; see `chunks`."""
     record = source[index]
     kept = read(record)
     if kept is None:
         return None
     try:
-        return prepare(decode.decode_whole(record.image)[None])[0], kept
+        picture = decode.opened(record.image, lambda picture: picture)
     except decode.BadImage as error:
         raise ValueError(f"data: the picture of record {index} can't be decoded: {error}") from error
+    return make(picture), kept
 
 
 def _stacked(loaded):

@@ -28,11 +28,6 @@ def opened(encoded: bytes, then: Callable[[Image.Image], T]) -> T:
         raise BadImage(f"{type(error).__name__}: {error}") from error
 
 
-def decode_whole(encoded: bytes) -> np.ndarray:
-    """uint8[H, W, 3] at its own size, transparency over white. Raises BadImage as `opened` does."""
-    return opened(encoded, np.asarray)
-
-
 def resized(image: Image.Image, size: int, fit: str) -> np.ndarray:
     """uint8[H, W, 3], bicubic with antialiasing. fit: "crop", the shorter side becomes size and the
     other follows; "squash", both become size, whatever the aspect."""

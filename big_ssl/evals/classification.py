@@ -1,6 +1,6 @@
 """What a trained classifier says of labelled pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -33,14 +33,29 @@ class Classifier:
         """
         if embedder.logits is None:
             raise ValueError("classification: this model has no classifier")
-        ranks, labels, count = [], [], self.classes
-        for images, some in self._data.chunks(embedder, f"{self._name}: pictures"):
-            logits = embedder.logits(images)
-            if logits.shape[1] != count:
+
+        def logits(images):
+            found = embedder.logits(images)
+            if found.shape[1] != self.classes:
                 raise ValueError(
-                    f"classification: the data has {count} classes, the classifier {logits.shape[1]}"
+                    f"classification: the data has {self.classes} classes, the classifier {found.shape[1]}"
                 )
-            ranks.append(ranking.ranks(logits, some[:, None] == np.arange(count)))
-            labels.append(some)
-        found = scores(np.concatenate(ranks), np.concatenate(labels), count)
+            return found
+
+        found = judged(self._data, logits, embedder, f"{self._name}: pictures")
         return {f"classification/{self._name}/{metric}": value for metric, value in found.items()}
+
+
+def judged(
+    data: LabelledSet, logits: Callable[[np.ndarray], np.ndarray], embedder, what: str
+) -> dict[str, float]:
+    """The scores (see evals.zero_shot) of a classifier, ties against it.
+
+    logits: uint8[N, S, S, 3], prepared as the embedder wants them -> float[N, C]; what: as in
+    LabelledSet.chunks.
+    """
+    ranks, labels, count = [], [], len(data.names)
+    for images, some in data.chunks(embedder, what):
+        ranks.append(ranking.ranks(logits(images), some[:, None] == np.arange(count)))
+        labels.append(some)
+    return scores(np.concatenate(ranks), np.concatenate(labels), count)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from big_ssl.data import chunks
 from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import report_texts
 from big_ssl.evals.embedder import in_batches
@@ -84,8 +85,10 @@ class Knn:
         cosines = _unit(test[asked]) @ _unit(train).T
         nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :neighbours]
 
+        make = chunks.prepared(embedder.prepare)
+
         def shown(part, indices):
-            pictures, labels = zip(*(part.picture(int(i), embedder.prepare) for i in indices), strict=True)
+            pictures, labels = zip(*(part.picture(int(i), make) for i in indices), strict=True)
             return pictures, [self._train.names[label] for label in labels]
 
         found = [shown(self._train, row) for row in nearest]
@@ -96,7 +99,7 @@ class Knn:
     def pictures(self, count: int, prepare) -> np.ndarray:
         """uint8[count, S, S, 3]: some pictures of test, prepared so, evenly spread through it."""
         chosen = report_texts.spread(np.arange(len(self._test)), count)
-        return np.stack([self._test.picture(int(i), prepare)[0] for i in chosen])
+        return np.stack([self._test.picture(int(i), chunks.prepared(prepare))[0] for i in chosen])
 
     def _pixel_accuracies(self, embedder):
         """The same at every evaluation of a run, whose pictures are always prepared alike."""

@@ -15,19 +15,22 @@ from big_ssl.evals.prompts import labels_file, read_lines
 
 class LabelSet(NamedTuple):
     """names: C class names for prompts; classes: int[L], the class of each of a set's own labels, -1
-    for none; partial: whether pictures under labels without a class are left out, rather than wrong."""
+    for none; partial: whether pictures under labels without a class are left out, rather than wrong;
+    imagenet: where the classes are some of ImageNet's 1000, their C numbers there."""
 
     names: Sequence[str]
     classes: np.ndarray
     partial: bool = False
+    imagenet: Sequence[int] = ()
 
 
 class _Named(NamedTuple):
-    """names: C class names; keys: {one of a set's own labels: class}."""
+    """names: C class names; keys: {one of a set's own labels: class}; the rest as in LabelSet."""
 
     names: Sequence[str]
     keys: Mapping[str, int]
     partial: bool = False
+    imagenet: Sequence[int] = ()
 
 
 def build(classes: str | Sequence[str], own: Sequence[str]) -> LabelSet:
@@ -57,7 +60,7 @@ def _named(name, own):
             f"classes: none of the {len(own)} labels of the data, such as {own[0]!r}, is one of {name}'s, "
             f"such as {next(iter(known.keys))!r}"
         )
-    return LabelSet(known.names, classes, known.partial)
+    return LabelSet(known.names, classes, known.partial, known.imagenet)
 
 
 def _read(path):
@@ -81,7 +84,7 @@ def _imagenet_part(file):
     every = _imagenet()
     place = {int(number): i for i, number in enumerate(labels_file(file).read_text().split())}
     keys = {key: place[number] for key, number in every.keys.items() if number in place}
-    return _Named([every.names[number] for number in place], keys)
+    return _Named([every.names[number] for number in place], keys, imagenet=tuple(place))
 
 
 def _objectnet():

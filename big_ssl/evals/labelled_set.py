@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+from PIL import Image
 
 from big_ssl.data import chunks, sources
 from big_ssl.data.sources import SourceConfig
@@ -12,7 +13,7 @@ from big_ssl.evals import label_sets
 
 
 class LabelledSet:
-    """The pictures of a source, each in one class. `names`: the C classes.
+    """The pictures of a source, each in one class. `names`: the C classes; `imagenet`: as in LabelSet.
 
     label: which kind of the source's texts is the label; classes: as in label_sets.build. Raises
     ValueError where the source has no such label, or the classes do not fit it.
@@ -24,7 +25,7 @@ class LabelledSet:
         self._key = json.dumps([data, label, classes], sort_keys=True, default=repr)
         self._own = sources.labels(data, self._source, label)
         self._set = label_sets.build(classes, self._own.names)
-        self.names = self._set.names
+        self.names, self.imagenet = self._set.names, self._set.imagenet
 
     def chunks(self, embedder, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields (uint8[n, S, S, 3], int[n], the classes), prepared as the embedder wants pictures.
@@ -40,10 +41,9 @@ class LabelledSet:
         """How many pictures there are, those of no class included."""
         return len(self._source)
 
-    def picture(self, index: int, prepare: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, int]:
-        """(uint8[S, S, 3], its class) of one picture, prepare as in Embedder. Raises ValueError where it is
-        in no class."""
-        loaded = chunks.load(self._source, self._class, prepare, index)
+    def picture(self, index: int, make: Callable[[Image.Image], np.ndarray]) -> tuple[np.ndarray, int]:
+        """(what `make` makes of it, its class) of one picture. Raises ValueError where it is in no class."""
+        loaded = chunks.load(self._source, self._class, make, index)
         if loaded is None:
             raise ValueError(f"data: record {index} is in none of the classes")
         return loaded

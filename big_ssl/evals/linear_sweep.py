@@ -8,6 +8,7 @@ that are reported, here on others.
 import contextlib
 import functools
 import os
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from PIL import Image
 
 from big_ssl.data import pipeline
 from big_ssl.data.host_views import RandomResizedCrop
@@ -28,6 +28,7 @@ from big_ssl.evals.labelled_set import LabelledSet, labelled_splits
 from big_ssl.models import vit
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
+from big_ssl.weights import linear_heads
 
 # At a batch of 256; others in proportion.
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
@@ -71,6 +72,7 @@ class LinearSweep:
     validation_fraction of train is that. label: as in LabelledSet. rates, blocks, patches: as in Sweep.
     steps, batch_size: of SGD, cosine to 0. augment: whether heads are trained on random windows of the
     pictures, mirrored or not, through the whole tower; if not, on each as it is, seen once, in memory.
+    save: the file that the best head is written to, "" for none; see weights.linear_heads.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class LinearSweep:
         steps: int = 12_500,
         batch_size: int = 1024,
         augment: bool = True,
+        save: str = "",
         *,
         name: str,
     ):
@@ -97,7 +100,8 @@ class LinearSweep:
             self._sets["train"], self._sets["validation"] = whole.split(validation_fraction)
         self._sweep = Sweep(tuple(blocks), tuple(patches), tuple(rates), len(names), steps, batch_size)
         _check(self._sweep)
-        self._augment, self._name = augment, name
+        _check_save(self._sweep, save)
+        self._augment, self._save, self._name = augment, save, name
 
     def check(self, tower: nn.Module) -> None:
         """Raises ValueError where this image tower does not give what the heads read."""
@@ -107,11 +111,16 @@ class LinearSweep:
         """{"linear_sweep/<name>/<metric>": value}: top1, mean_per_class and chance on test; rate, blocks
         and patches (1 or 0) of the head, and validation_top1, what it was chosen for."""
         mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
+        if self._save:
+            pathlib.Path(self._save).parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(self._batches(embedder)) as batches:
             steps = embedder.track(batches, self._sweep.steps, f"{self._name}: heads")
             params = train_heads(self._sweep, steps, mesh)
         known = {split: self._features(embedder, split) for split in ("validation", "test")}
-        found = choose(self._sweep, params, known["validation"], known["test"], mesh)
+        best, accuracy = choose(self._sweep, params, known["validation"], mesh)
+        if self._save and jax.process_index() == 0:
+            linear_heads.write_head(self._save, *published(self._sweep, params, best))
+        found = judge(self._sweep, params, best, known["test"], mesh) | dict(validation_top1=accuracy)
         return {f"linear_sweep/{self._name}/{metric}": value for metric, value in found.items()}
 
     def _features(self, embedder, split):
@@ -143,8 +152,7 @@ class _Load(grain.transforms.RandomMap):
         self._data, self._view = data, RandomResizedCrop(side, scale=(0.08, 1.0))
 
     def random_map(self, index: int, rng: np.random.Generator):
-        picture, label = self._data.picture(index, lambda image: image)
-        (window,) = self._view.draw(Image.fromarray(picture), rng)
+        (window,), label = self._data.picture(index, lambda picture: self._view.draw(picture, rng))
         # Here, not in the tower, which sees what it would in any evaluation.
         return dict(image=window[:, ::-1] if rng.random() < 0.5 else window, label=label)
 
@@ -246,21 +254,35 @@ def _predicting(sweep, mesh):
     return jax.jit(named, out_shardings=replicated(mesh))
 
 
-def choose(sweep: Sweep, heads, validation, test, mesh) -> dict[str, float]:
-    """The metrics of LinearSweep, of the head that is best on validation; of equals the plainest, slowest.
+def choose(sweep: Sweep, heads, validation, mesh) -> tuple[int, float]:
+    """(which of sweep.heads is best on validation, its accuracy there); of equals the plainest, slowest.
 
-    validation, test: (features, labels), as in train_heads.
+    validation: (features, labels), as in train_heads.
     """
     found = predictions(sweep, heads, validation[0], mesh)
     accuracies = (found == validation[1][:, None]).mean(0)
     best = int(accuracies.argmax())
+    return best, float(accuracies[best])
+
+
+def judge(sweep: Sweep, heads, best: int, test, mesh) -> dict[str, float]:
+    """The metrics of LinearSweep, but validation_top1, of one of sweep.heads. test: as in train_heads."""
     hits = predictions(sweep, heads, test[0], mesh)[:, best] == test[1]
     return dict(
         top1=float(hits.mean()),
         mean_per_class=ranking.mean_per_class(hits, test[1]),
         chance=1 / sweep.classes,
-        validation_top1=float(accuracies[best]),
     ) | {key: float(value) for key, value in sweep.heads[best]._asdict().items()}
+
+
+def published(sweep: Sweep, heads, best: int) -> tuple[np.ndarray, np.ndarray]:
+    """(weight: float32[C, (blocks + 1) W], bias: float32[C]) of one of sweep.heads, see weights.linear_heads;
+    one that does not read the mean of the patches has zeros for it."""
+    place, rate = divmod(best, len(sweep.rates))
+    blocks, patches = sweep.inputs[place]
+    kernel, bias = (np.asarray(heads[place][name][rate]) for name in ("kernel", "bias"))
+    unread = 0 if patches else len(kernel) // blocks
+    return np.pad(kernel, ((0, unread), (0, 0))).T, bias
 
 
 def _check(sweep):
@@ -273,4 +295,13 @@ def _check(sweep):
         raise ValueError(
             f"linear_sweep: steps is {sweep.steps} and batch_size {sweep.batch_size}; both must be at "
             f"least 1, and batch_size a multiple of the {devices} devices"
+        )
+
+
+def _check_save(sweep, save):
+    if save and pathlib.Path(save).suffix != ".safetensors":
+        raise ValueError(f"linear_sweep: save is {save!r}; heads are written as .safetensors")
+    if save and not set(sweep.blocks) <= set(linear_heads.BLOCKS):
+        raise ValueError(
+            f"linear_sweep: blocks is {sweep.blocks}; a head to save has one of {linear_heads.BLOCKS}"
         )

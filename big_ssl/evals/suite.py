@@ -3,10 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import flax.linen as nn
+
 from big_ssl.evals.classification import Classifier
 from big_ssl.evals.embedder import Embedder
 from big_ssl.evals.emoji_suite import EmojiSuite
 from big_ssl.evals.knn import Knn
+from big_ssl.evals.linear_head import LinearHead
 from big_ssl.evals.linear_probe import LinearProbe
 from big_ssl.evals.linear_sweep import LinearSweep
 from big_ssl.evals.retrieval import Retrieval
@@ -29,6 +32,7 @@ EVALUATORS: dict[str, Callable[..., Evaluator]] = {
     "retrieval": Retrieval,
     "linear_probe": LinearProbe,
     "linear_sweep": LinearSweep,
+    "linear_head": LinearHead,
     "knn": Knn,
 }
 
@@ -46,3 +50,9 @@ def build(config: Mapping[str, Mapping]) -> dict[str, Evaluator]:
         given = {key: value for key, value in options.items() if key != "kind"}
         found[name] = EVALUATORS[options["kind"]](**given, name=name)
     return found
+
+
+def check(evaluator: Evaluator, tower: nn.Module) -> None:
+    """Raises ValueError where an image tower does not give what an evaluator reads in it."""
+    if isinstance(evaluator, LinearSweep | LinearHead):
+        evaluator.check(tower)

@@ -6,7 +6,6 @@ from big_ssl.data import preprocessing
 from big_ssl.evals import suite
 from big_ssl.evals.classification import Classifier
 from big_ssl.evals.embedder import Towers
-from big_ssl.evals.linear_sweep import LinearSweep
 from big_ssl.training import build
 from big_ssl.training.requirements import Unrunnable
 
@@ -30,8 +29,7 @@ def evaluators(config: Mapping, encoders: Mapping) -> dict[str, suite.Evaluator]
     try:
         found = suite.build(config["evals"])
         for each in found.values():
-            if isinstance(each, LinearSweep):
-                each.check(encoders["image"])
+            suite.check(each, encoders["image"])
     except (ValueError, OSError) as error:
         raise Unrunnable(f"evals: {error}") from error
     for name, each in found.items():
@@ -64,6 +62,7 @@ def summary(found: Mapping[str, float]) -> str:
         ("zero_shot", "top1"),
         ("linear_probe", "top1"),
         ("linear_sweep", "top1"),
+        ("linear_head", "top1"),
         ("knn", "k20_top1"),
         ("retrieval", "image_to_text_r1"),
     ):

@@ -27,14 +27,28 @@ def _colour(text):
 
 
 @pytest.fixture(scope="session")
-def inside():
-    """Embedder.inside of a small ViT that nobody trained, on pictures of 4 pixels and more."""
-    tower = vit.ViT(**vit.DINO, patch=2, width=16, depth=2, heads=2, image_size=4)
+def tower():
+    """tower(depth) -> (a small ViT that nobody trained, its variables)."""
+
+    def make(depth):
+        module = vit.ViT(**vit.DINO, patch=2, width=16, depth=depth, heads=2, image_size=4)
+        shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 4, 4, 3)))
+        rng = np.random.default_rng(0)
+        return module, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def inside(tower):
+    """Embedder.inside of one of two layers, on pictures of 4 pixels and more."""
+    return seeing(*tower(2))
+
+
+def seeing(module, variables):
+    """Embedder.inside of a ViT."""
     mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:1])
-    shapes = jax.eval_shape(tower.init, jax.random.key(0), np.zeros((1, 4, 4, 3)))
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    seen = looking(lambda variables, images: (tower, variables, images / 64.0 - 2), mesh)
+    seen = looking(lambda variables, images: (module, variables, images / 64.0 - 2), mesh)
 
     def run(look, images, *options, size=32):
         return in_batches(functools.partial(seen(look, *options), variables), mesh, images, size)

@@ -105,18 +105,29 @@ def test_devices_change_nothing(devices, heads):
 
 def test_the_winner_is_as_good_as_logistic_regression(heads):
     """On features that lines part almost: within a point. Chosen on validation, whatever test says."""
-    found = linear_sweep.choose(SWEEP, heads, VALIDATION, TEST, _mesh(1))
+    best, validated = linear_sweep.choose(SWEEP, heads, VALIDATION, _mesh(1))
+    found = linear_sweep.judge(SWEEP, heads, best, TEST, _mesh(1))
     fit = LogisticRegression(max_iter=1000).fit(_flat(TRAIN[0]), TRAIN[1])
     assert found["top1"] == pytest.approx(fit.score(_flat(TEST[0]), TEST[1]), abs=0.01)
     named = linear_sweep.predictions(SWEEP, heads, VALIDATION[0], _mesh(1))
-    best = (named == VALIDATION[1][:, None]).mean(0)
-    assert found["validation_top1"] == best.max() > best.min()
-    head = SWEEP.heads[best.argmax()]
+    accuracies = (named == VALIDATION[1][:, None]).mean(0)
+    assert validated == accuracies.max() > accuracies.min()
+    assert best == accuracies.argmax()
+    head = SWEEP.heads[best]
     assert (found["rate"], found["blocks"], found["patches"]) == (head.rate, head.blocks, head.patches)
-    # What is asked is not what chose: with labels turned round the same head is right about nothing.
-    wrong = linear_sweep.choose(SWEEP, heads, VALIDATION, (TEST[0], (TEST[1] + 1) % CLASSES), _mesh(1))
-    assert wrong["rate"] == found["rate"]
+    # With labels turned round the same head is right about nothing.
+    wrong = linear_sweep.judge(SWEEP, heads, best, (TEST[0], (TEST[1] + 1) % CLASSES), _mesh(1))
     assert wrong["top1"] < 0.1
+
+
+def test_a_saved_head_says_what_it_said_in_the_sweep(heads):
+    """Each of them, on its class tokens and the mean of the patches, read or not."""
+    named = linear_sweep.predictions(SWEEP, heads, TEST[0], _mesh(1))
+    for i, head in enumerate(SWEEP.heads):
+        weight, bias = linear_sweep.published(SWEEP, heads, i)
+        assert (weight.shape, bias.shape) == ((CLASSES, (head.blocks + 1) * WIDTH), (CLASSES,))
+        logits = _flat(TEST[0][:, LAYERS - head.blocks :]) @ weight.T + bias
+        np.testing.assert_array_equal(logits.argmax(1), named[:, i])
 
 
 def test_each_epoch_shows_every_example_once():
@@ -167,6 +178,12 @@ def test_what_does_not_fit_is_named(folder):
         LinearSweep(train, other, blocks=(0,), validation=other, name="x")
     with pytest.raises(ValueError, match=r"batch_size 12; both must .* a multiple of the 8 devices"):
         LinearSweep(train, other, batch_size=12, validation=other, name="x")
+    with pytest.raises(
+        ValueError, match=r"linear_sweep: save is 'a\.pth'; heads are written as \.safetensors"
+    ):
+        LinearSweep(train, other, validation=other, save="a.pth", name="x")
+    with pytest.raises(ValueError, match=r"blocks is \(1, 2\); a head to save has one of \(1, 4\)"):
+        LinearSweep(train, other, validation=other, blocks=(1, 2), save="a.safetensors", name="x")
     strange = dict(kind="image_folder", path=folder({"blue": ["blue"]}, "strange"))
     with pytest.raises(ValueError, match="linear_sweep: test has other labels than train"):
         LinearSweep(train, strange, name="x")

@@ -12,15 +12,18 @@ from flax.traverse_util import unflatten_dict
 import big_ssl
 from big_ssl.convert import convert
 from big_ssl.data import preprocessing
+from big_ssl.evals.linear_head import head_input
 from big_ssl.models import vit
 from big_ssl.models.position_embedding import resize_position_embedding
 from big_ssl.weights import architecture
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import read_checkpoint
+from big_ssl.weights.linear_heads import read_head, write_head
 from big_ssl.weights.tensor_files import write_safetensors
 
 torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
 transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
+safetensors_torch = pytest.importorskip("safetensors.torch", reason="it comes with transformers")
 
 from tests.parity import dino_peers, dino_reference, peers  # noqa: E402  (needs PyTorch)
 
@@ -118,6 +121,26 @@ def test_dinov2_of_a_training(tmp_path):
     assert_same(ours, images, None, dino_peers.run_reference(peer, images)[-1])
     with pytest.raises(WeightsError, match="position_resize is 'cubic'; there are bicubic_antialias, dinov2"):
         tower("dinov2", tmp_path / "teacher_checkpoint.pth", dict(position_resize="cubic"))
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_a_linear_head(blocks, tmp_path):
+    """As PyTorch saves one, on what the reference's layers give; and PyTorch takes ours for one."""
+    peer = dino_peers.reference(seed=7, depth=4, registers=3, antialias=True)
+    linear = torch.nn.Linear((blocks + 1) * 24, 10)
+    torch.save(peer.state_dict(), tmp_path / "dinov2.pth")
+    torch.save(linear.state_dict(), tmp_path / "head.pth")
+    module, variables = tower("dinov2", tmp_path / "dinov2.pth", HEADS)
+    weight, bias = read_head(tmp_path / "head.pth")
+    images = dino_peers.images()
+    found = head_input(module, variables, images, weight.shape[1]) @ weight.T + bias
+    tokens = torch.from_numpy(dino_peers.run_reference(peer, images))
+    read = torch.cat([*tokens[4 - blocks :, :, 0], tokens[-1, :, 4:].mean(1)], 1)
+    with torch.no_grad():
+        np.testing.assert_allclose(found, linear(read), **CLOSE)
+    write_head(tmp_path / "head.safetensors", weight + 1, bias)
+    linear.load_state_dict(safetensors_torch.load_file(tmp_path / "head.safetensors"))
+    np.testing.assert_array_equal(linear.weight.detach(), weight + 1)
 
 
 @pytest.mark.parametrize("options", [dict(swiglu=True), dict(registers=3, antialias=True)])
