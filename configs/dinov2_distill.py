@@ -34,7 +34,7 @@ _FROM_TEACHER = dict(
 def full(student: str) -> dict:
     """Of 142M pictures no number is given for these: as many steps as the teacher had."""
     config = _taught(dinov2.full("vitg14"))
-    config.update(name=f"dinov2_distill_{student}")
+    config.update(name=f"dinov2_distill_{student}", remat="full")  # many pictures on a device
     config["encoders"]["image"].update(vit.VARIANTS[STUDENTS[student]], feed_forward="mlp")
     config["learning_rate"].update(peak=1e-3)
     images = config["streams"]["images"]

@@ -182,7 +182,7 @@ def demo(model: str) -> dict:
 
 
 def tiny(model: str) -> dict:
-    """The demo's code path in seconds."""
+    """Seconds, for tests: the recipe's two objectives and its moving centre, on drawings of one style."""
     config = demo(model)
     config.update(name=f"ibot_{model}_tiny", total_steps=10, log_every=2, eval_every=5)
     config["requires"].update(gib_per_device=0.25)

@@ -301,6 +301,8 @@ def _check(sweep):
 def _check_save(sweep, save):
     if save and pathlib.Path(save).suffix != ".safetensors":
         raise ValueError(f"linear_sweep: save is {save!r}; heads are written as .safetensors")
+    if "://" in save:
+        raise ValueError(f"linear_sweep: save is {save!r}; heads are written to a folder of this machine")
     if save and not set(sweep.blocks) <= set(linear_heads.BLOCKS):
         raise ValueError(
             f"linear_sweep: blocks is {sweep.blocks}; a head to save has one of {linear_heads.BLOCKS}"

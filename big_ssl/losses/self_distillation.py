@@ -2,7 +2,7 @@
 
 What is compared are distributions over many thousand prototypes, of many patches: neither the student's nor
 the teacher's scores need ever exist as a whole. Both are points, whose scores are made in chunks, and made
-again for the gradient.
+again for the gradient; only of class tokens, of which there are few, a device has all of the teacher's.
 """
 
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ class Scores(NamedTuple):
         """What the scores of all points need."""
         return self.prototypes, self.temperature
 
-    def sharing(self, shared):
+    def scorer(self, shared):
         """The function points [..., D] -> scores float32[..., K], of `shared` as a device has it."""
         prototypes, temperature = shared
 
@@ -67,7 +67,7 @@ def sinkhorn_offset(teacher: Scores, iterations: int, chunk: int):
     """
 
     def offset_of(shared, points, axes):
-        scores_of, offset = teacher.sharing(shared), None
+        scores_of, offset = teacher.scorer(shared), None
         for _ in range(iterations):
 
             def add(sums, part, offset=offset):
@@ -127,11 +127,12 @@ def cross_agreement(student: Scores, teacher: Scores, offset, chunk: int) -> Agr
 
 
 def _on_own_points(compare_all, student: Scores, teacher: Scores, offset) -> Agreement:
-    """compare_all, on each device of its own points: (the student's scores of points, the teacher's less the
-    offset, points) -> ((cross_entropy, entropy), the sum of targets [K])."""
+    """compare_all on each device, of its own groups: (points -> the student's scores, points -> the teacher's
+    less the offset, dict(student=[g, S, D], teacher=[g, T, D])) -> ((cross_entropy: [g, ...], entropy:
+    [g, T]), the sum of targets [K])."""
 
     def local(shared, split, axes):
-        said_of, taught_of = student.sharing(shared["student"]), teacher.sharing(shared["teacher"])
+        said_of, taught_of = student.scorer(shared["student"]), teacher.scorer(shared["teacher"])
         each, total = compare_all(said_of, lambda points: taught_of(points) - shared["offset"], split)
         return each, jax.lax.psum(total, axes)
 

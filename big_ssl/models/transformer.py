@@ -183,7 +183,7 @@ class Layer(nn.Module):
     training (stochastic depth, Huang et al. 2016); None where there is no such chance, nor a key.
     subset_groups: None, and every example has its own chance; else that part of each of so many groups
     of the batch skips the branch, exactly, and saves its work; drop_rate is then a Python number.
-    places: for each B and L, see `attention`.
+    places: one for each array of x, see `attention`.
     """
 
     style: Style

@@ -138,7 +138,10 @@ class ViT(nn.Module):
         """
         style = make_style(self, self.feed_forward, self.layer_scale)
         sizes = images if isinstance(images, tuple) else (images,)
-        x = self._embed(sizes, mask if isinstance(mask, tuple) else (mask,) * len(sizes), train)
+        masks = mask if isinstance(mask, tuple) else (mask,) * len(sizes)
+        if len(masks) != len(sizes):
+            raise ValueError(f"vit: images are of {len(sizes)} sizes, and there are {len(masks)} masks")
+        x = self._embed(sizes, masks, train)
         if self.pre_norm:
             x = jax.tree.map(layer_norm("pre_norm", style), x)
         places = self._places(sizes, train)
@@ -158,10 +161,11 @@ class ViT(nn.Module):
         embed = PatchEmbedding(
             self.patch, self.width, self.patch_bias, init, self.dtype, name="patch_embedding"
         )
-        hidden = self._tokens("mask_token", (), deviation=0.0) if self.mask_token else None
-        first = self._tokens("class_token", ()) if self.class_token else None
+        drawn = nn.initializers.normal(self._deviations()[0])
+        hidden = self._tokens("mask_token", (), nn.initializers.zeros) if self.mask_token else None
+        first = self._tokens("class_token", (), drawn) if self.class_token else None
         table = self._table()
-        registers = self._tokens("registers", (self.registers,)) if self.registers else None
+        registers = self._tokens("registers", (self.registers,), drawn) if self.registers else None
 
         def sequence(images, mask):
             x = embed(images)
@@ -216,9 +220,8 @@ class ViT(nn.Module):
         chosen = random_subsets(self.make_rng("dropout"), len(x), total, kept)
         return jnp.concatenate([tokens, take(patches, chosen)], axis=1)
 
-    def _tokens(self, name, count, deviation=None):
+    def _tokens(self, name, count, init):
         """[n, D]: learned tokens, the same for all examples; count: () for one, or (n,)."""
-        init = nn.initializers.normal(self._deviations()[0] if deviation is None else deviation)
         tokens = self.param(name, init, (*count, self.width))
         return tokens.astype(self.dtype).reshape(-1, self.width)
 

@@ -38,7 +38,8 @@ class SelfDistillation(Plain):
     """A student's points are to score prototypes as the teacher's do.
 
     head: has a `projection`, and gives points, and its prototypes under "shared"; teacher_temperature: by the
-    step; centring: of the teacher's scores; chunk: points of a group whose scores exist at a time, 0 for all;
+    step; centring: of the teacher's scores; chunk: points of a group whose scores exist at a time (in
+    objectives.dino the student's), made again for the gradient; 0 for all, kept;
     teacher: the encoder that teaches, "" for the average; head_of: see objectives.base.
     """
 

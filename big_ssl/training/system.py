@@ -185,9 +185,10 @@ class System:
         """(stream, passes that are run together): all of an encoder's that can take several sizes."""
         groups: dict = {}
         for stream, item in self.passes():
-            alone = None if isinstance(self.encoders[item.encoder], ViT) else item
+            # Where an encoder takes one size at a time, each pass is a group of its own.
+            apart = None if isinstance(self.encoders[item.encoder], ViT) else item
             if not item.teacher:
-                groups.setdefault((stream, item.encoder, alone), []).append(item)
+                groups.setdefault((stream, item.encoder, apart), []).append(item)
         return [(stream, items) for (stream, *_), items in groups.items()]
 
     def _taught(self, teacher, inputs):

@@ -126,6 +126,15 @@ def test_the_hybrid_runs_each_pass_once(monkeypatch):
     assert set(made.terms) == {"contrastive", "dino", "ibot", "koleo"}
 
 
+def test_what_fits_twelve_pictures_is_not_kept_of_sixty_four():
+    assert get("vitg14")["remat"] == "dots"
+    for model, arg in (
+        ("vitg14", "highres"),
+        *((f"distill_{size}14", "") for size in ("vits", "vitb", "vitl")),
+    ):
+        assert get(model, arg)["remat"] == "full"
+
+
 def test_a_distilled_student_has_a_frozen_teacher_that_sees_the_large_crops():
     """No average teaches, nothing is masked, and only the student's half of the heads learns."""
     for student in ("vits14", "vitb14", "vitl14"):

@@ -135,12 +135,16 @@ def test_pairs_are_of_different_crops():
     assert float(between_views(pairs)) == pytest.approx((pairs.sum() - pairs[0, 0] - pairs[1, 1]) / 8)
 
 
-def over(devices):
-    return mesh_lib.make_mesh(dict(data=devices, fsdp=1, tensor=1), jax.devices()[:devices])
+def over(devices, fsdp=1, tensor=1):
+    sizes = dict(data=devices // fsdp // tensor, fsdp=fsdp, tensor=tensor)
+    return mesh_lib.make_mesh(sizes, jax.devices()[:devices])
 
 
-@pytest.mark.parametrize("form", [agreement, cross_agreement])
-def test_devices_compute_their_own_examples_and_add_once(form):
+@pytest.mark.parametrize(
+    ("form", "devices", "fsdp", "tensor"),
+    [(agreement, 4, 1, 1), (cross_agreement, 4, 2, 1), (agreement, 4, 1, 2)],
+)
+def test_devices_compute_their_own_examples_and_add_once(form, devices, fsdp, tensor):
     """The values and gradients of one device; nothing is sent inside the loop over chunks."""
 
     def gradient(said, taught, own):
@@ -153,7 +157,7 @@ def test_devices_compute_their_own_examples_and_add_once(form):
 
     arguments = [jnp.float32(x) for x in (SAID, TAUGHT, OWN)]
     alone = jax.jit(gradient)(*arguments)
-    mesh = over(4)
+    mesh = over(devices, fsdp, tensor)
     split, whole = (NamedSharding(mesh, spec) for spec in (mesh_lib.BATCH, PartitionSpec()))
     placed = jax.device_put(arguments, [split, split, whole])
     compiled = jax.jit(within(mesh, gradient)).lower(*placed).compile()
@@ -164,6 +168,13 @@ def test_devices_compute_their_own_examples_and_add_once(form):
     found = list(hlo.collectives(program, 4))
     assert {item.kind for item in found} == {"all-reduce"}
     assert {item.runs for item in found} == {1}
+
+
+def test_devices_that_do_not_divide_the_groups_give_the_same():
+    pair = scores(SAID[:3], OWN, STUDENT), scores(TAUGHT[:3], OTHER, TEACHER)
+    run = lambda: agreement(*pair, jnp.float32(OFFSET), 2)  # noqa: E731
+    for a, b in zip(jax.jit(within(over(4), run))(), run(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def sinkhorn(logits, iterations):

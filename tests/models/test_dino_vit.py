@@ -216,6 +216,18 @@ def test_a_subset_has_an_exact_size_in_every_group_and_the_right_mean(groups, ra
         assert (added[:, 0] != added[:, 1]).any()
 
 
+def test_subsets_of_several_sizes_each_have_their_own_part():
+    """At a rate of a half: of groups of 6 three, counted twice; of groups of 5 two, counted 2.5 times."""
+    given = (jnp.zeros((12, 1, 1)), jnp.zeros((10, 1, 1)), jnp.zeros((12, 1, 1)))
+    branch = functools.partial(jax.tree.map, lambda x: x + 1)
+    added = random_subsets.add_on_subset(given, branch, 0.5, 2, KEY)
+    first, second, third = (np.asarray(x).reshape(2, -1) for x in added)
+    for found, kept, by in ((first, 3, 2.0), (second, 2, 2.5)):
+        assert ((found != 0).sum(1) == kept).all()
+        assert set(found[found != 0]) == {by}
+    assert (first != third).any()
+
+
 def test_a_subsets_gradient_is_that_of_the_examples_chosen():
     x, kernel = RNG.normal(size=(8, 3, 4)).astype(np.float32), RNG.normal(size=(4, 4)).astype(np.float32)
 

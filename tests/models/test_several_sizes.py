@@ -28,8 +28,12 @@ def drawn(model):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(), dict(rope_base=100.0, scan=True, remat="full"), dict(pooling="mean", pre_norm=True)],
-    ids=["table", "rotary", "mean"],
+    [
+        dict(),
+        dict(rope_base=100.0, scan=True, remat="full"),
+        dict(pooling="map", class_token=False, pre_norm=True),
+    ],
+    ids=["table", "rotary", "map"],
 )
 def test_together_is_each_alone(options):
     """Outputs, and the gradient by all weights, of two sizes of which one is masked."""
@@ -52,9 +56,15 @@ def test_together_is_each_alone(options):
 
     (_, found), grads = jax.jit(jax.value_and_grad(together, has_aux=True), **UNOPTIMISED)(variables)
     (_, expected), own = jax.jit(jax.value_and_grad(alone, has_aux=True), **UNOPTIMISED)(variables)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
-    jax.tree.map(close, found, expected)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-3), grads, own)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
+    # float32 sums in another order; a softmax does not see its keys' bias, whose gradient is rounding alone.
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(own))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6 * largest), grads, own)
+
+
+def test_as_many_masks_as_sizes():
+    with pytest.raises(ValueError, match=r"^vit: images are of 2 sizes, and there are 1 masks"):
+        vit.ViT(**TINY).init(KEY, (LARGE, SMALL), mask=(None,))
 
 
 def test_a_subset_of_each_size_is_computed():

@@ -184,7 +184,7 @@ def test_an_evaluator_of_a_classifier_wants_one():
     config = copy.deepcopy(CONFIG)
     config["streams"]["images"]["objectives"] = {}
     with pytest.raises(requirements.Unrunnable, match="there is no objective classification"):
-        evaluation.evaluators(config, {})
+        evaluation.evaluators(config, dict(image=None))
 
 
 def test_an_unknown_loss_is_named():

@@ -107,11 +107,13 @@ def whole():
 
 
 def test_each_pass_runs_once_and_only_the_student_sees_a_mask(monkeypatch):
-    """Two objectives, one pass over the large crops, one over the small, and one of the teacher's."""
+    """Two objectives, one pass over the large and the small crops, and one of the teacher's."""
     seen, original = [], ViT.__call__
 
     def spy(self, images, train=False, mask=None, **rest):
-        seen.append((images.shape, train, mask is not None))
+        several = isinstance(images, tuple)
+        pairs = zip(images, mask, strict=True) if several else [(images, mask)]
+        seen.append((train, [(x.shape, m is not None) for x, m in pairs]))
         return original(self, images, train=train, mask=mask, **rest)
 
     params, mutable, teacher, batch = example()
@@ -122,7 +124,7 @@ def test_each_pass_runs_once_and_only_the_student_sees_a_mask(monkeypatch):
         teacher,
     )
     large, small = (32, 32, 32, 3), (32, 16, 16, 3)
-    assert seen == [(large, True, True), (small, True, False), (large, False, False)]
+    assert seen == [(True, [(large, True), (small, False)]), (False, [(large, False)])]
 
 
 def test_no_gradient_reaches_the_teacher(whole):
@@ -186,6 +188,11 @@ def test_the_patch_term_averages_over_masked_patches_and_all_crops(whole):
     each = -np.asarray((targets * jax.nn.log_softmax(said / 0.1)).sum(-1))
     expected = sum(each[i][masks[i]].mean() for i in range(32) if masks[i].any()) / 32
     np.testing.assert_allclose(metrics["ibot"], expected, rtol=1e-4)
+    # What is told of the targets is a mean over the 16 masked crops alone.
+    own = -np.asarray(jax.scipy.special.xlogy(targets, targets).sum(-1))
+    entropy = sum(own[i][masks[i]].mean() for i in range(32) if masks[i].any()) / 16
+    np.testing.assert_allclose(metrics["ibot_teacher_entropy"], entropy, rtol=1e-3)
+    np.testing.assert_allclose(metrics["ibot_target_kl"], 2 * expected - entropy, rtol=1e-3)
     # The centre is over all patches, not only the masked ones.
     moved = 0.9 * centre + 0.1 * np.asarray(known).mean((0, 1))
     np.testing.assert_allclose(kept["ibot"]["centre"], moved, rtol=1e-3, atol=1e-6)
