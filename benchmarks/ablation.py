@@ -52,8 +52,14 @@ TABLES: dict[str, dict[str, Variant]] = {
     },
 }
 # The columns, by the ends of their keys, of those that a run has.
-_METRICS = ("k20_top1", "pixel_k20_top1", "twemoji_heads/top1", "zero_shot/twemoji/top1", "image_to_text_r1")
-_METRICS += ("koleo_distance",)
+_METRICS = (
+    "k20_top1",
+    "pixel_k20_top1",
+    "twemoji_heads/top1",
+    "zero_shot/twemoji/top1",
+    "image_to_text_r1",
+    "koleo_distance",
+)
 _TABLE = flags.DEFINE_enum("table", None, list(TABLES), "What to compare.")
 _PRESET = flags.DEFINE_string("preset", "demo", "demo or tiny.")
 _STEPS = flags.DEFINE_integer("steps", 400, "Training steps of each run.", 1)

@@ -148,7 +148,7 @@ class ViT(nn.Module):
         x, between = self._apply_layers(x, style, train, intermediate, places)
         norm = layer_norm("final_norm", style)
         pool = self._pooling(style)
-        outputs = [self._outputs(norm(x), pool) for x in x]
+        outputs = [self._outputs(norm(tokens), pool) for tokens in x]
         if intermediate:
             for output, seen in zip(outputs, between, strict=True):
                 output["intermediate"] = self._apart(norm(seen))
