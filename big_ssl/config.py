@@ -103,8 +103,9 @@ def validate(config: Mapping) -> None:
         _check_rule(rule, f"sharding.{i}", "mesh axes")
         _check_type(rule[1], TEXTS, f"sharding.{i}.1")
     for i, rule in enumerate(config["init_from"]["copy"]):
-        _check_rule(rule, f"init_from.copy.{i}", "its replacement")
-        _check_type(rule[1], str, f"init_from.copy.{i}.1")
+        _check_rule(rule, f"init_from.copy.{i}", "its replacement, or a triple with a folder", sizes=(2, 3))
+        for k, text in enumerate(rule[1:], 1):
+            _check_type(text, str, f"init_from.copy.{i}.{k}")
     for i, rule in enumerate(config["rates"]):
         _check_rule(rule, f"rates.{i}", "a factor")
         _check_schedule(rule[1], config["total_steps"], f"rates.{i}.1", rates.build_factor)
@@ -135,9 +136,9 @@ def validate_source(options: Mapping, path: str) -> None:
     _check_choice(options, sources.SOURCES, path)
 
 
-def _check_rule(rule, path, what):
-    """A pair of a regular expression and what it stands for."""
-    if not isinstance(rule, TEXTS) or len(rule) != 2 or not isinstance(rule[0], str):
+def _check_rule(rule, path, what, sizes=(2,)):
+    """A regular expression and what it stands for, together of one of these sizes."""
+    if not isinstance(rule, TEXTS) or len(rule) not in sizes or not isinstance(rule[0], str):
         raise ConfigError(f"{path} is {rule!r}; it must be a pair of a pattern and {what}")
     try:
         re.compile(rule[0])

@@ -2,7 +2,8 @@
 
 path: a folder that `python -m big_ssl.convert` wrote, or that another run trained in. skip: patterns of
 the paths ("encoders/text/", "heads/") that start from scratch all the same. copy: pairs of a pattern and
-what takes its place in a path: the arrays fill that place too, so that a run's tower can be a teacher's.
+what takes its place in a path: the arrays fill that place too, so that a run's tower can be a teacher's;
+with a third, a folder, they are that folder's arrays, so that each tower can come from elsewhere.
 Position tables of another image size are resized, BERT's of longer texts cut. Encoders and heads are
 filled whole or skipped whole, but for single skipped paths.
 """
@@ -68,13 +69,15 @@ def _read(path):
 
 
 def _copied(given, rules):
-    """The tree with the arrays of paths that a pattern is found in under their other path, too."""
-    if not rules:
-        return given
-    flat = flatten_dict(given, keep_empty_nodes=True, sep="/")
-    for pattern, place in rules:
-        flat |= {re.sub(pattern, place, name): x for name, x in flat.items() if re.search(pattern, name)}
-    return unflatten_dict(flat, sep="/")
+    """The tree with arrays of its own, or of the folder that a rule names, under another path besides."""
+    found = flatten_dict(given, keep_empty_nodes=True, sep="/")
+    for pattern, place, *folder in rules:
+        source = flatten_dict(_read(*folder), keep_empty_nodes=True, sep="/") if folder else found
+        matched = {re.sub(pattern, place, name): x for name, x in source.items() if re.search(pattern, name)}
+        if not matched:
+            raise ValueError(f"the weights of {folder[0] if folder else 'path'} have nothing for copy's {pattern!r}")
+        found |= matched
+    return unflatten_dict(found, sep="/")
 
 
 def _restacked(given, towers):

@@ -84,6 +84,20 @@ def test_arrays_fill_another_place_too(weights):
         np.testing.assert_array_equal(found[layer]["mlp_in"]["kernel"], expected)
 
 
+def test_a_tower_can_come_from_another_folder(weights, tmp_path):
+    """The images' from there, all else from the first; a pattern that finds nothing there is named."""
+    _, config, ours = weights
+    others = {name: array + 1 for name, array in ours.items()}
+    write_checkpoint("big_ssl", tmp_path, config, others)
+    rule = ("encoders/image/", "encoders/image/", str(tmp_path))
+    found = flatten_dict(read(weights, copies=(rule,))["params"], sep="/")
+    for name, array in found.items():
+        origin = others if name.startswith("encoders/image/") else ours
+        np.testing.assert_array_equal(array, origin[f"params/{name}"])
+    with pytest.raises(requirements.Unrunnable, match=f"{tmp_path} have nothing for copy's 'encoders/audio/'"):
+        read(weights, copies=(("encoders/audio/", "encoders/image/", str(tmp_path)),))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
