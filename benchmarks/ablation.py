@@ -3,11 +3,11 @@
     python -m benchmarks.ablation --table=ibot --output=DIR [--steps=400] [--seeds=0,1,2]
     python -m benchmarks.ablation --table=hybrid --output=DIR
 
-Tables: `ibot` (both terms, DINO's alone, masked patches alone, each with KoLeo), `koleo` (DINOv2 with it and
-without), `dinov2` (beside iBOT) and `hybrid` (CLIP's objective, DINOv2's three, all four). All variants of a
-table have equal steps, pictures and batches; `untrained` is the network at its start. DIR gets results.json,
-table.md and a folder for each run; the same command again goes on after the runs that are there. To see that
-all works: --preset=tiny --steps=4 --seeds=0. Exit code 2, and one line, where something does not fit.
+Tables: `ibot` (both terms, DINO's alone, masked patches alone, each with KoLeo), `dinov2` (beside iBOT, with
+KoLeo and without) and `hybrid` (CLIP's objective, DINOv2's three, all four). All variants of a table have
+equal steps, pictures and batches; `untrained` is the network at its start. DIR gets results.json, table.md
+and a folder for each run; the same command again goes on after the runs that are there. To see that all
+works: --preset=tiny --steps=4 --seeds=0. Exit code 2, and one line, where something does not fit.
 """
 
 import importlib
@@ -33,18 +33,17 @@ class Variant(NamedTuple):
     weights: Mapping[str, float] = {}
 
 
-_SHORT = "dinov2_vitl16_short"
 TABLES: dict[str, dict[str, Variant]] = {
     "ibot": {
         "DINO and masked patches": Variant("ibot_vits16"),
         "DINO alone": Variant("ibot_vits16", weights=dict(ibot=0.0)),
         "masked patches alone": Variant("ibot_vits16", weights=dict(dino=0.0)),
     },
-    "koleo": {
-        "with KoLeo": Variant(_SHORT),
-        "without": Variant(_SHORT, weights=dict(koleo=0.0)),
+    "dinov2": {
+        "iBOT and KoLeo": Variant("ibot_vits16"),
+        "DINOv2": Variant("dinov2_vitg14"),
+        "DINOv2 without KoLeo": Variant("dinov2_vitg14", weights=dict(koleo=0.0)),
     },
-    "dinov2": {"iBOT and KoLeo": Variant("ibot_vits16"), "DINOv2": Variant("dinov2_vitg14")},
     "hybrid": {
         "contrastive": Variant("hybrid_clip_dinov2", "_contrastive"),
         "self-supervised": Variant("hybrid_clip_dinov2", "_self_supervised"),
