@@ -188,6 +188,7 @@ def demo(model: str) -> dict:
     # At 1e-5 a network begins as almost a constant, and so does the teacher of a run of minutes: 38.5% for
     # 51.1% by the nearest drawings (docs/results.md).
     config["encoders"]["image"].update(layer_scale=0.1)
+    config["learning_rate"].update(peak=1e-3)
     return config
 
 
