@@ -117,7 +117,7 @@ def test_an_unknown_choice_is_named(path, value, message):
         ("streams/pairs/objectives/contrastive/image_projection", 1, "streams.pairs.objectives.contrastive."),
         ("mesh_rules", (("v5", 3),), "mesh_rules.0.1 is 3; it must be a dict of data, fsdp, tensor"),
         ("mesh_rules", ("v5",), "mesh_rules.0 is 'v5'; it must be a pair of a pattern and mesh sizes"),
-        ("init_from/copy", (("a",),), "init_from.copy.0 is ('a',); it must be a pair of a pattern and its repl"),
+        ("init_from/copy", (("a",),), "init_from.copy.0 is ('a',); it must be a pair of a pattern and"),
         ("init_from/copy", (("a", "b", 1),), "init_from.copy.0.2 is 1, of type int; it must be str"),
         ("sharding", (("(", ()),), "sharding.0: the pattern '(' is not a regular expression"),
         ("sharding", (("word", "fsdp"),), "sharding.0.1 is 'fsdp', of type str; it must be tuple or list"),

@@ -18,6 +18,7 @@ class ImageView:
     of a picture to be changed; blur_chance, solarise_chance: the same for each of a view's crops, () for
     none, as those of DINO's two global crops differ (arXiv 2104.14294, after BYOL). See data/augment.py.
     mixup, cutmix, mix_group: last of all, what is made of two pictures, by `mix`; see data/mixing.py.
+    shrink: how many times smaller encoders see them, but for passes that want them large; see `shrunk`.
     """
 
     mean: Sequence[float]
@@ -31,6 +32,7 @@ class ImageView:
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_group: int = 0
+    shrink: int = 1
 
     def __call__(self, images, key=None):
         """images: uint8[B, H, W, 3], or crops [B, n, H, W, 3] -> float32, same shape; key: None in
@@ -48,6 +50,16 @@ class ImageView:
     def mix(self, x, key):
         """What `__call__` gives -> (mixed, share: float32[B]); see data.mixing.mix."""
         return mixing.mix(key, x, self.mixup, self.cutmix, self.mix_group)
+
+    def shrunk(self, x):
+        """float32[..., H, W, 3] -> [..., H / shrink, W / shrink, 3], bicubic and antialiased.
+
+        Raises ValueError where shrink does not divide the size."""
+        *rest, height, width, channels = x.shape
+        if height % self.shrink or width % self.shrink:
+            raise ValueError(f"views: shrink is {self.shrink}, but pictures have {height} x {width} pixels")
+        shape = (*rest, height // self.shrink, width // self.shrink, channels)
+        return jax.image.resize(x, shape, "cubic", antialias=True)
 
     def _changed(self, x, key):
         # The flip alone has the view's own key, as before there was anything else.

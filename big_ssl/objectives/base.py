@@ -12,15 +12,17 @@ class Pass(NamedTuple):
 
     encoder: a key of config.encoders; view: a key of the batch, "image" or "text" say.
     masked: with the view's mask (config.masks); teacher: by the averaged weights, in evaluation mode
-    and without gradient. Of a view of n crops an image, outputs are [B, n, ...]; of one that has a
-    mask, masked or not, they hold it too, under "mask"; of one whose pictures are mixed in training, how
-    much of each is its own, under "share" (data/mixing.py).
+    and without gradient; large: over pictures before they are shrunk (data/device_views.py). Of a view of
+    n crops an image, outputs are [B, n, ...]; of one that has a mask, masked or not, they hold it too,
+    under "mask"; of one whose pictures are mixed in training, how much of each is its own, under "share"
+    (data/mixing.py).
     """
 
     encoder: str
     view: str
     masked: bool = False
     teacher: bool = False
+    large: bool = False
 
 
 class Objective(Protocol):

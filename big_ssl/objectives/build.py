@@ -142,10 +142,10 @@ def koleo(weight, group_size: int, crops: int = 2, masked: bool = True, *, conte
     return KoLeo(group_size, crops, masked)
 
 
-def gram(weight, teacher: str = "", masked: bool = True, *, context: Context) -> Gram:
-    """Gram anchoring of the large crops' patches. teacher, masked: as in `ibot`."""
+def gram(weight, teacher: str = "", masked: bool = True, large: bool = False, *, context: Context) -> Gram:
+    """Gram anchoring of the global crops' patches. teacher, masked: as in `ibot`; large: see objectives.gram."""
     del weight, context
-    return Gram(teacher, masked)
+    return Gram(teacher, masked, large)
 
 
 def _centring(name, options) -> MovingCentre | Sinkhorn:

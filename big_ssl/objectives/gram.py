@@ -26,10 +26,12 @@ class Patches(nn.Module):
 @dataclasses.dataclass(frozen=True)
 class Gram(Plain):
     """The mean over large crops of losses.gram. teacher: see objectives.self_distillation; masked: whether
-    it reads the student's masked pass, with all patches."""
+    it reads the student's masked pass, with all patches; large: whether the teacher sees crops before
+    views.global_crops.shrink makes them smaller, as there at twice the size."""
 
     teacher: str = ""
     masked: bool = True
+    large: bool = False
 
     head: ClassVar[nn.Module] = Patches()
     head_of: ClassVar[str] = ""
@@ -37,7 +39,7 @@ class Gram(Plain):
 
     @property
     def needs(self):
-        return (global_crops(self.masked), teachers_crops(self.teacher))
+        return (global_crops(self.masked), teachers_crops(self.teacher, self.large))
 
     def loss(self, features, batch, mutable, step):
         """See objectives.base.Objective."""

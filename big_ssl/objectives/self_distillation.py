@@ -22,9 +22,9 @@ def global_crops(masked: bool = False) -> Pass:
     return Pass(STUDENT, "global_crops", masked=masked)
 
 
-def teachers_crops(teacher: str) -> Pass:
+def teachers_crops(teacher: str, large: bool = False) -> Pass:
     """The teacher's: of the encoder of that name, or for "" of the student's average."""
-    return Pass(teacher or STUDENT, "global_crops", teacher=not teacher)
+    return Pass(teacher or STUDENT, "global_crops", teacher=not teacher, large=large)
 
 
 def parted(outputs) -> tuple[list, list]:

@@ -43,9 +43,18 @@ def system(config: Mapping, mesh: Mesh) -> System:
     }
     for name, term in terms.items():
         for item in term.objective.needs:
-            if item.masked and item.view not in masks:
-                raise ValueError(f"{name} reads {item.view} masked; masks.{item.view} is missing")
+            _check_pass(name, item, views, masks)
     return System(towers, views, terms, masks)
+
+
+def _check_pass(name, item, views, masks):
+    shrink = views[item.view].shrink if item.view in views else 1
+    if item.masked and item.view not in masks:
+        raise ValueError(f"{name} reads {item.view} masked; masks.{item.view} is missing")
+    if item.large and shrink == 1:
+        raise ValueError(f"{name} reads {item.view} large; views.{item.view}.shrink must be at least 2")
+    if item.view == "image" and shrink > 1:
+        raise ValueError("views.image.shrink must be 1: evaluation shows pictures as they are")
 
 
 def _terms(stream, parts, config, mesh):

@@ -75,7 +75,8 @@ def _copied(given, rules):
         source = flatten_dict(_read(*folder), keep_empty_nodes=True, sep="/") if folder else found
         matched = {re.sub(pattern, place, name): x for name, x in source.items() if re.search(pattern, name)}
         if not matched:
-            raise ValueError(f"the weights of {folder[0] if folder else 'path'} have nothing for copy's {pattern!r}")
+            origin = folder[0] if folder else "path"
+            raise ValueError(f"the weights of {origin} have nothing for copy's {pattern!r}")
         found |= matched
     return unflatten_dict(found, sep="/")
 

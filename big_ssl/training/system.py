@@ -229,11 +229,11 @@ class System:
     def _input(self, view, given, key):
         if view not in self.views:
             return dict(given)
-        images = self.views[view](given, key)
-        if key is None or not self.views[view].mixes:
-            return dict(images=images)
-        images, share = self.views[view].mix(images, named_key(key, "mix"))
-        return dict(images=images, share=share)
+        prepared, found = self.views[view], {}
+        images = prepared(given, key)
+        if key is not None and prepared.mixes:
+            images, found["share"] = prepared.mix(images, named_key(key, "mix"))
+        return found | dict(images=prepared.shrunk(images), large=images)
 
     def _gathered(self, params):
         return params if self.specs is None else fsdp.gather(params, self.specs)
@@ -268,7 +268,7 @@ def _run_together(apply, given, items):
 
 
 def _flat(given, item):
-    images = given["images"]
+    images = given["large" if item.large else "images"]
     arguments = dict(images=images.reshape(-1, *images.shape[-3:]))
     if item.masked:
         mask = given["mask"]["mask"]

@@ -193,6 +193,31 @@ def test_gram_is_one_more_term():
     assert [(item.encoder, item.masked, item.teacher) for item in added] == [("gram", False, False)]
 
 
+def test_grams_teacher_may_see_larger_crops():
+    """Its pass has the crops as they come, all others the same at half the size; shrink has to be set."""
+    config = get("vitl14", "tiny")
+    images = config["streams"]["images"]
+    images["objectives"] = dict(gram=dict(weight=2.0, teacher="gram", large=True))
+    config["encoders"]["gram"] = dict(config["encoders"]["image"])
+    with pytest.raises(ValueError, match=r"^gram reads global_crops large; views.global_crops.shrink must"):
+        system(config)
+    images["data"]["views"]["global_crops"].update(size=64)
+    config["views"]["global_crops"].update(shrink=2)
+    made, seen = system(config), {}
+    batch = {"images": {"global_crops": np.zeros((2, 2, 64, 64, 3), np.uint8)}}
+    params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
+
+    def loss(params):
+        kept = dict(encoders=dict(image={}, gram={}), objectives=dict(gram={}))
+        features, _ = made.features(params, kept["encoders"], batch, jax.random.key(1))
+        found = features["gram"]
+        seen.update(own=found["patches"].shape, taught=found["teacher"]["patches"].shape)
+        return made.loss(params, kept, batch, jax.random.key(1), 0)[0]
+
+    assert jax.eval_shape(loss, params).shape == ()
+    assert (seen["own"][:3], seen["taught"][:3]) == ((2, 2, 16), (2, 2, 64))
+
+
 @pytest.mark.parametrize(
     ("preset", "registers"), [("vits14", 0), ("vitb14_reg", 4), ("vitl14", 0), ("vitg14_reg", 4)]
 )

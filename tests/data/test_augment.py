@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from big_ssl.data import augment
@@ -14,6 +15,19 @@ from big_ssl.data.device_views import ImageView
 X = np.random.default_rng(0).uniform(size=(64, 9, 7, 3)).astype(np.float32)
 KEY = jax.random.key(0)
 HALF = dict(mean=(0.0,), std=(1.0,))
+
+
+def test_a_view_is_shrunk_as_pillow_does():
+    picture = np.random.default_rng(1).integers(0, 256, (1, 2, 12, 8, 3), np.uint8)
+    view = ImageView(**HALF, shrink=2)
+    found = view.shrunk(view(picture))
+    assert found.shape == (1, 2, 6, 4, 3)
+    for channel in range(3):
+        image = Image.fromarray(picture[0, 1, ..., channel].astype(np.float32) / 255)
+        expected = image.resize((4, 6), Image.Resampling.BICUBIC)
+        np.testing.assert_allclose(found[0, 1, ..., channel], expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"^views: shrink is 2, but pictures have 9 x 7 pixels"):
+        view.shrunk(X)
 
 
 def test_grey_is_luma():

@@ -24,6 +24,20 @@ def test_features_may_turn():
     assert float(gram(STUDENT, 3.0 * STUDENT @ turn)) < 1e-10
 
 
+def test_a_map_of_more_patches_is_made_smaller_as_pytorch_does():
+    """To half the size, a patch is the four around its middle in either direction, by Keys' cubic of -0.75."""
+    taps = np.array([-3, 19, 19, -3]) / 32
+    halving = np.zeros((4, 8))
+    for place in range(4):
+        for tap, weight in enumerate(taps):
+            halving[place, np.clip(2 * place - 1 + tap, 0, 7)] += weight
+    student, teacher = RNG.normal(size=(2, 16, 4)), RNG.normal(size=(2, 64, 7))
+    smaller = np.einsum("ih,jw,bhwd->bijd", halving, halving, teacher.reshape(2, 8, 8, 7))
+    smaller = smaller.reshape(2, 16, 7)
+    expected = ((cosines(student) - cosines(smaller)) ** 2).mean()
+    np.testing.assert_allclose(gram(student, teacher), expected, rtol=1e-5)
+
+
 def test_only_the_student_has_a_gradient():
     by_student, by_teacher = jax.grad(gram, (0, 1))(np.float32(STUDENT), np.float32(TEACHER))
     assert np.abs(by_teacher).max() == 0

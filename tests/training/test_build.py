@@ -31,3 +31,10 @@ def test_without_a_vocabulary_there_is_no_tokenizer():
     config = get_config("tiny").to_dict()
     config["tokenizer"]["vocabulary"] = ""
     assert build.tokenizer(config) is None
+
+
+def test_what_is_evaluated_is_not_shrunk():
+    config = get_config("tiny").to_dict()
+    config["views"]["image"]["shrink"] = 2
+    with pytest.raises(Unrunnable, match=r"^views\.image\.shrink must be 1"):
+        loop.set_up(config)

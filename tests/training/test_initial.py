@@ -94,8 +94,9 @@ def test_a_tower_can_come_from_another_folder(weights, tmp_path):
     for name, array in found.items():
         origin = others if name.startswith("encoders/image/") else ours
         np.testing.assert_array_equal(array, origin[f"params/{name}"])
-    with pytest.raises(requirements.Unrunnable, match=f"{tmp_path} have nothing for copy's 'encoders/audio/'"):
-        read(weights, copies=(("encoders/audio/", "encoders/image/", str(tmp_path)),))
+    rule = ("encoders/audio/", "encoders/image/", str(tmp_path))
+    with pytest.raises(requirements.Unrunnable, match=f"{tmp_path} have nothing for copy's 'encoders/audio"):
+        read(weights, copies=(rule,))
 
 
 @pytest.mark.parametrize(
