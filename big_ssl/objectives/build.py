@@ -143,7 +143,7 @@ def koleo(weight, group_size: int, crops: int = 2, masked: bool = True, *, conte
 
 
 def gram(weight, teacher: str = "", masked: bool = True, large: bool = False, *, context: Context) -> Gram:
-    """Gram anchoring of the global crops' patches. teacher, masked: as in `ibot`; large: see objectives.gram."""
+    """Gram anchoring of the large crops' patches; see objectives.gram."""
     del weight, context
     return Gram(teacher, masked, large)
 

@@ -25,7 +25,7 @@ def test_features_may_turn():
 
 
 def test_a_map_of_more_patches_is_made_smaller_as_pytorch_does():
-    """To half the size, a patch is the four around its middle in either direction, by Keys' cubic of -0.75."""
+    """To half the size: a patch is the four around its middle either way, by Keys' cubic of -0.75."""
     taps = np.array([-3, 19, 19, -3]) / 32
     halving = np.zeros((4, 8))
     for place in range(4):
