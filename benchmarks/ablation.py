@@ -57,6 +57,7 @@ _METRICS = (
     "twemoji_heads/top1",
     "zero_shot/twemoji/top1",
     "image_to_text_r1",
+    "image_to_text_r10",
     "koleo_distance",
 )
 _TABLE = flags.DEFINE_enum("table", None, list(TABLES), "What to compare.")
