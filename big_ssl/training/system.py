@@ -233,7 +233,9 @@ class System:
         images = prepared(given, key)
         if key is not None and prepared.mixes:
             images, found["share"] = prepared.mix(images, named_key(key, "mix"))
-        return found | dict(images=prepared.shrunk(images), large=images)
+        if prepared.shrink > 1:
+            found["large"], images = images, prepared.shrunk(images)
+        return found | dict(images=images)
 
     def _gathered(self, params):
         return params if self.specs is None else fsdp.gather(params, self.specs)
