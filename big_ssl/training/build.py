@@ -51,7 +51,7 @@ def _check_pass(name, item, views, masks):
     shrink = views[item.view].shrink if item.view in views else 1
     if item.masked and item.view not in masks:
         raise ValueError(f"{name} reads {item.view} masked; masks.{item.view} is missing")
-    if item.large and shrink == 1:
+    if item.large and shrink < 2:
         raise ValueError(f"{name} reads {item.view} large; views.{item.view}.shrink must be at least 2")
     if item.view == "image" and shrink > 1:
         raise ValueError("views.image.shrink must be 1: evaluation shows pictures as they are")
