@@ -94,6 +94,14 @@ def test_dinov2(options, tmp_path):
         assert_same(ours, images, masks, blocks[-1], blocks)
 
 
+def head_of_ones():
+    """The arrays of a projection head of a training."""
+    shapes = {"mlp.0": (7, 24), "mlp.2": (7, 7), "mlp.4": (3, 7)}
+    arrays = {f"{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
+    arrays |= {f"{name}.bias": torch.ones(shape[0]) for name, shape in shapes.items()}
+    return arrays | {"last_layer.weight_g": torch.ones(5, 1), "last_layer.weight_v": torch.ones(5, 3)}
+
+
 def test_dinov2_of_a_training(tmp_path):
     """Blocks in chunks, as its FSDP wraps them, and the heads beside; positions as an option says."""
     peer = dino_peers.reference(seed=5, depth=4)
@@ -103,13 +111,7 @@ def test_dinov2_of_a_training(tmp_path):
         chunked = f"blocks.{int(block) // 2}.{block}.{rest}" if name.startswith("blocks") else name
         state[f"backbone.{chunked}"] = value
     for head in ("dino_head", "ibot_head"):
-        shapes = {"mlp.0": (7, 24), "mlp.2": (7, 7), "mlp.4": (3, 7)}
-        state |= {f"{head}.{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
-        state |= {f"{head}.{name}.bias": torch.ones(shape[0]) for name, shape in shapes.items()}
-        state |= {
-            f"{head}.last_layer.weight_g": torch.ones(5, 1),
-            f"{head}.last_layer.weight_v": torch.ones(5, 3),
-        }
+        state |= {f"{head}.{name}": value for name, value in head_of_ones().items()}
     torch.save(dict(teacher=state), tmp_path / "teacher_checkpoint.pth")
     module, variables = tower("dinov2", tmp_path / "teacher_checkpoint.pth", HEADS)
     assert module.depth == 4
@@ -164,10 +166,8 @@ def test_timm_dinov2(options, tmp_path):
 
 def ibot_checkpoint(student, teacher):
     """What main_ibot.py saves, but for sizes."""
-    head = {
-        name: torch.ones(3, 2)
-        for name in ("mlp.0.weight", "last_layer.weight_v", "last_layer2.weight_v", "last_layer.weight_g")
-    }
+    head = head_of_ones()
+    head |= {name.replace("last_layer", "last_layer2"): x for name, x in head.items() if "last_" in name}
     wrapped = [
         {f"{prefix}backbone.{name}": value for name, value in network.state_dict().items()}
         | {f"{prefix}head.{name}": value for name, value in head.items()}
