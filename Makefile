@@ -26,7 +26,7 @@ NONE_YET = || { code=$$?; [ $$code -eq 5 ] && echo "no test carries this marker 
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow smoke parity lint format clean
+.PHONY: help venv demo test test-slow soak smoke parity lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) \
@@ -54,6 +54,9 @@ test: $(INSTALLED)  ## run the fast tests
 
 test-slow: $(INSTALLED)  ## run the long tests
 	@$(IN_VENV) -m pytest -m slow $(NONE_YET)
+
+soak: $(INSTALLED)  ## run rehearsals and fault injection (minutes each; not in CI)
+	@$(IN_VENV) -m pytest -m soak $(NONE_YET)
 
 smoke: $(INSTALLED)  ## run a minute's subset of the tests (CI: on the newest Python)
 	@$(IN_VENV) -m pytest -m smoke $(NONE_YET)
