@@ -21,7 +21,7 @@ from big_ssl.command_line import CONFIG, parse_flags
 from big_ssl.config import ConfigError, validate
 from big_ssl.parallel import distributed
 from big_ssl.training.loop import train
-from big_ssl.training.requirements import Unrunnable, check_machine
+from big_ssl.training.requirements import RequirementsError, check_requirements
 from big_ssl.training.run_report import write_run_report
 from big_ssl.training.stopping import TrainingFailed
 
@@ -48,10 +48,10 @@ def run(config, workdir: str, config_file: str, command: str, stopped: int = 0) 
     path = epath.Path(workdir)
     try:
         validate(config)
-        check_machine(config, config_file)
+        check_requirements(config, config_file)
         _keep_compiled(path)
         result = train(config, path)
-    except (ConfigError, Unrunnable) as error:
+    except (ConfigError, RequirementsError) as error:
         print(error, file=sys.stderr)
         return 2
     except TrainingFailed as error:
@@ -86,7 +86,7 @@ def main(argv) -> None:
         print(error, file=sys.stderr)
         code = 2
     finally:
-        distributed.leave(code)
+        distributed.shutdown(code)
     sys.exit(code)
 
 

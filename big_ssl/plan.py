@@ -23,7 +23,7 @@ from big_ssl.planning import topology
 from big_ssl.planning.planner import make_plan
 from big_ssl.planning.report import print_plan
 from big_ssl.planning.search import search
-from big_ssl.training.requirements import Unrunnable
+from big_ssl.training.requirements import RequirementsError
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU: v5e:16x16, v5p:4x8x8, 2xv5e:16x16 ...")
 _JSON = flags.DEFINE_string("json", None, "A file to write the plan to as JSON.")
@@ -40,7 +40,7 @@ def run(config, name: str, json_file: str | None = None, searching: bool = False
             config, plan = search(config, chips, devices)
         else:
             plan = make_plan(config, chips, devices)
-    except (ConfigError, Unrunnable, topology.TopologyError) as error:
+    except (ConfigError, RequirementsError, topology.TopologyError) as error:
         print(error, file=sys.stderr)
         return 2
     print_plan(plan, config)

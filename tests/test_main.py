@@ -75,7 +75,7 @@ def test_a_failed_run_exits_with_one(tmp_path, capsys, monkeypatch):
         raise TrainingFailed("step 3: all went wrong")
 
     monkeypatch.setattr(main, "train", failing)
-    monkeypatch.setattr(main, "check_machine", lambda *_: None)
+    monkeypatch.setattr(main, "check_requirements", lambda *_: None)
     assert _run(get_config("tiny").to_dict(), tmp_path) == 1
     assert capsys.readouterr().err == "step 3: all went wrong\n"
 

@@ -86,7 +86,7 @@ def start(value: str, heartbeat: int = HEARTBEAT_SECONDS, seconds: int = 300) ->
 
 
 @contextlib.contextmanager
-def together(kind: type[Exception]) -> Iterator[None]:
+def raise_on_all_hosts(kind: type[Exception]) -> Iterator[None]:
     """What raises `kind` on one process raises it on all, so that none waits for one that left.
 
     Also a decorator. To be entered by all processes; computes a little on all devices.
@@ -96,18 +96,18 @@ def together(kind: type[Exception]) -> Iterator[None]:
         yield
     except kind as caught:
         error = caught
-    if not agree(error is None):
+    if not all_hosts_agree(error is None):
         raise error or kind("another process can't go on; it says why")
 
 
-def agree(yes: bool) -> bool:
+def all_hosts_agree(yes: bool) -> bool:
     """Whether all processes say yes; to be asked by all of them."""
     if jax.process_count() == 1:
         return yes
     return bool(multihost_utils.process_allgather(np.array(yes)).all())
 
 
-def leave(code: int) -> None:
+def shutdown(code: int) -> None:
     """Ends this process's part with exit code `code`, in step with the others.
 
     At the end of a run all processes meet here. One that failed does not return: it prints the

@@ -56,7 +56,7 @@ def _arrange(shape, devices):
     )
 
 
-def connect(mesh: Mesh) -> None:
+def warm_up_collectives(mesh: Mesh) -> None:
     """Opens the connections among all devices and along each axis, while all processes are here.
 
     On CPU a process waits 30 s at a first collective operation for the others to come to it as

@@ -24,7 +24,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(config: Mapping, topology: Topology, devices: Sequence) -> Plan:
-    """Plans a validated config. Raises training.requirements.Unrunnable where the mesh can't
+    """Plans a validated config. Raises training.requirements.RequirementsError where the mesh can't
     divide the devices or a batch, before anything is compiled."""
     chip = hardware.chip(devices[0].device_kind)
     assert chip is not None, devices[0].device_kind  # every generation of topology.py is in the table

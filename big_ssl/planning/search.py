@@ -9,7 +9,7 @@ from big_ssl.planning.planner import Plan, make_plan, set_up
 from big_ssl.planning.program import state_bytes
 from big_ssl.planning.report import console, memory
 from big_ssl.planning.topology import Topology
-from big_ssl.training.requirements import Unrunnable
+from big_ssl.training.requirements import RequirementsError
 
 _MANY_COMPILATIONS = 16  # after these it looks at no new neighbours
 REMAT = ("none", "dots", "full")  # from the fastest to the most frugal
@@ -76,7 +76,7 @@ class _Search:
             best = near if improving else best
         plan = self.plans[best]
         if plan is None:
-            raise Unrunnable("--search: no setting that it tried can be built from this config")
+            raise RequirementsError("--search: no setting that it tried can be built from this config")
         changes = self._changes(best)
         flags = [f"'--config.{key}={value}'" for key, value in changes.items() if key == "mesh_rules"]
         flags += [f"--config.{key}={changes[key]}" for key in ("remat", "grad_accum") if key in changes]
@@ -120,7 +120,7 @@ class _Search:
                 self.plans[setting] = make_plan(
                     self.config | self._changes(setting), self.topology, self.devices
                 )
-            except Unrunnable as error:
+            except RequirementsError as error:
                 console.print(f"  {setting}: {error}")
                 self.plans[setting] = None
             else:

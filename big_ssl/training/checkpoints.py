@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from big_ssl.parallel import distributed
-from big_ssl.training.requirements import Unrunnable
+from big_ssl.training.requirements import RequirementsError
 
 
 class Checkpoints:
@@ -57,7 +57,7 @@ class Checkpoints:
         """The newest state that reads back whole, on abstract_state's shardings; None for none.
 
         Newer ones that don't are moved to workdir/damaged_checkpoints, with a warning. Raises
-        Unrunnable where there are checkpoints but not one can be read: nothing is moved then,
+        RequirementsError where there are checkpoints but not one can be read: nothing is moved then,
         since it may be the config that is another one.
         """
         steps, errors = self.steps(), {}
@@ -67,14 +67,14 @@ class Checkpoints:
                 state = self._checkpointer.load(step, abstract_state)
             except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
                 problem = _reason(error)
-            if not distributed.agree(state is not None):
+            if not distributed.all_hosts_agree(state is not None):
                 errors[step] = problem
                 continue
             if errors:
                 self._set_aside(errors)
             return state
         if steps:
-            raise Unrunnable(
+            raise RequirementsError(
                 f"checkpoints: none of {steps} in {self._workdir} can be read by this config; "
                 f"the newest: {errors[steps[-1]]}"
             )

@@ -7,7 +7,7 @@ from big_ssl.evals import suite
 from big_ssl.evals.classification import Classifier
 from big_ssl.evals.embedder import Towers
 from big_ssl.training import build
-from big_ssl.training.requirements import Unrunnable
+from big_ssl.training.requirements import RequirementsError
 
 # The term whose head is a trained classifier.
 _CLASSIFIER = "classification"
@@ -16,22 +16,22 @@ _CLASSIFIER = "classification"
 def evaluators(config: Mapping, encoders: Mapping) -> dict[str, suite.Evaluator]:
     """Those of config.evals. encoders: {name: module}.
 
-    Raises Unrunnable for what they say of their data, and for what the model lacks that they ask for.
+    Raises RequirementsError for what they say of their data, and for what the model lacks that they ask for.
     """
     objectives = {name: each for s in config["streams"].values() for name, each in s["objectives"].items()}
     for name, options in config["evals"].items():
         if options["kind"] in suite.OF_TEXTS and "contrastive" not in objectives:
-            raise Unrunnable(f"evals.{name}: {options['kind']} needs a contrastive objective")
+            raise RequirementsError(f"evals.{name}: {options['kind']} needs a contrastive objective")
     try:
         build.check_classes(config)
     except (ValueError, OSError) as error:
-        raise Unrunnable(str(error)) from error
+        raise RequirementsError(str(error)) from error
     try:
         found = suite.build(config["evals"])
         for each in found.values():
             suite.check(each, encoders["image"])
     except (ValueError, OSError) as error:
-        raise Unrunnable(f"evals: {error}") from error
+        raise RequirementsError(f"evals: {error}") from error
     for name, each in found.items():
         if isinstance(each, Classifier):
             _check_classifier(f"evals.{name}", each.classes, objectives.get(_CLASSIFIER))
@@ -42,7 +42,7 @@ def _check_classifier(name, classes, objective):
     trained = "" if objective is None else objective["classes"]
     if classes != trained:
         has = f"the classifier {trained}" if objective else f"there is no objective {_CLASSIFIER}"
-        raise Unrunnable(f"{name}: the data has {classes} classes; {has}")
+        raise RequirementsError(f"{name}: the data has {classes} classes; {has}")
 
 
 def towers(config: Mapping, setup) -> Towers:

@@ -29,7 +29,7 @@ def read(config: Mapping, abstract_state: state_lib.TrainState):
     """{"params", "encoders"} as state.averaged, of arrays where weights are given and None where a value
     starts from scratch; None where config.init_from has no path.
 
-    Raises requirements.Unrunnable that names what does not fit.
+    Raises requirements.RequirementsError that names what does not fit.
     """
     path, skip, copies = (config["init_from"][key] for key in ("path", "skip", "copy"))
     if not path:
@@ -42,7 +42,7 @@ def read(config: Mapping, abstract_state: state_lib.TrainState):
         wanted = flatten_dict(wanted, keep_empty_nodes=True, sep="/")
         return _matched(given, wanted, skip, config["encoders"])
     except (ValueError, OSError) as error:
-        raise requirements.Unrunnable(f"init_from: {error}") from error
+        raise requirements.RequirementsError(f"init_from: {error}") from error
 
 
 def replace(state: state_lib.TrainState, given) -> state_lib.TrainState:

@@ -38,7 +38,7 @@ def train(config: Mapping, workdir) -> Result:
     """Trains to config["total_steps"], from the newest checkpoint in workdir if there is one.
 
     Writes metrics.jsonl, TensorBoard events and checkpoints. SIGTERM makes it save and return
-    early. Raises requirements.Unrunnable before anything slow where the workdir won't do, and
+    early. Raises requirements.RequirementsError before anything slow where the workdir won't do, and
     stopping.TrainingFailed where the run has gone wrong.
     """
     began = time.monotonic()
@@ -47,7 +47,7 @@ def train(config: Mapping, workdir) -> Result:
     requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
     requirements.check_shared(workdir)
     evaluators = evaluation.evaluators(config, setup.system.encoders)
-    mesh_lib.connect(setup.mesh)
+    mesh_lib.warm_up_collectives(setup.mesh)
     progress.print_parameters(
         setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
     )

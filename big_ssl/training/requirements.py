@@ -12,13 +12,13 @@ from big_ssl.parallel import distributed
 from big_ssl.training.state import TrainState
 
 
-class Unrunnable(ValueError):
+class RequirementsError(ValueError):
     """The config can't run here; the message says what it needs and what would run."""
 
 
-@distributed.together(Unrunnable)
-def check_machine(config, config_file: str) -> None:
-    """Raises Unrunnable where devices, their memory or the dataset are not those needed."""
+@distributed.raise_on_all_hosts(RequirementsError)
+def check_requirements(config, config_file: str) -> None:
+    """Raises RequirementsError where devices, their memory or the dataset are not those needed."""
     needs, lacking = config["requires"], []
     if jax.device_count() < needs["devices"]:
         lacking.append(
@@ -40,15 +40,15 @@ def check_machine(config, config_file: str) -> None:
         lacking.append(f"a {config['tokenizer']['kind']} vocabulary, config.tokenizer.vocabulary (not set)")
     if lacking:
         listed = "".join(f"\n  - {item}" for item in lacking)
-        raise Unrunnable(
+        raise RequirementsError(
             f"{config['name']} cannot run on this machine. It needs{listed}\n"
             f"Runs here: --config={config_file.split(':')[0]}:{needs['preset_here']}"
         )
 
 
-@distributed.together(Unrunnable)
+@distributed.raise_on_all_hosts(RequirementsError)
 def check_workdir(workdir, state_bytes: int, keep: int) -> None:
-    """Raises Unrunnable where the workdir can't be written or has no room for the checkpoints."""
+    """Raises RequirementsError where the workdir can't be written or has no room for the checkpoints."""
     path = epath.Path(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -56,21 +56,21 @@ def check_workdir(workdir, state_bytes: int, keep: int) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise Unrunnable(f"workdir {workdir} can't be written: {error.strerror or error}") from error
+        raise RequirementsError(f"workdir {workdir} can't be written: {error.strerror or error}") from error
     if "://" in str(workdir):
         return
     # The latest `keep`, the best, and the one being written.
     needed, free = (keep + 2) * state_bytes, shutil.disk_usage(path).free
     if free < needed:
-        raise Unrunnable(
+        raise RequirementsError(
             f"workdir {workdir} has {free / 2**30:.2f} GiB free; "
             f"the checkpoints need {needed / 2**30:.2f} GiB"
         )
 
 
-@distributed.together(Unrunnable)
+@distributed.raise_on_all_hosts(RequirementsError)
 def check_shared(workdir) -> None:
-    """Raises Unrunnable where the workdir is not the same folder for all processes."""
+    """Raises RequirementsError where the workdir is not the same folder for all processes."""
     if jax.process_count() == 1:
         return
     marker = epath.Path(workdir) / ".shared_test"
@@ -82,7 +82,7 @@ def check_shared(workdir) -> None:
     if jax.process_index() == 0:
         marker.unlink()
     if not seen:
-        raise Unrunnable(
+        raise RequirementsError(
             f"workdir {workdir} is a folder of its own on process {jax.process_index()}; "
             "all processes must share one (gs://, NFS)"
         )

@@ -36,13 +36,13 @@ class Setup(NamedTuple):
 def set_up(config: Mapping, devices=None) -> Setup:
     """Everything up to the first compilation; nothing is computed yet.
 
-    Raises requirements.Unrunnable where parts do not fit together: the mesh and the devices or a
+    Raises requirements.RequirementsError where parts do not fit together: the mesh and the devices or a
     batch, a vocabulary and its size, widths, lengths, the groups of a batch norm.
     """
     try:
         return _set_up(config, _mesh(config, devices))
     except (ValueError, OSError) as error:
-        raise requirements.Unrunnable(str(error)) from error
+        raise requirements.RequirementsError(str(error)) from error
 
 
 def _set_up(config, mesh):
@@ -93,7 +93,7 @@ def _mesh(config, devices):
     ways, parts = mesh_lib.batch_ways(mesh), config["grad_accum"]
     for name, stream in config["streams"].items():
         if stream["batch_size"] % (ways * parts):
-            raise requirements.Unrunnable(
+            raise requirements.RequirementsError(
                 f"streams.{name}.batch_size is {stream['batch_size']}; "
                 f"it must be a multiple of data x fsdp x grad_accum = {ways} x {parts}"
             )
@@ -106,7 +106,7 @@ def _check_groups(masks, name, stream, part, ways):
     """Of a microbatch of `part` examples every device has whole groups, whose masked patches are joined."""
     for view, mask in masks.items():
         if view in stream["data"]["views"] and part // min(mask["group_size"], part) % ways:
-            raise requirements.Unrunnable(
+            raise requirements.RequirementsError(
                 f"masks.{view}.group_size is {mask['group_size']}; with grad_accum it must divide a "
                 f"device's part of a microbatch, {part // ways} of streams.{name}"
             )

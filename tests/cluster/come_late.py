@@ -17,9 +17,9 @@ from big_ssl.parallel.sharding import replicated
 if __name__ == "__main__":
     distributed.start(sys.argv[1].removeprefix("--distributed="))
     mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=2, tensor=1))
-    mesh_lib.connect(mesh)
+    mesh_lib.warm_up_collectives(mesh)
     if jax.process_index() == 1:
         time.sleep(35)  # as if it compiled for so much longer
     numbers = mesh_lib.from_every_host(mesh, np.arange(8.0))
     print(float(jax.jit(jnp.sum, out_shardings=replicated(mesh))(numbers)))
-    distributed.leave(0)
+    distributed.shutdown(0)

@@ -13,10 +13,10 @@ from big_ssl.parallel import distributed
 from big_ssl.training import requirements
 
 
-@distributed.together(requirements.Unrunnable)
+@distributed.raise_on_all_hosts(requirements.RequirementsError)
 def _check_workdir(*_):
     if jax.process_index() == 1:
-        raise requirements.Unrunnable("no room on this host")
+        raise requirements.RequirementsError("no room on this host")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main(batch_size, steps, address):
     found = digests(config, int(steps))
     if jax.process_index() == 0:
         print(json.dumps(found))
-    distributed.leave(0)
+    distributed.shutdown(0)
 
 
 if __name__ == "__main__":

@@ -107,8 +107,8 @@ def test_training_and_validation_pictures_are_those_of_one_dataset():
 
 
 def test_what_a_machine_lacks_is_listed_with_the_pictures_to_judge_on():
-    with pytest.raises(requirements.Unrunnable) as caught:
-        requirements.check_machine(align_imagenet.get_config().to_dict(), "configs/align_imagenet.py")
+    with pytest.raises(requirements.RequirementsError) as caught:
+        requirements.check_requirements(align_imagenet.get_config().to_dict(), "configs/align_imagenet.py")
     message = str(caught.value)
     for key in ("streams.images.data.source.data_dir", "evals.imagenet.data.data_dir", "init_from.path"):
         assert f"config.{key} (not set)" in message

@@ -175,7 +175,7 @@ def test_the_data_bring_labels():
 def test_what_does_not_fit_is_said_first(changes, message, tmp_path):
     config = copy.deepcopy(CONFIG)
     config["streams"]["images"]["objectives"]["classification"].update(changes)
-    with pytest.raises(requirements.Unrunnable, match=message):
+    with pytest.raises(requirements.RequirementsError, match=message):
         loop.train(config, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
 
@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_said_first(changes, message, tmp_path):
 def test_an_evaluator_of_a_classifier_wants_one():
     config = copy.deepcopy(CONFIG)
     config["streams"]["images"]["objectives"] = {}
-    with pytest.raises(requirements.Unrunnable, match="there is no objective classification"):
+    with pytest.raises(requirements.RequirementsError, match="there is no objective classification"):
         evaluation.evaluators(config, dict(image=None))
 
 

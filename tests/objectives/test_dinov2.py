@@ -84,7 +84,7 @@ def test_a_mask_that_does_not_fit_is_named():
     config = copy.deepcopy(CONFIG) | dict(grad_accum=2)
     config["masks"]["global_crops"].update(group_size=4)
     message = r"^masks\.global_crops\.group_size is 4; with grad_accum .* microbatch, 1 of streams\.images$"
-    with pytest.raises(requirements.Unrunnable, match=message):
+    with pytest.raises(requirements.RequirementsError, match=message):
         set_up(config, jax.devices()[:8])
 
 

@@ -10,7 +10,7 @@ from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.planning import planner, topology
 from big_ssl.planning.program import Program, Tensor
 from big_ssl.planning.report import print_plan
-from big_ssl.training.requirements import Unrunnable
+from big_ssl.training.requirements import RequirementsError
 from configs.align_l2 import get_config
 
 KEYS = """topology devices params global_batch hbm_limit_bytes argument_bytes temp_bytes
@@ -103,7 +103,7 @@ def test_what_cannot_be_divided_is_said_before_anything_slow(compiled, config, c
         config["mesh"] = change["mesh"]
     else:
         config["streams"]["pairs"]["batch_size"] = change["batch_size"]
-    with pytest.raises(Unrunnable, match=message):
+    with pytest.raises(RequirementsError, match=message):
         compiled(None)(config, V5E, jax.devices())
 
 

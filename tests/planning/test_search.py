@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from big_ssl.planning import planner, search, topology
-from big_ssl.training.requirements import Unrunnable
+from big_ssl.training.requirements import RequirementsError
 
 GIB = 2**30
 DEVICES = [types.SimpleNamespace(device_kind="TPU v5 lite", id=i) for i in range(64)]
@@ -94,7 +94,7 @@ def test_a_setting_that_cannot_be_built_is_passed_over(monkeypatch):
 
     def picky(config, chips, devices):
         if config["mesh"]["fsdp"] == 1:
-            raise Unrunnable("group_size does not divide the batch")
+            raise RequirementsError("group_size does not divide the batch")
         return make_plan(config, chips, devices)
 
     machine.make_plan = picky

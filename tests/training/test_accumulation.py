@@ -97,8 +97,8 @@ def test_the_two_passes_are_one_function_with_its_gradient(names):
 
 
 def test_a_batch_that_cannot_be_split_is_named(micro_config, set_up):
-    from big_ssl.training.requirements import Unrunnable
+    from big_ssl.training.requirements import RequirementsError
 
     config = micro_config() | dict(grad_accum=3)
-    with pytest.raises(Unrunnable, match=r"streams\.pairs\.batch_size is 16; .* grad_accum"):
+    with pytest.raises(RequirementsError, match=r"streams\.pairs\.batch_size is 16; .* grad_accum"):
         set_up(config)

@@ -3,7 +3,7 @@
 import pytest
 
 from big_ssl.training import build, loop
-from big_ssl.training.requirements import Unrunnable
+from big_ssl.training.requirements import RequirementsError
 from configs.align_l2 import get_config
 
 
@@ -16,14 +16,14 @@ def test_a_vocabulary_of_another_size_is_said():
     config = get_config("tiny").to_dict()
     config["tokenizer"]["size"] = 100
     message = r"^tokenizer.size is 100; the vocabulary 'emoji' has 4096 words$"
-    with pytest.raises(Unrunnable, match=message):
+    with pytest.raises(RequirementsError, match=message):
         loop.set_up(config)
 
 
 def test_a_vocabulary_that_is_not_there_is_said(tmp_path):
     config = get_config("tiny").to_dict()
     config["tokenizer"]["vocabulary"] = f"{tmp_path}/words.txt"
-    with pytest.raises(Unrunnable, match=r"words\.txt"):
+    with pytest.raises(RequirementsError, match=r"words\.txt"):
         loop.set_up(config)
 
 
@@ -36,5 +36,5 @@ def test_without_a_vocabulary_there_is_no_tokenizer():
 def test_what_is_evaluated_is_not_shrunk():
     config = get_config("tiny").to_dict()
     config["views"]["image"]["shrink"] = 2
-    with pytest.raises(Unrunnable, match=r"^views\.image\.shrink must be 1"):
+    with pytest.raises(RequirementsError, match=r"^views\.image\.shrink must be 1"):
         loop.set_up(config)

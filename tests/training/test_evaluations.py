@@ -86,6 +86,6 @@ def test_a_summary_names_each_kind():
     ],
 )
 def test_what_does_not_fit_is_said_first(options, message, micro_config, train, tmp_path):
-    with pytest.raises(requirements.Unrunnable, match=message):
+    with pytest.raises(requirements.RequirementsError, match=message):
         train(micro_config(evals=dict(x=options)), tmp_path)
     assert not (tmp_path / "checkpoints").exists()

@@ -95,7 +95,8 @@ def test_a_tower_can_come_from_another_folder(weights, tmp_path):
         origin = others if name.startswith("encoders/image/") else ours
         np.testing.assert_array_equal(array, origin[f"params/{name}"])
     rule = ("encoders/audio/", "encoders/image/", str(tmp_path))
-    with pytest.raises(requirements.Unrunnable, match=f"{tmp_path} have nothing for copy's 'encoders/audio"):
+    message = f"{tmp_path} have nothing for copy's 'encoders/audio"
+    with pytest.raises(requirements.RequirementsError, match=message):
         read(weights, copies=(rule,))
 
 
@@ -108,14 +109,14 @@ def test_a_tower_can_come_from_another_folder(weights, tmp_path):
     ],
 )
 def test_what_does_not_fit_is_named(weights, options, message):
-    with pytest.raises(requirements.Unrunnable, match=f"^init_from: {message}"):
+    with pytest.raises(requirements.RequirementsError, match=f"^init_from: {message}"):
         read(weights, **options)
 
 
 def test_a_folder_without_weights_is_named(tmp_path):
     config = dict(init_from=dict(path=str(tmp_path), skip=(), copy=()), encoders={})
     state = TrainState(0, {}, (), dict(encoders={}, objectives={}), None, {})
-    with pytest.raises(requirements.Unrunnable, match=f"^init_from: {tmp_path} is a folder"):
+    with pytest.raises(requirements.RequirementsError, match=f"^init_from: {tmp_path} is a folder"):
         initial.read(config, state)
 
 
@@ -155,5 +156,5 @@ def test_a_run_starts_where_another_ended(train, micro_config, set_up, tmp_path,
     # Started again, it does not ask for the weights that it began with.
     shutil.rmtree(tmp_path / "first")
     assert train(config, tmp_path / "second").finished
-    with pytest.raises(requirements.Unrunnable, match=r"^init_from: "):
+    with pytest.raises(requirements.RequirementsError, match=r"^init_from: "):
         train(config, tmp_path / "third")
