@@ -19,6 +19,11 @@ PIP := $(IN_VENV) -m pip install --quiet --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-py$(VERSION)
 INSTALLED_PARITY := $(VENV)/.installed-parity-py$(VERSION)
 
+# One worker a core, each with whole files, so that what a file compiles is compiled once. Above 4 they would wait
+# for memory. PYTEST_FLAGS is for the caller: make test PYTEST_FLAGS=--durations=15.
+WORKERS := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+PYTEST_FLAGS ?=
+
 # pytest exits with 5 where no test matches: fine for a set that is still empty.
 NONE_YET = || { code=$$?; [ $$code -eq 5 ] && echo "no test carries this marker yet"; }
 
@@ -50,10 +55,10 @@ demo: $(INSTALLED)  ## train the ALIGN demo on the embedded data (minutes on a C
 	$(IN_VENV) -m big_ssl.main --config=configs/align_l2.py:demo --workdir=$(WORKDIR)
 
 test: $(INSTALLED)  ## run the fast tests
-	$(IN_VENV) -m pytest
+	$(IN_VENV) -m pytest $(WORKERS) $(PYTEST_FLAGS)
 
 test-slow: $(INSTALLED)  ## run the long tests
-	@$(IN_VENV) -m pytest -m slow $(NONE_YET)
+	@$(IN_VENV) -m pytest -m slow $(WORKERS) $(PYTEST_FLAGS) $(NONE_YET)
 
 soak: $(INSTALLED)  ## run rehearsals and fault injection (minutes each; not in CI)
 	@$(IN_VENV) -m pytest -m soak $(NONE_YET)

@@ -72,7 +72,8 @@ for ((left = processes; left > 0; )); do
         failed=$code
         echo "launch/local.sh: a process ended with exit code $code; ending the others" >&2
         forward TERM
-        (sleep 10 && forward KILL) &
+        # Without this script's output: who reads that would wait for the sleep to end as well.
+        (sleep 10 && forward KILL) >/dev/null 2>&1 &
         killer=$!
     fi
 done

@@ -10,6 +10,8 @@ from absl import flags
 # Before any test touches a device: jax reads these once.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+# LLVM's passes cost more than tiny programs gain by them.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # Grain reads absl flags in its workers and raises where nobody has parsed a command line.
 if not flags.FLAGS.is_parsed():
@@ -21,4 +23,5 @@ def pytest_configure(config):
     cache = getattr(config, "cache", None)  # absent under -p no:cacheprovider
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("jax")))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        # All of them: the workers, and the processes that tests start, share what one has compiled.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

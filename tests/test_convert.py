@@ -1,9 +1,7 @@
 """The command: its files, its messages and its exit codes."""
 
+import functools
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,14 +13,10 @@ from big_ssl.models import text_transformer, vit
 from big_ssl.training import evaluation, loop
 from big_ssl.weights.tensor_files import read_tensors
 from configs.align_l2 import get_config
+from tests import commands
 from tests.parity import goldens
 
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-def run(*arguments):
-    command = [sys.executable, "-m", "big_ssl.convert", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+run = functools.partial(commands.run, "big_ssl.convert")
 
 
 def test_the_command_reads_an_openai_resnet(tmp_path):

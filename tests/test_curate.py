@@ -1,8 +1,8 @@
 """The command that filters noisy pairs: what it writes, its messages and its exit codes."""
 
+import functools
 import json
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
@@ -13,6 +13,7 @@ from big_ssl import curate
 from big_ssl.curation import records
 from big_ssl.curation.limits import Limits
 from big_ssl.data.sources import ParquetPairs, TfdsPairs
+from tests import commands
 
 ROOT = pathlib.Path(__file__).parents[1]
 SAMPLE = ROOT / "tests/data/openclipart_sample.parquet"
@@ -25,9 +26,7 @@ SOURCE = (
 LIMITS = ("--limits.languages=()", "--limits.min_side=32", "--limits.most_frequent=400")
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "big_ssl.curate", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+run = functools.partial(commands.run, "big_ssl.curate")
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """The command: what it writes for a converted model, its messages and its exit codes."""
 
+import functools
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,9 +10,9 @@ from PIL import Image
 import big_ssl
 from big_ssl import evaluate, inference
 from big_ssl.config import ConfigError
+from tests import commands
 from tests.parity import goldens
 
-ROOT = pathlib.Path(__file__).parents[1]
 STYLES = ("fxemoji",)
 
 
@@ -46,9 +44,7 @@ def pictures(tmp_path_factory):
     return folder, images.reshape(6, 24, 24, 3)
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "big_ssl.evaluate", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+run = functools.partial(commands.run, "big_ssl.evaluate")
 
 
 def test_the_command(checkpoint, model, pictures, tmp_path):

@@ -1,18 +1,13 @@
 """The command: its exit codes and what it says."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
 from big_ssl import main
 from big_ssl.training import loop, requirements
 from big_ssl.training.stopping import TrainingFailed
 from configs.align_l2 import get_config
+from tests import commands
 
-ROOT = pathlib.Path(__file__).parents[1]
 FILE = "configs/align_l2.py"
 
 
@@ -80,14 +75,6 @@ def test_a_failed_run_exits_with_one(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "step 3: all went wrong\n"
 
 
-def _command(*arguments):
-    environment = os.environ | dict(JAX_PLATFORMS="cpu")
-    return subprocess.run(
-        [sys.executable, "-m", "big_ssl.main", *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -98,7 +85,7 @@ def _command(*arguments):
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(arguments, named, tmp_path):
-    result = _command(*arguments, f"--workdir={tmp_path}/run")
+    result = commands.run("big_ssl.main", *arguments, f"--workdir={tmp_path}/run")
     assert result.returncode == 2, result.stderr
     assert named in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
@@ -106,7 +93,7 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, named, tmp_path):
 
 
 def test_the_full_recipe_from_the_command_line(tmp_path):
-    result = _command(f"--config={FILE}", f"--workdir={tmp_path}/run")
+    result = commands.run("big_ssl.main", f"--config={FILE}", f"--workdir={tmp_path}/run")
     assert result.returncode == 2
     assert result.stderr.startswith("align_l2 cannot run on this machine. It needs")
     assert "Traceback" not in result.stderr

@@ -12,6 +12,7 @@ import pytest
 from big_ssl import plan
 from big_ssl.planning import topology
 from configs.align_l2 import get_config
+from tests import commands
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = "--config=configs/align_l2.py:tiny"
@@ -65,7 +66,7 @@ def _command(*arguments):
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(arguments, named):
-    result = _command(*arguments)
+    result = commands.run("big_ssl.plan", *arguments)
     assert result.returncode != 0
     assert named in result.stderr
     assert "Traceback" not in result.stderr

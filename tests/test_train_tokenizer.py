@@ -1,21 +1,13 @@
 """The command that trains vocabularies: what it writes can be used as it says."""
 
-import pathlib
-import subprocess
-import sys
+import functools
 
 import pytest
 
 from big_ssl.data import tokenizers
+from tests import commands
 
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-def run(*arguments):
-    command = [sys.executable, "-m", "big_ssl.train_tokenizer", "--config=configs/align_l2.py:tiny"]
-    return subprocess.run(
-        [*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+run = functools.partial(commands.run, "big_ssl.train_tokenizer", "--config=configs/align_l2.py:tiny")
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece", "sentencepiece_bert"])

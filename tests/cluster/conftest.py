@@ -1,18 +1,14 @@
 """Several processes of one job on this machine, each with CPU devices of its own."""
 
-import os
-import pathlib
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 
 from big_ssl.training.metrics import read_lines
+from tests import commands
 
-ROOT = pathlib.Path(__file__).parents[2]
 MICRO = "tests/training/micro.py"
 
 
@@ -25,24 +21,16 @@ class Job:
         self.processes = []
         for i, path in enumerate(self._files):
             address = f"localhost:{port},{processes},{i}" if processes > 1 else ""
-            with path.open("w") as file:
-                self.processes.append(
-                    subprocess.Popen(
-                        [*command, f"--distributed={address}"],
-                        cwd=ROOT,
-                        env=environment,
-                        stdout=file,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
+            path.touch()
+            self.processes.append(
+                commands.start([*command, f"--distributed={address}"], path, path, environment)
+            )
 
     def wait(self, seconds: float) -> list[int]:
         """The exit codes; ends what still runs after `seconds`, whose code is then -SIGKILL."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
-            try:
-                process.wait(max(deadline - time.monotonic(), 0))
-            except subprocess.TimeoutExpired:
+            if process.wait(max(deadline - time.monotonic(), 0)) is None:
                 self.end()
         return [process.returncode for process in self.processes]
 
@@ -74,17 +62,16 @@ class Cluster:
 
     def start(self, command, processes=2, devices=2, compiling="quickly") -> Job:
         """`processes` times `command`, with `devices` CPU devices each."""
-        environment = os.environ | dict(
+        environment = dict(
             JAX_PLATFORMS="cpu",
             JAX_NUM_CPU_DEVICES=str(devices),
             JAX_DISABLE_MOST_OPTIMIZATIONS=str(int(compiling == "quickly")),
             JAX_COMPILATION_CACHE_DIR=str(self._cache),
-            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.5",
-            PYTHONPATH=str(ROOT),
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         )
         folder = self._folder / f"job{len(self._jobs)}"
         folder.mkdir()
-        job = Job([sys.executable, *command], processes, folder, environment)
+        job = Job(command, processes, folder, environment)
         self._jobs.append(job)
         return job
 

@@ -55,7 +55,7 @@ def test_the_command_says_what_is_wrong_with_the_flag(capsys):
     assert capsys.readouterr().err.startswith("flag --distributed=1,2: must be ")
 
 
-def _start(value, seconds=3, platform="cpu"):
+def _start(value, seconds=1, platform="cpu"):
     """(exit code, last line) of a process that only starts up."""
     code = f"from big_ssl.parallel import distributed\ndistributed.start({value!r}, seconds={seconds})"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI", "JAX", "TPU"))}
@@ -77,7 +77,7 @@ def test_who_stays_alone_says_so(index):
         port = listener.getsockname()[1]
     code, line = _start(f"localhost:{port},2,{index}")
     assert code == 2
-    assert f"--distributed=localhost:{port},2,{index}: not all processes had come together after 3 s" in line
+    assert f"--distributed=localhost:{port},2,{index}: not all processes had come together after 1 s" in line
 
 
 def test_a_port_in_use_and_no_cluster_are_startup_errors():

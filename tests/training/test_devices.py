@@ -9,7 +9,7 @@ from big_ssl.training import build, loop
 from big_ssl.training.checkpoints import Checkpoints
 from configs.align_l2 import get_config
 
-STEPS = 20
+STEPS = 8
 # Sums over a batch are taken in another order on other devices; the loss is about 10, of which
 # float32 resolves 1e-6, and Adam makes steps of full size out of the smallest gradients.
 TOLERANCE = 1e-4
@@ -39,7 +39,7 @@ def _on(devices, set_up, config, state):
 
 @pytest.fixture(scope="module")
 def config(micro_config):
-    return micro_config(total_steps=STEPS, learning_rate__warmup_steps=5)
+    return micro_config()
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,9 @@ def on_eight(config, set_up, initial):
     return _on(8, set_up, config, initial)
 
 
-@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.smoke), 2, 4])
-def test_the_number_of_devices_does_not_change_the_loss(devices, config, set_up, initial, on_eight):
-    losses, state = _on(devices, set_up, config, initial)
+@pytest.mark.smoke
+def test_the_number_of_devices_does_not_change_the_loss(config, set_up, initial, on_eight):
+    losses, state = _on(1, set_up, config, initial)
     assert np.ptp(losses) > 0.5  # it trains at all
     np.testing.assert_allclose(losses, on_eight[0], rtol=TOLERANCE)
     assert int(state.step) == STEPS
@@ -70,8 +70,9 @@ def test_sharded_parameters_do_not_change_the_loss(config, set_up, initial, on_e
     assert moments.sharding.shard_shape(words.shape) == (2048, 32)
 
 
+@pytest.mark.slow
 def test_batch_norm_groups_do_not_follow_the_devices(micro_config, set_up, initial, on_eight):
-    config = micro_config(total_steps=STEPS, learning_rate__warmup_steps=5, encoders__image__group_size=4)
+    config = micro_config(encoders__image__group_size=4)
     losses = {n: _on(n, set_up, config, initial)[0] for n in (1, 8)}
     # Of 16 examples on eight devices, a group of four spans two of them.
     np.testing.assert_allclose(losses[1], losses[8], rtol=TOLERANCE)
@@ -81,16 +82,16 @@ def test_batch_norm_groups_do_not_follow_the_devices(micro_config, set_up, initi
 def test_a_checkpoint_moves_to_other_devices_with_its_place_in_the_data(
     config, set_up, initial, on_eight, tmp_path
 ):
-    two, four = (set_up(config, jax.devices()[:n]) for n in (2, 4))
-    _, state = _losses(two, config, _spread(two, initial), 0, 8)
+    one, eight = (set_up(config, jax.devices()[:n]) for n in (1, 8))
+    _, state = _losses(eight, config, _spread(eight, initial), 0, 4)
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(state, {})
     checkpoints.close()
-    moved = Checkpoints(tmp_path, keep=1).restore_latest(four.abstract_state)
-    assert len(jax.tree.leaves(moved.params)[0].sharding.device_set) == 4
+    moved = Checkpoints(tmp_path, keep=1).restore_latest(one.abstract_state)
+    assert len(jax.tree.leaves(moved.params)[0].sharding.device_set) == 1
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(moved), jax.device_get(state))
-    losses, _ = _losses(four, config, moved, int(moved.step))
-    np.testing.assert_allclose(losses, on_eight[0][8:], rtol=TOLERANCE)
+    losses, _ = _losses(one, config, moved, int(moved.step))
+    np.testing.assert_allclose(losses, on_eight[0][4:], rtol=TOLERANCE)
 
 
 def test_the_initial_state_is_the_same_on_one_device(config, set_up, initial):

@@ -1,11 +1,7 @@
 """Runs killed and stopped from outside, as `python -m big_ssl.main` in processes of their own."""
 
-import os
-import pathlib
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -16,8 +12,8 @@ from big_ssl.training import loop
 from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.metrics import read_lines
 from configs.align_l2 import get_config
+from tests import commands
 
-ROOT = pathlib.Path(__file__).parents[2]
 DEVICES, STEPS = 2, 30
 
 
@@ -29,45 +25,39 @@ class Command:
 
     def __init__(self, recipe, cache):
         self._config = RECIPES[recipe]
-        self._environment = os.environ | dict(
+        self._environment = dict(
             JAX_PLATFORMS="cpu",
             JAX_NUM_CPU_DEVICES=str(DEVICES),
             # `micro` runs slower code that compiles faster.
             JAX_DISABLE_MOST_OPTIMIZATIONS=str(int(recipe == "micro")),
             JAX_COMPILATION_CACHE_DIR=str(cache),
-            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.5",
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         )
 
     def start(self, workdir):
         arguments = dict(total_steps=STEPS, log_every=1, eval_every=STEPS, evals="{}")
         arguments |= {"checkpoint.every": 3, "checkpoint.keep": 3}
-        workdir.parent.mkdir(exist_ok=True)
-        return subprocess.Popen(
-            [sys.executable, "-m", "big_ssl.main", f"--config={self._config}", f"--workdir={workdir}"]
-            + [f"--config.{key}={value}" for key, value in arguments.items()],
-            cwd=ROOT,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        output = workdir.with_suffix(".log")
+        output.parent.mkdir(exist_ok=True)
+        command = ["-m", "big_ssl.main", f"--config={self._config}", f"--workdir={workdir}"]
+        command += [f"--config.{key}={value}" for key, value in arguments.items()]
+        output.write_text("")
+        return commands.start(command, output, output, self._environment), output
 
     def finish(self, workdir):
         """Runs to the end. Returns what was printed."""
-        process = self.start(workdir)
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-        return output
+        process, output = self.start(workdir)
+        assert process.wait(300) == 0, output.read_text()
+        return output.read_text()
 
     def interrupt(self, workdir, number, when):
         """Sends signal `number` once when(workdir); returns (exit code, output)."""
-        process = self.start(workdir)
+        process, output = self.start(workdir)
         deadline = time.monotonic() + 240
         while not when(workdir) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.001)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=240)
-        return process.returncode, output
+        return process.wait(240), output.read_text()
 
 
 def _lines(workdir):
@@ -154,8 +144,8 @@ def test_killed_while_saving_then_stopped_then_finished(command, read, whole, tm
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "when",
-    [_at_step(1), _while_saving(3), _at_step(7), _while_saving(9), _while_saving(30), _at_step(30)],
-    ids=["first step", "first save", "step 7", "third save", "last save", "last step"],
+    [_while_saving(3), _while_saving(30)],
+    ids=["first save", "last save"],
 )
 def test_killed_at_a_chosen_moment(when, command, read, whole, tmp_path):
     workdir = tmp_path / "run"

@@ -1,0 +1,121 @@
+"""Commands as a user starts them, in processes forked from one that has imported JAX already.
+
+A new interpreter takes two seconds to import what a command needs; a fork of a warm one takes none. Nothing
+else differs: `__main__` runs, flags are parsed, and the exit code is the process's.
+"""
+
+import atexit
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+import runpy
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+
+import jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Imported before the fork. They define no flags, start no thread of Python's, and touch no device.
+_PRELOADED = (
+    "matplotlib.pyplot",
+    "sklearn.linear_model",
+    "tensorflow_datasets",
+    "big_ssl.training.loop",
+    "big_ssl.training.run_report",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a command ended, and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Process:
+    """A command that runs, with the methods of subprocess.Popen that tests use."""
+
+    def __init__(self, process):
+        self._process = process
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, -N where signal N ended it; None while it runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """The same."""
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Returns the exit code when the process has ended; None after `timeout` seconds."""
+        self._process.join(timeout)
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Sends a signal where the process still runs."""
+        if self.returncode is None:
+            os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self.send_signal(signal.SIGKILL)
+
+
+def start(
+    command: Sequence[str], stdout: pathlib.Path, stderr: pathlib.Path, environment: Mapping[str, str]
+) -> Process:
+    """Starts `python COMMAND...`, which is "-m", MODULE, ... or FILE, ..., from the root of the checkout.
+
+    stdout, stderr: files, or one file for both. environment: variables to set; those of JAX become its
+    options, since the warm process has read them long ago.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*_PRELOADED])
+    process = context.Process(target=_become, args=([*command], stdout, stderr, dict(environment)))
+    process.start()
+    return Process(process)
+
+
+def run(module: str, *arguments: object, timeout: float = 300) -> Result:
+    """Runs `python -m module arguments...` on one CPU device. Raises TimeoutError after `timeout` seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        stdout, stderr = (pathlib.Path(folder, name) for name in ("stdout", "stderr"))
+        process = start(["-m", module, *map(str, arguments)], stdout, stderr, dict(JAX_PLATFORMS="cpu"))
+        code = process.wait(timeout)
+        if code is None:
+            process.kill()
+            raise TimeoutError(f"{module}: still running after {timeout} s: {stderr.read_text()}")
+        return Result(code, *(file.read_text(errors="replace") for file in (stdout, stderr)))
+
+
+def _become(command, stdout, stderr, environment):
+    """In the forked process: the command's interpreter."""
+    for descriptor, file in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    sys.stdout.reconfigure(line_buffering=True)
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    for name, value in environment.items():
+        if name.startswith("JAX_"):
+            _set_option(name.lower(), value)
+    try:
+        if command[0] == "-m":
+            sys.argv[:] = command[1:]
+            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv[:] = command
+            runpy.run_path(command[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves out what an interpreter does at its end
+
+
+def _set_option(name, value):
+    """Sets an option of JAX as its environment variable would."""
+    convert = {bool: lambda text: text in ("1", "true"), int: int, float: float}
+    jax.config.update(name, convert.get(type(jax.config.values[name]), str)(value))
