@@ -4,7 +4,6 @@ import pytest
 
 from big_ssl import main
 from big_ssl.training import loop, requirements
-from big_ssl.training.stopping import TrainingFailed
 from configs.align_l2 import get_config
 from tests import commands
 
@@ -63,16 +62,6 @@ def test_a_batch_that_does_not_divide_is_said(tmp_path, capsys):
     config["streams"]["pairs"]["batch_size"] = 12
     assert _run(config, tmp_path / "run") == 2
     assert capsys.readouterr().err.startswith("streams.pairs.batch_size is 12; it must be a multiple of")
-
-
-def test_a_failed_run_exits_with_one(tmp_path, capsys, monkeypatch):
-    def failing(*_):
-        raise TrainingFailed("step 3: all went wrong")
-
-    monkeypatch.setattr(main, "train", failing)
-    monkeypatch.setattr(main, "check_requirements", lambda *_: None)
-    assert _run(get_config("tiny").to_dict(), tmp_path) == 1
-    assert capsys.readouterr().err == "step 3: all went wrong\n"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 from big_ssl.config import validate
 from big_ssl.parallel.mesh import make_mesh
 from big_ssl.training import build
-from configs import clip
 
 # Recipe, argument, learning rate (Tables 18 to 20), millions of parameters as published.
 PUBLISHED = [
@@ -77,9 +76,3 @@ def test_the_high_resolution_epoch_asks_for_weights():
     assert config["requires"]["weights"]
     window = config["streams"]["pairs"]["data"]["views"]["image"]
     assert config["encoders"]["image"]["image_size"] == window["resize"] == window["crop"] == 336
-
-
-def test_every_model_has_its_file():
-    with_file = {"rn50", "vitb32", "vitb16", "vitl14"}
-    by_argument = {"rn101", "rn50x4", "rn50x16", "rn50x64"}
-    assert set(clip.MODELS) == with_file | by_argument

@@ -11,17 +11,13 @@ from big_ssl import main
 from big_ssl.training import trained
 
 _TEXTS, _PICTURES, _CLASSES = {"zero_shot", "retrieval"}, {"knn"}, {"classification"}
+# One a family: of encoders, objectives, evaluators and parts of the report.
 RECIPES = dict(
     align_base=_TEXTS,
     align_imagenet=_CLASSES,
     clip_rn50=_TEXTS,
-    clip_vitb32=_TEXTS,
-    ibot_imagenet=_CLASSES,
     ibot_vits16=_PICTURES,
-    dinov2_vitl16_short=_PICTURES,
     dinov2_vitg14=_PICTURES,
-    dinov2_continue=_PICTURES,
-    dinov2_distill_vits14=_PICTURES,
     hybrid_clip_dinov2=_TEXTS | _PICTURES,
 )
 

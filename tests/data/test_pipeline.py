@@ -8,7 +8,7 @@ import pytest
 
 from big_ssl.data import pipeline
 from big_ssl.data.host_views import Window
-from big_ssl.data.sources import EmojiPairs, Labels, Record
+from big_ssl.data.sources import EmojiPairs, Labels
 from big_ssl.data.tokenizers import WordPiece, vocabulary_path
 
 TOKENIZER = WordPiece(vocabulary_path("emoji"), 8)
@@ -246,7 +246,3 @@ def test_build_reads_the_config():
     load, records = pipeline.build(data, TOKENIZER)
     assert records == len(EmojiPairs(["fxemoji"], "seen"))
     assert load.random_map(0, np.random.default_rng(0))["image"].shape == (16, 16, 3)
-
-
-def test_record_is_what_sources_promise():
-    assert Record(b"", {}).image == b""

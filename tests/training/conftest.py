@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import pytest
@@ -30,8 +31,8 @@ _get_config = _load_recipe()
 class Spoiled(sources.EmojiPairs):
     """The emoji with every n-th record spoiled: a picture cut short, then an empty caption, by turns."""
 
-    def __init__(self, every: int, what: str = "both", **options):
-        super().__init__(**options)
+    def __init__(self, every: int, what: str = "both", styles: Sequence[str] = (), concepts: str = "all"):
+        super().__init__(styles, concepts)
         self._every, self._what = every, what
 
     def __getitem__(self, index):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from big_ssl import main
 from big_ssl.training import loop, requirements
 from big_ssl.training.metrics import read_lines
 from big_ssl.training.stopping import StopRequest, TrainingFailed, check_health
@@ -188,7 +189,17 @@ def test_bad_records_are_replaced_the_same_way_each_time_and_counted(train, micr
     assert last["train/replaced_texts"] == counters["replaced_texts"]
 
 
-@pytest.mark.parametrize("what", ["image", "text"])
+def test_a_run_that_went_wrong_exits_with_one_and_one_line(
+    train, micro_config, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(main, "train", train)
+    assert main.run(_spoiled(micro_config, 4, "image"), str(tmp_path), "micro.py", "command") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "pictures and 0 texts of 1" in error
+
+
+@pytest.mark.parametrize("what", ["text"])
 def test_too_many_bad_records_stop_the_run(what, train, micro_config, tmp_path):
     config = _spoiled(micro_config, 4, what)
     message = r"step \d+: \d+ pictures and \d+ texts of 1\d\d examples were unusable, above config.faults"
@@ -258,7 +269,7 @@ def test_what_the_checkpoints_need_is_what_they_take(whole, set_up, micro_config
 
 
 def test_the_config_is_kept_with_the_run(whole, micro_config):
-    assert json.loads((whole[1] / "config.json").read_text())["total_steps"] == 8
+    assert json.loads((whole[1] / "config.json").read_text()) == json.loads(json.dumps(micro_config()))
 
 
 @pytest.mark.parametrize(
