@@ -10,6 +10,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from big_ssl.parallel.notices import warn_once
+
 AXES = ("data", "fsdp", "tensor")
 # The axes that a batch is split over, and how.
 BATCH_AXES = ("data", "fsdp")
@@ -25,14 +27,19 @@ def sizes_for(device_kind: str, sizes: Mapping[str, int], rules: Sequence) -> Ma
 def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     """A mesh over all devices. sizes: {axis: size}, one of which may be -1, "what is left".
 
-    On fewer devices than the sizes ask for, the axes shrink to (n, 1, 1): every config runs
-    on one device. Over several TPU slices "data" is split between them, the other axes stay
+    On fewer devices than the sizes ask for, the axes shrink to (n, 1, 1), with a warning: every config
+    runs on one device. Over several TPU slices "data" is split between them, the other axes stay
     inside one. Raises ValueError where the sizes cannot divide the devices.
     """
     devices = jax.devices() if devices is None else devices
     shape = [sizes[axis] for axis in AXES]
     fixed = math.prod(size for size in shape if size != -1)
     if fixed > len(devices):
+        wanted = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size not in (1, -1))
+        warn_once(
+            f"mesh: {wanted} needs {fixed} devices, and there are {len(devices)}: only the batch is split, "
+            "and every device holds the whole state"
+        )
         shape, fixed = [-1, 1, 1], 1
     if len(devices) % fixed or (-1 not in shape and fixed != len(devices)):
         raise ValueError(f"mesh: {dict(sizes)} does not divide {len(devices)} devices")
