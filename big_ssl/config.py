@@ -39,7 +39,7 @@ SCHEMA: Mapping = dict(
     mesh=_MESH,
     mesh_rules=TEXTS,
     sharding=TEXTS,
-    requires=dict(devices=int, gib_per_device=NUMBER, weights=bool, preset_here=str),
+    requires=dict(weights=bool, preset_here=str),
     init_from=dict(path=str, skip=TEXTS, copy=TEXTS),
     tokenizer=dict(kind=str, vocabulary=str, size=int, length=int),
     streams=ANY,

@@ -117,7 +117,7 @@ def pairs_run() -> dict:
         total_steps=1300,
         dtype="float32",
         remat="none",
-        requires=dict(devices=1, gib_per_device=2.0, weights=False, preset_here="tiny"),
+        requires=dict(weights=False, preset_here="tiny"),
         tokenizer=dict(TOKENIZER),
         ema=0.99,
         log_every=20,

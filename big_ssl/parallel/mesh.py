@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from big_ssl.parallel.notices import warn_once
 
@@ -32,19 +32,25 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     inside one. Raises ValueError where the sizes cannot divide the devices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [sizes[axis] for axis in AXES]
-    fixed = math.prod(size for size in shape if size != -1)
-    if fixed > len(devices):
+    shape = mesh_shape(sizes, len(devices))
+    if any(sizes[axis] > size for axis, size in zip(AXES, shape, strict=True)):
         wanted = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size not in (1, -1))
         warn_once(
-            f"mesh: {wanted} needs {fixed} devices, and there are {len(devices)}: only the batch is split, "
+            f"mesh: {wanted} is more than the {len(devices)} devices: only the batch is split, "
             "and every device holds the whole state"
         )
-        shape, fixed = [-1, 1, 1], 1
-    if len(devices) % fixed or (-1 not in shape and fixed != len(devices)):
-        raise ValueError(f"mesh: {dict(sizes)} does not divide {len(devices)} devices")
-    shape = [len(devices) // fixed if size == -1 else size for size in shape]
     return Mesh(_arrange(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_shape(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
+    """The sizes of AXES on so many devices, as `make_mesh` has them."""
+    shape = [sizes[axis] for axis in AXES]
+    fixed = math.prod(size for size in shape if size != -1)
+    if fixed > devices:
+        shape, fixed = [-1, 1, 1], 1
+    if devices % fixed or (-1 not in shape and fixed != devices):
+        raise ValueError(f"mesh: {dict(sizes)} does not divide {devices} devices")
+    return tuple(devices // fixed if size == -1 else size for size in shape)
 
 
 def _arrange(shape, devices):
@@ -86,7 +92,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
-def batch_ways(mesh: Mesh) -> int:
+def batch_ways(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts a batch is split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 

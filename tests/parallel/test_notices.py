@@ -26,8 +26,8 @@ def test_a_mesh_that_shrinks_says_so_once(warnings):
     for _ in range(2):
         mesh_lib.make_mesh(dict(data=-1, fsdp=16, tensor=1))
     assert warnings == [
-        "mesh: fsdp 16 needs 16 devices, and there are 8: only the batch is split, and every device "
-        "holds the whole state"
+        "mesh: fsdp 16 is more than the 8 devices: only the batch is split, and every device holds the "
+        "whole state"
     ]
 
 
