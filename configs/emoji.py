@@ -119,7 +119,7 @@ def pairs_run() -> dict:
         remat="none",
         requires=dict(weights=False, preset_here="tiny"),
         tokenizer=dict(TOKENIZER),
-        ema=0.99,
+        ema=dict(kind="warmup", momentum=0.99),
         log_every=20,
         eval_every=325,
         checkpoint=dict(every=325, keep=2, best="eval/zero_shot/twemoji/top1"),

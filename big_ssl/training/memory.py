@@ -18,6 +18,7 @@ from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import bytes_per_device, state_shardings
 from big_ssl.training import build
 from big_ssl.training.model import Model, build_model
+from big_ssl.training.state import evaluation_variables
 
 
 class Memory(NamedTuple):
@@ -63,9 +64,11 @@ def _kept(model: Model, state, batch) -> int:
     """Bytes of what the forward pass computes and the backward pass reads."""
 
     def residuals(state, batch):
+        teacher = evaluation_variables(state)
+
         def loss(params):
             key = jax.random.key(0)
-            return model.system.loss(params, state.mutable, batch, key, state.step, state.ema)[0]
+            return model.system.loss(params, state.mutable, batch, key, state.step, teacher)[0]
 
         return jax.vjp(loss, state.params)[1]
 
