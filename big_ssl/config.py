@@ -16,7 +16,7 @@ from big_ssl.evals.suite import EVALUATORS
 from big_ssl.models.encoders import ENCODERS
 from big_ssl.models.layer_stack import REMAT_POLICIES
 from big_ssl.objectives.build import OBJECTIVES
-from big_ssl.training import rates, schedules
+from big_ssl.training import averaging, rates, schedules
 from big_ssl.training.optimizers import CLIPS, NAMES
 
 
@@ -39,7 +39,7 @@ SCHEMA: Mapping = dict(
     mesh=_MESH,
     mesh_rules=TEXTS,
     sharding=TEXTS,
-    requires=dict(devices=int, gib_per_device=NUMBER, weights=bool, preset_here=str),
+    requires=dict(weights=bool, preset_here=str),
     init_from=dict(path=str, skip=TEXTS, copy=TEXTS),
     tokenizer=dict(kind=str, vocabulary=str, size=int, length=int),
     streams=ANY,
@@ -164,10 +164,7 @@ def _check_values(config):
         raise ConfigError(f"tokenizer.kind is {config['tokenizer']['kind']!r}; use {', '.join(TOKENIZERS)}")
     if config["profile"] < 0:
         raise ConfigError(f"profile is {config['profile']}; it is a number of steps, 0 for none")
-    if isinstance(config["ema"], Mapping):
-        _check_schedule(config["ema"], config["total_steps"], "ema")
-    elif not 0 <= config["ema"] < 1:
-        raise ConfigError(f"ema is {config['ema']}; it must lie in [0, 1), 0 for none")
+    _check_schedule(config["ema"], config["total_steps"], "ema", averaging.build)
     _check_schedule(config["learning_rate"], config["total_steps"], "learning_rate")
     _check_schedule(config["optimizer"]["weight_decay"], config["total_steps"], "optimizer.weight_decay")
 

@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 
 from big_ssl.command_line import CONFIG, OUTPUT, parse_flags
 from big_ssl.config import ConfigError, validate
-from big_ssl.training import schedules
+from big_ssl.training import averaging, schedules
 from big_ssl.training.layer_decay import is_layer_decay
-from big_ssl.training.setup import ema_momentum
 
 _COLUMNS, _POINTS = 3, 400
 
@@ -29,7 +28,7 @@ def all_schedules(config: Mapping) -> Iterator[tuple[str, Callable]]:
     yield "learning_rate", schedules.build(config["learning_rate"], total)
     yield "optimizer.weight_decay", schedules.build(config["optimizer"]["weight_decay"], total)
     if config["ema"]:
-        yield "ema", ema_momentum(config["ema"], total)
+        yield "ema", averaging.build(config["ema"], total)
     for pattern, value in config["rates"]:
         if not is_layer_decay(value):
             yield f"rates: {pattern}", schedules.build(value, total)

@@ -34,7 +34,6 @@ MODELS: dict[str, dict[str, Any]] = {
         image=dict(width=4.3, depth=5.3),
         text=dict(width=1024, depth=24, heads=16),
         fsdp=16,
-        devices=1024,
         demo="align",
     ),
     # COYO's reproduction (kakaobrain/coyo-align, conf/coyo700m.flags and conf/b7-base.flags), whose weights
@@ -48,7 +47,6 @@ MODELS: dict[str, dict[str, Any]] = {
         image=dict(width=2.0, depth=3.1, padding="fixed"),
         text=dict(width=768, depth=12, heads=12),
         fsdp=1,
-        devices=512,  # open there: what holds 128 images of this size each
         demo="align_base",
     ),
 }
@@ -76,7 +74,7 @@ def full(model: str) -> dict:
         mesh=dict(data=-1, fsdp=chosen["fsdp"], tensor=1),
         mesh_rules=(),
         sharding=(),
-        requires=dict(devices=chosen["devices"], gib_per_device=16.0, weights=False, preset_here="demo"),
+        requires=dict(weights=False, preset_here="demo"),
         init_from=dict(path="", skip=(), copy=()),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=chosen["vocab_size"], length=64),
         streams=dict(
@@ -197,7 +195,6 @@ def tiny(model: str) -> dict:
     """The demo's code path in seconds: a thin image tower, one text layer, small batches."""
     config = demo(model)
     config.update(name=f"{MODELS[model]['demo']}_tiny", total_steps=20, log_every=5, eval_every=10)
-    config["requires"].update(gib_per_device=0.25)
     config["checkpoint"].update(every=10)
     config["learning_rate"].update(peak=2e-3, warmup_steps=5)
     pairs = config["streams"]["pairs"]

@@ -43,8 +43,7 @@ def full(model: str) -> dict:
     config.update(
         name=f"align_{model}_imagenet",
         total_steps=_EPOCHS * imagenet.EPOCH,
-        # Open in the paper: what holds four of the larger pictures each.
-        requires=dict(devices=256, gib_per_device=16.0, weights=True, preset_here="demo"),
+        requires=dict(weights=True, preset_here="demo"),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
         streams=_streams(train=475, evaluate=600),
         views=dict(crops=dict(config["views"]["image"]), image=config["views"]["image"] | dict(flip=False)),
@@ -98,7 +97,7 @@ def demo() -> dict:
         dtype="float32",
         remat="none",
         mesh=dict(data=-1, fsdp=1, tensor=1),
-        requires=dict(devices=1, gib_per_device=2.0, weights=False, preset_here="tiny"),
+        requires=dict(weights=False, preset_here="tiny"),
         init_from=dict(path="", skip=("heads/",), copy=()),
         encoders=dict(image=pretraining["encoders"]["image"]),
         learning_rate=dict(kind="steps", values=((0, 0.05), (300, 0.01))),
@@ -120,7 +119,6 @@ def tiny() -> dict:
     config.update(name="align_imagenet_tiny", total_steps=10, log_every=2, eval_every=5)
     config.update(encoders=dict(image=align.tiny("l2")["encoders"]["image"]))
     config.update(evals=emoji.classified(("fxemoji",)))
-    config["requires"].update(gib_per_device=0.25)
     config["checkpoint"].update(every=5, best="eval/classification/fxemoji/top1")
     config["learning_rate"].update(values=((0, 0.05), (8, 0.01)))
     config["streams"]["images"].update(batch_size=16, data=emoji.few_crops(size=16))

@@ -43,10 +43,8 @@ def full(model: str, dataset: str) -> dict:
     config["checkpoint"].update(every=500)
     # The paper speaks of an initial rate; pre-training's warm-up is longer than all of this.
     config["learning_rate"].update(peak=1e-5, warmup_steps=0)
-    pairs, requires = config["streams"]["pairs"], config["requires"]
-    # As many examples a device as in pre-training.
-    devices = requires["devices"] * 2_048 // pairs["batch_size"]
-    requires.update(devices=devices, weights=True, preset_here="tiny")
+    config["requires"].update(weights=True, preset_here="tiny")
+    pairs = config["streams"]["pairs"]
     pairs["batch_size"] = 2_048
     pairs["data"]["source"].update(name=name, text_keys=(_CAPTIONS,))
     pairs["data"]["captions"] = {_CAPTIONS: 1.0}

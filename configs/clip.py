@@ -53,7 +53,7 @@ def full(model: str) -> dict:
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
         sharding=(),
-        requires=dict(devices=256, gib_per_device=15.0, weights=False, preset_here="demo"),
+        requires=dict(weights=False, preset_here="demo"),
         init_from=dict(path="", skip=(), copy=()),
         tokenizer=dict(kind="clip_bpe", vocabulary="clip", size=49_408, length=77),
         streams=dict(
@@ -168,7 +168,6 @@ def tiny(model: str) -> dict:
     """The demo's code path in seconds."""
     config = demo(model)
     config.update(name=f"clip_{model}_tiny", total_steps=20, log_every=5, eval_every=10)
-    config["requires"].update(gib_per_device=0.25)
     config["checkpoint"].update(every=10)
     config["learning_rate"].update(warmup_steps=5)
     pairs = config["streams"]["pairs"]

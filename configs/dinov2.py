@@ -84,7 +84,6 @@ def full(model: str) -> dict:
         # Eight ways are enough for ViT-g's state, and keep its exchanges short (docs/performance.md). On
         # fewer devices nothing is split, unless mesh.fsdp says so.
         mesh=dict(data=-1, fsdp=8, tensor=1),
-        requires=dict(config["requires"], devices=chosen["batch_size"] // chosen["per_device"]),
         ema=dict(kind="cosine", peak=chosen["ema"], warmup_steps=0, start=0.0, final=1.0),
         eval_every=12_500,
         checkpoint=dict(every=2_500, keep=3, best=""),

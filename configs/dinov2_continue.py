@@ -45,7 +45,7 @@ def full(model: str, registers: int = 0) -> dict:
     config.update(
         name=f"dinov2_continue_{model}",
         total_steps=_STEPS,
-        requires=dict(config["requires"], devices=8, weights=True),
+        requires=dict(config["requires"], weights=True),
         init_from=dict(path="", skip=("heads/",), copy=()),
         eval_every=2_500,
         rates=_rates(_HEADS_ALONE),

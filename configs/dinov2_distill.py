@@ -42,7 +42,7 @@ def full(student: str) -> dict:
     images["objectives"]["koleo"].update(group_size=64)
     # Without masks the groups are the examples, 64 a device.
     images["objectives"]["ibot"].update(chunk=4)
-    config["requires"].update(devices=32, weights=True)
+    config["requires"].update(weights=True)
     return config
 
 

@@ -62,7 +62,7 @@ def full(model: str) -> dict:
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
         sharding=(),
-        requires=dict(devices=16, gib_per_device=15.0, weights=False, preset_here="demo"),
+        requires=dict(weights=False, preset_here="demo"),
         init_from=dict(path="", skip=(), copy=()),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
         streams=dict(
@@ -151,7 +151,7 @@ def demo(model: str) -> dict:
         total_steps=400,
         dtype="float32",
         remat="none",
-        requires=dict(devices=1, gib_per_device=3.0, weights=False, preset_here="tiny"),
+        requires=dict(weights=False, preset_here="tiny"),
         # In so few steps a slower teacher would still be the random network that it began as.
         ema=dict(kind="cosine", peak=0.95, warmup_steps=0, start=0.0, final=0.99),
         log_every=20,
@@ -185,7 +185,6 @@ def tiny(model: str) -> dict:
     """Seconds, for tests: the recipe's two objectives and its moving centre, on drawings of one style."""
     config = demo(model)
     config.update(name=f"ibot_{model}_tiny", total_steps=10, log_every=2, eval_every=5)
-    config["requires"].update(gib_per_device=0.25)
     config["checkpoint"].update(every=5)
     config["learning_rate"].update(warmup_steps=2)
     images = config["streams"]["images"]

@@ -53,7 +53,7 @@ def full(model: str) -> dict:
     config.update(
         name=f"ibot_{model}_imagenet",
         total_steps=chosen["epochs"] * imagenet.EPOCH,
-        requires=dict(devices=8, gib_per_device=15.0, weights=True, preset_here="demo"),
+        requires=dict(weights=True, preset_here="demo"),
         # Of a run's heads none is of use here, and published backbones have no mask token.
         init_from=dict(path="", skip=("heads/", "mask_token$"), copy=()),
         streams=dict(
@@ -100,7 +100,7 @@ def demo() -> dict:
         total_steps=600,
         dtype="float32",
         remat="none",
-        requires=dict(devices=1, gib_per_device=2.0, weights=False, preset_here="tiny"),
+        requires=dict(weights=False, preset_here="tiny"),
         encoders=ibot.demo("vits16")["encoders"],
         rates=(("encoders/", dict(kind="layer_decay", decay=0.9)),),
         log_every=20,
@@ -122,7 +122,6 @@ def tiny() -> dict:
     config = demo()
     config.update(name="ibot_imagenet_tiny", total_steps=10, log_every=2, eval_every=5)
     config.update(encoders=ibot.tiny("vits16")["encoders"], evals=emoji.classified(("fxemoji",)))
-    config["requires"].update(gib_per_device=0.25)
     config["checkpoint"].update(every=5, best="eval/classification/fxemoji/top1")
     config["learning_rate"].update(warmup_steps=2)
     images = config["streams"]["images"]

@@ -152,7 +152,10 @@ def test_a_missing_key_is_named(path):
             0,
             "streams.pairs.data.views.image: crop is 0; it must be between 1 and resize, 18",
         ),
-        ("ema", 1.0, "ema is 1.0; it must lie in [0, 1)"),
+        ("ema", 1.0, "ema: 1.0 must lie in [0, 1)"),
+        ("ema", dict(kind="warmup", peak=0.9), "ema: warmup takes momentum, not peak"),
+        ("ema", dict(kind="warmup", momentum=1.5), "ema: 1.5 must lie in [0, 1)"),
+        ("ema", dict(kind="warm"), "ema: schedule: kind 'warm' is unknown"),
         (
             "streams/pairs/data/views/image/crop",
             19,

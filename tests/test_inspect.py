@@ -23,7 +23,7 @@ def test_every_schedule_of_a_config_is_there():
     }
     assert float(found["ema"](0)) == pytest.approx(0.996)
     assert float(found["images: ibot.teacher_temperature"](config["total_steps"])) == pytest.approx(0.07)
-    # The average of a run without a teacher, which a number and a short start make.
+    # The average of a run without a teacher, which begins with a short memory.
     momentum = dict(inspect.all_schedules(align_l2.get_config("demo").to_dict()))["ema"]
     assert [float(momentum(step)) for step in (0, 1300)] == pytest.approx([0.1, 0.99])
 

@@ -3,7 +3,7 @@
 import pytest
 
 from big_ssl import main
-from big_ssl.training import loop, requirements
+from big_ssl.training import loop, memory, requirements
 from configs.align_l2 import get_config
 from tests import commands
 
@@ -25,18 +25,22 @@ def _run(config, workdir):
 
 
 @pytest.mark.smoke
-def test_the_full_recipe_says_what_it_needs_and_what_runs_here(nothing_compiles, tmp_path, capsys):
+def test_the_full_recipe_says_what_it_needs_and_what_runs_here(
+    nothing_compiles, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(requirements.Machine, "here", lambda: requirements.Machine(8, "cpu", 32 * 2**30))
     assert _run(get_config().to_dict(), tmp_path / "run") == 2
     message = capsys.readouterr().err
     assert message.startswith("align_l2 cannot run on this machine. It needs\n")
-    assert "1024 devices of at least 16 GiB each (here: 8 " in message
+    assert "GiB on each device for the state and a step, of 8 x cpu of " in message
     assert "'image_text_pairs', config.streams.pairs.data.source.data_dir (not set)" in message
     assert "config.tokenizer.vocabulary (not set)" in message
     assert message.endswith("Runs here: --config=configs/align_l2.py:demo\n")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_data_dir_without_the_dataset_is_said(nothing_compiles, tmp_path, capsys):
+def test_a_data_dir_without_the_dataset_is_said(nothing_compiles, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(requirements.memory, "count", lambda *_: memory.Memory(0, 0, 0, 0))
     config = get_config().to_dict()
     config["streams"]["pairs"]["data"]["source"]["data_dir"] = str(tmp_path)
     assert _run(config, tmp_path / "run") == 2
@@ -44,10 +48,10 @@ def test_a_data_dir_without_the_dataset_is_said(nothing_compiles, tmp_path, caps
 
 
 def test_too_little_memory_is_said(nothing_compiles, tmp_path, capsys, monkeypatch):
-    config = get_config("tiny").to_dict()
-    monkeypatch.setattr(requirements, "_memory_gib", lambda: 0.1)
-    assert _run(config, tmp_path / "run") == 2
-    assert "a device (here: 0.1 GiB)" in capsys.readouterr().err
+    machine = requirements.Machine(8, "cpu", 2**20)
+    monkeypatch.setattr(requirements.Machine, "here", lambda: machine)
+    assert _run(get_config("tiny").to_dict(), tmp_path / "run") == 2
+    assert "for the state on each device, of 8 x cpu of 0.000977 GiB" in capsys.readouterr().err
 
 
 def test_an_invalid_config_is_said(nothing_compiles, tmp_path, capsys):
@@ -58,7 +62,6 @@ def test_an_invalid_config_is_said(nothing_compiles, tmp_path, capsys):
 
 def test_a_batch_that_does_not_divide_is_said(tmp_path, capsys):
     config = get_config("tiny").to_dict()
-    config["requires"]["gib_per_device"] = 0
     config["streams"]["pairs"]["batch_size"] = 12
     assert _run(config, tmp_path / "run") == 2
     assert capsys.readouterr().err.startswith("streams.pairs.batch_size is 12; it must be a multiple of")

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from big_ssl.models import bert, efficientnet, resnet, text_transformer, vit
+from big_ssl.parallel.stacked import is_stacked
 
 
 def efficientnet_from(strides, **options) -> efficientnet.EfficientNet:
@@ -33,6 +35,21 @@ STACKS = {
 }
 # Those that read tokens, and so are built for a tokenizer.
 TEXT_ENCODERS = ("bert", "text_transformer")
+
+
+def compute_dtypes(params, dtype):
+    """The dtype in which an encoder of compute dtype `dtype` reads each parameter, in a tree like params.
+
+    Kernels, embeddings and tokens are cast to it before anything else. Scales and biases of norms are
+    read in float32, and so are position tables of images, which may be resized first.
+    """
+
+    def read(path, leaf):
+        resized = str(getattr(path[-1], "key", "")) == "position_embedding"
+        vector = leaf.ndim - is_stacked(path) < 2
+        return leaf.dtype if vector or resized else jnp.dtype(dtype)
+
+    return jax.tree_util.tree_map_with_path(read, params)
 
 
 def build(config: Mapping, dtype, vocab_size: int, text_length: int, remat: str = "none") -> nn.Module:

@@ -12,7 +12,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_ssl.parallel.fsdp import gather_layer
 from big_ssl.parallel.stacked import SUFFIX
 
 # What the backward pass of a layer may read from the forward pass, and need not compute again.
@@ -66,10 +65,9 @@ def _apply(layer, call, x, own, remat):
 
 def _scanned(layer, call, x, owns, length, remat):
     own = jax.tree.map(lambda *values: jnp.stack(values), *owns)
-    if not layer.is_initializing():
-        # Inside what is recomputed, so that no layer's whole parameters wait for the backward pass.
-        call = nn.map_variables(call, "params", trans_in_fn=gather_layer)
-    # A loop's forward and backward bodies are apart, so that nothing could be merged.
+    # A loop's forward and backward bodies are apart, so that nothing could be merged. Inside what is
+    # recomputed a layer reads its parameters, and gathers those that are split (parallel/fsdp.py): no
+    # layer's whole parameters wait for the backward pass.
     body = _rematerialised(call, remat, prevent_cse=False)
     loop = nn.scan(
         lambda layer, x, own: (body(layer, x, own), None),

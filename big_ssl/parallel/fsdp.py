@@ -2,15 +2,19 @@
 
 Left to itself the compiler may carry a parameter's split over into the activations, and give up
 that of the batch: each device then computes a few channels of every example. So it is said
-here: gather the parameter, use it, and hand its gradient back split as the parameter is.
+here: cast the parameter to the dtype that it is used in, gather it, use it, and hand its gradient
+back split as the parameter is. The gradient is added up over devices in the dtype of the product
+that makes it: bfloat16 where the computation is.
 """
 
 import functools
+from typing import Any
 
+import flax.struct
 import jax
+from flax.core.meta import AxisMetadata
 from jax.sharding import Mesh, PartitionSpec
 
-from big_ssl.parallel.sharding import fsdp_spec
 from big_ssl.parallel.stacked import is_stacked
 
 
@@ -25,41 +29,69 @@ def within(mesh: Mesh, function):
     return call
 
 
-def gather(params, specs):
-    """The parameters as they are used: whole, but for a split over "tensor".
+def gather(params, specs, dtypes):
+    """The parameters as they are used: whole, but for a split over other axes, "tensor" say.
 
-    specs: the PartitionSpec of each. Stacks of layers are left as they are: the loop over them
-    gathers one layer at a time, by `gather_layer`.
+    specs: the PartitionSpec of each; dtypes: what each is cast to before it is gathered, in which no
+    split of it matters to the result. A stack of layers is left split, as a `Stack`: the loop over it
+    gathers one layer at a time.
     """
 
-    def place(path, x, spec):
-        return x if is_stacked(path) else _gather(x, spec)
+    def place(path, x, spec, dtype):
+        return Stack(x, spec, dtype) if is_stacked(path) else _gather(x, spec, dtype)
 
-    return jax.tree_util.tree_map_with_path(place, params, specs)
+    return jax.tree_util.tree_map_with_path(place, params, specs, dtypes)
 
 
-def gather_layer(params):
-    """The same for one layer of a stack, placed by the rule; nothing where no mesh is set."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return params
-    return jax.tree.map(lambda x: _gather(x, fsdp_spec(x.shape, mesh.shape["fsdp"])), params)
+class Stack(flax.struct.PyTreeNode, AxisMetadata):
+    """A parameter of all layers of a stack, which flax gathers for each layer as the layer reads it.
+
+    value: [layers, ...], and in a loop (flax.linen.scan) that of one layer; spec: of its axes; dtype: what
+    it is cast to before it is gathered.
+    """
+
+    value: Any
+    spec: PartitionSpec = flax.struct.field(pytree_node=False)
+    dtype: Any = flax.struct.field(pytree_node=False)
+
+    def unbox(self):
+        """The parameter as it is used, see `gather`."""
+        return _gather(self.value, self.spec, self.dtype)
+
+    def replace_boxed(self, val):
+        """Another value in the same places."""
+        return self.replace(value=val)
+
+    def remove_axis(self, index, params):
+        """That of one layer, which has no axis of layers."""
+        del params
+        return self.replace(spec=PartitionSpec(*self.spec[:index], *self.spec[index + 1 :]))
+
+    def add_axis(self, index, params):
+        """That of all layers."""
+        del params
+        return self.replace(spec=PartitionSpec(*self.spec[:index], None, *self.spec[index:]))
+
+
+def _gather(x, spec, dtype):
+    """x as it is used. Cast while it is split: in bfloat16 half the bytes travel."""
+    if "fsdp" not in spec:
+        return x
+    return _constrained(jax.lax.with_sharding_constraint(x.astype(dtype), spec), spec)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gather(x, spec):
-    if "fsdp" not in spec:
-        return x
+def _constrained(x, spec):
     used = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
     return jax.lax.with_sharding_constraint(x, used)
 
 
 def _gather_forward(x, spec):
-    return _gather(x, spec), None
+    return _constrained(x, spec), None
 
 
 def _gather_backward(spec, _, grad):
-    return (jax.lax.with_sharding_constraint(grad, spec) if "fsdp" in spec else grad,)
+    return (jax.lax.with_sharding_constraint(grad, spec),)
 
 
-_gather.defvjp(_gather_forward, _gather_backward)
+_constrained.defvjp(_gather_forward, _gather_backward)

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from big_ssl.parallel.notices import warn_once
 
 AXES = ("data", "fsdp", "tensor")
 # The axes that a batch is split over, and how.
@@ -25,19 +27,30 @@ def sizes_for(device_kind: str, sizes: Mapping[str, int], rules: Sequence) -> Ma
 def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     """A mesh over all devices. sizes: {axis: size}, one of which may be -1, "what is left".
 
-    On fewer devices than the sizes ask for, the axes shrink to (n, 1, 1): every config runs
-    on one device. Over several TPU slices "data" is split between them, the other axes stay
+    On fewer devices than the sizes ask for, the axes shrink to (n, 1, 1), with a warning: every config
+    runs on one device. Over several TPU slices "data" is split between them, the other axes stay
     inside one. Raises ValueError where the sizes cannot divide the devices.
     """
     devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(sizes, len(devices))
+    if any(sizes[axis] > size for axis, size in zip(AXES, shape, strict=True)):
+        wanted = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size not in (1, -1))
+        warn_once(
+            f"mesh: {wanted} is more than the {len(devices)} devices: only the batch is split, "
+            "and every device holds the whole state"
+        )
+    return Mesh(_arrange(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_shape(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
+    """The sizes of AXES on so many devices, as `make_mesh` has them."""
     shape = [sizes[axis] for axis in AXES]
     fixed = math.prod(size for size in shape if size != -1)
-    if fixed > len(devices):
+    if fixed > devices:
         shape, fixed = [-1, 1, 1], 1
-    if len(devices) % fixed or (-1 not in shape and fixed != len(devices)):
-        raise ValueError(f"mesh: {dict(sizes)} does not divide {len(devices)} devices")
-    shape = [len(devices) // fixed if size == -1 else size for size in shape]
-    return Mesh(_arrange(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    if devices % fixed or (-1 not in shape and fixed != devices):
+        raise ValueError(f"mesh: {dict(sizes)} does not divide {devices} devices")
+    return tuple(devices // fixed if size == -1 else size for size in shape)
 
 
 def _arrange(shape, devices):
@@ -79,7 +92,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
-def batch_ways(mesh: Mesh) -> int:
+def batch_ways(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts a batch is split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 

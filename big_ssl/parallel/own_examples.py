@@ -11,6 +11,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from big_ssl.parallel.mesh import BATCH, BATCH_AXES
+from big_ssl.parallel.notices import warn_once
 
 
 def on_own_examples(function: Callable, shared, split):
@@ -19,11 +20,17 @@ def on_own_examples(function: Callable, shared, split):
     shared: a pytree of what every device needs whole; its gradient is added over devices once, at the end.
     split: arrays of which each device has its part of the first axis, as has `each`. totals: of all devices,
     which the function adds up itself, by jax.lax.psum over `axes` say. Where no mesh is set, or its devices
-    do not divide the first axis, axes is empty and there is nothing to add.
+    do not divide the first axis (which is told in a warning), axes is empty and there is nothing to add.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    size = len(jax.tree.leaves(split)[0])
-    if mesh.empty or size % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+    if mesh.empty:
+        return function(shared, split, ())
+    size, shards = len(jax.tree.leaves(split)[0]), math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if size % shards:
+        warn_once(
+            f"{function.__module__}: {size} examples, or mask groups of them, are no multiple of data x fsdp "
+            f"= {shards}; the compiler splits the work as it sees fit, which is much slower"
+        )
         return function(shared, split, ())
 
     def local(shared, split):

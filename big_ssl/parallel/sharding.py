@@ -40,9 +40,10 @@ def state_shardings(mesh: Mesh | AbstractMesh, abstract_state, overrides: Sequen
 
     overrides: config.sharding, pairs of (pattern, axes): the first pattern that is found in a
     leaf's path, such as "params/encoders/text/word/embedding", says over which mesh axis each of
-    the leaf's axes is split, None for whole; () leaves all of it whole. Raises ValueError for
-    axes that a leaf does not have, or that do not divide it, for a pattern that matches
-    nothing, and where the rule can't split a large leaf that no pattern names.
+    the leaf's axes is split, None for whole; () leaves all of it whole. The first axis of a stack is that
+    of its layers, and stays whole. Raises ValueError for axes that a leaf does not have, or that do not
+    divide it, for a pattern that matches nothing, and where the rule can't split a large leaf that no
+    pattern names.
     """
     used = set()
 
@@ -51,6 +52,11 @@ def state_shardings(mesh: Mesh | AbstractMesh, abstract_state, overrides: Sequen
         for pattern, axes in overrides:
             if re.search(pattern, name):
                 used.add(pattern)
+                if is_stacked(path) and axes and axes[0] is not None:
+                    raise ValueError(
+                        f"sharding: {pattern!r} splits the layers of {name} {leaf.shape}, which a loop reads "
+                        "one at a time; its first axis must be None"
+                    )
                 return NamedSharding(mesh, _checked_spec(mesh, pattern, axes, name, leaf.shape))
         rule = stacked_spec if is_stacked(path) else fsdp_spec
         spec = rule(leaf.shape, mesh.shape["fsdp"])

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 ITEM_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
 ITEM_BYTES |= {f"{sign}{bits}": bits // 8 for sign in "su" for bits in (8, 16, 32, 64)}
 
@@ -109,13 +111,32 @@ def collectives(program: Program, devices: int) -> Iterator[Collective]:
             spread = '"async_collective_fusion_config"' in instruction.attributes
             if kind is None or (spread and not starts):
                 continue
-            group = _slices(instruction) if dcn else _group_size(instruction.attributes, devices)
+            group = _slices(instruction) if dcn else replica_groups(instruction.attributes, devices).shape[1]
             own = sum(array_bytes(computation[o].shape) for o in instruction.operands if o in computation)
             if dcn:  # a send carries a token and a context besides
                 own = array_bytes(computation[instruction.operands[0]].shape)
             payload = own * group if kind == "all-gather" else own
             hidden = spread or dcn or instruction.opcode.endswith("-start")
             yield Collective(kind, payload, group, runs, hidden, dcn)
+
+
+def replica_groups(attributes: str, devices: int) -> np.ndarray:
+    """int[groups, size]: the devices of a collective that exchange among themselves, from any of the
+    three spellings of replica_groups; all in one group without any."""
+    if match := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", attributes):
+        return np.array([_numbers(group) for group in re.findall(r"\{([\d,]*)\}", match[1])])
+    if match := re.search(r"replica_groups=(\[\d+,\d+\]<=\S*)", attributes):
+        return _iota(match[1].rstrip(","))
+    if match := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S+)\))? \{([^}]*)\}", attributes
+    ):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
+        ids = _iota(match[2]) if match[2] else np.arange(math.prod(sizes.values()))
+        inside = [list(sizes).index(axis) for axis in re.findall(r"'([^']+)'", match[3])]
+        outside = [axis for axis in range(len(sizes)) if axis not in inside]
+        size = math.prod(list(sizes.values())[axis] for axis in inside)
+        return ids.reshape(*sizes.values()).transpose(*outside, *inside).reshape(-1, size)
+    return np.arange(devices)[None]
 
 
 def collective_bytes(found) -> dict[str, int]:
@@ -207,16 +228,18 @@ def _kind(instruction, computation):
     return ("reduce-scatter" if computation.startswith("all-reduce-scatter") else opcode), False
 
 
-def _group_size(attributes, devices):
-    """Devices in one group, from any of the three spellings of replica_groups."""
-    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
-        return match[1].count(",") + 1
-    if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
-        return int(match[1])
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
-        return math.prod(int(sizes.get(axis, 1)) for axis in re.findall(r"'([^']+)'", match[2]))
-    return devices
+def _iota(text):
+    """An array of device numbers: "[2,4]<=[8]", or "[2,4]<=[4,2]T(1,0)", counted through and transposed;
+    without the "<=", the shape before it."""
+    shapes = [_numbers(shape) for shape in re.findall(r"\[([\d,]+)\]", text)]
+    ids = np.arange(math.prod(shapes[-1])).reshape(shapes[-1])
+    if match := re.search(r"T\(([\d,]+)\)", text):
+        ids = ids.transpose(_numbers(match[1]))
+    return ids.reshape(shapes[0]) if "<=" in text else ids
+
+
+def _numbers(text):
+    return [int(number) for number in text.split(",")]
 
 
 def _slices(instruction):

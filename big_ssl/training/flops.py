@@ -10,6 +10,8 @@ import math
 import jax
 from jax.extend import core
 
+from big_ssl.training.state import evaluation_variables
+
 
 def forward_flops(function, *arguments) -> int:
     """FLOPs of the matrix products and convolutions in function(*arguments), two a multiply-add.
@@ -31,8 +33,9 @@ def model_flops_per_step(system, abstract_state, batch) -> int:
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     state, placeless = abstract_state, dataclasses.replace(system, specs=None)
-    whole = forward_flops(placeless.loss, state.params, state.mutable, batch, key, state.step, state.ema)
-    return 3 * whole - 2 * forward_flops(placeless.taught, state.ema, batch, key)
+    teacher = evaluation_variables(state)
+    whole = forward_flops(placeless.loss, state.params, state.mutable, batch, key, state.step, teacher)
+    return 3 * whole - 2 * forward_flops(placeless.taught, teacher, batch, key)
 
 
 def _count(jaxpr):

@@ -56,7 +56,7 @@ def replace(state: state_lib.TrainState, given) -> state_lib.TrainState:
         given,
         is_leaf=lambda x: x is None,
     )
-    ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, new)
+    ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, state_lib.restricted(new, state.ema))
     mutable = state.mutable | dict(encoders=new["encoders"])
     return state.replace(params=new["params"], mutable=mutable, ema=ema)
 

@@ -3,30 +3,65 @@
 import os
 import shutil
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
 from big_ssl.parallel import distributed
+from big_ssl.parallel.notices import warn_once
+from big_ssl.training import memory
 from big_ssl.training.state import TrainState
+
+# An estimate that is wrong by this much was never seen (docs/plan.md).
+_CERTAINLY_TOO_MUCH = 4
+_SPLIT_STATE = "; more devices share it by mesh.fsdp"
+_SPLIT_STEP = "; more devices, grad_accum or a smaller batch_size need less"
 
 
 class RequirementsError(ValueError):
     """The config can't run here; the message says what it needs and what would run."""
 
 
+class Machine(NamedTuple):
+    """All devices of a run, of how many bytes each."""
+
+    devices: int
+    kind: str
+    memory: int
+
+    @classmethod
+    def here(cls) -> "Machine":
+        """The devices of all processes; on CPU each has its share of its machine's memory."""
+        device = jax.local_devices()[0]
+        memory = (device.memory_stats() or {}).get("bytes_limit")
+        if memory is None:
+            machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            memory = machine // jax.local_device_count()
+        return cls(jax.device_count(), device.device_kind, memory)
+
+    def __str__(self):
+        return f"{self.devices} x {self.kind} of {_gib(self.memory)}"
+
+
 @distributed.raise_on_all_hosts(RequirementsError)
-def check_requirements(config, config_file: str) -> None:
-    """Raises RequirementsError where devices, their memory or the dataset are not those needed."""
-    needs, lacking = config["requires"], []
-    if jax.device_count() < needs["devices"]:
-        lacking.append(
-            f"{needs['devices']} devices of at least {needs['gib_per_device']:g} GiB each "
-            f"(here: {jax.device_count()} {jax.devices()[0].device_kind}, {_memory_gib():.1f} GiB)"
-        )
-    elif _memory_gib() < needs["gib_per_device"]:
-        lacking.append(f"{needs['gib_per_device']:g} GiB a device (here: {_memory_gib():.1f} GiB)")
+def check_requirements(config, config_file: str, machine: Machine | None = None) -> None:
+    """Raises RequirementsError where the devices cannot hold a step, or where data, weights or a vocabulary
+    are not there; warns where the devices are likely too small.
+
+    What a step takes is counted (training/memory.py), whatever devices the recipe was first run on.
+    machine: by default this one.
+    """
+    needs, lacking, machine = config["requires"], [], machine or Machine.here()
+    try:
+        step = memory.count(config, machine.devices, machine.kind)
+    except ValueError as error:
+        raise RequirementsError(str(error)) from error
+    if step.state + step.batch > machine.memory:
+        lacking.append(f"{_gib(step.state)} for the state on each device, of {machine}{_SPLIT_STATE}")
+    elif step.total > _CERTAINLY_TOO_MUCH * machine.memory:
+        lacking.append(_likely(step, machine))
     for name, stream in config["streams"].items():
         lacking.extend(_lacking_data(f"streams.{name}.data.source", stream["data"]["source"]))
     for name, options in config["evals"].items():
@@ -44,6 +79,12 @@ def check_requirements(config, config_file: str) -> None:
             f"{config['name']} cannot run on this machine. It needs{listed}\n"
             f"Runs here: --config={config_file.split(':')[0]}:{needs['preset_here']}"
         )
+    if step.total > machine.memory:
+        warn_once(f"{config['name']} needs {_likely(step, machine)}; going on")
+
+
+def _likely(step, machine):
+    return f"about {_gib(step.total)} on each device for the state and a step, of {machine}{_SPLIT_STEP}"
 
 
 @distributed.raise_on_all_hosts(RequirementsError)
@@ -102,10 +143,5 @@ def _lacking_data(key, source):
         yield f"the dataset {source['name']!r} in config.{key}.data_dir (nothing in {source['data_dir']})"
 
 
-def _memory_gib():
-    """One device's memory; on CPU, its share of the machine's."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"] / 2**30
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return machine / 2**30 / jax.local_device_count()
+def _gib(size):
+    return f"{size / 2**30:.3g} GiB"

@@ -1,7 +1,6 @@
 """From a config to the compiled parts of a run: mesh, system, initialisation and step."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,9 +10,9 @@ from jax.sharding import Mesh
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated, state_shardings
-from big_ssl.training import accumulation, build, optimizers, requirements, schedules
+from big_ssl.training import accumulation, averaging, build, requirements, schedules
 from big_ssl.training import state as state_lib
-from big_ssl.training.rates import Rates
+from big_ssl.training.model import build_model
 from big_ssl.training.step import make_step
 from big_ssl.training.system import System
 
@@ -46,19 +45,8 @@ def set_up(config: Mapping, devices=None) -> Setup:
 
 
 def _set_up(config, mesh):
-    rates = Rates.build(config["rates"], config["total_steps"])
-    system = dataclasses.replace(build.system(config, mesh), frozen=rates.frozen)
-    schedule = functools.partial(schedules.build, total_steps=config["total_steps"])
-    optimizer = rates.mask(optimizers.build(config["optimizer"], schedule))
-    if system.has_teacher and not config["ema"]:
-        raise ValueError("ema is 0; the average is the teacher of this config's objectives")
-    rate = schedule(config["learning_rate"])
-
-    def init():
-        key = jax.random.key(config["seed"])
-        params, mutable = system.init(key, build.abstract_batch(config))
-        return state_lib.create(params, mutable, optimizer, use_ema=bool(config["ema"]))
-
+    system, optimizer, rates, init = build_model(config, mesh)
+    rate = schedules.build(config["learning_rate"], config["total_steps"])
     shapes = jax.eval_shape(init)
     rates.check(shapes.params)
     shardings = state_shardings(mesh, shapes, config["sharding"])
@@ -70,7 +58,7 @@ def _set_up(config, mesh):
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
     system = dataclasses.replace(system, specs=specs)
     grad_fn = accumulation.value_and_grad(system, config["grad_accum"], mesh)
-    momentum = ema_momentum(config["ema"], config["total_steps"])
+    momentum = averaging.build(config["ema"], config["total_steps"])
     step = make_step(grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"])
     step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     # Traced now, for its errors; what is traced is kept for the first step.
@@ -110,11 +98,3 @@ def _check_groups(masks, name, stream, part, ways):
                 f"masks.{view}.group_size is {mask['group_size']}; with grad_accum it must divide a "
                 f"device's part of a microbatch, {part // ways} of streams.{name}"
             )
-
-
-def ema_momentum(ema, total_steps: int):
-    """The average's momentum by step: a schedule as it is, a teacher's; for a number a short memory at
-    first, so that the average forgets the start."""
-    if isinstance(ema, Mapping):
-        return schedules.build(ema, total_steps)
-    return lambda step: jax.numpy.minimum(ema, (1 + step) / (10 + step))

@@ -1,10 +1,12 @@
 """Everything a run carries from step to step, in one pytree."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -15,7 +17,8 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: the optimiser's.
     mutable: {"encoders": {name: collections}, "objectives": {name: ...}}: batch statistics,
       centres, and what else changes without a gradient.
-    ema: None, or the averaged {"params": params, "encoders": mutable["encoders"]}.
+    ema: None, or the average of {"params": params, "encoders": mutable["encoders"]}, without the parameters
+      that are frozen: their average is what they are.
     counters: int32[] each: skipped, skipped_in_a_row, replaced_images, replaced_texts.
     """
 
@@ -30,15 +33,19 @@ class TrainState(flax.struct.PyTreeNode):
 COUNTERS = ("skipped", "skipped_in_a_row", "replaced_images", "replaced_texts")
 
 
-def create(params, mutable, optimizer, use_ema: bool) -> TrainState:
-    """The state before the first step."""
+def create(params, mutable, optimizer, use_ema: bool, frozen=lambda name: False) -> TrainState:
+    """The state before the first step. frozen: whether the parameter of a path never changes."""
+    start = averaged(
+        {path: x for path, x in flatten_dict(params).items() if not frozen("/".join(path))}, mutable
+    )
+    start["params"] = unflatten_dict(start["params"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
         mutable=mutable,
         # A copy, since the step donates its input and no buffer can be donated twice.
-        ema=jax.tree.map(jnp.copy, averaged(params, mutable)) if use_ema else None,
+        ema=jax.tree.map(jnp.copy, start) if use_ema else None,
         counters={name: jnp.zeros((), jnp.int32) for name in COUNTERS},
     )
 
@@ -49,5 +56,20 @@ def averaged(params, mutable):
 
 
 def evaluation_variables(state: TrainState):
-    """What evaluation uses: the average where there is one, else the current weights."""
-    return averaged(state.params, state.mutable) if state.ema is None else state.ema
+    """What evaluation and a teacher use: the average where there is one, else the current weights."""
+    current = averaged(state.params, state.mutable)
+    return current if state.ema is None else completed(state.ema, current)
+
+
+def completed(part, whole):
+    """The nested dict `whole` with the leaves of `part` where it has them."""
+    if not isinstance(whole, Mapping):
+        return part
+    return {key: completed(part[key], value) if key in part else value for key, value in whole.items()}
+
+
+def restricted(whole, part):
+    """The leaves of the nested dict `whole` that `part` has as well."""
+    if not isinstance(part, Mapping):
+        return whole
+    return {key: restricted(whole[key], value) for key, value in part.items()}

@@ -21,8 +21,9 @@ def make_step(grad_fn, project, optimizer, learning_rate, factors, ema_momentum,
     optimizer = optax.with_extra_args_support(optimizer)
 
     def step(state: TrainState, batch):
+        teacher = state_lib.evaluation_variables(state)
         (loss, (metrics, mutable)), grads = grad_fn(
-            state.params, state.mutable, batch, step_key(seed, state.step), state.step, state.ema
+            state.params, state.mutable, batch, step_key(seed, state.step), state.step, teacher
         )
         grad_norm = optax.tree.norm(grads)
         rate = learning_rate(state.step)
@@ -44,9 +45,8 @@ def _update_average(state, params, mutable, momentum):
     if state.ema is None:
         return None
     m = momentum(state.step)
-    return jax.tree.map(
-        lambda old, new: m * old + (1 - m) * new, state.ema, state_lib.averaged(params, mutable)
-    )
+    new = state_lib.restricted(state_lib.averaged(params, mutable), state.ema)
+    return jax.tree.map(lambda old, new: m * old + (1 - m) * new, state.ema, new)
 
 
 def _count(counters, finite, batch):

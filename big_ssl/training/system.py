@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from big_ssl.data.device_views import ImageView
 from big_ssl.data.masking import BlockMask
+from big_ssl.models import encoders
 from big_ssl.models.vit import ViT
 from big_ssl.objectives.base import Objective, Pass
 from big_ssl.parallel import fsdp
@@ -47,27 +48,27 @@ class System:
 
     def init(self, key, batch):
         """(params, mutable) as in TrainState; of the batch only shapes and dtypes matter."""
-        encoders, outputs, inputs = {}, {}, self._inputs(batch, key, train=False)
+        initial, outputs, inputs = {}, {}, self._inputs(batch, key, train=False)
         for stream, item in self.passes():
             module, given = self.encoders[item.encoder], inputs[stream, item.view]
             init = functools.partial(module.init_with_output, named_key(key, item.encoder))
             outputs[stream, item], variables = _run(init, given, item)
-            encoders.setdefault(item.encoder, variables)
+            initial.setdefault(item.encoder, variables)
         heads = {}
         for name, term in self.terms.items():
             if not term.objective.head_of:
                 read = {i: outputs[term.stream, i] for i in term.objective.needs if not i.teacher}
                 heads[name] = term.objective.head.init(named_key(key, name), read).get("params", {})
-        params = {"encoders": {k: v["params"] for k, v in encoders.items()}, "heads": heads}
-        states = {k: {c: v[c] for c in v if c != "params"} for k, v in encoders.items()}
+        params = {"encoders": {k: v["params"] for k, v in initial.items()}, "heads": heads}
+        states = {k: {c: v[c] for c in v if c != "params"} for k, v in initial.items()}
         kept = {name: term.objective.initial_mutable() for name, term in self.terms.items()}
         return params, {"encoders": states, "objectives": kept}
 
     def loss(self, params, mutable, batch, key, step, teacher=None):
         """The weighted sum of all terms: (float32[], (metrics, new mutable)); see `combine`."""
-        features, encoders = self.features(params, mutable["encoders"], batch, key, teacher)
+        features, statistics = self.features(params, mutable["encoders"], batch, key, teacher)
         total, (metrics, kept) = self.combine(features, batch, mutable["objectives"], step)
-        return total, (metrics, {"encoders": encoders, "objectives": kept})
+        return total, (metrics, {"encoders": statistics, "objectives": kept})
 
     def features(self, params, encoder_state, batch, key, teacher=None):
         """What every term's head makes of the batch, in training mode.
@@ -75,12 +76,12 @@ class System:
         teacher: state.averaged of the averaged weights, for the passes that are the teacher's.
         Returns ({term: features}, the encoders' new state).
         """
+        still = {name for name, tower in params["encoders"].items() if self._all_frozen(name, tower)}
         params = jax.tree_util.tree_map_with_path(
-            lambda path, x: jax.lax.stop_gradient(x) if self.frozen(path_name(path)) else x,
-            self._gathered(params),
+            lambda path, x: jax.lax.stop_gradient(x) if self.frozen(path_name(path)) else x, params
         )
-        inputs = self._inputs(batch, key, train=True)
-        outputs, encoder_state = self._student_outputs(params, encoder_state, inputs, key)
+        params, inputs = self._gathered(params), self._inputs(batch, key, train=True)
+        outputs, encoder_state = self._student_outputs(params, encoder_state, inputs, key, still)
         features = {name: self._features(name, params, outputs, teacher=False) for name in self.terms}
         for name, found in self._taught(teacher, inputs).items():
             features[name]["teacher"] = found
@@ -159,8 +160,8 @@ class System:
         """Whether some pass is the teacher's."""
         return any(item.teacher for _, item in self.passes())
 
-    def _student_outputs(self, params, encoder_state, inputs, key):
-        """Each distinct pass once, in training mode but for encoders that are frozen whole.
+    def _student_outputs(self, params, encoder_state, inputs, key, still):
+        """Each distinct pass once, in training mode but for the encoders in `still`, frozen whole.
 
         Returns ({(stream, pass): encoder output}, the encoders' new state).
         """
@@ -172,7 +173,7 @@ class System:
             apply = functools.partial(
                 self.encoders[encoder].apply,
                 {"params": tower, **state},
-                train=not self._all_frozen(encoder, tower),
+                train=encoder not in still,
                 mutable=list(state),
                 rngs={"dropout": named_key(key, f"{stream}/{encoder}/{views}")},
             )
@@ -238,7 +239,15 @@ class System:
         return found | dict(images=images)
 
     def _gathered(self, params):
-        return params if self.specs is None else fsdp.gather(params, self.specs)
+        if self.specs is None:
+            return params
+        dtypes = jax.tree.map(lambda x: x.dtype, params) | dict(
+            encoders={
+                name: encoders.compute_dtypes(tower, self.encoders[name].dtype)
+                for name, tower in params["encoders"].items()
+            }
+        )
+        return fsdp.gather(params, self.specs, dtypes)
 
     def _all_frozen(self, encoder, params):
         paths = (path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))

@@ -83,7 +83,6 @@ def test_fine_tuning_is_the_recipe_with_a_lower_rate(preset, steps, model):
     rate = config["learning_rate"]
     assert (rate["kind"], rate["peak"], rate["warmup_steps"]) == ("linear", 1e-5, 0)
     assert config["requires"]["weights"]
-    assert config["requires"]["devices"] % config["mesh"]["fsdp"] == 0
     for key in ("encoders", "optimizer", "tokenizer", "views", "rates"):
         assert config[key] == full[key]
 

@@ -81,7 +81,6 @@ def test_aligns_values(preset, rate, train, evaluate, tower):
     assert config["init_from"]["skip"] == (("heads/",) if preset == "frozen" else ())
     pretraining = align.full("base" if preset == "base" else "l2")
     assert config["encoders"]["image"] == pretraining["encoders"]["image"]
-    assert config["requires"]["devices"] % config["mesh"]["fsdp"] == 0
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

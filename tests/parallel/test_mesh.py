@@ -109,6 +109,15 @@ def test_an_override_comes_before_the_rule_and_the_first_one_wins():
     )
 
 
+def test_an_override_does_not_split_the_layers_of_a_stack():
+    mesh = mesh_lib.make_mesh(_sizes(2, 2, 2))
+    state = dict(layer_stack=dict(w=jax.ShapeDtypeStruct((4, 8, 8), jnp.float32)))
+    placed = sharding.state_shardings(mesh, state, (("w$", (None, None, "tensor")),))
+    assert placed["layer_stack"]["w"].spec == PartitionSpec(None, None, "tensor")
+    with pytest.raises(ValueError, match=r"'w\$' splits the layers of layer_stack/w \(4, 8, 8\), .* be None"):
+        sharding.state_shardings(mesh, state, (("w$", ("tensor",)),))
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -201,6 +201,7 @@ def test_a_loop_that_is_not_understood_is_reported_and_taken_once():
         ("replica_groups=[2,4]<=[4,2]T(1,0)", 4),
         ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", 4),
         ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}", 8),
+        ("replica_groups=mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}", 4),
         ("replica_groups={}", 8),
     ],
 )
@@ -208,3 +209,20 @@ def test_group_sizes(groups, size):
     spelled = TPU.replace("replica_groups={{0,1,2,3},{4,5,6,7}}", groups)
     (found,) = (c for c in hlo.collectives(hlo.parse(spelled), 8) if c.kind == "reduce-scatter")
     assert found.group == size
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ("{{0,2},{1,3}}", [[0, 2], [1, 3]]),
+        ("[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+        ("mesh['a'=2,'b'=2] {'b'}", [[0, 1], [2, 3]]),
+        ("mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
+        ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [[0, 2], [1, 3]]),
+        ("mesh['a'=2,'b'=2] {'b','a'}", [[0, 2, 1, 3]]),
+    ],
+)
+def test_groups(groups, expected):
+    found = hlo.replica_groups(f"channel_id=1, replica_groups={groups}, dimensions={{0}}", 4)
+    assert found.tolist() == expected

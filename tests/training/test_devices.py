@@ -71,6 +71,24 @@ def test_sharded_parameters_do_not_change_the_loss(config, set_up, initial, on_e
 
 
 @pytest.mark.slow
+def test_overrides_in_a_scanned_tower_do_not_change_the_loss(micro_config, set_up):
+    """All of a text layer's feed-forward part split over "tensor"."""
+    rules = (
+        ("mlp_in/kernel", (None, None, "tensor")),
+        ("mlp_in/bias", (None, "tensor")),
+        ("mlp_out/kernel", (None, "tensor")),
+    )
+    config = micro_config(total_steps=STEPS, learning_rate__warmup_steps=5, encoders__text__scan=True)
+    split = config | dict(mesh=dict(data=2, fsdp=2, tensor=2), sharding=rules)
+    one, eight = set_up(config, jax.devices()[:1]), set_up(split)
+    state = jax.device_get(one.init())
+    expected, found = (_losses(setup, config, _spread(setup, state), stop=3)[0] for setup in (one, eight))
+    np.testing.assert_allclose(found, expected, rtol=TOLERANCE)
+    kernel = eight.abstract_state.params["encoders"]["text"]["layer_stack"]["mlp_in"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (1, 32, 64)
+
+
+@pytest.mark.slow
 def test_batch_norm_groups_do_not_follow_the_devices(micro_config, set_up, initial, on_eight):
     config = micro_config(encoders__image__group_size=4)
     losses = {n: _on(n, set_up, config, initial)[0] for n in (1, 8)}

@@ -62,7 +62,7 @@ def moved(rules):
     batch = dict(pairs=dict(text=dict(ids=ids, mask=ids >= 0), faults={}))
     params, mutable = system.init(jax.random.key(0), batch)
     optimizer = rates.mask(optax.scale_by_adam())
-    first = state_lib.create(params, mutable, optimizer, use_ema=True)
+    first = state_lib.create(params, mutable, optimizer, use_ema=True, frozen=rates.frozen)
     grad_fn = jax.value_and_grad(system.loss, has_aux=True)
     step = make_step(grad_fn, system.project, optimizer, lambda _: 0.01, rates.factors, lambda _: 0.5, 0)
     state, step = first, jax.jit(step)
@@ -81,6 +81,11 @@ def test_a_frozen_tower_stays_and_a_slow_head_moves_less():
     assert max(jax.tree.leaves(locked["encoders"])) == 0
     jax.tree.map(np.testing.assert_array_equal, state.mutable["encoders"], first.mutable["encoders"])
     jax.tree.map(np.testing.assert_array_equal, state.ema["encoders"], first.ema["encoders"])
+    # It is its own average, kept once.
+    assert "encoders" not in state.ema["params"]
+    average = state_lib.evaluation_variables(state)
+    assert average["params"]["encoders"] is state.params["encoders"]
+    assert average["params"]["heads"] == state.ema["params"]["heads"]
     assert min(jax.tree.leaves(locked["heads"])) > 0
     # Adam's updates, of an entry whose gradient keeps its sign, are nearly the rate itself.
     assert locked["heads"]["toy"]["factor"] == pytest.approx(0.25 * plain["heads"]["toy"]["factor"], rel=0.05)

@@ -73,7 +73,7 @@ def test_the_average_follows_the_recurrence(setup, initial, batch):
         new = dict(params=state.params, encoders=state.mutable["encoders"])
         expected = jax.tree.map(lambda old, new, m=momentum: m * old + (1 - m) * new, expected, new)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.ema, expected)
-    assert state_lib.evaluation_variables(state) is state.ema
+    _equal(state_lib.evaluation_variables(state), state.ema)
 
 
 def test_without_an_average_the_weights_themselves_are_evaluated(initial):

@@ -1,0 +1,44 @@
+"""From a config to what is trained, and how it begins: system, optimiser and initial state."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from big_ssl.training import build, optimizers, schedules
+from big_ssl.training import state as state_lib
+from big_ssl.training.rates import Rates
+from big_ssl.training.system import System
+
+
+class Model(NamedTuple):
+    """init: () -> TrainState, pure and jittable; optimizer: for what is not frozen by rates."""
+
+    system: System
+    optimizer: optax.GradientTransformation
+    rates: Rates
+    init: Callable
+
+
+def build_model(config: Mapping, mesh: Mesh) -> Model:
+    """The parts for batches that are split over mesh; nothing is computed.
+
+    Raises ValueError where parts do not fit together, as far as that shows before they are traced.
+    """
+    rates = Rates.build(config["rates"], config["total_steps"])
+    system = dataclasses.replace(build.system(config, mesh), frozen=rates.frozen)
+    schedule = functools.partial(schedules.build, total_steps=config["total_steps"])
+    optimizer = rates.mask(optimizers.build(config["optimizer"], schedule))
+    if system.has_teacher and not config["ema"]:
+        raise ValueError("ema is 0; the average is the teacher of this config's objectives")
+
+    def init():
+        key = jax.random.key(config["seed"])
+        params, mutable = system.init(key, build.abstract_batch(config))
+        return state_lib.create(params, mutable, optimizer, bool(config["ema"]), rates.frozen)
+
+    return Model(system, optimizer, rates, init)

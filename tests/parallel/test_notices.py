@@ -1,0 +1,58 @@
+"""What a run does otherwise than its config suggests is told once."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from big_ssl.parallel import fsdp, notices
+from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.parallel.own_examples import on_own_examples
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """The warnings logged in a test, in a process that has logged none yet."""
+    logged: list[str] = []
+    logging = types.SimpleNamespace(warning=lambda template, *values: logged.append(template % values))
+    monkeypatch.setattr(notices, "logging", logging)
+    notices.warn_once.cache_clear()
+    yield logged
+    notices.warn_once.cache_clear()
+
+
+def test_a_mesh_that_shrinks_says_so_once(warnings):
+    for _ in range(2):
+        mesh_lib.make_mesh(dict(data=-1, fsdp=16, tensor=1))
+    assert warnings == [
+        "mesh: fsdp 16 is more than the 8 devices: only the batch is split, and every device holds the "
+        "whole state"
+    ]
+
+
+def test_a_mesh_that_fits_says_nothing(warnings):
+    for sizes in (dict(data=-1, fsdp=8, tensor=1), dict(data=4, fsdp=2, tensor=1)):
+        mesh_lib.make_mesh(sizes)
+    assert not warnings
+
+
+@pytest.mark.parametrize(("size", "told"), [(16, 0), (12, 1)])
+def test_work_that_is_left_to_the_compiler_is_told_once(size, told, warnings):
+    mesh = mesh_lib.make_mesh(dict(data=4, fsdp=2, tensor=1))
+
+    def double(shared, split, axes):
+        return split * shared, jax.lax.psum(split.sum(), axes)
+
+    call = fsdp.within(mesh, lambda x: on_own_examples(double, jnp.float32(2), x))
+    for _ in range(2):
+        jax.eval_shape(call, jax.ShapeDtypeStruct((size,), jnp.float32))
+    assert len(warnings) == told
+    for warning in warnings:
+        assert f"{size} examples, or mask groups of them, are no multiple of data x fsdp = 8" in warning
+
+
+def test_other_processes_say_nothing(warnings, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    notices.warn_once("a notice")
+    assert not warnings
