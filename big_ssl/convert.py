@@ -9,14 +9,12 @@ The architecture is read from the arrays' shapes and the JSON files beside them;
 says what neither does. Exit code 2, and one line, where something does not fit.
 """
 
-import pathlib
-import shutil
 import sys
 
 from absl import app, flags, logging
 from flax.traverse_util import flatten_dict
 
-from big_ssl import inference
+from big_ssl import inference, io
 from big_ssl.command_line import OUTPUT
 from big_ssl.model_flags import FROM, options
 from big_ssl.weights.errors import WeightsError
@@ -38,7 +36,7 @@ def convert(source: str, path, target: str, folder, said) -> int:
         config, ours = read_checkpoint(source, path, said)
     written = write_checkpoint(target, folder, config, ours)
     if beside := inference.vocabulary_beside(config, path):
-        shutil.copyfile(beside, pathlib.Path(folder) / beside.name)
+        beside.copy(io.as_path(folder) / beside.name, overwrite=True)
     return sum(array.size for name, array in written.items() if name.startswith("params/"))
 
 

@@ -17,10 +17,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from absl import app, flags, logging
-from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from big_ssl import command_line
+from big_ssl import command_line, io
 from big_ssl.command_line import OUTPUT
 from big_ssl.config import ConfigError, validate_source
 from big_ssl.curation import counting, funnel, languages, near_duplicates, records
@@ -49,10 +48,9 @@ def curate(items: records.Items, limits: Limits, output: str, beam: Sequence[str
     where a library of the curation extra is missing.
     """
     languages.check(limits.languages)
-    place = epath.Path(output)
+    place = io.make_folder(output)
     if (place / records.NAME).exists():
         raise FileExistsError(f"{output} holds {records.NAME} already; choose another --output")
-    place.mkdir(parents=True, exist_ok=True)
     return _on_beam(items, limits, output, beam) if beam else _here(items, limits, output)
 
 
@@ -73,7 +71,7 @@ def _on_beam(items, limits, output, beam):
         from big_ssl.curation import beam_pipeline
     except ImportError as error:
         raise ImportError("--beam needs Apache Beam: pip install 'big-ssl[curation]'") from error
-    table = epath.Path(output) / "funnel.json"
+    table = io.as_path(output) / "funnel.json"
     options = PipelineOptions([f"--{option}" for option in beam])
     records.write(output, beam_pipeline.Curate(items, limits, str(table)), options)
     found = json.loads(table.read_text())
@@ -112,7 +110,7 @@ def _duplicates(count):
 
 
 def _array(path):
-    with np.load(path) as arrays:
+    with io.as_path(path).open("rb") as file, np.load(file) as arrays:
         if "embeddings" not in arrays:
             raise ValueError(f"{path} has no array 'embeddings'; there is {', '.join(arrays)}")
         return arrays["embeddings"]

@@ -20,7 +20,7 @@ import rich.console
 import rich.progress
 from absl import app, flags, logging
 
-from big_ssl import command_line, inference
+from big_ssl import command_line, inference, io
 from big_ssl.command_line import OUTPUT
 from big_ssl.config import ConfigError, validate_evaluator
 from big_ssl.evals import suite
@@ -44,8 +44,8 @@ def evaluate(path, kind, given: Mapping, output, name: str = "", **source) -> di
     Raises ConfigError, OSError, and ValueError that names what does not fit.
     """
     validate_evaluator(dict(given, kind=kind), "eval")
-    output = pathlib.Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    output = io.as_path(output)
+    io.make_folder(output.parent)
     name = name or dataset(given)
     evaluator = suite.build({name: dict(given, kind=kind)})[name]
     config, weights = inference.read(path, **source)
@@ -53,7 +53,7 @@ def evaluate(path, kind, given: Mapping, output, name: str = "", **source) -> di
     model = inference.Model(config, weights)
     found = {f"eval/{key}": value for key, value in evaluator.metrics(model.embedder(_track)).items()}
     record = dict(checkpoint=str(path), eval=kind, options=dict(given), metrics=found)
-    output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    io.write_atomically(output, f"{json.dumps(record, indent=2)}\n".encode())
     return found
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from flax.traverse_util import unflatten_dict
 
+from big_ssl import io
 from big_ssl.data import preprocessing, tokenizers
 from big_ssl.data.device_views import ImageView
 from big_ssl.evals import prompts
@@ -231,7 +231,7 @@ def read(path, source: str = "big_ssl", options: Mapping | None = None) -> tuple
 
     source, options: as in weights.formats.read_checkpoint.
     """
-    folder = epath.Path(path)
+    folder = io.as_path(path)
     if source == "big_ssl" and (folder / "checkpoints").exists():
         return trained.read(folder)
     config, ours = formats.read_checkpoint(source, folder, options)
@@ -244,7 +244,7 @@ def vocabulary_beside(config: Config, folder):
     """The tokenizer's file in a folder of weights; None where there is none, or no tokenizer."""
     tokenizer = config["tokenizer"] or dict(kind="")  # a model of images alone has none
     names = VOCABULARIES.get(tokenizer["kind"], ())
-    return next((path for name in names if (path := epath.Path(folder) / name).is_file()), None)
+    return next((path for name in names if (path := io.as_path(folder) / name).is_file()), None)
 
 
 def _array(values, name, wanted):

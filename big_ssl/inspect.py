@@ -13,6 +13,7 @@ import numpy as np
 from absl import app, flags, logging
 from matplotlib.figure import Figure
 
+from big_ssl import io
 from big_ssl.command_line import CONFIG, OUTPUT, parse_flags
 from big_ssl.config import ConfigError, validate
 from big_ssl.training import averaging, schedules
@@ -60,10 +61,13 @@ def run(config: Mapping, output: str) -> int:
     """Writes the picture. Returns the exit code; see the top of this file."""
     try:
         validate(config)
-    except ConfigError as error:
+        path = io.as_path(output)
+        io.make_folder(path.parent)
+    except (ConfigError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    plot(config).savefig(output, dpi=110)
+    with path.open("wb") as file:
+        plot(config).savefig(file, format=path.suffix[1:] or "png", dpi=110)
     print(f"{len(list(all_schedules(config)))} schedules in {output}")
     return 0
 

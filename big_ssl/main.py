@@ -14,9 +14,9 @@ import sys
 
 import jax
 from absl import app, flags, logging
-from etils import epath
 from ml_collections import config_flags
 
+from big_ssl import io
 from big_ssl.command_line import CONFIG, parse_flags
 from big_ssl.config import ConfigError, validate
 from big_ssl.parallel import distributed
@@ -25,7 +25,7 @@ from big_ssl.training.requirements import RequirementsError, check_requirements
 from big_ssl.training.run_report import write_run_report
 from big_ssl.training.stopping import TrainingFailed
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; may be gs://.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written: a folder or gs://.")
 _DISTRIBUTED = flags.DEFINE_string("distributed", "", f"Several processes: {distributed.USAGE}.")
 _HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_seconds", distributed.HEARTBEAT_SECONDS, "Silence after which a process counts as dead.", 1
@@ -45,13 +45,13 @@ def _check_distributed(value):
 
 def run(config, workdir: str, config_file: str, command: str, stopped: int = 0) -> int:
     """Trains and writes the report. Returns the exit code; see the top of this file."""
-    path = epath.Path(workdir)
     try:
+        path = io.as_path(workdir)
         validate(config)
         check_requirements(config, config_file)
         _keep_compiled(path)
         result = train(config, path)
-    except (ConfigError, RequirementsError) as error:
+    except (ConfigError, RequirementsError, io.PathError) as error:
         print(error, file=sys.stderr)
         return 2
     except TrainingFailed as error:
@@ -59,10 +59,23 @@ def run(config, workdir: str, config_file: str, command: str, stopped: int = 0) 
         return 1
     if not result.finished:
         return stopped
-    report = write_run_report(config, path, command, result)
+    _report(config, path, command, result)
+    return 0
+
+
+def _report(config, path, command, result):
+    """Writes the report. What goes wrong in it is said and no more: the run is complete, and would be started
+    again and again by what supervises it."""
+    try:
+        report = write_run_report(config, path, command, result)
+    except Exception as error:
+        logging.error(
+            "no report: %s; training is complete, and this writes it again: %s", io.reason(error), command
+        )
+        logging.debug("no report", exc_info=True)
+        return
     if report:
         print(f"Report: {report}")
-    return 0
 
 
 def _keep_compiled(workdir):

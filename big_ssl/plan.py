@@ -15,8 +15,8 @@ import json
 import sys
 
 from absl import app, flags
-from etils import epath
 
+from big_ssl import io
 from big_ssl.command_line import CONFIG, parse_flags
 from big_ssl.config import ConfigError, validate
 from big_ssl.planning import topology
@@ -35,17 +35,19 @@ def run(config, name: str, json_file: str | None = None, searching: bool = False
     try:
         chips = topology.parse(name)
         validate(config)
+        if json_file:
+            io.make_folder(io.as_path(json_file).parent)
         devices = topology.devices(chips)
         if searching:
             config, plan = search(config, chips, devices)
         else:
             plan = make_plan(config, chips, devices)
-    except (ConfigError, RequirementsError, topology.TopologyError) as error:
+    except (ConfigError, OSError, RequirementsError, topology.TopologyError) as error:
         print(error, file=sys.stderr)
         return 2
     print_plan(plan, config)
     if json_file:
-        epath.Path(json_file).write_text(json.dumps(plan.record, indent=2) + "\n")
+        io.write_atomically(json_file, f"{json.dumps(plan.record, indent=2)}\n".encode())
     return 0 if plan.record["fits"] else 1
 
 

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 from absl import app, flags
-from etils import epath
 
+from big_ssl import io
 from big_ssl.command_line import CONFIG, OUTPUT, parse_flags
 from big_ssl.data import sentence_piece, sources
 from big_ssl.data.tokenizers import TOKENIZERS, train_wordpiece
@@ -45,7 +45,8 @@ def captions(config) -> Iterator[str]:
 def run(kind: str, config, vocab_size: int, output: str) -> int:
     """Trains, writes, and says what to enter in a config. Returns the exit code."""
     try:
-        epath.Path(output).write_bytes(TRAINERS[kind](captions(config), vocab_size))
+        io.make_folder(io.as_path(output).parent)
+        io.write_atomically(output, TRAINERS[kind](captions(config), vocab_size))
         size = TOKENIZERS[kind](output, 2).vocab_size
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

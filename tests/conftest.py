@@ -7,6 +7,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import jax
 from absl import flags
 
+from tests.emulators import gcs, gcs_folder, s3, s3_folder
+
+__all__ = ["gcs", "gcs_folder", "s3", "s3_folder"]  # fixtures of all tests
+
 # Before any test touches a device: jax reads these once.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

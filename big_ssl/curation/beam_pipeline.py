@@ -7,8 +7,8 @@ Only the counts are made otherwise than in counting.py; the rules and their orde
 import json
 
 import apache_beam as beam
-from etils import epath
 
+from big_ssl import io
 from big_ssl.curation import funnel, records
 from big_ssl.curation.filters import TextFacts, frequency_floor, judge, ngrams, text_key
 from big_ssl.curation.limits import Limits
@@ -94,7 +94,7 @@ class Curate(beam.PTransform):
 
 
 def _write(path, found):
-    epath.Path(path).write_text(json.dumps(found))
+    io.as_path(path).write_text(json.dumps(found))
 
 
 def _by_digest(items, texts_of_image):

@@ -8,9 +8,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from etils import epath
 from matplotlib.figure import Figure
 
+from big_ssl import io
 from big_ssl.curation.filters import IMAGE_RULES, NO_TEXT, TEXT_RULES, Verdict
 
 # What to call the reasons on the plot.
@@ -58,7 +58,7 @@ def table(counts: Mapping[tuple[str, str], int]) -> dict:
 
 def write(folder: str, found: Mapping, limits: Mapping) -> None:
     """Writes funnel.json (the table and the limits) and funnel.png beside the set."""
-    place = epath.Path(folder)
+    place = io.as_path(folder)
     text = json.dumps(dict(limits=dict(limits), **found), indent=2, ensure_ascii=False)
     (place / "funnel.json").write_text(text + "\n")
     with (place / "funnel.png").open("wb") as file:

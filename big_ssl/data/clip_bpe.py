@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
-from etils import epath
 from tokenizers import models, pre_tokenizers, processors
+
+from big_ssl import io
 
 # The published vocabulary of 49,408: 256 bytes, as many that end a word, the merges, two marks.
 _MERGES = 49_408 - 2 * 256 - 2
@@ -94,7 +95,7 @@ def read_merges(path: str) -> list[tuple[str, str]]:
 
     Its first line is a heading. Raises FileNotFoundError, and ValueError that names a bad line.
     """
-    data = epath.Path(path).read_bytes()
+    data = io.as_path(path).read_bytes()
     try:
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError) as error:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
-from etils import epath
+
+from big_ssl.io import as_path
 
 # More texts than this are sampled for training, anew each time: all that are used are held in memory.
 _MOST_TEXTS = 10_000_000
@@ -93,7 +94,7 @@ class SentencePiece:
 
 
 def _load(path):
-    data = epath.Path(path).read_bytes()
+    data = as_path(path).read_bytes()
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_proto=data) if data else None
     except RuntimeError:  # its message names a line of its own code

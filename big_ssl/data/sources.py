@@ -5,6 +5,7 @@ each visit.
 """
 
 import bisect
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -15,8 +16,9 @@ from typing import Any, NamedTuple, NewType
 import numpy as np
 import pyarrow.compute
 import pyarrow.parquet
-from etils import epath
 from flax.traverse_util import flatten_dict
+
+from big_ssl import io
 
 
 class Record(NamedTuple):
@@ -180,14 +182,15 @@ class ParquetPairs(Sequence[Record]):
     def __init__(
         self, path: str, image_key: str = "image", text_keys: Sequence[str] = (), share: float = 1.0
     ):
-        place = epath.Path(path)
+        place = io.as_path(path)
         files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
         if not files or not files[0].exists():
             raise FileNotFoundError(f"parquet: no file {path}" + "/*.parquet" * place.is_dir())
         self._image_key, self._text_keys = image_key, tuple(text_keys)
         self._groups, self._starts = [], [0]
         for file in files:
-            metadata = pyarrow.parquet.read_metadata(file)
+            with _parquet(file) as parquet:
+                metadata = parquet.metadata
             self._text_keys = self._text_keys or _other_columns(metadata, image_key)
             _check_columns(file, metadata, (image_key, *self._text_keys))
             for group in range(metadata.num_row_groups):
@@ -211,7 +214,8 @@ class ParquetPairs(Sequence[Record]):
             raise ValueError(f"parquet: {kind!r} is none of the columns {', '.join(self._text_keys)}")
         found = set()
         for file in dict.fromkeys(file for file, _ in self._groups):
-            column = pyarrow.parquet.read_table(file, columns=[kind])[kind]
+            with _parquet(file) as parquet:
+                column = parquet.read(columns=[kind])[kind]
             if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_integer(column.type)):
                 raise ValueError(f"parquet: {kind!r} holds {column.type}; a label is a string or an integer")
             found |= set(pyarrow.compute.unique(column).to_pylist()) - {None}
@@ -232,13 +236,13 @@ class ImageFolder(Sequence[Record]):
     def __init__(self, path: str):
         if not path:
             raise ValueError("image_folder: path is not set")
-        inside = [place for place in epath.Path(path).iterdir() if not place.name.startswith(".")]
+        inside = [place for place in io.as_path(path).iterdir() if not place.name.startswith(".")]
         folders = [place for place in inside if place.is_dir()]
         numbers = all(folder.name.isdecimal() for folder in folders)
         folders.sort(key=lambda folder: int(folder.name) if numbers else folder.name)
         self._names = [folder.name for folder in folders]
         files = [(file, {"label": [folder.name]}) for folder in folders for file in _pictures(folder)]
-        self._files = files if folders else [(file, {}) for file in _pictures(epath.Path(path))]
+        self._files = files if folders else [(file, {}) for file in _pictures(io.as_path(path))]
         if not self._files:
             raise ValueError(f"image_folder: {path} has no pictures{' in its subfolders' if folders else ''}")
 
@@ -331,7 +335,7 @@ def _read_embedded():
 
 @functools.cache
 def _embedded(name):
-    folder = epath.Path(importlib.resources.files("big_ssl.data") / "embedded")
+    folder = io.as_path(importlib.resources.files("big_ssl.data") / "embedded")
     return pyarrow.parquet.read_table(folder / name)
 
 
@@ -362,8 +366,16 @@ def _pictures(folder):
 
 @functools.lru_cache(4)  # of the module and not of a source, which workers must be able to pickle
 def _row_group(file, number, columns):
-    with pyarrow.parquet.ParquetFile(file) as parquet:
+    with _parquet(file) as parquet:
         return parquet.read_row_group(number, columns=list(columns))
+
+
+@contextlib.contextmanager
+def _parquet(file):
+    """A parquet file, opened by epath in a bucket: pyarrow's own clients take other settings."""
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(file.open("rb")) if io.is_remote(file) else file
+        yield stack.enter_context(pyarrow.parquet.ParquetFile(opened))
 
 
 def _other_columns(metadata, image_key):

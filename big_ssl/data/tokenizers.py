@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 import tokenizers
-from etils import epath
 
+from big_ssl import io
 from big_ssl.data import clip_bpe, sentence_piece
 from big_ssl.data.sentence_piece import SentencePiece
 
@@ -37,7 +37,7 @@ class WordPiece:
     """
 
     def __init__(self, path: str, length: int):
-        words = epath.Path(path).read_text(encoding="utf-8").splitlines()
+        words = io.as_path(path).read_text(encoding="utf-8").splitlines()
         missing = [token for token in SPECIAL if token not in words]
         if missing:
             raise ValueError(f"vocabulary {path} lacks the special token {missing[0]}")

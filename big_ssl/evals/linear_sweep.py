@@ -8,7 +8,6 @@ that are reported, here on others.
 import contextlib
 import functools
 import os
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from big_ssl import io
 from big_ssl.data import pipeline
 from big_ssl.data.host_views import RandomResizedCrop
 from big_ssl.data.sources import SourceConfig
@@ -112,7 +112,7 @@ class LinearSweep:
         and patches (1 or 0) of the head, and validation_top1, what it was chosen for."""
         mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
         if self._save:
-            pathlib.Path(self._save).parent.mkdir(parents=True, exist_ok=True)
+            io.make_folder(io.as_path(self._save).parent)
         with contextlib.closing(self._batches(embedder)) as batches:
             steps = embedder.track(batches, self._sweep.steps, f"{self._name}: heads")
             params = train_heads(self._sweep, steps, mesh)
@@ -299,10 +299,8 @@ def _check(sweep):
 
 
 def _check_save(sweep, save):
-    if save and pathlib.Path(save).suffix != ".safetensors":
+    if save and io.as_path(save).suffix != ".safetensors":
         raise ValueError(f"linear_sweep: save is {save!r}; heads are written as .safetensors")
-    if "://" in save:
-        raise ValueError(f"linear_sweep: save is {save!r}; heads are written to a folder of this machine")
     if save and not set(sweep.blocks) <= set(linear_heads.BLOCKS):
         raise ValueError(
             f"linear_sweep: blocks is {sweep.blocks}; a head to save has one of {linear_heads.BLOCKS}"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from big_ssl import io
+
 # Classes whose prompts are embedded together.
 _CLASSES = 32
 
@@ -42,7 +44,8 @@ def templates(spec: str | Sequence[str]) -> tuple[str, ...]:
 
 def read_lines(path: str) -> list[str]:
     """The lines of a text file that are not empty."""
-    return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = io.as_path(path).read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def canonical(text: str) -> str:

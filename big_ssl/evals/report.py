@@ -14,7 +14,9 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from etils import epath
 
+from big_ssl import io
 from big_ssl.evals import plots, report_texts
 from big_ssl.evals.report_curves import KNN, RETRIEVAL, ZERO_SHOT, Series, panels
 from big_ssl.evals.report_pictures import Picture
@@ -33,7 +35,7 @@ def write_report(
     queries: Sequence[str],
     facts: dict[str, str],
     pictures: Sequence[Picture] = (),
-) -> Path:
+) -> epath.Path:
     """Writes workdir/report/index.html from workdir/metrics.jsonl and the scenes, and returns its path.
 
     The page holds all it shows; curves and pictures lie beside it as PNGs as well.
@@ -44,10 +46,10 @@ def write_report(
     bottom how to make the page again, and "task", which takes the place of the text on what the task is.
     pictures: sections of their own.
     """
-    series = read_metrics(Path(workdir) / "metrics.jsonl")
+    series = read_metrics(io.as_path(workdir) / "metrics.jsonl")
     zero_shot = zero_shot_rows(series, list(scenes))
     texts = report_texts.unit(encode_text(list(queries))) if scenes and queries else None
-    folder = Path(workdir) / "report"
+    folder = io.as_path(workdir) / "report"
     page = (
         _environment()
         .get_template("report.html")
@@ -71,26 +73,27 @@ def write_report(
         )
     )
     path = folder / "index.html"
-    _write_atomically(path, page.encode())
+    io.write_atomically(path, page.encode())
     return path
 
 
-def read_metrics(path: Path) -> Series:
+def read_metrics(path) -> Series:
     """Reads metrics.jsonl into {key: [(step, value), ...]}, in order of step, finite values only.
 
     A run that was cut off and resumed repeats some steps: the later line counts. It may also have left a torn
     line behind, which is skipped.
     """
     series: dict[str, dict[int, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        step = int(record.pop("step"))
-        for key, value in record.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                series.setdefault(key, {})[step] = float(value)
+    with io.as_path(path).open("rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            step = int(record.pop("step"))
+            for key, value in record.items():
+                if isinstance(value, int | float) and math.isfinite(value):
+                    series.setdefault(key, {})[step] = float(value)
     return {key: sorted(points.items()) for key, points in series.items()}
 
 
@@ -193,7 +196,7 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _panel(folder: Path, panel: dict[str, Any]) -> dict[str, str]:
+def _panel(folder: epath.Path, panel: dict[str, Any]) -> dict[str, str]:
     name = re.sub(r"\W+", "_", panel["alt"].lower())
     return {
         "uri": _kept(folder / f"{name}.png", panel["png"]),
@@ -202,7 +205,7 @@ def _panel(folder: Path, panel: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _section(folder: Path, picture: Picture) -> dict[str, Any]:
+def _section(folder: epath.Path, picture: Picture) -> dict[str, Any]:
     png = plots.figure_png(picture.figure, tight=True)
     # In a browser's pixels, of which there are 96 in an inch.
     width = round(96 * picture.figure.get_figwidth())
@@ -210,15 +213,7 @@ def _section(folder: Path, picture: Picture) -> dict[str, Any]:
     return {"id": picture.name, "title": picture.title, "text": picture.text, "uri": uri, "width": width}
 
 
-def _kept(path: Path, png: bytes) -> str:
+def _kept(path: epath.Path, png: bytes) -> str:
     """A PNG's data: URI, once it is written."""
-    _write_atomically(path, png)
+    io.write_atomically(path, png)
     return plots.data_uri(png)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, since a rename is atomic within one file system only.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -1,15 +1,14 @@
 """Checkpoints by orbax: asynchronous, the last N and the best kept, damaged ones passed over."""
 
-import os
 import time
 from collections.abc import Mapping
 
 import jax
 from absl import logging
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from big_ssl import io
 from big_ssl.parallel import distributed
 from big_ssl.training.requirements import RequirementsError
 
@@ -24,8 +23,7 @@ class Checkpoints:
 
     def __init__(self, workdir, keep: int, best: str = ""):
         # Absolute, as orbax wants it: it refuses a relative path only at the first save.
-        remote = "://" in str(workdir)
-        self._workdir, self._best = epath.Path(workdir if remote else os.path.abspath(workdir)), best
+        self._workdir, self._best = io.absolute(workdir), best
         policies = ocp.training.preservation_policies
         kept: list = [policies.LatestN(keep)]
         if best:

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from etils import epath
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
+from big_ssl import io
 from big_ssl.models import encoders
 from big_ssl.models.layer_layouts import stack_layers
 from big_ssl.models.position_embedding import resize_position_embedding
@@ -62,7 +62,7 @@ def replace(state: state_lib.TrainState, given) -> state_lib.TrainState:
 
 
 def _read(path):
-    folder = epath.Path(path)
+    folder = io.as_path(path)
     if (folder / "checkpoints").exists():
         return trained.load(folder)[1]
     return unflatten_dict(formats.read_checkpoint("big_ssl", folder)[1], sep="/")

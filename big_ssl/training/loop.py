@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
-from etils import epath
 
+from big_ssl import io
 from big_ssl.evals import suite
 from big_ssl.evals.embedder import Towers
 from big_ssl.parallel import hardware
@@ -20,7 +20,7 @@ from big_ssl.training.metrics import MetricsWriter
 from big_ssl.training.profiling import Profile
 from big_ssl.training.setup import Setup, set_up
 from big_ssl.training.stopping import StopRequest, check_health
-from big_ssl.training.wall_time import WallTime, earlier_seconds
+from big_ssl.training.wall_time import WallTime
 
 
 class Result(NamedTuple):
@@ -57,7 +57,7 @@ def train(config: Mapping, workdir) -> Result:
     start_from = initial.read(config, setup.abstract_state) if state is None else None
     # Only now: a config that can't read this run's checkpoints is not the config of this run.
     if jax.process_index() == 0:
-        (epath.Path(workdir) / "config.json").write_text(json.dumps(config, indent=2))
+        io.write_atomically(io.as_path(workdir) / "config.json", json.dumps(config, indent=2).encode())
     if state is None:
         state = initial.replace(setup.init(), start_from)
     run = _Run(config, workdir, setup, checkpoints, evaluators, int(state.step), began)
@@ -75,7 +75,7 @@ class _Run:
         self.config, self.setup, self.checkpoints = config, setup, checkpoints
         self.start, self.total = start, config["total_steps"]
         self.writer = MetricsWriter(workdir, start)
-        self.time = WallTime(earlier_seconds(self.writer.found, start), began)
+        self.time = WallTime(self.writer.seconds_before, began)
         self.profile = Profile(workdir, config["profile"], start, self.total)
         self.stop = StopRequest()
         self.examples = sum(stream["batch_size"] for stream in config["streams"].values())
@@ -119,6 +119,7 @@ class _Run:
         if step % self.config["eval_every"] == 0 or step == self.total:
             found = self._timed("evaluate", self._evaluate, step, state)
         if last or step % self.config["checkpoint"]["every"] == 0:
+            self.writer.flush()
             self._timed("checkpoint", self.checkpoints.save, state, found)
         if last:  # what came after the last log counts as well
             self.writer.write(step, self.time.metrics())
@@ -147,6 +148,7 @@ class _Run:
         for evaluator in self.evaluators.values():
             found |= {f"eval/{key}": value for key, value in evaluator.metrics(embedder).items()}
         self.writer.write(step, found)
+        self.writer.flush()
         self.progress.report(step, evaluation.summary(found))
         return found
 

@@ -2,59 +2,76 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
-from etils import epath
-from tensorboardX import SummaryWriter
+
+from big_ssl import io
+from big_ssl.training.tensorboard import EventFile
+from big_ssl.training.wall_time import earlier_seconds
 
 
 class MetricsWriter:
-    """Appends scalars to workdir/metrics.jsonl, one object a line, and to TensorBoard events.
+    """Adds scalars to workdir/metrics.jsonl, one object a line, and to TensorBoard events.
 
-    A resumed run first drops the lines after `start_step`, so that the file reads like that of
-    a run never stopped; `found` keeps all that there were. Only process 0 writes. NaN and
-    infinities are written as null.
+    A resumed run first drops the lines after `start_step`, so that the file reads like that of a run never
+    stopped; `seconds_before` is where the time of all that there were went, see wall_time. Only process 0
+    writes. NaN and infinities are written as null.
     """
 
     def __init__(self, workdir, start_step: int = 0):
-        self._path = epath.Path(workdir) / "metrics.jsonl"
         self._active = jax.process_index() == 0
-        self.found = read_lines(self._path) if self._active else []
-        if self._active:
-            self._drop_after(start_step)
-            self._events = SummaryWriter(str(workdir), purge_step=start_step + 1)
+        self.seconds_before: dict[str, float] = {}
+        if not self._active:
+            return
+        path = io.as_path(workdir) / "metrics.jsonl"
+        self.seconds_before = earlier_seconds(_whole_lines(path), start_step)
+        _drop_after(path, start_step)
+        self._lines, self._events = io.GrowingFile(path), EventFile(workdir, start_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line, on disk when this returns."""
+        """One line. On disk when this returns; in a bucket within a minute, see io.GrowingFile."""
         if not self._active:
             return
         values = {key: float(value) for key, value in metrics.items()}
         line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        for key, value in values.items():
-            self._events.add_scalar(key, value, step)
+        self._lines.write(f"{json.dumps(line)}\n".encode())
+        self._events.write(step, values)
 
-    def close(self) -> None:
-        """Flushes the events."""
+    def flush(self) -> None:
+        """Sends what waits: before each checkpoint, so that a run which resumes from it lacks no line."""
         if self._active:
-            self._events.close()
+            self._lines.flush()
+            self._events.flush()
 
-    def _drop_after(self, step):
-        kept = [line for line in self.found if line["step"] <= step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self._path)
+    close = flush
 
 
 def read_lines(path) -> list[dict]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
-    path = epath.Path(path)
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    """The lines of a metrics.jsonl, none where there is no file; one cut short by a kill is left out."""
+    return list(_whole_lines(path))
+
+
+def _whole_lines(path) -> Iterator[dict]:
+    return (line for _, line in _raw_lines(path) if line)
+
+
+def _raw_lines(path):
+    """Yields (bytes, dict) of each line, None for the dict of one cut short."""
+    path = io.as_path(path)
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for text in file:
+            try:
+                yield text, json.loads(text)
+            except ValueError:
+                yield text, None
+
+
+def _drop_after(path, step):
+    """Rewrites the file without the lines after step and those cut short, where there are any."""
+    stays = lambda text, line: line is not None and line["step"] <= step and text.endswith(b"\n")  # noqa: E731
+    if all(stays(*each) for each in _raw_lines(path)):
+        return
+    io.write_atomically(path, b"".join(text for text, line in _raw_lines(path) if stays(text, line)))

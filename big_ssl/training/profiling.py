@@ -1,7 +1,8 @@
 """An xprof trace of a few steps."""
 
 import jax
-from etils import epath
+
+from big_ssl import io
 
 # The first steps of a run compile, and fill caches and queues.
 _STEPS_BEFORE = 5
@@ -15,7 +16,7 @@ class Profile:
     """
 
     def __init__(self, workdir, steps: int, start: int, total: int):
-        self._folder, self._tracing = epath.Path(workdir) / "profile", False
+        self._folder, self._tracing = io.as_path(workdir) / "profile", False
         self._first = max(start + 2, min(start + 1 + _STEPS_BEFORE, total + 1 - steps))
         self._last = self._first + steps - 1
 

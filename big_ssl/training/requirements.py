@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
-from etils import epath
 from jax.experimental import multihost_utils
 
+from big_ssl import io
 from big_ssl.parallel import distributed
 from big_ssl.parallel.notices import warn_once
 from big_ssl.training import memory
@@ -90,15 +90,15 @@ def _likely(step, machine):
 @distributed.raise_on_all_hosts(RequirementsError)
 def check_workdir(workdir, state_bytes: int, keep: int) -> None:
     """Raises RequirementsError where the workdir can't be written or has no room for the checkpoints."""
-    path = epath.Path(workdir)
+    check_checkpoint_path(workdir)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path = io.make_folder(workdir)
         probe = path / f".write_test_{jax.process_index()}"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
         raise RequirementsError(f"workdir {workdir} can't be written: {error.strerror or error}") from error
-    if "://" in str(workdir):
+    if io.is_remote(workdir):
         return
     # The latest `keep`, the best, and the one being written.
     needed, free = (keep + 2) * state_bytes, shutil.disk_usage(path).free
@@ -114,7 +114,7 @@ def check_shared(workdir) -> None:
     """Raises RequirementsError where the workdir is not the same folder for all processes."""
     if jax.process_count() == 1:
         return
-    marker = epath.Path(workdir) / ".shared_test"
+    marker = io.as_path(workdir) / ".shared_test"
     if jax.process_index() == 0:
         marker.write_text("")
     multihost_utils.sync_global_devices("the marker is there")
@@ -129,6 +129,15 @@ def check_shared(workdir) -> None:
         )
 
 
+def check_checkpoint_path(workdir) -> None:
+    """Raises RequirementsError where orbax can't keep checkpoints.
+
+    It knows disks and gs://; orbax 0.12 takes s3:// for a folder named "s3:".
+    """
+    if io.is_remote(workdir) and not str(workdir).startswith("gs://"):
+        raise RequirementsError(f"workdir {workdir}: checkpoints are kept on disks and in gs:// alone")
+
+
 def state_bytes(abstract_state: TrainState) -> int:
     """Bytes of a whole state, as a checkpoint holds it."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state))
@@ -139,7 +148,7 @@ def _lacking_data(key, source):
         return
     if not source["data_dir"]:
         yield f"the dataset {source['name']!r}, config.{key}.data_dir (not set)"
-    elif not (epath.Path(source["data_dir"]) / source["name"]).exists():
+    elif not (io.as_path(source["data_dir"]) / source["name"]).exists():
         yield f"the dataset {source['name']!r} in config.{key}.data_dir (nothing in {source['data_dir']})"
 
 

@@ -4,14 +4,14 @@ import json
 from collections.abc import Mapping
 
 import jax
-from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from big_ssl import io
 from big_ssl.config import ConfigError, validate
 from big_ssl.models import encoders
 from big_ssl.models.layer_layouts import unstack_layers
 from big_ssl.objectives.contrastive import ContrastiveHead
-from big_ssl.training import build, setup
+from big_ssl.training import build, requirements, setup
 from big_ssl.training.state import evaluation_variables
 from big_ssl.weights.format import Config
 
@@ -31,7 +31,8 @@ def load(workdir) -> tuple[Config, dict]:
     Raises FileNotFoundError where the run has not saved yet, ValueError where its config is not
     one that this version knows.
     """
-    workdir = epath.Path(workdir).resolve()
+    requirements.check_checkpoint_path(workdir)
+    workdir = io.absolute(workdir)
     # What the run was evaluated on while it trained is nothing that the model depends on.
     config = json.loads((workdir / "config.json").read_text()) | dict(evals={})
     try:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 # "other" is what lies outside all parts: imports, set-up, restoring, the report. "lost" are the
 # seconds of steps that a killed run had logged after its last checkpoint, and that were done again.
@@ -46,15 +46,13 @@ class WallTime:
         }
 
 
-def earlier_seconds(lines: list[dict], start_step: int) -> dict[str, float]:
+def earlier_seconds(lines: Iterable[dict], start_step: int) -> dict[str, float]:
     """Seconds by part of the stretches that logged `lines` and are resumed after start_step."""
-
-    def read(line):
-        return {part: line.get(f"time/{part}", 0.0) for part in ALL_PARTS}
-
-    timed = [line for line in lines if "time/compute" in line]
-    kept = [line for line in timed if line["step"] <= start_step]
-    before = read(kept[-1]) if kept else dict.fromkeys(ALL_PARTS, 0.0)
-    if timed and timed[-1]["step"] > start_step:
-        before["lost"] += sum(read(timed[-1]).values()) - sum(before.values())
-    return before
+    before = last = dict.fromkeys(ALL_PARTS, 0.0)
+    for line in lines:
+        if "time/compute" in line:
+            last = {part: line.get(f"time/{part}", 0.0) for part in ALL_PARTS}
+            if line["step"] <= start_step:
+                before = last
+    lost = sum(last.values()) - sum(before.values())
+    return before | {"lost": before["lost"] + lost}

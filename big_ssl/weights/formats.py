@@ -1,11 +1,11 @@
 """Checkpoints of all formats, ours among them, read from and written to files."""
 
 import json
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 
+from big_ssl import io
 from big_ssl.weights import (
     architecture,
     dino_heads,
@@ -60,7 +60,7 @@ def read_checkpoint(kind: str, path, options: Mapping | None = None) -> tuple[Co
     files; options: what the checkpoint does not say, such as num_heads. Raises FileNotFoundError,
     and WeightsError that names the file and what is wrong with it.
     """
-    format_, file = FORMATS[kind], _weights_file(kind, pathlib.Path(path))
+    format_, file = FORMATS[kind], _weights_file(kind, io.as_path(path))
     found = read_tensors(file)
     for option in options or {}:
         if option not in format_.options:
@@ -81,7 +81,7 @@ def write_checkpoint(kind: str, folder, config: Config, ours: Mapping[str, np.nd
 
     Raises WeightsError where the format has no place for this architecture; nothing is written then.
     """
-    format_, folder = FORMATS[kind], pathlib.Path(folder)
+    format_, folder = FORMATS[kind], io.as_path(folder)
     if format_.describe is None:
         raise WeightsError(f"{kind} is only read; what is written: {', '.join(WRITTEN)}")
     towers = ("image",) if config["head"] is None else ("image", "text")
@@ -93,7 +93,7 @@ def write_checkpoint(kind: str, folder, config: Config, ours: Mapping[str, np.nd
         heads = tuple(map(dino_heads.PROJECTION.format, config.get("projections", {})))
         ours = {path: array for path, array in ours.items() if not path.startswith(heads)}
     tensors = rules.write(format_.rules(config), ours)
-    folder.mkdir(parents=True, exist_ok=True)
+    io.make_folder(folder)
     # transformers wants to be told where the arrays come from.
     write_safetensors(folder / format_.weights[0], tensors, dict(format="pt"))
     for name, content in described.items():

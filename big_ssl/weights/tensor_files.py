@@ -5,13 +5,14 @@ What transformers splits over several files, of either of the first two, is read
 
 import json
 import math
-import pathlib
+import os
 import zipfile
 from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
 
+from big_ssl import io
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.torch_archive import read_torch
 
@@ -40,7 +41,7 @@ def read_tensors(path) -> dict[str, np.ndarray]:
 
     Raises FileNotFoundError, and WeightsError for what is no such file, or not the whole of one.
     """
-    path = pathlib.Path(path)
+    path = io.as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     return _read_shards(path) if path.name.endswith(INDEX) else _read_file(path)
@@ -65,7 +66,7 @@ def write_safetensors(path, tensors: Mapping[str, np.ndarray], metadata: Mapping
         start = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # what follows starts at a multiple of eight
-    with pathlib.Path(path).open("wb") as file:
+    with io.as_path(path).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in tensors.values():
             file.write(np.ascontiguousarray(array).tobytes())
@@ -97,8 +98,9 @@ def _shards(path) -> dict[str, set[str]]:
 
 
 def _read_safetensors(path):
-    """Views of the mapped file: what is not used is not read."""
-    data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+    """Views of the mapped file: what is not used is not read, or not held where it comes from a bucket."""
+    with io.local_copy(path) as file:
+        data = np.memmap(file, np.uint8, "r") if os.path.getsize(file) else np.zeros(0, np.uint8)
     length = int.from_bytes(data[:8].tobytes(), "little")
     if len(data) < 8 or length > len(data) - 8:
         raise WeightsError(f"{path}: no safetensors file, or a truncated one")
@@ -134,7 +136,7 @@ def _view(path, data, name, dtype, shape, start, end):
 
 def _read_npz(path):
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise WeightsError(f"{path}: no npz file, or a truncated one: {error}") from error

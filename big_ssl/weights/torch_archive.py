@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from big_ssl import io
 from big_ssl.weights.errors import WeightsError
 
 _STORAGES = {
@@ -31,7 +32,7 @@ def read_torch(path) -> dict[str, np.ndarray]:
     Raises WeightsError where the file is no such archive, or holds what no state dict has.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with io.as_path(path).open("rb") as opened, zipfile.ZipFile(opened) as archive:
             index = next((n for n in archive.namelist() if n.endswith("/data.pkl")), None)
             if index is None:
                 raise WeightsError(f"{path}: a zip archive without PyTorch's data.pkl")

@@ -1,0 +1,153 @@
+"""Storage emulators on the loopback address: buckets for tests and for rehearsals, without a network.
+
+    python -m tests.emulators gcs      # or s3
+
+prints `export NAME=VALUE` lines, BUCKET=gs://… among them, and serves until it is ended. Every process with
+these variables reads and writes the emulator by gs:// (or s3://): fsspec, orbax, JAX's compilation cache.
+"""
+
+import contextlib
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+_START_SECONDS = 30
+
+
+class Emulator(NamedTuple):
+    """bucket: "gs://…" or "s3://…", which exists; environment: what makes clients talk to the emulator;
+    address: "http://localhost:PORT"."""
+
+    bucket: str
+    environment: dict[str, str]
+    address: str
+
+
+def _gcs_command(port):
+    module = ["-m", "gcp_storage_emulator", "start", f"--port={port}", "--host=localhost"]
+    return [sys.executable, *module, "--in-memory", "--default-bucket=bucket", "--quiet"]
+
+
+def _gcs_environment(address):
+    return dict(
+        STORAGE_EMULATOR_HOST=address,  # gcsfs and google-cloud-storage
+        TENSORSTORE_GCS_HTTP_URL=address,  # orbax's arrays
+        CLOUD_STORAGE_EMULATOR_ENDPOINT=address,  # array_record's own client
+        NO_GCE_CHECK="true",  # no look for a metadata server
+        GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",  # that asks by gRPC, which no emulator answers
+    )
+
+
+def _s3_command(port):
+    return [sys.executable, "-m", "moto.server", f"--port={port}", "--host=localhost"]
+
+
+def _s3_environment(address):
+    # moto takes any key.
+    keys = dict(AWS_ACCESS_KEY_ID="any", AWS_SECRET_ACCESS_KEY="any", AWS_DEFAULT_REGION="us-east-1")
+    return keys | dict(AWS_ENDPOINT_URL=address, AWS_EC2_METADATA_DISABLED="true")
+
+
+# Of each kind: its command, what its clients need to know, its bucket.
+_KINDS = {
+    "gcs": (_gcs_command, _gcs_environment, "gs://bucket"),
+    "s3": (_s3_command, _s3_environment, "s3://bucket"),
+}
+
+
+@contextlib.contextmanager
+def start(kind: str) -> Iterator[Emulator]:
+    """Starts an emulator of a kind, "gcs" or "s3", with an empty bucket; ends it at the end."""
+    command, environment, bucket = _KINDS[kind]
+    address = f"http://localhost:{_free_port()}"
+    port = address.rpartition(":")[2]
+    process = subprocess.Popen(command(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait(address, process)
+        if kind == "s3":
+            _request(f"{address}/bucket", "PUT")
+        yield Emulator(bucket, environment(address), address)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def gcs():
+    """A Google Cloud Storage emulator, in the environment of this process and of those that it starts."""
+    yield from _in_environment("gcs")
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """An S3 emulator, likewise."""
+    yield from _in_environment("s3")
+
+
+@pytest.fixture
+def gcs_folder(gcs):
+    """The path of an empty folder in a gs:// bucket."""
+    return f"{gcs.bucket}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def s3_folder(s3):
+    """The path of an empty folder in an s3:// bucket."""
+    return f"{s3.bucket}/{uuid.uuid4().hex}"
+
+
+def _in_environment(kind):
+    with start(kind) as emulator, pytest.MonkeyPatch.context() as patch:
+        for name, value in emulator.environment.items():
+            patch.setenv(name, value)
+        yield emulator
+
+
+def _wait(address, process):
+    """Returns once the emulator answers."""
+    deadline = time.monotonic() + _START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            return _request(address, "GET")
+        time.sleep(0.05)
+    raise RuntimeError(f"{shlex.join(process.args)} does not answer")
+
+
+def _request(url, method):
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=5) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        if method == "GET":  # any answer shows that it is there
+            return error.code
+        raise
+
+
+def _free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def main(kind: str) -> None:
+    """Prints the variables and serves until this process is ended."""
+    with start(kind) as emulator:
+        for name, value in (emulator.environment | dict(BUCKET=emulator.bucket)).items():
+            print(f"export {name}={shlex.quote(value)}", flush=True)
+        os.close(sys.stdout.fileno())  # so that eval "$(…)" of a background job would not wait for more
+        while True:
+            time.sleep(3600)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,136 @@
+"""The paths of all commands, on a disk and on emulated buckets."""
+
+import importlib.util
+import subprocess
+import sys
+
+import fsspec
+import numpy as np
+import pytest
+
+from big_ssl import io
+from big_ssl.io import GrowingFile
+
+
+@pytest.fixture(params=["local", "gs", "s3"])
+def folder(request, tmp_path):
+    """An empty folder of each kind."""
+    fixture = dict(gs="gcs_folder", s3="s3_folder").get(request.param)
+    return io.as_path(request.getfixturevalue(fixture) if fixture else tmp_path)
+
+
+def test_a_path_of_another_kind_is_refused():
+    with pytest.raises(
+        io.PathError, match=r"^http://a/b: no http:// here; there are local paths, gs://, s3://$"
+    ):
+        io.as_path("http://a/b")
+
+
+@pytest.mark.parametrize(
+    ("path", "package", "extra"), [("gs://b/a", "gcsfs", "gcs"), ("s3://b/a", "s3fs", "s3")]
+)
+def test_a_missing_client_is_named_with_its_extra(monkeypatch, path, package, extra):
+    there = importlib.util.find_spec
+    missing = lambda name, *_: None if name == package else there(name)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", missing)
+    with pytest.raises(io.PathError) as error:
+        io.as_path(path)
+    assert str(error.value) == f"{path}: {path[:2]}:// needs {package}: pip install 'big-ssl[{extra}]'"
+
+
+def test_a_bucket_stays_absolute_and_a_local_path_becomes_so(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert str(io.absolute("gs://bucket/run")) == "gs://bucket/run"
+    assert str(io.absolute("run")) == str(tmp_path / "run")
+
+
+def test_a_file_is_written_whole_and_without_leftovers(folder):
+    io.write_atomically(folder / "a" / "b.txt", b"old")
+    io.write_atomically(folder / "a" / "b.txt", b"new")
+    assert (folder / "a" / "b.txt").read_bytes() == b"new"
+    assert [path.name for path in (folder / "a").iterdir()] == ["b.txt"]
+
+
+def test_a_local_copy_outlives_itself_once_mapped(folder):
+    content = np.arange(1000, dtype=np.uint8)
+    io.make_folder(folder)
+    (folder / "x.bin").write_bytes(content.tobytes())
+    with io.local_copy(folder / "x.bin") as file:
+        mapped = np.memmap(file, np.uint8, "r")
+    np.testing.assert_array_equal(mapped, content)
+
+
+def test_a_missing_bucket_is_said_and_not_made(gcs):
+    with pytest.raises(io.PathError, match=r"^gs://misspelt/run: there is no bucket gs://misspelt$"):
+        io.make_folder("gs://misspelt/run")
+    assert not fsspec.filesystem("gs").exists("gs://misspelt")
+
+
+def test_files_that_other_processes_write_are_seen(gcs_folder):
+    folder = io.as_path(gcs_folder)
+    (folder / "first").write_bytes(b"1")
+    assert [path.name for path in folder.iterdir()] == ["first"]
+    script = f"from etils import epath; epath.Path('{folder}/second').write_bytes(b'2')"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert (folder / "second").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["first", "second"]
+
+
+@pytest.mark.parametrize("folder", ["local", "gs"], indirect=True)
+def test_a_growing_file_grows(folder):
+    for stretch in range(2):  # a resumed run goes on with the file that is there
+        file = GrowingFile(folder / "m.jsonl")
+        for line in range(3):
+            file.write(f"{stretch} {line}\n".encode())
+            file.flush()
+        file.close()
+    assert (folder / "m.jsonl").read_text() == "0 0\n0 1\n0 2\n1 0\n1 1\n1 2\n"
+    assert [path.name for path in folder.iterdir()] == ["m.jsonl"]
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Counts the bytes that are sent to buckets."""
+    sizes = []
+    write = GrowingFile._send
+    monkeypatch.setattr(
+        GrowingFile, "_send", lambda self, content: sizes.append(len(content)) or write(self, content)
+    )
+    return sizes
+
+
+def test_lines_wait_for_a_minute_and_are_sent_once(gcs_folder, monkeypatch, sent):
+    now = [1000.0]
+    monkeypatch.setattr(io.time, "monotonic", lambda: now[0])
+    file = GrowingFile(io.as_path(gcs_folder) / "m.jsonl")
+    for _ in range(120):
+        now[0] += 1.0
+        file.write(b"0123456789\n")
+    assert sent == [60 * 11, 60 * 11]
+    assert len(file._path.read_bytes()) == 120 * 11
+
+
+class _Lost(Exception):
+    """The answer of a store that has done what it was asked."""
+
+
+@pytest.mark.parametrize("applied", [0, 1, 2])
+def test_a_lost_answer_neither_loses_nor_repeats_lines(gcs_folder, monkeypatch, applied):
+    file = GrowingFile(io.as_path(gcs_folder) / "m.jsonl")
+    file.write(b"one\n")
+    file.flush()
+    filesystem = fsspec.filesystem("gs")
+    merge = type(filesystem).merge
+
+    def losing(self, *arguments):
+        for _ in range(applied):
+            merge(self, *arguments)
+        raise _Lost
+
+    file.write(b"two\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(filesystem), "merge", losing)
+        file.flush()
+    file.write(b"three\n")
+    file.close()
+    assert file._path.read_text() == "one\ntwo\nthree\n"
