@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import big_ssl
-from big_ssl.data import pipeline, sources, tokenizers
+from big_ssl.data import emoji_drawings, pipeline, sources, tokenizers
 from big_ssl.data.host_views import Window
 from configs.emoji import TRAINING_STYLES
 
@@ -35,12 +35,12 @@ def test_the_training_set_is_the_one_that_is_documented(seen):
 def test_a_fifth_of_the_concepts_is_held_out():
     concepts = [row["unified"] for row in sources.EmojiPairs(["twemoji"]).rows]
     assert len(concepts) == len(set(concepts)) == 1911
-    assert sum(map(sources.is_held_out, concepts)) == 370
+    assert sum(map(emoji_drawings.is_held_out, concepts)) == 370
 
 
 @pytest.mark.smoke
 def test_no_stem_is_on_both_sides(seen):
-    unseen = sources.EmojiPairs(sources.emoji_styles(), "unseen")
+    unseen = sources.EmojiPairs(emoji_drawings.emoji_styles(), "unseen")
     assert not {_stem(row) for row in seen.rows} & {_stem(row) for row in unseen.rows}
     every = sources.EmojiPairs(TRAINING_STYLES, "all")
     assert len(every) == len(seen) + len(sources.EmojiPairs(TRAINING_STYLES, "unseen"))
@@ -105,7 +105,7 @@ def test_noisy_texts_are_tags_or_in_another_language():
 
 
 def test_each_drawing_of_a_concept_has_a_noisy_text_of_its_own():
-    source = sources.EmojiPairs(sources.emoji_styles(), languages=("de",))
+    source = sources.EmojiPairs(emoji_drawings.emoji_styles(), languages=("de",))
     found = {source[i].texts["noisy"][0] for i, row in enumerate(source.rows) if row["label"] == "hedgehog"}
     assert found == {"animal spiny", "Igel", "igel stachelig stacheln tier"}
 
@@ -120,9 +120,9 @@ def test_an_unknown_language_or_share_is_named():
 
 def test_every_concept_has_a_name_and_tags_in_every_language():
     concepts = {row["unified"] for row in sources.EmojiPairs(["twemoji"]).rows}
-    assert len(sources.emoji_languages()) == 10
-    for language in sources.emoji_languages():
-        rows = sources._read_language(language)
+    assert len(emoji_drawings.emoji_languages()) == 10
+    for language in emoji_drawings.emoji_languages():
+        rows = emoji_drawings._read_language(language)
         assert rows.keys() == concepts
         assert all(row["label"] and row["tags"] for row in rows.values())
 
