@@ -55,6 +55,10 @@ class EmojiPairs(Sequence[Record]):
             texts["noisy"] = [self._noisy[index]]
         return Record(self._images[index].as_py(), texts | {"short_names": names, "tags": row["tags"]})
 
+    def record_name(self, index: int) -> str:
+        """The style and the concept of a drawing."""
+        return f"{self.rows[index]['style']}/{self.rows[index]['unified']}"
+
     def label_names(self, kind: str) -> list[str]:
         """The classes of a kind of label, of all embedded drawings, whatever the styles here."""
         if kind not in ("label", "category", "subcategory"):

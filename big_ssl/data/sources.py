@@ -5,10 +5,13 @@ each visit.
 """
 
 import bisect
+import collections
 import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NewType
 
+import numpy as np
 import pyarrow.compute
 import pyarrow.parquet
 from etils import epath
@@ -44,9 +47,21 @@ class TfdsPairs(Sequence[Record]):
         self._source = builder.as_data_source(split=split, decoders=decoders)
         self._features, self._name = builder.info.features, name
         self._image_key, self._text_keys = image_key, tuple(text_keys)
+        self._shards = builder.info.splits[split].file_instructions
+        self._starts = np.cumsum([0, *(shard.take for shard in self._shards)])
 
     def __len__(self):
         return len(self._source)
+
+    def summary(self) -> str:
+        """How many records there are, in how many files."""
+        return f"{len(self):,} records of {self._name!r} in {len(self._shards):,} files"
+
+    def record_name(self, index: int) -> str:
+        """The file of a record, and its place in what is read of it."""
+        shard = bisect.bisect_right(self._starts, index) - 1
+        place = index - self._starts[shard] + self._shards[shard].skip
+        return f"record {place} of {epath.Path(self._shards[shard].filename).name}"
 
     def __getitem__(self, index):
         example = self._source[index]
@@ -90,10 +105,21 @@ class ParquetPairs(Sequence[Record]):
             for group in range(metadata.num_row_groups):
                 self._groups.append((file, group))
                 self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
-        self._rows = part(self._starts[-1], share)
+        self._rows, self._files = part(self._starts[-1], share), len(files)
 
     def __len__(self):
         return len(self._rows)
+
+    def summary(self) -> str:
+        """How many rows are read, in how many files."""
+        return f"{len(self):,} of {self._starts[-1]:,} rows in {self._files:,} Parquet files"
+
+    def record_name(self, index: int) -> str:
+        """The file of a record, and its row."""
+        position = int(self._rows[index])
+        file = self._groups[bisect.bisect_right(self._starts, position) - 1][0]
+        first = self._starts[[each for each, _ in self._groups].index(file)]
+        return f"row {position - first} of {file.name}"
 
     def __getitem__(self, index):
         position = int(self._rows[index])
@@ -117,9 +143,8 @@ class ParquetPairs(Sequence[Record]):
 
 
 class ImageFolder(Sequence[Record]):
-    """A folder with a subfolder of pictures, at any depth, for each class; the class is the label. Or one of
-    pictures without subfolders, which have no label then. Beside subfolders pictures are left out, and so is
-    what is hidden.
+    """A folder of pictures, at any depth. The subfolder that one lies in is its label; where pictures lie
+    beside subfolders, these have none, and the folder has no classes. What is hidden is left out.
 
     Classes come in the order of their names; where all are integers (ImageNet-V2), in the order
     of these. Raises FileNotFoundError where there is no such folder, ValueError where it has no
@@ -129,13 +154,13 @@ class ImageFolder(Sequence[Record]):
     def __init__(self, path: str):
         if not path:
             raise ValueError("image_folder: path is not set")
-        inside = [place for place in epath.Path(path).iterdir() if not place.name.startswith(".")]
-        folders = [place for place in inside if place.is_dir()]
+        self._left_out: collections.Counter[str] = collections.Counter()
+        self._beside, folders = self._listed(epath.Path(path))
         numbers = all(folder.name.isdecimal() for folder in folders)
         folders.sort(key=lambda folder: int(folder.name) if numbers else folder.name)
         self._names = [folder.name for folder in folders]
-        files = [(file, {"label": [folder.name]}) for folder in folders for file in _pictures(folder)]
-        self._files = files if folders else [(file, {}) for file in _pictures(epath.Path(path))]
+        files = [(file, {"label": [folder.name]}) for folder in folders for file in self._pictures(folder)]
+        self._files = files + [(file, {}) for file in self._beside]
         if not self._files:
             raise ValueError(f"image_folder: {path} has no pictures{' in its subfolders' if folders else ''}")
 
@@ -146,11 +171,50 @@ class ImageFolder(Sequence[Record]):
         file, texts = self._files[index]
         return Record(file.read_bytes(), texts)
 
+    def summary(self) -> str:
+        """How many pictures there are, and what was left out."""
+        parts = [f"{len(self):,} pictures"]
+        if self._names:
+            beside = f", {len(self._beside):,} of them beside these" if self._beside else ""
+            parts.append(f"{len(self._names):,} subfolders{beside}")
+        left_out = ", ".join(f"{count:,} {what}" for what, count in self._left_out.items())
+        return " in ".join(parts) + (f"; left out: {left_out}" if left_out else "")
+
+    def record_name(self, index: int) -> str:
+        """The path of a picture."""
+        return str(self._files[index][0])
+
+    def _listed(self, folder):
+        """(pictures, subfolders) of a folder, by name; the rest is counted."""
+        pictures, folders = [], []
+        for place in sorted(folder.iterdir()):
+            if place.name.startswith("."):
+                self._left_out["hidden"] += 1
+            # Of a picture's name only this machine's folders are asked: a bucket would be, for each picture.
+            elif place.suffix.lower() in _PICTURES and not os.path.isdir(place):
+                pictures.append(place)
+            elif place.is_dir():
+                folders.append(place)
+            else:
+                self._left_out["of other kinds"] += 1
+        return pictures, folders
+
+    def _pictures(self, folder):
+        pictures, folders = self._listed(folder)
+        yield from pictures
+        for each in folders:
+            yield from self._pictures(each)
+
     def label_names(self, kind: str) -> list[str]:
         """The classes, which are the only label."""
         if kind != "label" or not self._names:
             known = "label" if self._names else "none, without subfolders"
             raise ValueError(f"image_folder: {kind!r} is no label; there is {known}")
+        if self._beside:
+            raise ValueError(
+                f"image_folder: {len(self._beside)} pictures beside the subfolders are in no class, such as "
+                f"{self._beside[0]}; move them into one, or away"
+            )
         return self._names
 
 
@@ -177,22 +241,21 @@ def labels(config: Mapping, source: Sequence, kind: str) -> Labels:
     return Labels(kind, source.label_names(kind))
 
 
+def record_name(source: Sequence, index: int) -> str:
+    """What a person finds a record by: its file, and its place there."""
+    return source.record_name(index) if hasattr(source, "record_name") else f"record {index}"
+
+
+def summary(source: Sequence) -> str:
+    """How many records a source has of how many files, and what it left out, in a line."""
+    return source.summary() if hasattr(source, "summary") else f"{len(source):,} records"
+
+
 def records(source: Sequence) -> Iterator[Record]:
     """Every record of a source, those of a group one after the other."""
     for i in range(len(source)):
         item = source[i]
         yield from item if isinstance(item, list) else [item]
-
-
-def _pictures(folder):
-    """All below a folder that are not hidden, in order; epath searches no trees."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.suffix.lower() in _PICTURES:
-            yield path
-        elif path.is_dir():
-            yield from _pictures(path)
 
 
 @functools.lru_cache(4)  # of the module and not of a source, which workers must be able to pickle

@@ -1,5 +1,6 @@
 """Everything a run carries from step to step, in one pytree."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import flax.struct
@@ -17,6 +18,8 @@ class TrainState(flax.struct.PyTreeNode):
       centres, and what else changes without a gradient.
     ema: None, or the averaged {"params": params, "encoders": mutable["encoders"]}.
     counters: int32[] each: skipped, skipped_in_a_row, replaced_images, replaced_texts.
+    replaced_fraction: {stream: float32[]}, the part of its recent examples that stood in for records which
+      could not be used; see `failure_limits` of the config.
     """
 
     step: jax.Array
@@ -25,13 +28,14 @@ class TrainState(flax.struct.PyTreeNode):
     mutable: Any
     ema: Any
     counters: dict[str, jax.Array]
+    replaced_fraction: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
 COUNTERS = ("skipped", "skipped_in_a_row", "replaced_images", "replaced_texts")
 
 
-def create(params, mutable, optimizer, use_ema: bool) -> TrainState:
-    """The state before the first step."""
+def create(params, mutable, optimizer, use_ema: bool, streams: Iterable[str] = ()) -> TrainState:
+    """The state before the first step. streams: the names of the run's streams."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -40,6 +44,7 @@ def create(params, mutable, optimizer, use_ema: bool) -> TrainState:
         # A copy, since the step donates its input and no buffer can be donated twice.
         ema=jax.tree.map(jnp.copy, averaged(params, mutable)) if use_ema else None,
         counters={name: jnp.zeros((), jnp.int32) for name in COUNTERS},
+        replaced_fraction={name: jnp.zeros((), jnp.float32) for name in streams},
     )
 
 
