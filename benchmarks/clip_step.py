@@ -20,6 +20,7 @@ from absl import app, flags, logging
 from flax.traverse_util import unflatten_dict
 
 from benchmarks import clip_peer, turns
+from big_ssl.data import pipeline
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import flops
 from big_ssl.training.setup import set_up
@@ -54,7 +55,7 @@ def random_pairs(batch: int) -> dict:
     return dict(
         image=rng.integers(0, 256, (batch, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8),
         text=dict(ids=ids, mask=np.ones(ids.shape, bool)),
-        faults=dict(replaced_images=np.zeros(batch, bool), replaced_texts=np.zeros(batch, bool)),
+        data_errors={name: np.zeros(batch, bool) for name in pipeline.DATA_ERRORS},
     )
 
 

@@ -79,7 +79,7 @@ def numbers(config, step: int) -> dict:
 
 
 def random_batch(shapes) -> dict:
-    """Random pixels in arrays of these shapes, and no faults."""
+    """Random pixels in arrays of these shapes, and no data_errors."""
     rng = np.random.default_rng(7)
     return jax.tree.map(
         lambda x: (

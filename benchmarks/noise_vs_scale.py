@@ -29,7 +29,7 @@ from rich.table import Table
 from benchmarks import noise_runs, resumable
 from big_ssl import command_line
 from big_ssl.config import validate_source
-from big_ssl.data import sources
+from big_ssl.data import emoji_drawings
 from configs import align_l2
 
 _PRESET = flags.DEFINE_string("preset", "demo", "Of configs/align_l2.py; changes may follow: demo,dtype=...")
@@ -50,7 +50,7 @@ def read_data(base: dict, folder: pathlib.Path) -> noise_runs.Data:
         source["text_keys"] = tuple(dict.fromkeys(kinds.values()))
     else:
         emoji = base["streams"]["pairs"]["data"]["source"]
-        source = dict(emoji, languages=tuple(sources.emoji_languages()))
+        source = dict(emoji, languages=tuple(emoji_drawings.emoji_languages()))
     validate_source(noise_runs.part(source, 1), "source")
     path = folder / "wordpiece.txt"
     size = noise_runs.vocabulary(path, source, kinds, base["tokenizer"]["size"])

@@ -34,7 +34,7 @@ def random_batch(config, vocab_size: int) -> dict:
 
     batch = jax.tree.map(fill, build.abstract_global_batch(config, None))
     for stream in batch.values():
-        stream["faults"] = {name: np.zeros_like(marks) for name, marks in stream["faults"].items()}
+        stream["data_errors"] = {name: np.zeros_like(marks) for name, marks in stream["data_errors"].items()}
     return batch
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -64,14 +65,14 @@ SCHEMA: Mapping = dict(
     log_every=int,
     eval_every=int,
     checkpoint=dict(every=int, keep=int, best=str),
-    faults=dict(skipped_in_a_row=int, replaced_fraction=NUMBER),
+    failure_limits=dict(skipped_in_a_row=int, replaced_fraction=NUMBER, window_examples=int),
     evals=ANY,
 )
 # Of the learning rate: either kind of schedule, in full.
 _RISE = dict(kind=str, peak=NUMBER, warmup_steps=int, start=NUMBER, final=NUMBER)
 _STEPS = dict(kind=str, values=TEXTS)
 _STREAM = dict(batch_size=int, data=ANY, objectives=ANY)
-_DATA = dict(source=ANY, views=ANY, captions=ANY, cache=int, threads=int)
+_DATA = dict(source=ANY, views=ANY, captions=ANY, cache_mib=NUMBER, threads=int)
 
 
 def validate(config: Mapping) -> None:
@@ -85,6 +86,7 @@ def validate(config: Mapping) -> None:
         path = f"streams.{name}"
         _check(stream, _STREAM, path)
         _check(stream["data"], _DATA, f"{path}.data")
+        _check_data(stream["data"], f"{path}.data")
         validate_source(stream["data"]["source"], f"{path}.data.source")
         for kind, options in stream["objectives"].items():
             _check_options(
@@ -136,6 +138,20 @@ def validate_source(options: Mapping, path: str) -> None:
     _check_choice(options, sources.SOURCES, path)
 
 
+def _check_data(data, path):
+    """Values of a stream's data that no run can be right with."""
+    for key in ("cache_mib", "threads"):
+        if not data[key] >= 0:
+            raise ConfigError(f"{path}.{key} is {data[key]}; it must be at least 0")
+    _check_type(data["captions"], dict, f"{path}.captions")
+    for kind, weight in data["captions"].items():
+        _check_type(weight, NUMBER, f"{path}.captions.{kind}")
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"{path}.captions.{kind} is {weight}; it must be a probability")
+    if data["captions"] and not any(data["captions"].values()):
+        raise ConfigError(f"{path}.captions are all 0; one of them must be above 0, or none there")
+
+
 def _check_rule(rule, path, what, sizes=(2,)):
     """A regular expression and what it stands for, together of one of these sizes."""
     if not isinstance(rule, TEXTS) or len(rule) not in sizes or not isinstance(rule[0], str):
@@ -164,6 +180,11 @@ def _check_values(config):
         raise ConfigError(f"tokenizer.kind is {config['tokenizer']['kind']!r}; use {', '.join(TOKENIZERS)}")
     if config["profile"] < 0:
         raise ConfigError(f"profile is {config['profile']}; it is a number of steps, 0 for none")
+    if not 0 <= config["failure_limits"]["replaced_fraction"] <= 1:
+        raise ConfigError(
+            f"failure_limits.replaced_fraction is {config['failure_limits']['replaced_fraction']}; "
+            "it must lie in [0, 1]"
+        )
     _check_schedule(config["ema"], config["total_steps"], "ema", averaging.build)
     _check_schedule(config["learning_rate"], config["total_steps"], "learning_rate")
     _check_schedule(config["optimizer"]["weight_decay"], config["total_steps"], "optimizer.weight_decay")
@@ -184,6 +205,8 @@ def _counts(config):
         yield f"tokenizer.{key}", config["tokenizer"][key]
     for key in ("every", "keep"):
         yield f"checkpoint.{key}", config["checkpoint"][key]
+    for key in ("skipped_in_a_row", "window_examples"):
+        yield f"failure_limits.{key}", config["failure_limits"][key]
     for name, stream in config["streams"].items():
         yield f"streams.{name}.batch_size", stream["batch_size"]
 

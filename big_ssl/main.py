@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from big_ssl import io
 from big_ssl.command_line import CONFIG, parse_flags
 from big_ssl.config import ConfigError, validate
+from big_ssl.io import retry
 from big_ssl.parallel import distributed
 from big_ssl.training.loop import train
 from big_ssl.training.requirements import RequirementsError, check_requirements
@@ -70,7 +71,9 @@ def _report(config, path, command, result):
         report = write_run_report(config, path, command, result)
     except Exception as error:
         logging.error(
-            "no report: %s; training is complete, and this writes it again: %s", io.reason(error), command
+            "no report: %s; training is complete, and this writes it again: %s",
+            retry.one_line(error),
+            command,
         )
         logging.debug("no report", exc_info=True)
         return

@@ -92,7 +92,7 @@ def full(model: str) -> dict:
                     # To 346 x 346 whatever the aspect, as TensorFlow resizes.
                     views=dict(image=dict(kind="window", resize=346, crop=289, fit="squash")),
                     captions=dict(text=1.0),
-                    cache=0,
+                    cache_mib=0,
                     threads=64,
                 ),
                 objectives=dict(
@@ -131,7 +131,7 @@ def full(model: str) -> dict:
         log_every=100,
         eval_every=10_000,
         checkpoint=dict(every=2_000, keep=3, best=""),
-        faults=dict(skipped_in_a_row=10, replaced_fraction=0.05),
+        failure_limits=dict(skipped_in_a_row=10, replaced_fraction=0.05, window_examples=10_000),
         evals=dict(),
     )
 

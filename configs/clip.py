@@ -73,7 +73,7 @@ def full(model: str) -> dict:
                         image=dict(kind="window", resize=chosen["size"], crop=chosen["size"], fit="crop")
                     ),
                     captions=dict(text=1.0),
-                    cache=0,
+                    cache_mib=0,
                     threads=64,
                 ),
                 objectives=dict(contrastive=_contrastive(chosen["dim"], model in _VITS)),
@@ -100,7 +100,7 @@ def full(model: str) -> dict:
         log_every=100,
         eval_every=10_000,
         checkpoint=dict(every=2_000, keep=3, best=""),
-        faults=dict(skipped_in_a_row=10, replaced_fraction=0.05),
+        failure_limits=dict(skipped_in_a_row=10, replaced_fraction=0.05, window_examples=10_000),
         evals=dict(),
     )
 

@@ -12,7 +12,7 @@ def pairs(resize: int, crop: int) -> dict:
         source=dict(kind="emoji_concepts", styles=TRAINING_STYLES, concepts="seen"),
         views=dict(image=dict(kind="window", resize=resize, crop=crop, fit="crop")),
         captions=dict(label=0.7, name=0.1, short_names=0.1, tags=0.1),
-        cache=10_000,
+        cache_mib=128,
         threads=2,
     )
 
@@ -30,7 +30,7 @@ def pictures(size: int, local_size: int, local_count: int) -> dict:
         image=dict(kind="window", resize=size, crop=size, fit="crop"),  # for evaluation
     )
     source = dict(kind="emoji", styles=TRAINING_STYLES, concepts="seen")
-    return dict(source=source, views=crops, captions={}, cache=10_000, threads=2)
+    return dict(source=source, views=crops, captions={}, cache_mib=128, threads=2)
 
 
 def few_pictures(**crops: int) -> dict:
@@ -49,7 +49,7 @@ def crops(size: int) -> dict:
         image=dict(kind="window", resize=size, crop=size, fit="crop"),  # for evaluation
     )
     source = dict(kind="emoji", styles=TRAINING_STYLES, concepts="seen")
-    return dict(source=source, views=views, captions={}, cache=10_000, threads=2)
+    return dict(source=source, views=views, captions={}, cache_mib=128, threads=2)
 
 
 def few_crops(size: int) -> dict:

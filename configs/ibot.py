@@ -96,7 +96,7 @@ def full(model: str) -> dict:
         log_every=100,
         eval_every=25 * _EPOCH,
         checkpoint=dict(every=2 * _EPOCH, keep=3, best=""),
-        faults=dict(skipped_in_a_row=10, replaced_fraction=0.05),
+        failure_limits=dict(skipped_in_a_row=10, replaced_fraction=0.05, window_examples=10_000),
         evals=dict(),
     )
 
@@ -112,7 +112,7 @@ def _data(scale):
             image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
         ),
         captions={},
-        cache=0,
+        cache_mib=0,
         threads=64,
     )
 

@@ -16,7 +16,7 @@ def data(size: int, resize: int, crop: int) -> dict:
             image=dict(kind="window", resize=resize, crop=crop, fit="crop"),
         ),
         captions={},
-        cache=0,
+        cache_mib=0,
         threads=64,
     )
 

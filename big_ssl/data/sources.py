@@ -5,13 +5,12 @@ each visit.
 """
 
 import bisect
+import collections
 import contextlib
-import dataclasses
 import functools
-import hashlib
-import importlib.resources
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NewType
+from typing import NewType
 
 import numpy as np
 import pyarrow.compute
@@ -19,113 +18,13 @@ import pyarrow.parquet
 from flax.traverse_util import flatten_dict
 
 from big_ssl import io
-
-
-class Record(NamedTuple):
-    """One raw example. image: encoded bytes; texts: {kind: candidates}, e.g. "tags"."""
-
-    image: bytes
-    texts: Mapping[str, Sequence[Any]]
-
+from big_ssl.data.emoji_drawings import EmojiConcepts, EmojiPairs
+from big_ssl.data.records import Labels, Record, part
 
 # What a config says of a source: `kind`, a name in SOURCES, and that source's options.
 SourceConfig = NewType("SourceConfig", Mapping)
 
 _PICTURES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".tif", ".tiff"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Labels:
-    """kind: which of a record's texts is its label; names: the classes, in the order of their numbers."""
-
-    kind: str
-    names: Sequence[str]
-
-    def number(self, record: Record) -> int:
-        """The class of a record. Raises ValueError where it is in none."""
-        value = next(iter(record.texts.get(self.kind, ())), None)
-        if value in self._numbers:
-            return self._numbers[value]
-        if isinstance(value, (str, type(None))) or not 0 <= int(value) < len(self.names):
-            raise ValueError(f"data: there is a picture whose {self.kind} is {value!r}, which is no class")
-        return int(value)
-
-    @functools.cached_property
-    def _numbers(self):
-        return {name: i for i, name in enumerate(self.names)}
-
-
-class EmojiPairs(Sequence[Record]):
-    """The embedded emoji drawings with their names.
-
-    styles: which drawings; concepts: "seen" leaves out the held-out fifth of concept stems,
-    "unseen" keeps only that, "all" keeps both. share: of these drawings, by lot; a smaller share is a
-    part of a larger. languages: adds texts of the kind "noisy", one a drawing, see `_noisy_text`.
-    `rows` carries every column but the picture. Labels: "label", the concept; "category" and
-    "subcategory". Raises ValueError for a style, a half, a share or a language that is none.
-    """
-
-    def __init__(
-        self, styles: Sequence[str], concepts: str = "all", share: float = 1.0, languages: Sequence[str] = ()
-    ):
-        if concepts not in ("all", "seen", "unseen"):
-            raise ValueError(f"emoji: no concepts {concepts!r}; there are all, seen, unseen")
-        table = _read_embedded()
-        table = table.filter(pyarrow.compute.is_in(table["style"], pyarrow.array(list(styles))))
-        missing = set(styles) - set(table["style"].to_pylist())
-        if missing:
-            raise ValueError(f"emoji: no style {sorted(missing)[0]!r}; there are {', '.join(emoji_styles())}")
-        if concepts != "all":
-            keep = [
-                is_held_out(unified) == (concepts == "unseen") for unified in table["unified"].to_pylist()
-            ]
-            table = table.filter(pyarrow.array(keep))
-        table = table.take(np.array(_part(len(table), share)))
-        self.rows = table.drop_columns(["webp"]).to_pylist()
-        self._images = table["webp"].combine_chunks()
-        foreign = [_read_language(language) for language in languages]
-        self._noisy = [_noisy_text(row, foreign) for row in self.rows] if foreign else None
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        row = self.rows[index]
-        names = [name.replace("_", " ") for name in row["short_names"]]
-        texts = {kind: [row[kind]] for kind in ("label", "name", "category", "subcategory")}
-        if self._noisy:
-            texts["noisy"] = [self._noisy[index]]
-        return Record(self._images[index].as_py(), texts | {"short_names": names, "tags": row["tags"]})
-
-    def label_names(self, kind: str) -> list[str]:
-        """The classes of a kind of label, of all embedded drawings, whatever the styles here."""
-        if kind not in ("label", "category", "subcategory"):
-            raise ValueError(f"emoji: {kind!r} is no label; there are label, category, subcategory")
-        return sorted(set(_read_embedded()[kind].to_pylist()))
-
-
-class EmojiConcepts(Sequence[list[Record]]):
-    """The embedded drawings with a concept an item: the list of its drawings, one a style.
-
-    Each epoch then shows every concept once, and a batch has no two drawings of one concept,
-    which the contrastive loss would push apart. Options and errors are those of EmojiPairs; share is of
-    the drawings, so that a part has fewer of most concepts, and none of some.
-    """
-
-    def __init__(
-        self, styles: Sequence[str], concepts: str = "all", share: float = 1.0, languages: Sequence[str] = ()
-    ):
-        self._pairs = EmojiPairs(styles, concepts, share, languages)
-        groups: dict[str, list[int]] = {}
-        for i, row in enumerate(self._pairs.rows):
-            groups.setdefault(row["unified"], []).append(i)
-        self._groups = list(groups.values())
-
-    def __len__(self):
-        return len(self._groups)
-
-    def __getitem__(self, index):
-        return [self._pairs[i] for i in self._groups[index]]
 
 
 class TfdsPairs(Sequence[Record]):
@@ -149,9 +48,21 @@ class TfdsPairs(Sequence[Record]):
         self._source = builder.as_data_source(split=split, decoders=decoders)
         self._features, self._name = builder.info.features, name
         self._image_key, self._text_keys = image_key, tuple(text_keys)
+        self._shards = builder.info.splits[split].file_instructions
+        self._starts = np.cumsum([0, *(shard.take for shard in self._shards)])
 
     def __len__(self):
         return len(self._source)
+
+    def summary(self) -> str:
+        """How many records there are, in how many files."""
+        return f"{len(self):,} records of {self._name!r} in {len(self._shards):,} files"
+
+    def record_name(self, index: int) -> str:
+        """The file of a record, and its place in what is read of it."""
+        shard = bisect.bisect_right(self._starts, index) - 1
+        place = index - self._starts[shard] + self._shards[shard].skip
+        return f"record {place} of {io.as_path(self._shards[shard].filename).name}"
 
     def __getitem__(self, index):
         example = self._source[index]
@@ -196,10 +107,21 @@ class ParquetPairs(Sequence[Record]):
             for group in range(metadata.num_row_groups):
                 self._groups.append((file, group))
                 self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
-        self._rows = _part(self._starts[-1], share)
+        self._rows, self._files = part(self._starts[-1], share), len(files)
 
     def __len__(self):
         return len(self._rows)
+
+    def summary(self) -> str:
+        """How many rows are read, in how many files."""
+        return f"{len(self):,} of {self._starts[-1]:,} rows in {self._files:,} Parquet files"
+
+    def record_name(self, index: int) -> str:
+        """The file of a record, and its row."""
+        position = int(self._rows[index])
+        file = self._groups[bisect.bisect_right(self._starts, position) - 1][0]
+        first = self._starts[[each for each, _ in self._groups].index(file)]
+        return f"row {position - first} of {file.name}"
 
     def __getitem__(self, index):
         position = int(self._rows[index])
@@ -224,9 +146,8 @@ class ParquetPairs(Sequence[Record]):
 
 
 class ImageFolder(Sequence[Record]):
-    """A folder with a subfolder of pictures, at any depth, for each class; the class is the label. Or one of
-    pictures without subfolders, which have no label then. Beside subfolders pictures are left out, and so is
-    what is hidden.
+    """A folder of pictures, at any depth. The subfolder that one lies in is its label; where pictures lie
+    beside subfolders, these have none, and the folder has no classes. What is hidden is left out.
 
     Classes come in the order of their names; where all are integers (ImageNet-V2), in the order
     of these. Raises FileNotFoundError where there is no such folder, ValueError where it has no
@@ -236,13 +157,13 @@ class ImageFolder(Sequence[Record]):
     def __init__(self, path: str):
         if not path:
             raise ValueError("image_folder: path is not set")
-        inside = [place for place in io.as_path(path).iterdir() if not place.name.startswith(".")]
-        folders = [place for place in inside if place.is_dir()]
+        self._left_out: collections.Counter[str] = collections.Counter()
+        self._beside, folders = self._listed(io.as_path(path))
         numbers = all(folder.name.isdecimal() for folder in folders)
         folders.sort(key=lambda folder: int(folder.name) if numbers else folder.name)
         self._names = [folder.name for folder in folders]
-        files = [(file, {"label": [folder.name]}) for folder in folders for file in _pictures(folder)]
-        self._files = files if folders else [(file, {}) for file in _pictures(io.as_path(path))]
+        files = [(file, {"label": [folder.name]}) for folder in folders for file in self._pictures(folder)]
+        self._files = files + [(file, {}) for file in self._beside]
         if not self._files:
             raise ValueError(f"image_folder: {path} has no pictures{' in its subfolders' if folders else ''}")
 
@@ -253,11 +174,50 @@ class ImageFolder(Sequence[Record]):
         file, texts = self._files[index]
         return Record(file.read_bytes(), texts)
 
+    def summary(self) -> str:
+        """How many pictures there are, and what was left out."""
+        parts = [f"{len(self):,} pictures"]
+        if self._names:
+            beside = f", {len(self._beside):,} of them beside these" if self._beside else ""
+            parts.append(f"{len(self._names):,} subfolders{beside}")
+        left_out = ", ".join(f"{count:,} {what}" for what, count in self._left_out.items())
+        return " in ".join(parts) + (f"; left out: {left_out}" if left_out else "")
+
+    def record_name(self, index: int) -> str:
+        """The path of a picture."""
+        return str(self._files[index][0])
+
+    def _listed(self, folder):
+        """(pictures, subfolders) of a folder, by name; the rest is counted."""
+        pictures, folders = [], []
+        for place in sorted(folder.iterdir()):
+            if place.name.startswith("."):
+                self._left_out["hidden"] += 1
+            # Of a picture's name only this machine's folders are asked: a bucket would be, for each picture.
+            elif place.suffix.lower() in _PICTURES and not os.path.isdir(place):
+                pictures.append(place)
+            elif place.is_dir():
+                folders.append(place)
+            else:
+                self._left_out["of other kinds"] += 1
+        return pictures, folders
+
+    def _pictures(self, folder):
+        pictures, folders = self._listed(folder)
+        yield from pictures
+        for each in folders:
+            yield from self._pictures(each)
+
     def label_names(self, kind: str) -> list[str]:
         """The classes, which are the only label."""
         if kind != "label" or not self._names:
             known = "label" if self._names else "none, without subfolders"
             raise ValueError(f"image_folder: {kind!r} is no label; there is {known}")
+        if self._beside:
+            raise ValueError(
+                f"image_folder: {len(self._beside)} pictures beside the subfolders are in no class, such as "
+                f"{self._beside[0]}; move them into one, or away"
+            )
         return self._names
 
 
@@ -284,84 +244,21 @@ def labels(config: Mapping, source: Sequence, kind: str) -> Labels:
     return Labels(kind, source.label_names(kind))
 
 
+def record_name(source: Sequence, index: int) -> str:
+    """What a person finds a record by: its file, and its place there."""
+    return source.record_name(index) if hasattr(source, "record_name") else f"record {index}"
+
+
+def summary(source: Sequence) -> str:
+    """How many records a source has of how many files, and what it left out, in a line."""
+    return source.summary() if hasattr(source, "summary") else f"{len(source):,} records"
+
+
 def records(source: Sequence) -> Iterator[Record]:
     """Every record of a source, those of a group one after the other."""
     for i in range(len(source)):
         item = source[i]
         yield from item if isinstance(item, list) else [item]
-
-
-def is_held_out(unified: str) -> bool:
-    """Whether a concept ('1F468-200D-1F33E') is kept out of training: a fifth of the stems.
-
-    By stem, the first codepoint, so that the variants of one concept stay on one side.
-    """
-    stem = unified.split("-")[0]
-    return _hash(stem) % 5 == 0
-
-
-def emoji_styles() -> list[str]:
-    """The names of the embedded drawing styles, openmoji (evaluation only) included."""
-    return sorted(set(_read_embedded()["style"].to_pylist()))
-
-
-def emoji_languages() -> list[str]:
-    """The languages, other than English, in which the embedded concepts have names and tags."""
-    return pyarrow.compute.unique(_embedded("emoji_languages.parquet")["language"]).to_pylist()
-
-
-def _noisy_text(row, foreign):
-    """What someone may have set beside a drawing: its English tags alone, its name in another language, or
-    its tags in that, a third each. By the drawing's hash: a picture's alt-text is the same at every visit."""
-    draw, kind = divmod(_hash(f"{row['style']} {row['unified']}"), 3)
-    named = foreign[draw % len(foreign)][row["unified"]]
-    return (" ".join(row["tags"]), named["label"], " ".join(named["tags"]))[kind]
-
-
-@functools.cache
-def _read_language(language):
-    """{concept: its row} in a language."""
-    if language not in emoji_languages():
-        raise ValueError(f"emoji: no language {language!r}; there are {', '.join(emoji_languages())}")
-    table = _embedded("emoji_languages.parquet")
-    rows = table.filter(pyarrow.compute.equal(table["language"], language)).to_pylist()
-    return {row["unified"]: row for row in rows}
-
-
-@functools.cache  # every set of drawings is a part of it
-def _read_embedded():
-    return pyarrow.concat_tables(map(_embedded, ("emoji_styles.parquet", "openmoji_eval.parquet")))
-
-
-@functools.cache
-def _embedded(name):
-    folder = io.as_path(importlib.resources.files("big_ssl.data") / "embedded")
-    return pyarrow.parquet.read_table(folder / name)
-
-
-def _part(count, share):
-    """The positions, in order, of a share of `count`, by lot and never none."""
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}; it must lie in (0, 1]")
-    if share == 1:
-        return range(count)
-    kept = np.random.default_rng(0).permutation(count)[: max(1, round(share * count))]
-    return np.sort(kept)
-
-
-def _hash(text):
-    return int(hashlib.sha1(text.encode()).hexdigest(), 16)
-
-
-def _pictures(folder):
-    """All below a folder that are not hidden, in order; epath searches no trees."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.suffix.lower() in _PICTURES:
-            yield path
-        elif path.is_dir():
-            yield from _pictures(path)
 
 
 @functools.lru_cache(4)  # of the module and not of a source, which workers must be able to pickle

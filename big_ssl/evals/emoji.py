@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from big_ssl.data import chunks, preprocessing, sources
+from big_ssl.data import chunks, emoji_drawings, preprocessing, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ def load(style: str, prepare: Callable[[np.ndarray], np.ndarray]) -> NamedImages
         images=images,
         names=[row["label"] for row in concepts],
         labels=_labels(source),
-        unseen=np.array([sources.is_held_out(row["unified"]) for row in concepts]),
+        unseen=np.array([emoji_drawings.is_held_out(row["unified"]) for row in concepts]),
         flag=np.array([row["category"] == "Flags" for row in concepts]),
     )
 

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from big_ssl.data import host_views, pipeline, sources, tokenizers
+from big_ssl.data import host_views, pipeline, tokenizers
 from big_ssl.data.device_views import ImageView
 from big_ssl.data.masking import BlockMask
+from big_ssl.data.pipeline import LoadExample
 from big_ssl.data.tokenizers import Tokenizer
 from big_ssl.models import encoders
 from big_ssl.objectives import build as objectives
@@ -80,21 +81,6 @@ def loaded_data(stream: str, config: Mapping) -> dict:
     return dict(parts["data"], views=views, captions=captions, label="".join(labels))
 
 
-def check_classes(config: Mapping) -> None:
-    """Raises ValueError where an objective has not as many classes as its label has in the source."""
-    for stream, parts in config["streams"].items():
-        for name, options in parts["objectives"].items():
-            if "label" not in options:
-                continue
-            data = parts["data"]["source"]
-            count = len(sources.labels(data, sources.build(data), options["label"]).names)
-            if count != options["classes"]:
-                raise ValueError(
-                    f"streams.{stream}.objectives.{name}.classes is {options['classes']}; "
-                    f"{options['label']!r} of the data has {count}"
-                )
-
-
 def preparation(data: Mapping) -> dict:
     """How a stream's images are prepared outside of training, in the keys of a weights.format.Config:
     as the view "image" prepares them, but the middle of each instead of a random part."""
@@ -124,29 +110,35 @@ def abstract_global_batch(config: Mapping, sharding) -> dict:
     def place(size, leaf):
         return jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype, sharding=sharding)
 
-    faults = {name: np.zeros(1, bool) for name in ("replaced_images", "replaced_texts")}
+    data_errors = {name: np.zeros(1, bool) for name in pipeline.DATA_ERRORS}
     return {
         name: jax.tree.map(
-            functools.partial(place, config["streams"][name]["batch_size"]), views | dict(faults=faults)
+            functools.partial(place, config["streams"][name]["batch_size"]),
+            views | dict(data_errors=data_errors),
         )
         for name, views in abstract_batch(config).items()
     }
 
 
-def batches(config: Mapping, tokens: Tokenizer, start: int, mesh: Mesh):
+def loaders(config: Mapping, tokens: Tokenizer | None) -> dict[str, LoadExample]:
+    """{stream: the loader of its records}, unchecked; training.streams checks them as well."""
+    return {name: pipeline.build(loaded_data(name, config), tokens) for name in config["streams"]}
+
+
+def batches(config: Mapping, loaders: Mapping[str, LoadExample], start: int, mesh: Mesh):
     """An endless iterator of {stream: batch}, NumPy, this process's rows, from step `start`."""
-    iterators = {}
-    for name, stream in config["streams"].items():
-        load, records = pipeline.build(loaded_data(name, config), tokens)
-        iterators[name] = pipeline.batches(
-            load,
-            records,
+    iterators = {
+        name: pipeline.batches(
+            loaders[name],
+            len(loaders[name].source),
             stream["batch_size"],
             config["seed"],
             start,
             stream["data"]["threads"],
             mesh_lib.local_rows(mesh, stream["batch_size"]),
         )
+        for name, stream in config["streams"].items()
+    }
     try:
         while True:
             yield {name: next(iterator) for name, iterator in iterators.items()}

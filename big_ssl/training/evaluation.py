@@ -23,10 +23,6 @@ def evaluators(config: Mapping, encoders: Mapping) -> dict[str, suite.Evaluator]
         if options["kind"] in suite.OF_TEXTS and "contrastive" not in objectives:
             raise RequirementsError(f"evals.{name}: {options['kind']} needs a contrastive objective")
     try:
-        build.check_classes(config)
-    except (ValueError, OSError) as error:
-        raise RequirementsError(str(error)) from error
-    try:
         found = suite.build(config["evals"])
         for each in found.values():
             suite.check(each, encoders["image"])

@@ -13,7 +13,7 @@ from big_ssl.evals import suite
 from big_ssl.evals.embedder import Towers
 from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, evaluation, flops, initial, progress, requirements
+from big_ssl.training import build, evaluation, flops, initial, progress, requirements, streams
 from big_ssl.training import state as state_lib
 from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.metrics import MetricsWriter
@@ -46,6 +46,7 @@ def train(config: Mapping, workdir) -> Result:
     size = requirements.state_bytes(setup.abstract_state)
     requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
     requirements.check_shared(workdir)
+    loaders = streams.open_streams(config, setup.tokenizer)
     evaluators = evaluation.evaluators(config, setup.system.encoders)
     mesh_lib.warm_up_collectives(setup.mesh)
     progress.print_parameters(
@@ -60,7 +61,7 @@ def train(config: Mapping, workdir) -> Result:
         io.write_atomically(io.as_path(workdir) / "config.json", json.dumps(config, indent=2).encode())
     if state is None:
         state = initial.replace(setup.init(), start_from)
-    run = _Run(config, workdir, setup, checkpoints, evaluators, int(state.step), began)
+    run = _Run(config, workdir, setup, loaders, checkpoints, evaluators, int(state.step), began)
     try:
         state, finished = run.go(state)
         return Result(state, setup, evaluators, run.towers, finished)
@@ -71,14 +72,15 @@ def train(config: Mapping, workdir) -> Result:
 class _Run:
     """One process's stretch of a run, from its first step to its last."""
 
-    def __init__(self, config, workdir, setup, checkpoints, evaluators, start, began):
-        self.config, self.setup, self.checkpoints = config, setup, checkpoints
+    def __init__(self, config, workdir, setup, loaders, checkpoints, evaluators, start, began):
+        self.config, self.setup, self.loaders, self.checkpoints = config, setup, loaders, checkpoints
         self.start, self.total = start, config["total_steps"]
         self.writer = MetricsWriter(workdir, start)
         self.time = WallTime(self.writer.seconds_before, began)
         self.profile = Profile(workdir, config["profile"], start, self.total)
         self.stop = StopRequest()
-        self.examples = sum(stream["batch_size"] for stream in config["streams"].values())
+        self.batch_sizes = {name: stream["batch_size"] for name, stream in config["streams"].items()}
+        self.examples = sum(self.batch_sizes.values())
         self.evaluators = evaluators
         self.towers = evaluation.towers(config, setup) if evaluators else None
         self.progress = progress.Progress(start, self.total, self.examples)
@@ -87,7 +89,7 @@ class _Run:
     def go(self, state):
         """Steps until the end or a request to stop. Returns (state, whether it is the end)."""
         with contextlib.closing(
-            build.batches(self.config, self.setup.tokenizer, self.start, self.setup.mesh)
+            build.batches(self.config, self.loaders, self.start, self.setup.mesh)
         ) as batches:
             return self._steps(state, batches)
 
@@ -115,21 +117,25 @@ class _Run:
         """Logs, evaluates and saves where the config wants it after this step."""
         if last or step % self.config["log_every"] == 0:
             self._log(step, jax.device_get(metrics))
-        found: dict[str, float] = {}
-        if step % self.config["eval_every"] == 0 or step == self.total:
-            found = self._timed("evaluate", self._evaluate, step, state)
-        if last or step % self.config["checkpoint"]["every"] == 0:
+        evaluate = step % self.config["eval_every"] == 0 or step == self.total
+        # A checkpoint can only be known as the best where it was evaluated, so what is evaluated is saved.
+        judged = evaluate and bool(self.config["checkpoint"]["best"])
+        if last or judged or step % self.config["checkpoint"]["every"] == 0:
+            self._check(metrics, step)
             self.writer.flush()
-            self._timed("checkpoint", self.checkpoints.save, state, found)
+            self._timed("checkpoint", self.checkpoints.save, state)
+        if evaluate:
+            self.checkpoints.record(step, self._timed("evaluate", self._evaluate, step, state))
         if last:  # what came after the last log counts as well
+            self._timed("checkpoint", self.checkpoints.wait)
             self.writer.write(step, self.time.metrics())
 
     def _log(self, step, metrics):
         self._check(metrics, step)
         line = {f"train/{key}": value for key, value in metrics.items()}
         self.writer.write(step, line | self.time.metrics() | self._speed(step))
-        faults = (f"{name} {int(metrics[name])}" for name in state_lib.COUNTERS if metrics[name])
-        self.progress.report(step, "  ".join([f"loss {metrics['loss']:.4f}", *faults]))
+        counts = (f"{name} {int(metrics[name])}" for name in state_lib.COUNTERS if metrics[name])
+        self.progress.report(step, "  ".join([f"loss {metrics['loss']:.4f}", *counts]))
 
     def _speed(self, step):
         """Since this stretch began, compilation and pauses left out."""
@@ -154,8 +160,9 @@ class _Run:
 
     def _check(self, metrics, step):
         with self.time.part("compute"):
-            counters = jax.device_get({name: metrics[name] for name in state_lib.COUNTERS})
-        check_health(counters, step, step * self.examples, self.config["faults"])
+            metrics = jax.device_get(metrics)
+        examples = {name: step * size for name, size in self.batch_sizes.items()}
+        check_health(metrics, step, examples, self.config["failure_limits"])
 
     def _timed(self, part, function, *arguments):
         began = time.monotonic()

@@ -39,6 +39,8 @@ def build_model(config: Mapping, mesh: Mesh) -> Model:
     def init():
         key = jax.random.key(config["seed"])
         params, mutable = system.init(key, build.abstract_batch(config))
-        return state_lib.create(params, mutable, optimizer, bool(config["ema"]), rates.frozen)
+        return state_lib.create(
+            params, mutable, optimizer, bool(config["ema"]), rates.frozen, config["streams"]
+        )
 
     return Model(system, optimizer, rates, init)

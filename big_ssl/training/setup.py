@@ -59,7 +59,10 @@ def _set_up(config, mesh):
     system = dataclasses.replace(system, specs=specs)
     grad_fn = accumulation.value_and_grad(system, config["grad_accum"], mesh)
     momentum = averaging.build(config["ema"], config["total_steps"])
-    step = make_step(grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"])
+    window = config["failure_limits"]["window_examples"]
+    step = make_step(
+        grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"], window
+    )
     step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     # Traced now, for its errors; what is traced is kept for the first step.
     step.eval_shape(abstract, build.abstract_global_batch(config, mesh_lib.batch_sharding(mesh)))

@@ -1,6 +1,6 @@
 """Everything a run carries from step to step, in one pytree."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.struct
@@ -20,6 +20,8 @@ class TrainState(flax.struct.PyTreeNode):
     ema: None, or the average of {"params": params, "encoders": mutable["encoders"]}, without the parameters
       that are frozen: their average is what they are.
     counters: int32[] each: skipped, skipped_in_a_row, replaced_images, replaced_texts.
+    replaced_fraction: {stream: float32[]}, the part of its recent examples that stood in for records which
+      could not be used; see `failure_limits` of the config.
     """
 
     step: jax.Array
@@ -28,13 +30,19 @@ class TrainState(flax.struct.PyTreeNode):
     mutable: Any
     ema: Any
     counters: dict[str, jax.Array]
+    replaced_fraction: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
 COUNTERS = ("skipped", "skipped_in_a_row", "replaced_images", "replaced_texts")
 
 
-def create(params, mutable, optimizer, use_ema: bool, frozen=lambda name: False) -> TrainState:
-    """The state before the first step. frozen: whether the parameter of a path never changes."""
+def create(
+    params, mutable, optimizer, use_ema: bool, frozen=lambda name: False, streams: Iterable[str] = ()
+) -> TrainState:
+    """The state before the first step.
+
+    frozen: whether the parameter of a path never changes; streams: the names of the run's streams.
+    """
     start = averaged(
         {path: x for path, x in flatten_dict(params).items() if not frozen("/".join(path))}, mutable
     )
@@ -47,6 +55,7 @@ def create(params, mutable, optimizer, use_ema: bool, frozen=lambda name: False)
         # A copy, since the step donates its input and no buffer can be donated twice.
         ema=jax.tree.map(jnp.copy, start) if use_ema else None,
         counters={name: jnp.zeros((), jnp.int32) for name in COUNTERS},
+        replaced_fraction={name: jnp.zeros((), jnp.float32) for name in streams},
     )
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import types
+from collections.abc import Mapping
 
 import jax
 from absl import logging
@@ -51,23 +52,30 @@ class StopRequest:
             signal.signal(number, handler)
 
 
-def check_health(counters, step: int, examples: int, limits) -> None:
-    """Raises TrainingFailed where too many steps in a row were not finite, or too large a part
-    of the examples had to be replaced.
+def check_health(metrics: Mapping, step: int, examples: Mapping[str, int], limits: Mapping) -> None:
+    """Raises TrainingFailed where too many steps in a row were skipped, examples have no record, or too large
+    a part of a stream's recent examples had to be replaced.
 
-    counters: TrainState.counters on the host; examples: seen so far; limits: config.faults.
+    metrics: a step's, on the host, the same on all hosts; examples: {stream: seen so far}; limits:
+    config.failure_limits.
     """
-    skipped, images, texts = (
-        int(counters[name]) for name in ("skipped_in_a_row", "replaced_images", "replaced_texts")
-    )
+    skipped = int(metrics["skipped_in_a_row"])
+    if metrics["missing_examples"]:
+        raise TrainingFailed(
+            f"step {step}: there is no usable record for {int(metrics['missing_examples'])} examples, nor a "
+            "neighbour that could stand in; the hosts that read them say why"
+        )
     if skipped >= limits["skipped_in_a_row"]:
         raise TrainingFailed(
-            f"step {step}: the loss or its gradient was not finite {skipped} times in a row "
-            "(config.faults.skipped_in_a_row)"
+            f"step {step}: the loss, its gradient or the update was not finite {skipped} times in a row "
+            "(config.failure_limits.skipped_in_a_row)"
         )
-    # A fraction of a few dozen examples says nothing yet.
-    if examples >= 100 and max(images, texts) > limits["replaced_fraction"] * examples:
-        raise TrainingFailed(
-            f"step {step}: {images} pictures and {texts} texts of {examples} examples were unusable, "
-            f"above config.faults.replaced_fraction = {limits['replaced_fraction']}"
-        )
+    for stream, seen in examples.items():
+        fraction = float(metrics[f"replaced_fraction/{stream}"])
+        # A fraction of a few dozen examples says nothing yet.
+        if seen >= 100 and fraction > limits["replaced_fraction"]:
+            raise TrainingFailed(
+                f"step {step}: {fraction:.1%} of the last {min(seen, limits['window_examples'])} examples of "
+                f"streams.{stream} were unusable and replaced, above config.failure_limits.replaced_fraction "
+                f"= {limits['replaced_fraction']}; the hosts' warnings name some"
+            )

@@ -21,7 +21,7 @@ from configs.align_l2 import get_config
 def digests(config, steps):
     """{"step/row": str} of the global batches, as every process sees them on the devices."""
     mesh, found = mesh_lib.make_mesh(config["mesh"]), {}
-    batches = build.batches(config, build.tokenizer(config), 0, mesh)
+    batches = build.batches(config, build.loaders(config, build.tokenizer(config)), 0, mesh)
     for step, batch in enumerate(itertools.islice(batches, steps)):
         pairs = mesh_lib.global_batch(mesh, batch)["pairs"]
         image, ids = multihost_utils.process_allgather((pairs["image"], pairs["text"]["ids"]), tiled=True)

@@ -69,7 +69,7 @@ def test_its_vocabulary_tells_words_apart_that_differ_in_accents_and_vowel_signs
 def test_presets_have_the_keys_of_the_recipe(preset):
     full, small = get_config().to_dict(), get_config(preset).to_dict()
     assert full.keys() == small.keys()
-    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "faults", "encoders"):
+    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits", "encoders"):
         assert full[key].keys() == small[key].keys()
 
 

@@ -54,7 +54,7 @@ def test_presets_have_the_keys_of_the_recipe_and_are_valid(model, preset):
     full, small = get(model), get(model, preset)
     validate(small)
     assert full.keys() == small.keys()
-    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "faults"):
+    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits"):
         assert full[key].keys() == small[key].keys()
     for tower in ("image", "text"):
         assert full["encoders"][tower].keys() == small["encoders"][tower].keys()

@@ -85,7 +85,7 @@ def test_presets_have_the_keys_of_the_recipe_and_are_valid(model, preset):
     full, config = get(model), get(model, preset)
     validate(config)
     assert full.keys() == config.keys()
-    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "faults", "masks", "views"):
+    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits", "masks", "views"):
         assert full[key].keys() == config[key].keys()
     assert full["encoders"]["image"].keys() == config["encoders"]["image"].keys()
 

@@ -62,7 +62,7 @@ def test_presets_have_the_keys_of_the_recipe_and_are_valid(model, preset):
     full, small = get(model), get(model, preset)
     validate(small)
     assert full.keys() == small.keys()
-    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "faults", "masks", "views"):
+    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits", "masks", "views"):
         assert full[key].keys() == small[key].keys()
     assert full["encoders"]["image"].keys() == small["encoders"]["image"].keys()
 

@@ -89,7 +89,7 @@ def test_presets_have_the_keys_of_the_recipe_and_are_valid(recipe, preset):
     full, small = (RECIPES[recipe].get_config(name).to_dict() for name in ("", preset))
     validate(small)
     assert full.keys() == small.keys()
-    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "faults", "views"):
+    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits", "views"):
         assert full[key].keys() == small[key].keys()
     assert full["encoders"]["image"].keys() == small["encoders"]["image"].keys()
     assert not small["requires"]["weights"]

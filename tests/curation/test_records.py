@@ -59,5 +59,5 @@ def test_training_reads_what_was_kept(tmp_path):
     load = pipeline.LoadExample(written, tokenizer, dict(image=Window(8, 8)), dict(text=1.0))
     batch = next(pipeline.batches(load, len(written), 4, 0, 0, 1))
     assert batch["image"].shape == (4, 8, 8, 3)
-    assert not batch["faults"]["replaced_images"].any()
-    assert not batch["faults"]["replaced_texts"].any()
+    assert not batch["data_errors"]["replaced_images"].any()
+    assert not batch["data_errors"]["replaced_texts"].any()

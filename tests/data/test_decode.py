@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from big_ssl.data import decode, sources
+from big_ssl.data import decode, emoji_drawings, sources
 
 
 def _encoded(image, form="PNG", **options):
@@ -160,7 +160,7 @@ def test_crops():
 
 
 def test_every_embedded_picture_decodes():
-    for style in sources.emoji_styles():
+    for style in emoji_drawings.emoji_styles():
         source = sources.EmojiPairs([style])
         for index in range(0, len(source), 97):
             assert _decoded(source[index].image, 36).shape == (36, 36, 3)

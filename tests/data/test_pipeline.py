@@ -1,15 +1,20 @@
 """Batches as a function of (seed, step): whoever asks, however often, from wherever."""
 
+import io
 import itertools
 
 import jax
 import numpy as np
 import pytest
+from absl import logging
+from PIL import Image
 
-from big_ssl.data import pipeline
-from big_ssl.data.host_views import Window
-from big_ssl.data.sources import EmojiPairs, Labels
+from big_ssl.data import decode, pipeline
+from big_ssl.data.cache import memory_bytes
+from big_ssl.data.host_views import RandomResizedCrop, Window
+from big_ssl.data.sources import EmojiPairs, ImageFolder, Labels, Record
 from big_ssl.data.tokenizers import WordPiece, vocabulary_path
+from big_ssl.io import retry
 
 TOKENIZER = WordPiece(vocabulary_path("emoji"), 8)
 VIEWS = dict(image=Window(18, 16))
@@ -120,16 +125,20 @@ def _load(bad, **options):
     return pipeline.LoadExample(_Source(bad, **options), TOKENIZER, VIEWS, dict(label=1.0))
 
 
+def _errors(example):
+    return [name for name, there in example["data_errors"].items() if there]
+
+
 def test_a_bad_record_is_replaced_by_the_next_good_one():
     load = _load({3: NO_IMAGE, 4: NO_TEXT, 7: dict(image=b"")})
     rng = np.random.default_rng
     good = load.random_map(5, rng(0))
     replaced = load.random_map(3, rng(0))
     np.testing.assert_array_equal(replaced["text"]["ids"], good["text"]["ids"])
-    assert replaced["faults"] == dict(replaced_images=True, replaced_texts=True)
-    assert load.random_map(4, rng(0))["faults"] == dict(replaced_images=False, replaced_texts=True)
-    assert load.random_map(7, rng(0))["faults"] == dict(replaced_images=True, replaced_texts=False)
-    assert good["faults"] == dict(replaced_images=False, replaced_texts=False)
+    assert _errors(replaced) == ["replaced_images", "replaced_texts"]
+    assert _errors(load.random_map(4, rng(0))) == ["replaced_texts"]
+    assert _errors(load.random_map(7, rng(0))) == ["replaced_images"]
+    assert _errors(good) == []
     _assert_equal(load.random_map(3, rng(0)), replaced)
 
 
@@ -145,14 +154,130 @@ def test_batches_with_bad_records_are_the_same_each_time():
     load = _load({3: NO_IMAGE, 4: NO_TEXT})
     first = _take(load, 5, records=20, batch_size=4)
     _assert_equal(first, _take(load, 5, records=20, batch_size=4))
-    assert sum(batch["faults"]["replaced_images"].sum() for batch in first) == 1
-    assert sum(batch["faults"]["replaced_texts"].sum() for batch in first) == 2
+    assert sum(batch["data_errors"]["replaced_images"].sum() for batch in first) == 1
+    assert sum(batch["data_errors"]["replaced_texts"].sum() for batch in first) == 2
 
 
-def test_nothing_but_bad_records_is_an_error():
+def test_nothing_but_bad_records_is_a_missing_example():
+    """No error, which would end one host alone: the step sums the marks, and all hosts stop together."""
     load = _load(dict.fromkeys(range(20), NO_IMAGE))
-    with pytest.raises(ValueError, match="records 2 to 101 are all unusable"):
-        load.random_map(2, np.random.default_rng(0))
+    example = load.random_map(2, np.random.default_rng(0))
+    assert _errors(example) == ["replaced_images", "missing_examples"]
+    good = _load({}).random_map(2, np.random.default_rng(0))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), example["text"]) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), good["text"]
+    )
+    assert example["image"].shape == good["image"].shape
+    assert not example["image"].any()
+
+
+# A storage that does not answer.
+
+
+class _Unanswering(_Source):
+    """Raises one of `errors` at each reading of the records `where`, until there are none left."""
+
+    def __init__(self, errors, where):
+        super().__init__({})
+        self.errors, self.where, self.reads = list(errors), where, 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if index in self.where and self.errors:
+            raise self.errors.pop(0)
+        return super().__getitem__(index)
+
+
+def _load_from(errors, where):
+    source = _Unanswering(errors, where)
+    return source, pipeline.LoadExample(source, TOKENIZER, VIEWS, dict(label=1.0))
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    slept = []
+    monkeypatch.setattr(retry, "sleep", slept.append)
+    return slept
+
+
+def test_a_record_that_is_read_late_is_the_record(pauses):
+    _, load = _load_from([ConnectionResetError(), TimeoutError(), OSError(5, "Input/output error")], {3})
+    example = load.random_map(3, np.random.default_rng(0))
+    assert _errors(example) == []
+    assert len(pauses) == 3
+    _assert_equal(example, _load({}).random_map(3, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [(ConnectionResetError(), 5), (FileNotFoundError(2, "none"), 0), (ValueError("cut"), 0)],
+)
+def test_a_record_that_is_never_read_is_replaced(error, waits, pauses):
+    _, load = _load_from([error] * 100, {3})
+    example = load.random_map(3, np.random.default_rng(0))
+    assert _errors(example) == ["replaced_images"]
+    assert len(pauses) == waits
+
+
+def test_a_source_that_is_gone_is_not_asked_for_ever(pauses):
+    source, load = _load_from([ConnectionResetError()] * 1000, range(20))
+    example = load.random_map(3, np.random.default_rng(0))
+    assert _errors(example) == ["replaced_images", "missing_examples"]
+    assert (source.reads, len(pauses)) == (8, 5)  # the record six times, two neighbours once
+    assert _errors(load.random_map(4, np.random.default_rng(0))) == ["missing_examples"]
+    assert source.reads == 8
+
+
+# The log.
+
+
+def test_replaced_records_are_named(tmp_path, monkeypatch):
+    for i in range(30):
+        (tmp_path / f"{i:02}.jpg").write_bytes(b"no picture")
+    lines: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: lines.append(text % values))
+    source = ImageFolder(str(tmp_path))
+    load = pipeline.LoadExample(source, None, VIEWS, {})
+    load.random_map(3, np.random.default_rng(0))  # all hundred neighbours, round and round
+    assert [line.split()[1] for line in lines[:10]] == [str(tmp_path / f"{i:02}.jpg") for i in range(3, 13)]
+    assert all("is replaced: UnidentifiedImageError: " in line for line in lines[:10])
+    (last,) = lines[10:]
+    assert last.startswith(f"data: 100 records are replaced so far; the last: {tmp_path}/12.jpg: ")
+
+
+# The cache.
+
+
+class _Photos(list):
+    """Pictures of 1,000 by 250 points, a megabyte in memory."""
+
+    def __init__(self, count):
+        draw = np.random.default_rng(0)
+        for _ in range(count):
+            buffer = io.BytesIO()
+            pixels = draw.integers(0, 255, (5, 20, 3), np.uint8)
+            Image.fromarray(pixels).resize((1000, 250)).save(buffer, "JPEG")
+            self.append(Record(buffer.getvalue(), {}))
+
+
+def test_the_cache_is_bounded_in_bytes():
+    crops = dict(a=RandomResizedCrop(8, (0.5, 1.0)), b=RandomResizedCrop(8, (0.1, 0.5)))
+    load = pipeline.LoadExample(_Photos(6), None, crops, {}, cache_mib=3.5)
+    for _ in range(2):
+        for index in range(6):
+            load.random_map(index, np.random.default_rng(0))
+    kept = load._cache._kept
+    assert list(kept) == [record.image for record in load.source[:3]]  # the views share a picture
+    assert sum(map(memory_bytes, kept.values())) == 3 * 1000 * 250 * 4
+
+
+def test_a_picture_in_the_cache_is_not_decoded_again(monkeypatch):
+    opened, decoded = decode.opened, []
+    monkeypatch.setattr(decode, "opened", lambda *arguments: decoded.append(1) or opened(*arguments))
+    load = pipeline.LoadExample(_Photos(2), None, VIEWS, {}, cache_mib=1)
+    examples = [load.random_map(index, np.random.default_rng(0)) for index in (0, 1, 0, 1)]
+    assert len(decoded) == 2
+    _assert_equal(examples[:2], examples[2:])
 
 
 @pytest.mark.parametrize(
@@ -160,7 +285,7 @@ def test_nothing_but_bad_records_is_an_error():
 )
 def test_what_is_no_caption_is_replaced(text):
     load = _load({3: dict(texts={"label": [text]})})
-    assert load.random_map(3, np.random.default_rng(0))["faults"]["replaced_texts"]
+    assert load.random_map(3, np.random.default_rng(0))["data_errors"]["replaced_texts"]
 
 
 def test_labels_are_the_classes_of_the_records():
@@ -169,7 +294,7 @@ def test_labels_are_the_classes_of_the_records():
     load = pipeline.LoadExample(source, None, VIEWS, {}, labels=Labels("category", names))
     (batch,) = _take(load, 1)
     assert batch["label"].dtype == np.int32
-    assert set(batch) == {"image", "label", "faults"}
+    assert set(batch) == {"image", "label", "data_errors"}
     found = load.random_map(7, np.random.default_rng(0))["label"]
     assert names[found] == source.rows[7]["category"]
 
@@ -183,20 +308,20 @@ def test_a_record_without_a_class_is_replaced(texts):
     load = pipeline.LoadExample(source, None, VIEWS, {}, labels=Labels("kind", ("a", "b")))
     found = load.random_map(3, np.random.default_rng(0))
     assert found["label"] == 0  # of the fourth
-    assert found["faults"] == dict(replaced_images=False, replaced_texts=True)
+    assert _errors(found) == ["replaced_texts"]
     assert load.random_map(5, np.random.default_rng(0))["label"] == 1
 
 
 @pytest.mark.parametrize("texts", [{}, {"label": []}, {"other": ["a cat"]}])
 def test_a_record_without_captions_is_replaced(texts):
     load = _load({3: dict(texts=texts)})
-    assert load.random_map(3, np.random.default_rng(0))["faults"]["replaced_texts"]
+    assert load.random_map(3, np.random.default_rng(0))["data_errors"]["replaced_texts"]
 
 
 def test_the_cache_changes_nothing():
     source = EmojiPairs(["fxemoji"], "seen")
-    cached = pipeline.LoadExample(source, TOKENIZER, VIEWS, CAPTIONS, cache=100)
-    plain = pipeline.LoadExample(source, TOKENIZER, VIEWS, CAPTIONS, cache=0)
+    cached = pipeline.LoadExample(source, TOKENIZER, VIEWS, CAPTIONS, cache_mib=1)
+    plain = pipeline.LoadExample(source, TOKENIZER, VIEWS, CAPTIONS, cache_mib=0)
     _assert_equal(_take(cached, 4, records=30), _take(plain, 4, records=30))
 
 
@@ -222,6 +347,12 @@ def test_what_a_record_lacks_is_shared_among_the_rest():
     assert np.mean([text == "l" for text in drawn]) == pytest.approx(5 / 7, abs=0.03)
 
 
+def test_a_kind_of_weight_0_is_never_drawn():
+    assert set(_draw(dict(label=["l"], name=["n"]), dict(label=0.0, name=0.5))) == {"n"}
+    with pytest.raises(pipeline.BadText, match="no caption"):
+        _draw(dict(label=["l"]), dict(label=0.0, name=0.5))
+
+
 def test_tags_are_a_random_subset_in_random_order():
     drawn = _draw(dict(tags=["a", "b", "c"]), dict(tags=1.0))
     subsets = [order for n in (1, 2, 3) for order in itertools.permutations("abc", n)]
@@ -241,8 +372,8 @@ def test_a_tag_that_is_no_string_is_a_bad_text():
 def test_build_reads_the_config():
     data = dict(
         source=dict(kind="emoji", styles=("fxemoji",), concepts="seen"),
-        views=dict(image=dict(kind="window", resize=18, crop=16)), captions=CAPTIONS, cache=0, threads=1,
+        views=dict(image=dict(kind="window", resize=18, crop=16)), captions=CAPTIONS, cache_mib=0, threads=1,
     )  # fmt: skip
-    load, records = pipeline.build(data, TOKENIZER)
-    assert records == len(EmojiPairs(["fxemoji"], "seen"))
+    load = pipeline.build(data, TOKENIZER)
+    assert len(load.source) == len(EmojiPairs(["fxemoji"], "seen"))
     assert load.random_map(0, np.random.default_rng(0))["image"].shape == (16, 16, 3)

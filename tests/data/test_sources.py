@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import big_ssl
-from big_ssl.data import pipeline, sources, tokenizers
+from big_ssl.data import emoji_drawings, pipeline, sources, tokenizers
 from big_ssl.data.host_views import Window
 from configs.emoji import TRAINING_STYLES
 
@@ -35,12 +35,12 @@ def test_the_training_set_is_the_one_that_is_documented(seen):
 def test_a_fifth_of_the_concepts_is_held_out():
     concepts = [row["unified"] for row in sources.EmojiPairs(["twemoji"]).rows]
     assert len(concepts) == len(set(concepts)) == 1911
-    assert sum(map(sources.is_held_out, concepts)) == 370
+    assert sum(map(emoji_drawings.is_held_out, concepts)) == 370
 
 
 @pytest.mark.smoke
 def test_no_stem_is_on_both_sides(seen):
-    unseen = sources.EmojiPairs(sources.emoji_styles(), "unseen")
+    unseen = sources.EmojiPairs(emoji_drawings.emoji_styles(), "unseen")
     assert not {_stem(row) for row in seen.rows} & {_stem(row) for row in unseen.rows}
     every = sources.EmojiPairs(TRAINING_STYLES, "all")
     assert len(every) == len(seen) + len(sources.EmojiPairs(TRAINING_STYLES, "unseen"))
@@ -105,7 +105,7 @@ def test_noisy_texts_are_tags_or_in_another_language():
 
 
 def test_each_drawing_of_a_concept_has_a_noisy_text_of_its_own():
-    source = sources.EmojiPairs(sources.emoji_styles(), languages=("de",))
+    source = sources.EmojiPairs(emoji_drawings.emoji_styles(), languages=("de",))
     found = {source[i].texts["noisy"][0] for i, row in enumerate(source.rows) if row["label"] == "hedgehog"}
     assert found == {"animal spiny", "Igel", "igel stachelig stacheln tier"}
 
@@ -120,9 +120,9 @@ def test_an_unknown_language_or_share_is_named():
 
 def test_every_concept_has_a_name_and_tags_in_every_language():
     concepts = {row["unified"] for row in sources.EmojiPairs(["twemoji"]).rows}
-    assert len(sources.emoji_languages()) == 10
-    for language in sources.emoji_languages():
-        rows = sources._read_language(language)
+    assert len(emoji_drawings.emoji_languages()) == 10
+    for language in emoji_drawings.emoji_languages():
+        rows = emoji_drawings._read_language(language)
         assert rows.keys() == concepts
         assert all(row["label"] and row["tags"] for row in rows.values())
 
@@ -160,12 +160,38 @@ def _folder(path, names):
 
 
 def test_a_folder_of_classes(tmp_path):
-    names = ["dog/b.JPG", "cat/2.png", "cat/1.jpeg", "cat/notes.txt", "dog/more/a.webp", "readme.png"]
+    names = ["dog/b.JPG", "cat/2.png", "cat/1.jpeg", "cat/notes.txt", "dog/more/a.webp", ".cache/c.png"]
     found = _folder(tmp_path, names)
     assert found.label_names("label") == ["cat", "dog"]
     records = [found[i] for i in range(len(found))]
     assert [r.image.decode() for r in records] == ["cat/1.jpeg", "cat/2.png", "dog/b.JPG", "dog/more/a.webp"]
     assert [r.texts["label"] for r in records] == [["cat"], ["cat"], ["dog"], ["dog"]]
+
+
+def test_what_a_folder_has_is_told(tmp_path):
+    names = ["dog/b.JPG", "cat/2.png", "cat/notes.txt", "cat/.hidden.png", "list.csv"]
+    found = _folder(tmp_path, names)
+    assert found.summary() == "2 pictures in 2 subfolders; left out: 2 of other kinds, 1 hidden"
+    assert found.record_name(1) == str(tmp_path / "dog" / "b.JPG")
+
+
+def test_pictures_beside_subfolders_are_read_and_in_no_class(tmp_path):
+    found = _folder(tmp_path, ["b.png", "a.jpg", "thumbs/c.png"])
+    assert [found[i].image.decode() for i in range(3)] == ["thumbs/c.png", "a.jpg", "b.png"]
+    assert [found[i].texts for i in range(3)] == [{"label": ["thumbs"]}, {}, {}]
+    assert found.summary() == "3 pictures in 1 subfolders, 2 of them beside these"
+    with pytest.raises(
+        ValueError, match=r"2 pictures beside the subfolders are in no class, such as .*/a.jpg"
+    ):
+        found.label_names("label")
+
+
+def test_a_folder_with_the_name_of_a_picture_is_a_folder(tmp_path):
+    (tmp_path / "album.jpg").mkdir()
+    assert len(_folder(tmp_path, ["a.jpg"])) == 1
+    found = _folder(tmp_path / "classes", ["album.jpg/b.png", "c/d.png/e.png"])
+    assert found.label_names("label") == ["album.jpg", "c"]
+    assert len(found) == 2
 
 
 def test_classes_that_are_numbers_are_in_their_order(tmp_path):
@@ -280,7 +306,11 @@ def test_labels_and_nested_texts(data_dir):
 
 
 def test_a_split_can_be_sliced(data_dir):
-    assert len(_pairs(data_dir, split="train[:40%]")) == 4
+    source = _pairs(data_dir, split="train[20%:60%]")
+    assert len(source) == 4
+    assert source.summary() == "4 records of 'image_text_pairs' in 1 files"
+    assert source.record_name(3) == "record 5 of image_text_pairs-train.array_record-00000-of-00001"
+    assert _pairs(data_dir).record_name(9).startswith("record 9 of ")
 
 
 def test_tfds_feeds_the_pipeline(data_dir):
@@ -288,18 +318,17 @@ def test_tfds_feeds_the_pipeline(data_dir):
     load = pipeline.LoadExample(_pairs(data_dir), tokenizer, VIEWS, dict(text=1.0))
     batch = next(pipeline.batches(load, 10, 10, 0, 0, 1))
     assert batch["image"].shape == (10, 8, 8, 3)
-    assert batch["faults"]["replaced_images"].sum() == 1
-    assert batch["faults"]["replaced_texts"].sum() == 1
+    assert batch["data_errors"]["replaced_images"].sum() == 1
+    assert batch["data_errors"]["replaced_texts"].sum() == 1
 
 
 def test_a_feature_that_is_no_text_is_a_bad_text_and_not_a_crash(data_dir):
     tokenizer = tokenizers.WordPiece(tokenizers.vocabulary_path("emoji"), 8)
     source = _pairs(data_dir, text_keys=("number",))
     assert not isinstance(source[0].texts["number"][0], str)
-    with pytest.raises(ValueError, match="records 0 to 99 are all unusable"):
-        pipeline.LoadExample(source, tokenizer, VIEWS, dict(number=1.0)).random_map(
-            0, np.random.default_rng(0)
-        )
+    load = pipeline.LoadExample(source, tokenizer, VIEWS, dict(number=1.0))
+    with pytest.raises(pipeline.BadText, match="a caption of type int"):
+        load.load(0, np.random.default_rng(0))
 
 
 def test_a_missing_dataset_is_named(data_dir):
@@ -337,6 +366,16 @@ def test_rows_of_parquet_files_in_order(parquet_folder):
         assert source[-1] == source[6]
         with pytest.raises(IndexError):
             source[7]
+
+
+def test_rows_are_named_by_file_and_row(parquet_folder):
+    source = sources.ParquetPairs(str(parquet_folder))
+    names = [source.record_name(i) for i in range(7)]
+    assert names == [
+        *(f"row {i} of a.parquet" for i in range(4)),
+        *(f"row {i} of b.parquet" for i in range(3)),
+    ]
+    assert source.summary() == "7 of 7 rows in 2 Parquet files"
 
 
 def test_one_parquet_file_and_some_of_its_columns(parquet_folder):

@@ -147,7 +147,7 @@ def test_it_goes_with_another_objective_on_one_pass():
 
 
 def test_the_data_bring_labels():
-    batches = build.batches(CONFIG, None, 0, system()[1])
+    batches = build.batches(CONFIG, build.loaders(CONFIG, None), 0, system()[1])
     found = next(batches)["images"]
     batches.close()
     assert found["label"].dtype == np.int32
@@ -165,7 +165,10 @@ def test_the_data_bring_labels():
             dict(classes=9),
             r"^streams.images.objectives.classification.classes is 9; 'category' of the data has 10",
         ),
-        (dict(label="tags"), "^emoji: 'tags' is no label; there are label, category, subcategory"),
+        (
+            dict(label="tags"),
+            "^streams.images.data.source: emoji: 'tags' is no label; there are label, category, subcategory",
+        ),
         (
             dict(classes=99, label="subcategory"),
             r"^evals.fxemoji: the data has 10 classes; the classifier 99$",

@@ -53,7 +53,7 @@ def test_a_state_that_cannot_be_split_has_no_bytes():
 def test_the_abstract_batch_is_the_real_one(config, setup):
     mesh = setup.mesh
     abstract = build.abstract_global_batch(config, mesh_lib.batch_sharding(mesh))
-    batches = build.batches(config, build.tokenizer(config), 0, mesh)
+    batches = build.batches(config, build.loaders(config, build.tokenizer(config)), 0, mesh)
     real = mesh_lib.global_batch(mesh, next(batches))
     batches.close()
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), real) == jax.tree.map(

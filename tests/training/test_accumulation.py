@@ -19,7 +19,7 @@ def gradients(config, devices, count):
     tokens = build.tokenizer(config)
     system = build.system(config, mesh)
     params, mutable = jax.jit(lambda: system.init(jax.random.key(0), build.abstract_batch(config)))()
-    batches = build.batches(config, tokens, 0, mesh)
+    batches = build.batches(config, build.loaders(config, tokens), 0, mesh)
     batch = global_batch(mesh, next(batches))
     batches.close()
     function = jax.jit(accumulation.value_and_grad(system, count, mesh))

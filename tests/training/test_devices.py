@@ -16,7 +16,7 @@ TOLERANCE = 1e-4
 
 
 def _losses(setup, config, state, start=0, stop=STEPS):
-    batches = build.batches(config, setup.tokenizer, start, setup.mesh)
+    batches = build.batches(config, build.loaders(config, setup.tokenizer), start, setup.mesh)
     losses = []
     for _ in range(start, stop):
         state, metrics = setup.step(state, mesh_lib.global_batch(setup.mesh, next(batches)))

@@ -139,7 +139,7 @@ def poisoned(monkeypatch, set_up):
 
 def test_steps_that_are_not_finite_are_skipped_counted_and_reported(poisoned, micro_config, tmp_path, capsys):
     poisoned({3, 4})
-    result = loop.train(micro_config(faults__skipped_in_a_row=3), tmp_path)
+    result = loop.train(micro_config(failure_limits__skipped_in_a_row=3), tmp_path)
     assert result.finished
     state = jax.device_get(result.state)
     assert (state.counters["skipped"], state.counters["skipped_in_a_row"]) == (2, 0)
@@ -155,16 +155,17 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_reported(poisoned, mi
 def test_too_many_such_steps_in_a_row_stop_the_run(poisoned, micro_config, tmp_path):
     poisoned({3, 4, 5})
     message = (
-        r"step 5: the loss or its gradient was not finite 3 times in a row \(config.faults.skipped_in_a_row\)"
+        r"step 5: the loss, its gradient or the update was not finite 3 times in a row "
+        r"\(config.failure_limits.skipped_in_a_row\)"
     )
     with pytest.raises(TrainingFailed, match=message):
-        loop.train(micro_config(faults__skipped_in_a_row=3), tmp_path)
+        loop.train(micro_config(failure_limits__skipped_in_a_row=3), tmp_path)
 
 
 def test_they_are_noticed_where_nothing_is_logged(poisoned, micro_config, tmp_path):
     poisoned({3, 4, 5})
     with pytest.raises(TrainingFailed, match="step 5: "):
-        loop.train(micro_config(faults__skipped_in_a_row=3, log_every=100), tmp_path)
+        loop.train(micro_config(failure_limits__skipped_in_a_row=3, log_every=100), tmp_path)
 
 
 # Records that are unusable.
@@ -176,7 +177,7 @@ def _spoiled(micro_config, every, what="both", **changes):
 
 
 def test_bad_records_are_replaced_the_same_way_each_time_and_counted(train, micro_config, whole, tmp_path):
-    config = _spoiled(micro_config, every=12, faults__replaced_fraction=0.2)
+    config = _spoiled(micro_config, every=12, failure_limits__replaced_fraction=0.2)
     first, second = (train(config, tmp_path / name) for name in "ab")
     _assert_same(first.state, jax.device_get(second.state))
     counters = jax.device_get(first.state.counters)
@@ -189,44 +190,45 @@ def test_bad_records_are_replaced_the_same_way_each_time_and_counted(train, micr
     assert last["train/replaced_texts"] == counters["replaced_texts"]
 
 
-def test_a_run_that_went_wrong_exits_with_one_and_one_line(
-    train, micro_config, tmp_path, capsys, monkeypatch
-):
+def test_a_run_that_failed_exits_with_one_and_one_line(train, micro_config, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(main, "train", train)
     assert main.run(_spoiled(micro_config, 4, "image"), str(tmp_path), "micro.py", "command") == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "pictures and 0 texts of 1" in error
+    assert "of streams.pairs were unusable and replaced" in error
 
 
-@pytest.mark.parametrize("what", ["text"])
-def test_too_many_bad_records_stop_the_run(what, train, micro_config, tmp_path):
-    config = _spoiled(micro_config, 4, what)
-    message = r"step \d+: \d+ pictures and \d+ texts of 1\d\d examples were unusable, above config.faults"
+def test_too_many_bad_records_stop_the_run(train, micro_config, tmp_path):
+    config = _spoiled(micro_config, 4, "text")
+    message = (
+        r"step \d+: 2\d\.\d% of the last 1\d\d examples of streams.pairs were unusable and replaced, above"
+    )
     with pytest.raises(TrainingFailed, match=message):
         train(config, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("counters", "examples", "fails"),
+    ("metrics", "seen", "message"),
     [
-        (dict(skipped_in_a_row=9), 1000, False),
-        (dict(skipped_in_a_row=10), 1000, True),
-        (dict(replaced_images=50), 1000, False),
-        (dict(replaced_images=51), 1000, True),
-        (dict(replaced_texts=51), 1000, True),
-        (dict(replaced_images=90), 99, False),
-        (dict(skipped=500), 1000, False),
+        (dict(skipped_in_a_row=9), 1000, ""),
+        (dict(skipped_in_a_row=10), 1000, "not finite 10 times in a row"),
+        ({"replaced_fraction/small": 0.05}, 1000, ""),
+        ({"replaced_fraction/small": 0.051}, 1000, "5.1% of the last 500 examples of streams.small"),
+        ({"replaced_fraction/small": 0.9}, 120, "90.0% of the last 120 examples of streams.small"),
+        ({"replaced_fraction/small": 0.9}, 99, ""),
+        (dict(skipped=500, replaced_images=900), 1000, ""),
+        (dict(missing_examples=1), 1, "no usable record for 1 examples"),
     ],
 )
-def test_limits(counters, examples, fails):
-    counters = collections.defaultdict(int, counters)
-    limits = dict(skipped_in_a_row=10, replaced_fraction=0.05)
-    if not fails:
-        check_health(counters, 7, examples, limits)
+def test_limits(metrics, seen, message):
+    metrics = collections.defaultdict(int, metrics)
+    limits = dict(skipped_in_a_row=10, replaced_fraction=0.05, window_examples=500)
+    arguments = (metrics, 7, dict(large=10**6, small=seen), limits)
+    if not message:
+        check_health(*arguments)
         return
-    with pytest.raises(TrainingFailed, match="step 7: "):
-        check_health(counters, 7, examples, limits)
+    with pytest.raises(TrainingFailed, match=f"step 7: .*{message}"):
+        check_health(*arguments)
 
 
 # Before anything slow.

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from big_ssl.data.pipeline import DATA_ERRORS
 from big_ssl.training import state as state_lib
 from big_ssl.training.rates import Rates
 from big_ssl.training.step import make_step
@@ -59,12 +60,13 @@ def moved(rules):
     terms = dict(toy=Term("pairs", Toy("example"), lambda step: 1.0))
     system = System({"text": Tower()}, {}, terms, frozen=rates.frozen)
     ids = np.random.default_rng(0).integers(0, 5, (16, 3))
-    batch = dict(pairs=dict(text=dict(ids=ids, mask=ids >= 0), faults={}))
+    marks = {name: np.zeros(16, bool) for name in DATA_ERRORS}
+    batch = dict(pairs=dict(text=dict(ids=ids, mask=ids >= 0), data_errors=marks))
     params, mutable = system.init(jax.random.key(0), batch)
     optimizer = rates.mask(optax.scale_by_adam())
-    first = state_lib.create(params, mutable, optimizer, use_ema=True, frozen=rates.frozen)
+    first = state_lib.create(params, mutable, optimizer, True, rates.frozen, streams=("pairs",))
     grad_fn = jax.value_and_grad(system.loss, has_aux=True)
-    step = make_step(grad_fn, system.project, optimizer, lambda _: 0.01, rates.factors, lambda _: 0.5, 0)
+    step = make_step(grad_fn, system.project, optimizer, lambda _: 0.01, rates.factors, lambda _: 0.5, 0, 100)
     state, step = first, jax.jit(step)
     for _ in range(3):
         state, _ = step(state, batch)

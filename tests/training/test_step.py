@@ -28,7 +28,7 @@ def initial(setup):
 
 @pytest.fixture(scope="module")
 def batch(config, setup):
-    batches = build.batches(config, setup.tokenizer, 0, setup.mesh)
+    batches = build.batches(config, build.loaders(config, setup.tokenizer), 0, setup.mesh)
     first = next(batches)
     batches.close()
     return first
@@ -90,7 +90,8 @@ def test_a_step_that_is_not_finite_changes_only_the_counters(bad, setup, initial
     poisoned = poisoned.replace(ema=poisoned.ema | dict(params=poisoned.params))
     after, metrics = _step(setup, poisoned, batch)
     assert not np.isfinite(metrics["loss"])
-    _equal(after.replace(step=0, counters=0), poisoned.replace(step=0, counters=0))
+    apart = dict(step=0, counters=0, replaced_fraction=0)
+    _equal(after.replace(**apart), poisoned.replace(**apart))
     assert int(after.step) == 2
     assert after.counters["skipped"] == after.counters["skipped_in_a_row"] == 1
     twice, metrics = _step(setup, after, batch)
@@ -110,13 +111,87 @@ def test_a_good_step_after_a_bad_one_is_the_one_it_would_have_been(setup, initia
     _equal(_step(setup, resumed, batch)[0], _step(setup, once, batch)[0])
 
 
+def _with_errors(batch, images=0, texts=0, missing=0):
+    """The batch of 16 with so many examples of each kind marked, from the first on."""
+    marks = dict(replaced_images=images, replaced_texts=texts, missing_examples=missing)
+    data_errors = {name: np.arange(16) < count for name, count in marks.items()}
+    return dict(pairs=batch["pairs"] | dict(data_errors=data_errors))
+
+
 def test_replaced_records_are_counted(setup, initial, batch):
-    faults = dict(replaced_images=np.arange(16) < 3, replaced_texts=np.arange(16) < 5)
-    spoiled = dict(pairs=batch["pairs"] | dict(faults=faults))
+    spoiled = _with_errors(batch, images=3, texts=5)
     state, metrics = _step(setup, initial, spoiled)
     state, metrics = _step(setup, state, spoiled)
     assert (state.counters["replaced_images"], state.counters["replaced_texts"]) == (6, 10)
     assert (metrics["replaced_images"], metrics["skipped"]) == (6, 0)
+
+
+def test_the_replaced_fraction_is_the_mean_at_first_and_then_of_a_window(setup, config, initial, batch):
+    state, metrics = _step(setup, initial, _with_errors(batch, images=4, texts=2))
+    assert metrics["replaced_fraction/pairs"] == pytest.approx(4 / 16)  # an example counts once
+    state, metrics = _step(setup, state, batch)
+    assert metrics["replaced_fraction/pairs"] == pytest.approx(2 / 16)
+    # A million steps on, the window counts and not all that was before.
+    weight = 16 / config["failure_limits"]["window_examples"]
+    late = state.replace(step=np.int32(10**6), replaced_fraction=dict(pairs=np.float32(0)))
+    for count in (1, 2):
+        late, metrics = _step(setup, late, _with_errors(batch, images=16))
+        assert metrics["replaced_fraction/pairs"] == pytest.approx(1 - (1 - weight) ** count, rel=1e-3)
+    assert late.replaced_fraction["pairs"] == metrics["replaced_fraction/pairs"]
+
+
+def test_a_step_with_a_missing_example_changes_no_weights(setup, initial, batch):
+    state, _ = _step(setup, initial, batch)
+    after, metrics = _step(setup, state, _with_errors(batch, missing=1))
+    assert metrics["missing_examples"] == 1
+    apart = dict(step=0, counters=0, replaced_fraction=0)
+    _equal(after.replace(**apart), state.replace(**apart))
+
+
+def test_the_norms_are_those_of_what_changes(setup, initial, batch):
+    state, _ = _step(setup, initial, batch)
+    after, metrics = _step(setup, state, batch)
+
+    def norm(tree):
+        return np.sqrt(sum((np.float64(leaf) ** 2).sum() for leaf in jax.tree.leaves(tree)))
+
+    assert metrics["param_norm"] == pytest.approx(norm(after.params), rel=1e-5)
+    change = jax.tree.map(lambda a, b: np.float64(a) - b, after.params, state.params)
+    # The difference of rounded weights is not quite the update.
+    assert metrics["update_norm"] == pytest.approx(norm(change), rel=1e-3)
+
+
+def _spoiled(state, part, where, value):
+    """state with `value` in the last row of those leaves of a part whose path holds `where`."""
+
+    def spoil(path, leaf):
+        leaf = np.array(leaf)
+        if where in jax.tree_util.keystr(path):
+            leaf[-1:] = value
+        return leaf
+
+    return state.replace(**{part: jax.tree_util.tree_map_with_path(spoil, getattr(state, part))})
+
+
+@pytest.mark.parametrize(
+    ("part", "where", "value"),
+    [
+        ("params", "token_type", 3e38),  # which no text reads; finite, and their norm is not
+        ("opt_state", ".nu['encoders']['text']['token_type']", np.inf),  # of which the update is 0
+        ("mutable", "stem_bn']['var", np.inf),  # which training does not read
+    ],
+)
+def test_nothing_that_is_not_finite_becomes_state(part, where, value, setup, initial, batch):
+    """The loss and its gradient are finite, and what the step would store is not."""
+    state, _ = _step(setup, initial, batch)
+    spoiled = _spoiled(state, part, where, value)
+    assert any(_differs(getattr(spoiled, part), getattr(state, part)))
+    after, metrics = _step(setup, spoiled, batch)
+    assert np.isfinite(metrics["loss"])
+    assert np.isfinite(metrics["grad_norm"])
+    assert after.counters["skipped"] == 1
+    apart = dict(step=0, counters=0, replaced_fraction=0)
+    _equal(after.replace(**apart), spoiled.replace(**apart))
 
 
 def test_the_temperature_is_kept_above_a_hundredth(setup, initial, batch):

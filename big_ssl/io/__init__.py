@@ -15,6 +15,8 @@ import fsspec
 from absl import logging
 from etils import epath
 
+from big_ssl.io import retry
+
 # Of each kind of bucket: the package that epath reads it by, and our extra that installs it.
 _BUCKETS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 # How long lines may wait before they are sent to a bucket.
@@ -77,13 +79,8 @@ def make_folder(path) -> epath.Path:
     except FileNotFoundError as error:
         raise PathError(f"{path}: there is no bucket {bucket}") from error
     except Exception as error:  # each client raises its own for credentials, rights and networks
-        raise PathError(f"{path}: {bucket} can't be reached: {reason(error)}") from error
+        raise PathError(f"{path}: {bucket} can't be reached: {retry.one_line(error)}") from error
     return path
-
-
-def reason(error: BaseException) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def write_atomically(path, content: bytes) -> None:
@@ -147,7 +144,7 @@ class GrowingFile:
             self._send(bytes(self._waiting))
         except Exception as error:  # gcsfs has tried several times; a run must not end for its curves
             size = len(self._waiting)
-            logging.warning("%s: %d bytes wait for the next try: %s", self._path, size, reason(error))
+            logging.warning("%s: %d bytes wait for the next try: %s", self._path, size, retry.one_line(error))
             return
         self._length += len(self._waiting)
         self._waiting.clear()
