@@ -1,5 +1,6 @@
 """Where the numbers of a run go: metrics.jsonl and TensorBoard events."""
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -8,19 +9,24 @@ import jax
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from big_ssl.training.progress import console
+
 
 class MetricsWriter:
     """Appends scalars to workdir/metrics.jsonl, one object a line, and to TensorBoard events.
 
     A resumed run first drops the lines after `start_step`, so that the file reads like that of
-    a run never stopped; `found` keeps all that there were. Only process 0 writes. NaN and
-    infinities are written as null.
+    a run never stopped; `found` keeps all that there were. One that starts at 0 first copies them to
+    metrics_1.jsonl, or the next number that is free. Only process 0 writes. NaN and infinities are
+    written as null.
     """
 
     def __init__(self, workdir, start_step: int = 0):
         self._path = epath.Path(workdir) / "metrics.jsonl"
         self._active = jax.process_index() == 0
         self.found = read_lines(self._path) if self._active else []
+        if self._active and self.found and not start_step:
+            self._set_aside()
         if self._active:
             self._drop_after(start_step)
             self._events = SummaryWriter(str(workdir), purge_step=start_step + 1)
@@ -40,6 +46,13 @@ class MetricsWriter:
         """Flushes the events."""
         if self._active:
             self._events.close()
+
+    def _set_aside(self):
+        """The metrics of an earlier run stay where this one starts anew, its checkpoints gone or none saved."""
+        taken = (self._path.with_name(f"metrics_{n}.jsonl") for n in itertools.count(1))
+        aside = next(path for path in taken if not path.exists())
+        self._path.copy(aside)
+        console.print(f"no checkpoint: starting at step 0; the metrics of the run before are in {aside.name}")
 
     def _drop_after(self, step):
         kept = [line for line in self.found if line["step"] <= step]
