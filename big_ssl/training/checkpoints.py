@@ -1,8 +1,14 @@
 """Checkpoints by orbax: asynchronous, the last N and the best kept, damaged ones passed over."""
 
+import contextlib
+import json
+import math
 import os
+import re
+import shutil
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 from absl import logging
@@ -10,44 +16,80 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from big_ssl.io import retry
 from big_ssl.parallel import distributed
 from big_ssl.training.requirements import RequirementsError
+from big_ssl.training.stopping import TrainingFailed
+
+# What orbax raises of a checkpoint whose files are cut short, empty or gone, or are another model's.
+_DAMAGE = (ValueError, KeyError, FileNotFoundError, EOFError)
+# Status codes by which tensorstore refuses access, as a ValueError too.
+_REFUSED = re.compile(r"\b(PERMISSION_DENIED|UNAUTHENTICATED)\b")
+
+
+class Best(NamedTuple):
+    """metric: the name of an evaluation's metric; sign: 1 where its largest value is best, -1 where its
+    smallest is."""
+
+    metric: str
+    sign: int
+
+
+def parse_best(text: str) -> Best | None:
+    """checkpoint.best, "METRIC" or "min:METRIC"; None where it is "", for none."""
+    return Best(text.removeprefix("min:"), -1 if text.startswith("min:") else 1) if text else None
 
 
 class Checkpoints:
     """The checkpoints of one run, in workdir/checkpoints/<step>.
 
-    keep: how many of the latest stay; best: the metric whose best checkpoint stays as well,
-    "" for none. A save that the process does not survive leaves no checkpoint behind, since
+    keep: how many of the latest stay; best: as `parse_best` takes it, the metric whose best checkpoint
+    stays as well. A save that the process does not survive leaves no checkpoint behind, since
     orbax renames the folder into place when it is complete.
     """
 
     def __init__(self, workdir, keep: int, best: str = ""):
         # Absolute, as orbax wants it: it refuses a relative path only at the first save.
-        remote = "://" in str(workdir)
-        self._workdir, self._best = epath.Path(workdir if remote else os.path.abspath(workdir)), best
-        policies = ocp.training.preservation_policies
-        kept: list = [policies.LatestN(keep)]
-        if best:
-            kept.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False
-                )
-            )
-        self._open = lambda: ocp.training.Checkpointer(
-            self._workdir / "checkpoints",
-            # When to save is the loop's decision: every call saves.
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(kept),
-            cleanup_tmp_directories=True,
-        )
+        self._remote = "://" in str(workdir)
+        self._workdir = epath.Path(workdir if self._remote else os.path.abspath(workdir))
+        self._best, self._keep = parse_best(best), keep
+        self._recorded = self._read_recorded()
         self._checkpointer = self._open()
+        # The save that is under way, and its step.
+        self._pending, self._pending_step = None, 0
 
-    def save(self, state, metrics: Mapping[str, float]) -> None:
-        """Starts saving in the background; waits first for the save before it."""
-        step, judged = int(state.step), {k: v for k, v in metrics.items() if k == self._best}
-        if step not in self.steps():
-            self._checkpointer.save_async(step, state, metrics=judged or None)
+    def save(self, state) -> None:
+        """Starts saving in the background; waits first for the save before it.
+
+        Raises TrainingFailed, on all hosts, where either can't be written.
+        """
+        step = int(state.step)
+        if step in self.steps():
+            return
+        self.wait()
+        with self._saving(step):
+            self._pending, self._pending_step = self._checkpointer.save_async(step, state), step
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk. Raises TrainingFailed, on all hosts, where it can't be."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with self._saving(self._pending_step):
+                # Asked for its result, orbax ends the thread that it started for the answer.
+                pending.result()
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes what evaluation gave for a step, before or after its save and before the next.
+
+        Only the metric of `best` counts; not finite, or not among these, it leaves the step without a value.
+        """
+        value = metrics.get(self._best.metric) if self._best else None
+        if value is None or not math.isfinite(value):
+            return
+        self._recorded = {s: v for s, v in self._recorded.items() if s in self.steps()} | {step: float(value)}
+        if jax.process_index() == 0:
+            content = dict(metric=self._best.metric, values=self._recorded)
+            self._recorded_path.write_text(json.dumps(content))
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
@@ -56,37 +98,102 @@ class Checkpoints:
     def restore_latest(self, abstract_state):
         """The newest state that reads back whole, on abstract_state's shardings; None for none.
 
-        Newer ones that don't are moved to workdir/damaged_checkpoints, with a warning. Raises
-        RequirementsError where there are checkpoints but not one can be read: nothing is moved then,
-        since it may be the config that is another one.
+        Newer ones that are damaged are moved to workdir/damaged_checkpoints, with a warning; a storage that
+        does not answer is asked again, and proves no damage. Raises, on all hosts, RequirementsError where
+        there are checkpoints but not one can be read: nothing is moved then, since it may be the
+        config that is another one; and TrainingFailed where the storage goes on not answering.
         """
-        steps, errors = self.steps(), {}
+        steps, damaged = self.steps(), {}
         for step in reversed(steps):
-            state, problem = None, "another process could not read it"
-            try:
-                state = self._checkpointer.load(step, abstract_state)
-            except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
-                problem = _reason(error)
+            state, reason = self._restored(step, abstract_state)
             if not distributed.all_hosts_agree(state is not None):
-                errors[step] = problem
+                damaged[step] = reason
                 continue
-            if errors:
-                self._set_aside(errors)
+            if damaged:
+                self._set_aside(damaged)
             return state
         if steps:
             raise RequirementsError(
                 f"checkpoints: none of {steps} in {self._workdir} can be read by this config; "
-                f"the newest: {errors[steps[-1]]}"
+                f"the newest: {damaged[steps[-1]]}"
             )
         return None
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._checkpointer.close()
+        """Ends orbax's threads, once what they write is on disk.
 
-    def _set_aside(self, errors):
+        Raises nothing and asks no other host, since it may be called because of an error: `wait` tells of a
+        save that failed.
+        """
+        try:
+            if self._pending is not None:
+                self._pending.result()
+            self._checkpointer.close()
+        except Exception as error:
+            logging.warning("checkpoint %d can't be saved: %s", self._pending_step, self._problem(error))
+
+    @property
+    def _recorded_path(self):
+        return self._workdir / "checkpoint_metrics.json"
+
+    def _read_recorded(self):
+        """{step: value} of the checkpoints that an earlier stretch of the run has saved."""
+        if not self._best or not self._recorded_path.exists():
+            return {}
+        content = json.loads(self._recorded_path.read_text())
+        if content["metric"] != self._best.metric:  # another metric is best from now on
+            return {}
+        return {int(step): value for step, value in content["values"].items()}
+
+    def _open(self):
+        policies = ocp.training.preservation_policies
+        return ocp.training.Checkpointer(
+            self._workdir / "checkpoints",
+            # When to save is the loop's decision: every call saves.
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(self._keep), _KeepBest(self)]
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    def best_step(self, steps) -> int | None:
+        """That of these steps whose recorded metric is best, the latest of equals; None for none."""
+        known = [step for step in steps if step in self._recorded]
+        return max(known, key=lambda step: (self._best.sign * self._recorded[step], step), default=None)
+
+    def _restored(self, step, abstract_state):
+        """(state, "") or (None, why it can't be read); raises TrainingFailed where that proves no damage."""
+        with distributed.raise_on_all_hosts(TrainingFailed):
+            try:
+                return retry.call(self._load, step, abstract_state), "another process could not read it"
+            except Exception as error:  # orbax and tensorstore raise many kinds
+                if _proves_damage(error):
+                    return None, retry.one_line(error)
+                raise TrainingFailed(
+                    f"checkpoint {step} in {self._workdir} can't be read now, and may be whole: "
+                    f"{retry.one_line(error)}; nothing was moved, the same command tries again"
+                ) from error
+
+    def _load(self, step, abstract_state):
+        return self._checkpointer.load(step, abstract_state)
+
+    @contextlib.contextmanager
+    def _saving(self, step):
+        """Raises whatever goes wrong inside as TrainingFailed of one line, on all hosts."""
+        with distributed.raise_on_all_hosts(TrainingFailed):
+            try:
+                yield
+            except Exception as error:
+                raise TrainingFailed(f"checkpoint {step} can't be saved: {self._problem(error)}") from error
+
+    def _problem(self, error):
+        room = "" if self._remote else f" ({shutil.disk_usage(self._workdir).free / 2**30:.2f} GiB free)"
+        return f"{self._workdir}{room}: {retry.one_line(error)}"
+
+    def _set_aside(self, damaged):
         folder = self._workdir / "damaged_checkpoints"
-        for step, reason in errors.items():
+        for step, reason in damaged.items():
             aside = folder / f"{step}_{int(time.time())}"
             logging.warning("checkpoint %d can't be read (%s); moved to %s", step, reason, aside)
             if jax.process_index() == 0:
@@ -97,8 +204,20 @@ class Checkpoints:
         self._checkpointer = self._open()
 
 
-def _reason(error):
-    """What is at the bottom of an error, in a line: orbax's own message recites the whole state."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}".split("\n")[0][:300]
+class _KeepBest:
+    """orbax's policy for the checkpoint whose recorded metric is best."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints, *, context):
+        del context
+        best = self._checkpoints.best_step([each.step for each in checkpoints])
+        return [each.step == best for each in checkpoints]
+
+
+def _proves_damage(error):
+    if retry.is_transient(error):
+        return False
+    cause = retry.root_cause(error)
+    return isinstance(cause, _DAMAGE) and not _REFUSED.search(str(cause))

@@ -115,12 +115,16 @@ class _Run:
         """Logs, evaluates and saves where the config wants it after this step."""
         if last or step % self.config["log_every"] == 0:
             self._log(step, jax.device_get(metrics))
-        found: dict[str, float] = {}
-        if step % self.config["eval_every"] == 0 or step == self.total:
-            found = self._timed("evaluate", self._evaluate, step, state)
-        if last or step % self.config["checkpoint"]["every"] == 0:
-            self._timed("checkpoint", self.checkpoints.save, state, found)
+        evaluate = step % self.config["eval_every"] == 0 or step == self.total
+        # A checkpoint can only be known as the best where it was evaluated, so what is evaluated is saved.
+        judged = evaluate and bool(self.config["checkpoint"]["best"])
+        if last or judged or step % self.config["checkpoint"]["every"] == 0:
+            self._check(metrics, step)
+            self._timed("checkpoint", self.checkpoints.save, state)
+        if evaluate:
+            self.checkpoints.record(step, self._timed("evaluate", self._evaluate, step, state))
         if last:  # what came after the last log counts as well
+            self._timed("checkpoint", self.checkpoints.wait)
             self.writer.write(step, self.time.metrics())
 
     def _log(self, step, metrics):

@@ -1,30 +1,32 @@
 """Checkpoints: what is kept, and what a damaged one costs."""
 
+import math
+import pathlib
 import shutil
+import threading
 
 import jax
 import numpy as np
 import pytest
 from absl import logging
 
+from big_ssl.io import retry
+from big_ssl.training import checkpoints as checkpoints_lib
 from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.requirements import RequirementsError
 from big_ssl.training.state import TrainState
+from big_ssl.training.stopping import TrainingFailed
 
-# The files of an orbax checkpoint, by kind; True where the state can't be read without it, so
-# that the checkpoint before has to do.
-FILES = {
-    "_CHECKPOINT_METADATA": False,
-    "commit_success.txt": False,
-    "state/_METADATA": True,
-    "state/_sharding": False,
-    "state/commit_success.txt": False,
-    "state/manifest.ocdbt": True,
-    "state/d/*": True,
-    "state/ocdbt.process_0/manifest.ocdbt": False,
-    "state/ocdbt.process_0/d/*": True,
-    "state/array_metadatas/process_0": True,
-}
+# The kinds of file that the state can't be read without, and one that it can: the pattern, and what is done.
+DAMAGED = [
+    ("state/_METADATA", "half"),
+    ("state/_METADATA", "gone"),
+    ("state/manifest.ocdbt", "empty"),
+    ("state/d/*", "gone"),
+    ("state/ocdbt.process_0/d/*", "half"),
+    ("state/array_metadatas/process_0", "half"),
+]
+HARMLESS = [("_CHECKPOINT_METADATA", "gone"), ("state/_sharding", "half")]
 
 
 def _state(step):
@@ -40,7 +42,8 @@ ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, shardin
 def _saved(folder, steps, keep=3, best="", metrics=lambda step: {}):
     checkpoints = Checkpoints(folder, keep, best)
     for step in steps:
-        checkpoints.save(_state(step), metrics(step))
+        checkpoints.save(_state(step))
+        checkpoints.record(step, metrics(step))
     checkpoints.close()
     return Checkpoints(folder, keep, best)
 
@@ -74,11 +77,34 @@ def test_the_newest_comes_back(tmp_path):
     _assert_is(checkpoints.restore_latest(ABSTRACT), 10)
 
 
-def test_the_latest_and_the_best_are_kept(tmp_path):
-    accuracy = {1: 0.1, 2: 0.9, 3: 0.5, 4: 0.2, 5: 0.4, 6: None}
-    metrics = lambda step: {"eval/top1": accuracy[step]} if accuracy[step] else {}  # noqa: E731
-    checkpoints = _saved(tmp_path, range(1, 7), keep=2, best="eval/top1", metrics=metrics)
-    assert checkpoints.steps() == [2, 5, 6]
+ACCURACY = {1: 0.1, 2: 0.9, 3: 0.5, 4: 0.2, 5: 0.4, 6: None, 7: math.nan}
+
+
+def _metrics(step):
+    return {"eval/top1": ACCURACY[step]} if ACCURACY[step] else {}
+
+
+@pytest.mark.parametrize(("best", "kept"), [("eval/top1", [2, 6, 7]), ("min:eval/top1", [1, 6, 7])])
+def test_the_latest_and_the_best_are_kept(best, kept, tmp_path):
+    assert _saved(tmp_path, ACCURACY, keep=2, best=best, metrics=_metrics).steps() == kept
+
+
+def test_the_best_is_known_after_a_restart(tmp_path):
+    for step in ACCURACY:
+        _saved(tmp_path, (step,), keep=1, best="eval/top1", metrics=_metrics).close()
+    assert Checkpoints(tmp_path, 1, "eval/top1").steps() == [2, 7]
+    # Another metric starts anew: nothing is known of the checkpoints that are there.
+    other = Checkpoints(tmp_path, 1, "min:eval/loss")
+    other.save(_state(8))
+    other.close()
+    assert other.steps() == [8]
+
+
+def test_a_best_that_is_gone_is_not_waited_for(tmp_path):
+    _saved(tmp_path, (1, 2), keep=2, best="eval/top1", metrics=_metrics).close()
+    shutil.rmtree(tmp_path / "checkpoints" / "2")
+    again = _saved(tmp_path, (3, 4, 5), keep=1, best="eval/top1", metrics=_metrics)
+    assert again.steps() == [3, 5]
 
 
 def test_without_a_best_only_the_latest_are_kept(tmp_path):
@@ -87,43 +113,47 @@ def test_without_a_best_only_the_latest_are_kept(tmp_path):
 
 def test_saving_a_step_again_changes_nothing(tmp_path):
     checkpoints = _saved(tmp_path, (1, 2))
-    checkpoints.save(_state(2), {})
+    checkpoints.save(_state(2))
     checkpoints.close()
     _assert_is(Checkpoints(tmp_path, 3).restore_latest(ABSTRACT), 2)
 
 
-def test_the_list_of_files_is_whole(two_steps):
-    root = two_steps / "checkpoints" / "4"
-    listed = {path for pattern in FILES for path in root.glob(pattern)}
-    assert {path for path in root.rglob("*") if path.is_file()} == listed
-
-
-@pytest.mark.parametrize("damage", ["half", "empty", "gone"])
-@pytest.mark.parametrize("pattern", FILES)
-def test_a_damaged_checkpoint_is_passed_over(pattern, damage, two_steps, tmp_path):
-    folder = tmp_path / "run"
+def _run_with_damage(two_steps, folder, pattern, damage):
     shutil.copytree(two_steps, folder)
-    for file in (folder / "checkpoints" / "4").glob(pattern):
+    files = list((folder / "checkpoints" / "4").glob(pattern))
+    assert files
+    for file in files:
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 2 if damage == "half" else 0])
         if damage == "gone":
             file.unlink()
+
+
+def _set_aside(folder):
+    return sorted(path.name.split("_")[0] for path in folder.glob("damaged_checkpoints/*"))
+
+
+@pytest.mark.parametrize(("pattern", "damage"), DAMAGED)
+def test_a_damaged_checkpoint_is_passed_over(pattern, damage, two_steps, tmp_path):
+    folder = tmp_path / "run"
+    _run_with_damage(two_steps, folder, pattern, damage)
     checkpoints = Checkpoints(folder, 3)
-    restored = checkpoints.restore_latest(ABSTRACT)
-    set_aside = sorted(path.name.split("_")[0] for path in folder.glob("damaged_checkpoints/*"))
-    # array_metadatas may be missing, as older versions wrote none.
-    needed = FILES[pattern] and (pattern, damage) != ("state/array_metadatas/process_0", "gone")
-    assert set_aside == (["4"] if needed else [])
-    _assert_is(restored, 2 if needed else 4)
-    checkpoints.save(_state(4), {})
-    checkpoints.save(_state(6), {})
+    _assert_is(checkpoints.restore_latest(ABSTRACT), 2)
+    assert _set_aside(folder) == ["4"]
+    for step in (4, 6):
+        checkpoints.save(_state(step))
     checkpoints.close()
     again = Checkpoints(folder, 3)
     assert again.steps() == [2, 4, 6]
     _assert_is(again.restore_latest(ABSTRACT), 6)
-    if needed:
-        shutil.rmtree(folder / "checkpoints" / "6")
-        _assert_is(Checkpoints(folder, 3).restore_latest(ABSTRACT), 4)
+
+
+@pytest.mark.parametrize(("pattern", "damage"), HARMLESS)
+def test_what_the_state_does_not_need_may_be_damaged(pattern, damage, two_steps, tmp_path):
+    folder = tmp_path / "run"
+    _run_with_damage(two_steps, folder, pattern, damage)
+    _assert_is(Checkpoints(folder, 3).restore_latest(ABSTRACT), 4)
+    assert _set_aside(folder) == []
 
 
 def test_the_warning_is_one_readable_line(two_steps, tmp_path, monkeypatch):
@@ -172,8 +202,7 @@ def test_two_damaged_ones_are_passed_over(tmp_path):
     checkpoints = Checkpoints(tmp_path, 3)
     _assert_is(checkpoints.restore_latest(ABSTRACT), 1)
     assert checkpoints.steps() == [1]
-    set_aside = sorted(path.name.split("_")[0] for path in tmp_path.glob("damaged_checkpoints/*"))
-    assert set_aside == ["2", "3"]
+    assert _set_aside(tmp_path) == ["2", "3"]
 
 
 def test_a_save_that_was_killed_leaves_no_checkpoint(two_steps, tmp_path):
@@ -185,3 +214,110 @@ def test_a_save_that_was_killed_leaves_no_checkpoint(two_steps, tmp_path):
     assert checkpoints.steps() == [2]
     _assert_is(checkpoints.restore_latest(ABSTRACT), 2)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["2"]
+
+
+# A storage that does not answer.
+
+
+def _refusing(monkeypatch, errors):
+    """Checkpoints whose storage raises one of these at each reading of a state, then answers.
+
+    Returns the pauses that were made."""
+    pauses, left, load = [], list(errors), Checkpoints._load
+    monkeypatch.setattr(retry, "sleep", pauses.append)
+
+    def loaded(self, step, abstract_state):
+        if left:
+            raise left.pop(0)
+        return load(self, step, abstract_state)
+
+    monkeypatch.setattr(Checkpoints, "_load", loaded)
+    return pauses
+
+
+def _unavailable(*_):
+    """As orbax hands on what tensorstore says of a bucket that is overloaded."""
+    try:
+        raise ValueError("UNAVAILABLE: Error reading gs://bucket/run: HTTP response code: 503")
+    except ValueError as error:
+        outer = KeyError("Failed to load checkpointable: state")
+        outer.__cause__ = error
+        return outer
+
+
+def test_a_storage_that_answers_late_costs_nothing(two_steps, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(two_steps, folder)
+    pauses = _refusing(monkeypatch, [_unavailable(), ConnectionResetError(), TimeoutError()])
+    _assert_is(Checkpoints(folder, 3).restore_latest(ABSTRACT), 4)
+    assert len(pauses) == 3
+    assert _set_aside(folder) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        _unavailable(),
+        OSError(5, "Input/output error"),
+        PermissionError(13, "Permission denied"),
+        ValueError("PERMISSION_DENIED: Error reading gs://bucket/run: HTTP response code: 403"),
+        MemoryError("no room"),
+    ],
+    ids=repr,
+)
+def test_what_proves_no_damage_ends_the_run_and_moves_nothing(error, two_steps, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(two_steps, folder)
+    before = _everything_in(folder)
+    _refusing(monkeypatch, [error] * 100)
+    with pytest.raises(TrainingFailed, match=r"^checkpoint 4 in .* can't be read now, and may be whole: .*"):
+        Checkpoints(folder, 3).restore_latest(ABSTRACT)
+    assert _everything_in(folder) == before
+
+
+# What a save leaves behind, or can't write.
+
+
+def test_saves_leave_no_descriptors_and_no_threads(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 2)
+
+    def left():
+        checkpoints.wait()
+        return len(list(pathlib.Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    for step in range(3):
+        checkpoints.save(_state(step))
+    before = left()
+    for step in range(3, 15):
+        checkpoints.save(_state(step))
+    descriptors, threads = left()
+    assert descriptors - before[0] < 5
+    assert threads - before[1] < 3
+    checkpoints.close()
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, 2)
+    checkpoints.save(_state(1))
+    checkpoints.wait()
+
+    class _Answer:
+        def result(self):
+            raise OSError(28, "No space left on device", "d/123")
+
+    monkeypatch.setattr(checkpoints._checkpointer, "save_async", lambda *_: _Answer())
+    checkpoints.save(_state(2))
+    with pytest.raises(TrainingFailed) as failed:
+        checkpoints.wait()
+    (line,) = str(failed.value).splitlines()
+    assert line.startswith(f"checkpoint 2 can't be saved: {tmp_path} (")
+    assert "GiB free): OSError: [Errno 28] No space left on device" in line
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", None), ("eval/a/b/c", ("eval/a/b/c", 1)), ("min:eval/a/b/c", ("eval/a/b/c", -1))],
+)
+def test_best_is_a_metric_and_its_direction(text, expected):
+    assert checkpoints_lib.parse_best(text) == expected
