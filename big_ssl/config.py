@@ -64,7 +64,7 @@ SCHEMA: Mapping = dict(
     log_every=int,
     eval_every=int,
     checkpoint=dict(every=int, keep=int, best=str),
-    faults=dict(skipped_in_a_row=int, replaced_fraction=NUMBER),
+    faults=dict(skipped_in_a_row=int, replaced_fraction=NUMBER, evaluator_failures_in_a_row=int),
     evals=ANY,
 )
 # Of the learning rate: either kind of schedule, in full.
@@ -187,6 +187,7 @@ def _counts(config):
         yield f"tokenizer.{key}", config["tokenizer"][key]
     for key in ("every", "keep"):
         yield f"checkpoint.{key}", config["checkpoint"][key]
+    yield "faults.evaluator_failures_in_a_row", config["faults"]["evaluator_failures_in_a_row"]
     for name, stream in config["streams"].items():
         yield f"streams.{name}.batch_size", stream["batch_size"]
 

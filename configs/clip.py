@@ -100,7 +100,7 @@ def full(model: str) -> dict:
         log_every=100,
         eval_every=10_000,
         checkpoint=dict(every=2_000, keep=3, best=""),
-        faults=dict(skipped_in_a_row=10, replaced_fraction=0.05),
+        faults=dict(skipped_in_a_row=10, replaced_fraction=0.05, evaluator_failures_in_a_row=3),
         evals=dict(),
     )
 

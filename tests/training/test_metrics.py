@@ -29,5 +29,23 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
     assert read_lines(tmp_path / "metrics.jsonl")[-1] == {"step": 4, "x": 40.0}
 
 
+def test_a_run_that_starts_anew_keeps_the_metrics_of_the_one_before(tmp_path, capsys):
+    """Each under a number of its own; a first run leaves no second file."""
+    for run in (1, 2, 3):
+        writer = MetricsWriter(tmp_path)
+        assert [line["run"] for line in writer.found] == [run - 1] * (run > 1)
+        writer.write(5, {"run": run})
+        writer.close()
+    kept = {path.name: read_lines(path)[0]["run"] for path in tmp_path.glob("*.jsonl")}
+    assert kept == {"metrics_1.jsonl": 1, "metrics_2.jsonl": 2, "metrics.jsonl": 3}
+    said = capsys.readouterr().out.splitlines()
+    assert (
+        said[-1] == "no checkpoint: starting at step 0; the metrics of the run before are in metrics_2.jsonl"
+    )
+    assert len(said) == 2
+    MetricsWriter(tmp_path, start_step=5).close()
+    assert len(list(tmp_path.glob("*.jsonl"))) == 3
+
+
 def test_no_file_is_no_lines(tmp_path):
     assert read_lines(tmp_path / "metrics.jsonl") == []

@@ -98,10 +98,9 @@ def test_a_run_is_read_by_each_host_for_itself(averaged, tmp_path):
         counters={},
     )
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(jax.device_put(state), {})
+    checkpoints.save(jax.device_put(state))
     checkpoints.close()
     (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()
-    (tmp_path / "checkpoints" / "9").mkdir()
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = trained.load(tmp_path)[1]
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(found))
