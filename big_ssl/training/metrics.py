@@ -48,7 +48,7 @@ class MetricsWriter:
             self._events.close()
 
     def _set_aside(self):
-        """The metrics of an earlier run stay where this one starts anew, its checkpoints gone or none saved."""
+        """Keeps the metrics of an earlier run whose checkpoints are gone, or that never saved."""
         taken = (self._path.with_name(f"metrics_{n}.jsonl") for n in itertools.count(1))
         aside = next(path for path in taken if not path.exists())
         self._path.copy(aside)

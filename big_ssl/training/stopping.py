@@ -17,10 +17,10 @@ class StopRequest:
     """Remembers SIGTERM, SIGINT and SIGHUP, so that the loop can save and leave between two steps.
 
     SIGHUP, of a terminal that was closed, is ignored where it was before: a run under nohup goes on.
-    Nothing can be printed to such a terminal any more, so that output to it is dropped. A second signal has its usual effect. With several processes, the signal to any of them
-    stops all after the same step, a second or so later, on which JAX's preemption service
-    agrees. Its own handler of SIGTERM, there from the start-up on, stays in place, and takes no
-    notice of a second one.
+    Nothing can be printed to such a terminal any more, so that output to it is dropped. A second
+    signal has its usual effect. With several processes, the signal to any of them stops all after the
+    same step, a second or so later, on which JAX's preemption service agrees. Its own handler of
+    SIGTERM, there from the start-up on, stays in place, and takes no notice of a second one.
     """
 
     def __init__(self):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint.utils import checkpoint_steps
 
 from big_ssl.config import ConfigError, validate
 from big_ssl.models import encoders
@@ -44,12 +45,10 @@ def load(workdir) -> tuple[Config, dict]:
 def _newest(workdir):
     """The folder of the newest whole checkpoint."""
     folder = workdir / "checkpoints"
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
-    whole = (folder / str(step) for step in sorted(steps, reverse=True))
-    newest = next((path for path in whole if ocp.is_orbax_checkpoint(path)), None)
-    if newest is None:
+    steps = checkpoint_steps(folder) if folder.exists() else []
+    if not steps:
         raise FileNotFoundError(f"{workdir} has no checkpoint yet")
-    return newest
+    return folder / str(max(steps))
 
 
 def _evaluation_variables(checkpoint):
