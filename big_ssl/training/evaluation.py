@@ -11,6 +11,7 @@ from big_ssl.evals import suite
 from big_ssl.evals.classification import Classifier
 from big_ssl.evals.embedder import Towers
 from big_ssl.parallel import distributed
+from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build
 from big_ssl.training.requirements import RequirementsError
 from big_ssl.training.stopping import TrainingFailed
@@ -60,7 +61,9 @@ def towers(config: Mapping, setup) -> Towers:
     stream = setup.system.terms[term].stream if term else next(iter(config["streams"]))
     prepare = preprocessing.of(build.preparation(config["streams"][stream]["data"]))
     classifier = _CLASSIFIER if _CLASSIFIER in setup.system.terms else ""
-    return Towers(setup.system, term, setup.tokenizer, setup.mesh, prepare, classifier=classifier)
+    # Enough for each device of a large mesh to be worth its while.
+    size = max(256, 32 * mesh_lib.batch_ways(setup.mesh))
+    return Towers(setup.system, term, setup.tokenizer, setup.mesh, prepare, size, classifier)
 
 
 class Evaluation:

@@ -48,14 +48,13 @@ def train(config: Mapping, workdir) -> Result:
         progress.print_parameters(
             setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
         )
-        checkpoints = Checkpoints(workdir, config["checkpoint"]["keep"], config["checkpoint"]["best"])
-        state = _start(config, workdir, setup, checkpoints)
-        run = _Run(config, workdir, setup, checkpoints, evaluators, int(state.step), began)
-        try:
-            state, finished = run.go(state)
+        kept = config["checkpoint"]
+        with contextlib.closing(Checkpoints(workdir, kept["keep"], kept["best"])) as checkpoints:
+            state = _start(config, workdir, setup, checkpoints)
+            run = _Run(config, workdir, setup, checkpoints, evaluators, int(state.step), began)
+            with contextlib.closing(run):
+                state, finished = run.go(state)
             return Result(state, setup, evaluators, run.towers, finished)
-        finally:
-            run.close()
 
 
 def _prepare(config, workdir):
@@ -209,10 +208,9 @@ class _Run:
         return result
 
     def close(self):
-        """Waits for the last checkpoint and closes the files."""
+        """Closes the files."""
         self.profile.close()
         self.progress.close()
-        self.checkpoints.close()
         self.writer.close()
         self.stop.restore()
 

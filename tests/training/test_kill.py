@@ -1,11 +1,16 @@
 """Runs killed and stopped from outside, as `python -m big_ssl.main` in processes of their own."""
 
+import fcntl
 import os
 import pathlib
+import pty
 import random
+import select
 import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
 
 import jax
@@ -38,7 +43,8 @@ class Command:
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.5",
         )
 
-    def start(self, workdir):
+    def start(self, workdir, **streams):
+        """streams: of the process, a pipe for its output if there are none."""
         arguments = dict(total_steps=STEPS, log_every=1, eval_every=STEPS, evals="{}")
         arguments |= {"checkpoint.every": 3, "checkpoint.keep": 3}
         workdir.parent.mkdir(exist_ok=True)
@@ -47,9 +53,8 @@ class Command:
             + [f"--config.{key}={value}" for key, value in arguments.items()],
             cwd=ROOT,
             env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
             text=True,
+            **(streams or dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)),
         )
 
     def finish(self, workdir):
@@ -189,3 +194,34 @@ def test_killed_before_anything_was_saved(command, read, whole, tmp_path):
     command.interrupt(workdir, signal.SIGKILL, lambda workdir: (workdir / "config.json").exists())
     command.finish(workdir)
     _assert_ended_the_same(workdir, read, whole)
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_saves_and_stops(command, read, tmp_path):
+    """Though every write to it fails from then on."""
+    workdir, (ours, theirs) = tmp_path / "run", pty.openpty()
+    # A session of its own, of which the terminal is the controlling one.
+    take = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # noqa: E731
+    streams = dict(stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=take)
+    process = command.start(workdir, **streams)
+    os.close(theirs)
+    closing = threading.Event()
+    reader = threading.Thread(target=_read_until, args=[closing, ours], daemon=True)
+    reader.start()
+    deadline = time.monotonic() + 240
+    while not _at_step(2)(workdir) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    closing.set()
+    reader.join()
+    os.close(ours)
+    assert process.wait(120) == 0
+    last = _lines(workdir)[-1]["step"]
+    assert 2 <= last < STEPS
+    assert int(read(workdir).step) == last
+
+
+def _read_until(closing, descriptor):
+    """A terminal that nobody reads from blocks who writes to it."""
+    while not closing.is_set():
+        if select.select([descriptor], [], [], 0.05)[0]:
+            os.read(descriptor, 4096)
