@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,7 +42,7 @@ def decoded(
     read: Callable[[Record], Any],
     make: Callable[[Image.Image], T],
     batches: Iterable[Sequence[int]],
-) -> Iterator[list[tuple[T, Any] | None]]:
+) -> Generator[list[tuple[T, Any] | None], None, None]:
     """Yields for each of `batches`, numbers of records, what `load` gives of each, decoded in parallel.
 
     At least a batch, and about CHUNK records, are decoded ahead, while those before are embedded.

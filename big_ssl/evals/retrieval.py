@@ -41,14 +41,12 @@ class Retrieval:
     def metrics(self, embedder) -> dict[str, float]:
         """{"retrieval/<name>/<direction>_r<k>": fraction}."""
         images, captions, owners, count = [], [], [], 0
-        for pictures, texts in reading.batches(
-            self._source, self._texts, embedder, f"{self._name}: pictures"
-        ):
-            some = [row for row, each in enumerate(texts) if each is not None]
+        for pictures, read in reading.batches(self._source, self._texts, embedder, f"{self._name}: pictures"):
+            some = [row for row, each in enumerate(read) if each is not None]
             images.append(embedder.images(pictures)[some])
             for row in some:
-                owners += [count] * len(texts[row])
-                captions += texts[row]
+                owners += [count] * len(read[row])
+                captions += read[row]
                 count += 1
         starts = range(0, len(captions), _TEXTS)
         steps = embedder.track(starts, len(starts), f"{self._name}: captions")

@@ -20,7 +20,7 @@ from big_ssl.training.stopping import TrainingFailed
 _CLASSIFIER = "classification"
 
 # Metrics: an evaluator's failures since it last succeeded; how often a run did not survive an evaluation.
-_FAILURES, _INTERRUPTED = "failures_in_a_row", "eval/interrupted"
+_FAILURES, _INTERRUPTED = "eval/failures/{}/in_a_row", "eval/interrupted"
 
 
 def evaluators(config: Mapping, encoders: Mapping) -> dict[str, suite.Evaluator]:
@@ -70,20 +70,19 @@ class Evaluation:
     """A run's evaluators, asked about one state after another. One that raises is counted in the metrics, and
     asked again at the next evaluation.
 
-    options: config.evals; limit: after how many failures in a row of one evaluator the run has failed;
+    limit: after how many failures in a row of one evaluator the run has failed;
     lines: of metrics.jsonl, on process 0; start: the step that the run goes on from.
     """
 
     def __init__(
         self,
         evaluators: Mapping[str, suite.Evaluator],
-        options: Mapping,
         limit: int,
         lines: Sequence[Mapping],
         start: int,
     ):
         self._evaluators, self._limit = evaluators, limit
-        self._keys = {name: f"eval/{options[name]['kind']}/{name}/{_FAILURES}" for name in evaluators}
+        self._keys = {name: _FAILURES.format(name) for name in evaluators}
         before: dict = {}
         for line in lines:
             before |= line if line["step"] <= start else {}

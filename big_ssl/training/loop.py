@@ -100,7 +100,7 @@ class _Run:
         self.examples = sum(stream["batch_size"] for stream in config["streams"].values())
         self.towers = evaluation.towers(config, setup) if evaluators else None
         limit = config["faults"]["evaluator_failures_in_a_row"]
-        self.evaluation = evaluation.Evaluation(evaluators, config["evals"], limit, self.writer.found, start)
+        self.evaluation = evaluation.Evaluation(evaluators, limit, self.writer.found, start)
         self.progress = progress.Progress(start, self.total, self.examples)
         self.peak_steps = _peak_steps_per_second(config, setup)
 

@@ -64,7 +64,7 @@ def main(address):
     if jax.process_index() == jax.process_count() - 1:
         decode.opened = _damaged
     asked = {"zero_shot": suite.build(EVALS)["zero_shot"]}
-    _, problems = evaluation.Evaluation(asked, EVALS, 3, [], 0).metrics(towers.at(variables))
+    _, problems = evaluation.Evaluation(asked, 3, [], 0).metrics(towers.at(variables))
     print(json.dumps(dict(metrics=metrics, decoded=decoded, problems=problems)))
     distributed.shutdown(0)
 

@@ -45,7 +45,7 @@ def _lines(workdir):
     }
 
 
-KEY = "eval/flaky/x/failures_in_a_row"
+KEY = "eval/failures/x/in_a_row"
 
 
 def test_an_evaluator_that_raises_is_counted_and_asked_again(train, micro_config, tmp_path, capsys):
@@ -105,8 +105,7 @@ def test_what_fails_on_one_host_fails_on_all(monkeypatch):
         def metrics(self, embedder):
             return {"flaky/x/top1": 1.0}
 
-    asked = dict(x=dict(kind="flaky"))
-    here = evaluation.Evaluation({"x": Fine()}, asked, limit=2, lines=[], start=0)
+    here = evaluation.Evaluation({"x": Fine()}, limit=2, lines=[], start=0)
     monkeypatch.setattr(evaluation.distributed, "gather", lambda text: [text, "OSError: no disk"])
     metrics, problems = here.metrics(None)
     assert (metrics, problems) == ({KEY: 1}, ["evals.x failed (1 in a row): OSError: no disk"])
