@@ -123,7 +123,7 @@ def gather(text: str) -> list[str]:
     _check_not_inside()
     if jax.process_count() == 1:
         return [text]
-    data = np.frombuffer(text.encode(), np.uint8)
+    data = np.frombuffer(text.encode(errors="replace"), np.uint8)
     sizes = multihost_utils.process_allgather(np.array(len(data), np.int32))
     if not sizes.any():
         return [""] * len(sizes)

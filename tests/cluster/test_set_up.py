@@ -8,9 +8,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def found(cluster, tmp_path_factory):
+def found(cluster, micro, tmp_path_factory):
     """What each process printed, see set_up_apart.py."""
     folder = tmp_path_factory.mktemp("apart")
+    cluster.finish(micro, folder / "first", {}, processes=1)
     job = cluster.start(["tests/cluster/set_up_apart.py", str(folder)])
     assert job.wait(400) == [0, 0], job.output()
     return [json.loads(job.output(i).splitlines()[-1]) for i in range(2)]
