@@ -65,7 +65,9 @@ SCHEMA: Mapping = dict(
     log_every=int,
     eval_every=int,
     checkpoint=dict(every=int, keep=int, best=str),
-    failure_limits=dict(skipped_in_a_row=int, replaced_fraction=NUMBER, window_examples=int),
+    failure_limits=dict(
+        skipped_in_a_row=int, replaced_fraction=NUMBER, window_examples=int, evaluator_failures_in_a_row=int
+    ),
     evals=ANY,
 )
 # Of the learning rate: either kind of schedule, in full.
@@ -205,7 +207,7 @@ def _counts(config):
         yield f"tokenizer.{key}", config["tokenizer"][key]
     for key in ("every", "keep"):
         yield f"checkpoint.{key}", config["checkpoint"][key]
-    for key in ("skipped_in_a_row", "window_examples"):
+    for key in ("skipped_in_a_row", "window_examples", "evaluator_failures_in_a_row"):
         yield f"failure_limits.{key}", config["failure_limits"][key]
     for name, stream in config["streams"].items():
         yield f"streams.{name}.batch_size", stream["batch_size"]

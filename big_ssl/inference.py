@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 from big_ssl import io
 from big_ssl.data import preprocessing, tokenizers
 from big_ssl.data.device_views import ImageView
-from big_ssl.evals import prompts
+from big_ssl.evals import prompts, reading
 from big_ssl.evals.embedder import Embedder, in_batches, looking, sharded
 from big_ssl.losses.contrastive import l2_normalize
 from big_ssl.models.text_transformer import TextTransformer
@@ -130,6 +130,7 @@ class Model:
             pooled=functools.partial(run, self._run_image, "pooled"),
             logits=None if self._classifier is None else functools.partial(run, self._run_image, "logits"),
             inside=inside,
+            split=reading.over_mesh(self._mesh, self._batch_size),
             **given,
         )
 

@@ -2,7 +2,8 @@
 
     python -m big_ssl.main --config=configs/align_l2.py:demo --workdir=runs/align_demo
 
-Any value of the config can be set: --config.total_steps=1000. The same command again resumes.
+Any value of the config can be set: --config.total_steps=1000. The same command again resumes. SIGTERM,
+Ctrl-C and a closed terminal (SIGHUP, but under nohup) make it save and stop between two steps.
 On several hosts, the same command on each with --distributed=auto (docs/launch.md).
 
 Exit code 0: training finished, or was asked to stop and saved; --stopped_exit_code tells the two
@@ -22,7 +23,7 @@ from big_ssl.config import ConfigError, validate
 from big_ssl.io import retry
 from big_ssl.parallel import distributed
 from big_ssl.training.loop import train
-from big_ssl.training.requirements import RequirementsError, check_requirements
+from big_ssl.training.requirements import RequirementsError, check_requirements, check_same_config
 from big_ssl.training.run_report import write_run_report
 from big_ssl.training.stopping import TrainingFailed
 
@@ -48,7 +49,9 @@ def run(config, workdir: str, config_file: str, command: str, stopped: int = 0) 
     """Trains and writes the report. Returns the exit code; see the top of this file."""
     try:
         path = io.as_path(workdir)
-        validate(config)
+        with distributed.raise_on_all_hosts(ConfigError):
+            validate(config)
+        check_same_config(config)
         check_requirements(config, config_file)
         _keep_compiled(path)
         result = train(config, path)

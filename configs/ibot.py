@@ -96,7 +96,12 @@ def full(model: str) -> dict:
         log_every=100,
         eval_every=25 * _EPOCH,
         checkpoint=dict(every=2 * _EPOCH, keep=3, best=""),
-        failure_limits=dict(skipped_in_a_row=10, replaced_fraction=0.05, window_examples=10_000),
+        failure_limits=dict(
+            skipped_in_a_row=10,
+            replaced_fraction=0.05,
+            window_examples=10_000,
+            evaluator_failures_in_a_row=3,
+        ),
         evals=dict(),
     )
 

@@ -1,5 +1,7 @@
 """The command: its exit codes and what it says."""
 
+import json
+
 import pytest
 
 from big_ssl import main
@@ -58,6 +60,17 @@ def test_an_invalid_config_is_said(nothing_compiles, tmp_path, capsys):
     config = get_config("tiny").to_dict() | dict(total_step=3)
     assert _run(config, tmp_path / "run") == 2
     assert capsys.readouterr().err == "total_step is no known key; did you mean total_steps?\n"
+
+
+def test_another_hosts_config_is_said_on_all(nothing_compiles, tmp_path, capsys, monkeypatch):
+    config = get_config("tiny").to_dict()
+    other = json.dumps(config | dict(total_steps=21), sort_keys=True)
+    monkeypatch.setattr(requirements.distributed, "gather", lambda text: [text, text and other])
+    assert _run(config, tmp_path / "run") == 2
+    message = (
+        "config.total_steps is 20 on process 0 and 21 on process 1; all processes need the same command\n"
+    )
+    assert capsys.readouterr().err == message
 
 
 def test_a_batch_that_does_not_divide_is_said(tmp_path, capsys):

@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,16 +28,38 @@ def chunks(
     prepare: uint8[1, H, W, 3] -> uint8[1, S, S, 3]. Raises ValueError, naming the record, for a
     picture that can't be decoded: a result must not depend on how many were left out.
     """
-    load_one = functools.partial(load, source, read, prepared(prepare))
+    starts = range(0, len(source), CHUNK)
+    numbers = (range(start, min(start + CHUNK, len(source))) for start in starts)
+    for loaded in decoded(source, read, prepared(prepare), numbers):
+        kept = [item for item in loaded if item is not None]
+        if kept:  # of a chunk that `read` leaves out altogether there is nothing
+            images, values = zip(*kept, strict=True)
+            yield np.stack(images), list(values)
+
+
+def decoded(
+    source: Sequence[Record],
+    read: Callable[[Record], Any],
+    make: Callable[[Image.Image], T],
+    batches: Iterable[Sequence[int]],
+) -> Generator[list[tuple[T, Any] | None], None, None]:
+    """Yields for each of `batches`, numbers of records, what `load` gives of each, decoded in parallel.
+
+    At least a batch, and about CHUNK records, are decoded ahead, while those before are embedded.
+    """
+    load_one = functools.partial(load, source, read, make)
     waiting: collections.deque = collections.deque()
+    ahead = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(source), CHUNK):
-            # One chunk ahead: it is decoded while the one before is embedded.
-            waiting.append(pool.map(load_one, range(start, min(start + CHUNK, len(source)))))
-            if len(waiting) > 1:
-                yield from _stacked(waiting.popleft())
-        for chunk in waiting:
-            yield from _stacked(chunk)
+        for numbers in batches:
+            waiting.append((len(numbers), pool.map(load_one, numbers)))
+            ahead += len(numbers)
+            while len(waiting) > 1 and ahead - waiting[0][0] >= CHUNK:
+                count, loaded = waiting.popleft()
+                ahead -= count
+                yield list(loaded)
+        for _, loaded in waiting:
+            yield list(loaded)
 
 
 def prepared(prepare: Callable[[np.ndarray], np.ndarray]) -> Callable[[Image.Image], np.ndarray]:
@@ -59,11 +81,3 @@ def load(
     except decode.BadImage as error:
         raise ValueError(f"data: the picture of record {index} can't be decoded: {error}") from error
     return make(picture), kept
-
-
-def _stacked(loaded):
-    """At most one pair: of a chunk that `read` leaves out altogether there is none."""
-    kept = [item for item in loaded if item is not None]
-    if kept:
-        images, values = zip(*kept, strict=True)
-        yield np.stack(images), list(values)

@@ -51,11 +51,11 @@ def judged(
 ) -> dict[str, float]:
     """The scores (see evals.zero_shot) of a classifier, ties against it.
 
-    logits: uint8[N, S, S, 3], prepared as the embedder wants them -> float[N, C]; what: as in
-    LabelledSet.chunks.
+    logits: pictures as the embedder's functions take them -> float[N, C]; what: as in
+    LabelledSet.embedded.
     """
     ranks, labels, count = [], [], len(data.names)
-    for images, some in data.chunks(embedder, what):
-        ranks.append(ranking.ranks(logits(images), some[:, None] == np.arange(count)))
+    for found, some in data.embedded(logits, embedder, what):
+        ranks.append(ranking.ranks(found, some[:, None] == np.arange(count)))
         labels.append(some)
     return scores(np.concatenate(ranks), np.concatenate(labels), count)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import numpy as np
 
+from big_ssl.evals import reading
+from big_ssl.evals.reading import HostSplit
 from big_ssl.losses.contrastive import l2_normalize
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
@@ -29,6 +31,8 @@ class Embedder:
     inside: (look, uint8[N, S, S, 3], *options) -> float32[N, ...], what look(the image tower's module, its
     variables, float32[B, S, S, 3], *options) gives of each batch, one of at most `size` pictures if that
     is given.
+    split: how hosts share the decoding of a batch. Each of these functions of pictures takes either pictures
+    that every host has whole, or a batch that `split` has placed, see evals.reading.
     track: (steps, their number, what they do) -> steps, to show how far a long loop is.
     known: the features of labelled sets that were asked for before, for the next that asks.
     """
@@ -39,6 +43,7 @@ class Embedder:
     pooled: Callable[[np.ndarray], np.ndarray]
     inside: Callable[..., np.ndarray]
     logits: Callable[[np.ndarray], np.ndarray] | None = None
+    split: HostSplit = reading.UNSPLIT
     track: Callable[[Iterable, int, str], Iterable] = _unseen
     known: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
@@ -56,6 +61,7 @@ class Towers:
     ):
         self._mesh, self._tokenizer, self._prepare = mesh, tokenizer, prepare
         self._batch_size, self._classifier = batch_size, classifier
+        self._split = reading.over_mesh(mesh, batch_size)
         self._run = sharded(functools.partial(_features, system, term, classifier), mesh)
         self._looking = looking(system.image_tower, mesh)
 
@@ -77,6 +83,7 @@ class Towers:
             pooled=functools.partial(run, "image", "pooled"),
             inside=inside,
             logits=functools.partial(run, "image", "logits") if self._classifier else None,
+            split=self._split,
         )
 
 
@@ -115,8 +122,10 @@ def in_batches(run, mesh, inputs, size: int) -> np.ndarray:
 
     inputs: an array or a tree of arrays [N, ...]; size: of a batch, rounded up to what the mesh
     divides. The last batch is padded by repeating its first row, and the padding cut off again, so
-    that all batches are compiled alike.
+    that all batches are compiled alike. Or a batch that is on the devices, see evals.reading.
     """
+    if isinstance(inputs, jax.Array):
+        return np.asarray(run(inputs), np.float32)
     ways, total, found = mesh_lib.batch_ways(mesh), len(jax.tree.leaves(inputs)[0]), []
     size = -(-size // ways) * ways
     for start in range(0, total, size):

@@ -10,12 +10,11 @@ from PIL import Image
 
 from big_ssl.data import chunks
 from big_ssl.data.sources import SourceConfig
-from big_ssl.evals import report_texts
+from big_ssl.evals import report_texts, split_candidates
 from big_ssl.evals.embedder import in_batches
 from big_ssl.evals.labelled_set import LabelledSet
 from big_ssl.evals.report_pictures import Gallery
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.parallel.sharding import replicated
 
 # Queries at a time, whose similarities to all training pictures are in memory.
 _QUERIES = 256
@@ -104,7 +103,10 @@ class Knn:
     def _pixel_accuracies(self, embedder):
         """The same at every evaluation of a run, whose pictures are always prepared alike."""
         if self._of_pixels is None:
-            split = self._split(lambda data, what: data.seen_by(_shrunk, "pixels", embedder, what))
+            collect = embedder.split.collect
+            split = self._split(
+                lambda data, what: data.seen_by(collect, "pixels", embedder, what, make=_shrunk)
+            )
             self._of_pixels = self._accuracies("pixel_", *split)
             del self._of_pixels["pixel_majority"]
         return self._of_pixels
@@ -143,30 +145,37 @@ def predictions(
 ) -> np.ndarray:
     """The voted class of each query, for each k: int[Q, len(ks)].
 
-    train: float[N, D], labels: int[N] < classes, queries: float[Q, D]; of any length, cosines count. Queries
-    are split over all devices.
+    train: float[N, D], labels: int[N] < classes, queries: float[Q, D]; of any length, cosines count. The
+    training features are split over all devices: those of ImageNet would fill one.
     """
     mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
-    known = jax.device_put((_unit(train), np.asarray(labels, np.int32)), replicated(mesh))
-    run = functools.partial(_jitted(mesh, classes, tuple(ks), temperature), *known)
+    known = split_candidates.split(mesh, lambda rows: _unit(train[rows]), len(train))
+    named = split_candidates.split(mesh, lambda rows: np.asarray(labels[rows], np.int32), len(train))
+    run = functools.partial(_jitted(mesh, len(train), classes, tuple(ks), temperature), known, named)
     return in_batches(run, mesh, _unit(queries), _QUERIES).astype(int)
 
 
 @functools.cache
-def _jitted(mesh, classes, ks, temperature):
-    votes = functools.partial(_votes, classes=classes, ks=ks, temperature=temperature)
-    return jax.jit(votes, out_shardings=replicated(mesh))
+def _jitted(mesh, count, classes, ks, temperature):
+    votes = functools.partial(_votes, count=count, classes=classes, ks=ks, temperature=temperature)
+    return split_candidates.over_devices(votes, mesh)
 
 
-def _votes(train, labels, queries, *, classes, ks, temperature):
+def _votes(train, labels, queries, *, count, classes, ks, temperature):
+    """int[Q, len(ks)], of this device's part of the training features, and the others' nearest."""
     similarities = jnp.matmul(queries, train.T, precision="highest")
-    nearest, where = jax.lax.top_k(similarities, max(ks))
+    similarities = jnp.where(split_candidates.are_there(train, count), similarities, -jnp.inf)
+    nearest, where = jax.lax.top_k(similarities, min(max(ks), len(train)))
+    # In the order of the devices, so that of equals the first wins as it would among all at once.
+    nearest, labels = split_candidates.joined((nearest, labels[where]))
+    nearest, where = jax.lax.top_k(nearest, max(ks))
+    labels = jnp.take_along_axis(labels, where, axis=1)
     # Only differences of cosines count: the largest weight is 1.
     weights = jnp.exp((nearest - nearest[:, :1]) / temperature)
 
     def vote(k):
         tally = jax.vmap(lambda w, c: jnp.zeros(classes).at[c].add(w))
-        return tally(weights[:, :k], labels[where[:, :k]]).argmax(1)
+        return tally(weights[:, :k], labels[:, :k]).argmax(1)
 
     return jnp.stack([vote(k) for k in ks], axis=1)
 
@@ -176,8 +185,7 @@ def _unit(x):
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def _shrunk(images):
-    side = (_PIXELS, _PIXELS)
-    small = [np.asarray(Image.fromarray(x).resize(side, Image.Resampling.BICUBIC)).ravel() for x in images]
-    flat = np.stack(small).astype(np.float32) / 255
-    return flat - flat.mean(1, keepdims=True)
+def _shrunk(image):
+    small = Image.fromarray(image).resize((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
+    flat = np.asarray(small).ravel().astype(np.float32) / 255
+    return flat - flat.mean()

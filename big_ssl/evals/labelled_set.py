@@ -3,13 +3,14 @@
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from big_ssl.data import chunks, sources
 from big_ssl.data.sources import SourceConfig
-from big_ssl.evals import label_sets
+from big_ssl.evals import label_sets, reading
 
 
 class LabelledSet:
@@ -27,15 +28,19 @@ class LabelledSet:
         self._set = label_sets.build(classes, self._own.names)
         self.names, self.imagenet = self._set.names, self._set.imagenet
 
-    def chunks(self, embedder, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields (uint8[n, S, S, 3], int[n], the classes), prepared as the embedder wants pictures.
+    def embedded(
+        self, see: Callable[[Any], np.ndarray], embedder, what: str, make: Callable = lambda picture: picture
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (what `see` makes of a batch of pictures: [n, ...]; their classes: int[n]), on every host,
+        each of which decodes its part of the pictures. Those of no class are left out.
 
-        Raises ValueError for a picture under a label that is none of the classes.
+        see: one of the embedder's functions, or what is made of one; make: as in reading.batches. Raises
+        ValueError for a picture under a label that is none of the classes, and for one that can't be decoded.
         """
-        total = -(-len(self._source) // chunks.CHUNK)
-        pairs = chunks.chunks(self._source, self._class, embedder.prepare)
-        for images, labels in embedder.track(pairs, total, what):
-            yield images, np.array(labels)
+        for pictures, labels in reading.batches(self._source, self._class, embedder, what, make):
+            kept = [row for row, label in enumerate(labels) if label is not None]
+            if kept:
+                yield see(pictures)[kept], np.array([labels[row] for row in kept])
 
     def __len__(self):
         """How many pictures there are, those of no class included."""
@@ -64,16 +69,15 @@ class LabelledSet:
         return self.seen_by(embed, kind, embedder, what)
 
     def seen_by(
-        self, see: Callable[[np.ndarray], np.ndarray], kind: str, embedder, what: str
+        self, see: Callable[[Any], np.ndarray], kind: str, embedder, what: str, **options
     ) -> tuple[np.ndarray, np.ndarray]:
         """(what `see` makes of all pictures, [N, ...]; int[N], their classes), not to be written to.
 
         Evaluators with equal sets share it: the embedder keeps it under kind, which must name what `see`
-        does.
+        does. see, options: as in `embedded`.
         """
         if (self._key, kind) not in embedder.known:
-            parts = [(see(images), labels) for images, labels in self.chunks(embedder, what)]
-            found, labels = zip(*parts, strict=True)
+            found, labels = zip(*self.embedded(see, embedder, what, **options), strict=True)
             embedder.known[self._key, kind] = np.concatenate(found), np.concatenate(labels)
         return embedder.known[self._key, kind]
 

@@ -26,6 +26,7 @@ from big_ssl.evals import ranking
 from big_ssl.evals.embedder import in_batches
 from big_ssl.evals.labelled_set import LabelledSet, labelled_splits
 from big_ssl.models import vit
+from big_ssl.parallel import distributed
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
 from big_ssl.weights import linear_heads
@@ -137,11 +138,21 @@ class LinearSweep:
             return
         # The size of what the model is given, which prepare alone knows.
         side = embedder.prepare(np.zeros((1, 8, 8, 3), np.uint8)).shape[1]
-        with contextlib.closing(_random_windows(self._sets["train"], side, size)) as examples:
+        # A step's batch in the embedder's, of each of which every host has its rows.
+        host, starts = embedder.split, range(0, size, embedder.split.size)
+        parts = [start + host.rows(min(host.size, size - start)) for start in starts]
+        ends = np.cumsum([len(rows) for rows in parts])[:-1]
+        loader = _random_windows(self._sets["train"], side, size, np.concatenate(parts))
+        count = max(self._sweep.blocks)
+        with contextlib.closing(loader) as examples:
             for _ in range(steps):
-                batch = next(examples)
-                count = max(self._sweep.blocks)
-                yield embedder.inside(vit.layer_tokens, batch["image"], count), batch["label"]
+                with distributed.raise_on_all_hosts(ValueError):
+                    batch = next(examples)
+                images, labels = (
+                    map(host.place, np.split(np.asarray(batch[key]), ends)) for key in ("image", "label")
+                )
+                features = [embedder.inside(vit.layer_tokens, some, count) for some in images]
+                yield np.concatenate(features), np.concatenate([host.collect(some) for some in labels])
 
 
 class _Load(grain.transforms.RandomMap):
@@ -157,9 +168,9 @@ class _Load(grain.transforms.RandomMap):
         return dict(image=window[:, ::-1] if rng.random() < 0.5 else window, label=label)
 
 
-def _random_windows(data, side, size):
+def _random_windows(data, side, size, rows):
     threads = os.cpu_count() or 1
-    return pipeline.batches(_Load(data, side), len(data), size, seed=0, start=0, threads=threads)
+    return pipeline.batches(_Load(data, side), len(data), size, seed=0, start=0, threads=threads, rows=rows)
 
 
 def fixed_batches(features, labels, steps: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,8 +1,14 @@
 """Metrics of ranked candidates, from a score matrix."""
 
+import functools
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
+
+from big_ssl.evals import split_candidates
+from big_ssl.evals.embedder import in_batches
+from big_ssl.parallel import mesh as mesh_lib
 
 # Queries whose scores are in memory at a time.
 _QUERIES = 1024
@@ -24,14 +30,31 @@ def group_ranks(
 ) -> np.ndarray:
     """int[N], `ranks` by inner products, a candidate of the query's group being right.
 
-    queries: float32[N, D]; candidates: float32[M, D]; their groups: int[N], int[M]. Some queries at
-    a time: all scores of COCO at once would be half a gigabyte, and their comparisons as much again.
+    queries: float32[N, D]; candidates: float32[M, D]; their groups: int[N], int[M]. The candidates are split
+    over all devices, and some queries asked at a time.
     """
-    found = []
-    for start in range(0, len(queries), _QUERIES):
-        rows = slice(start, start + _QUERIES)
-        found.append(ranks(queries[rows] @ candidates.T, query_groups[rows, None] == candidate_groups[None]))
-    return np.concatenate(found)
+    mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
+    known, groups = (
+        split_candidates.split(mesh, lambda rows, x=x: np.asarray(x[rows]), len(candidates))
+        for x in (candidates, np.asarray(candidate_groups, np.int32))
+    )
+    run = functools.partial(_group_ranks(mesh, len(candidates)), known, groups)
+    asked = (queries, np.asarray(query_groups, np.int32))
+    return in_batches(run, mesh, asked, min(_QUERIES, len(queries))).astype(int)
+
+
+@functools.cache
+def _group_ranks(mesh, count):
+    def ranks(candidates, groups, asked):
+        queries, query_groups = asked
+        scores = jnp.matmul(queries, candidates.T, precision="highest")
+        there = split_candidates.are_there(candidates, count)
+        right = (query_groups[:, None] == groups) & there
+        best = split_candidates.joined(jnp.where(right, scores, -jnp.inf).max(1, keepdims=True))
+        wrong = ~(scores < best.max(1, keepdims=True)) & ~right & there
+        return split_candidates.total(wrong.sum(1))
+
+    return split_candidates.over_devices(ranks, mesh)
 
 
 def recall_at(rank: np.ndarray, k: int) -> float:

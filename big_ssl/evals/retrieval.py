@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from big_ssl.data import chunks, sources
+from big_ssl.data import sources
 from big_ssl.data.sources import Record, SourceConfig
-from big_ssl.evals import ranking
+from big_ssl.evals import ranking, reading
 
 KS = (1, 5, 10)
 
@@ -40,14 +40,14 @@ class Retrieval:
 
     def metrics(self, embedder) -> dict[str, float]:
         """{"retrieval/<name>/<direction>_r<k>": fraction}."""
-        images, captions, owners = [], [], []
-        total = -(-len(self._source) // chunks.CHUNK)
-        pairs = chunks.chunks(self._source, self._texts, embedder.prepare)
-        for pictures, texts in embedder.track(pairs, total, f"{self._name}: pictures"):
-            first = owners[-1] + 1 if owners else 0
-            owners += [first + i for i, some in enumerate(texts) for _ in some]
-            captions += [text for some in texts for text in some]
-            images.append(embedder.images(pictures))
+        images, captions, owners, count = [], [], [], 0
+        for pictures, read in reading.batches(self._source, self._texts, embedder, f"{self._name}: pictures"):
+            some = [row for row, each in enumerate(read) if each is not None]
+            images.append(embedder.images(pictures)[some])
+            for row in some:
+                owners += [count] * len(read[row])
+                captions += read[row]
+                count += 1
         starts = range(0, len(captions), _TEXTS)
         steps = embedder.track(starts, len(starts), f"{self._name}: captions")
         texts = np.concatenate([embedder.texts(captions[start : start + _TEXTS]) for start in steps])

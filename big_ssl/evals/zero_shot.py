@@ -36,8 +36,8 @@ class ZeroShot:
             embedder.texts, names, self._templates, self._canonicalize, embedder.track
         )
         ranks, labels = [], []
-        for images, some in self._data.chunks(embedder, f"{self._name}: pictures"):
-            ranks.append(class_ranks(embedder.images(images) @ classes.T, some, names))
+        for images, some in self._data.embedded(embedder.images, embedder, f"{self._name}: pictures"):
+            ranks.append(class_ranks(images @ classes.T, some, names))
             labels.append(some)
         found = scores(np.concatenate(ranks), np.concatenate(labels), len(names))
         return {f"zero_shot/{self._name}/{metric}": value for metric, value in found.items()}

@@ -85,26 +85,64 @@ def start(value: str, heartbeat: int = HEARTBEAT_SECONDS, seconds: int = 300) ->
         timer.cancel()
 
 
+# Whether this process is inside `raise_on_all_hosts`, where nothing may wait for another host.
+_inside = False
+
+
 @contextlib.contextmanager
 def raise_on_all_hosts(kind: type[Exception]) -> Iterator[None]:
-    """What raises `kind` on one process raises it on all, so that none waits for one that left.
+    """What raises on one host raises on all, so that none waits for one that left. Also a decorator.
 
-    Also a decorator. To be entered by all processes; computes a little on all devices.
+    To be entered by all hosts. Inside, a host must not wait for another: one that fails has left.
+    It raises its own error; the others raise `kind`, whose message names the process and its error.
     """
-    error = None
+    global _inside
+    _check_not_inside()
+    _inside, error = True, None
     try:
         yield
-    except kind as caught:
+    except Exception as caught:
         error = caught
-    if not all_hosts_agree(error is None):
-        raise error or kind("another process can't go on; it says why")
+    finally:
+        _inside = False
+    messages = gather("" if error is None else _described(error, kind))
+    if error is not None:
+        raise error
+    for process, message in enumerate(messages):
+        if message:
+            raise kind(f"process {process}: {message}")
 
 
 def all_hosts_agree(yes: bool) -> bool:
     """Whether all processes say yes; to be asked by all of them."""
+    return not any(gather("" if yes else "no"))
+
+
+def gather(text: str) -> list[str]:
+    """The texts of all processes, in their order; to be called by all of them."""
+    _check_not_inside()
     if jax.process_count() == 1:
-        return yes
-    return bool(multihost_utils.process_allgather(np.array(yes)).all())
+        return [text]
+    data = np.frombuffer(text.encode(errors="replace"), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(data), np.int32))
+    if not sizes.any():
+        return [""] * len(sizes)
+    # A power of two, so that few lengths are compiled.
+    padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def _check_not_inside():
+    """Where a host that fails waits at an outer agreement, the others would wait at the inner one."""
+    if _inside:
+        raise RuntimeError("inside raise_on_all_hosts no host may wait for another")
+
+
+def _described(error, kind):
+    text = str(error) or type(error).__name__
+    return text if isinstance(error, kind) else f"{type(error).__name__}: {text}"
 
 
 def shutdown(code: int) -> None:

@@ -1,16 +1,26 @@
 """What judges a run while it trains: its evaluators, checked before anything slow, and what they ask."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+
+import jax
+from absl import logging
 
 from big_ssl.data import preprocessing
 from big_ssl.evals import suite
 from big_ssl.evals.classification import Classifier
 from big_ssl.evals.embedder import Towers
+from big_ssl.parallel import distributed
+from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build
 from big_ssl.training.requirements import RequirementsError
+from big_ssl.training.stopping import TrainingFailed
 
 # The term whose head is a trained classifier.
 _CLASSIFIER = "classification"
+
+# Metrics: an evaluator's failures since it last succeeded; how often a run did not survive an evaluation.
+_FAILURES, _INTERRUPTED = "eval/failures/{}/in_a_row", "eval/interrupted"
 
 
 def evaluators(config: Mapping, encoders: Mapping) -> dict[str, suite.Evaluator]:
@@ -47,7 +57,92 @@ def towers(config: Mapping, setup) -> Towers:
     stream = setup.system.terms[term].stream if term else next(iter(config["streams"]))
     prepare = preprocessing.of(build.preparation(config["streams"][stream]["data"]))
     classifier = _CLASSIFIER if _CLASSIFIER in setup.system.terms else ""
-    return Towers(setup.system, term, setup.tokenizer, setup.mesh, prepare, classifier=classifier)
+    # Enough for each device of a large mesh to be worth its while.
+    size = max(256, 32 * mesh_lib.batch_ways(setup.mesh))
+    return Towers(setup.system, term, setup.tokenizer, setup.mesh, prepare, size, classifier)
+
+
+class Evaluation:
+    """A run's evaluators, asked about one state after another. One that raises is counted in the metrics, and
+    asked again at the next evaluation.
+
+    limit: after how many failures in a row of one evaluator the run has failed;
+    lines: of metrics.jsonl, on process 0; start: the step that the run goes on from.
+    """
+
+    def __init__(
+        self,
+        evaluators: Mapping[str, suite.Evaluator],
+        limit: int,
+        lines: Iterable[Mapping],
+        start: int,
+    ):
+        self._evaluators, self._limit = evaluators, limit
+        self._keys = {name: _FAILURES.format(name) for name in evaluators}
+        before: dict = {}
+        here: set[str] = set()
+        for line in lines:
+            keys = {key for key in line if key.startswith("eval/")} if line["step"] <= start else set()
+            before |= {key: line[key] for key in keys}
+            here |= keys if line["step"] == start else set()
+        known = dict(
+            failures={name: int(before.get(key) or 0) for name, key in self._keys.items()},
+            evaluated=any(key != _INTERRUPTED for key in here),
+            times=int(before[_INTERRUPTED]) if _INTERRUPTED in here else 0,
+        )
+        # Only process 0 has the metrics.
+        known = json.loads(distributed.gather(json.dumps(known) if jax.process_index() == 0 else "")[0])
+        self._failures, self._times = known["failures"], known["times"]
+        self.interrupted = bool(evaluators) and not known["evaluated"]
+
+    def interruption(self) -> dict[str, float]:
+        """A metric that counts how often a run did not survive the evaluation of the step it goes on from."""
+        self._times += 1
+        return {_INTERRUPTED: self._times}
+
+    def may_go_on(self) -> bool:
+        """Whether that evaluation is worth another attempt."""
+        return self._times <= self._limit
+
+    def metrics(self, embedder) -> tuple[dict[str, float], list[str]]:
+        """({"eval/<kind>/<dataset>/<metric>": value} of those that succeed, a line for each that fails).
+
+        All hosts must call it, and get the same. An evaluator must not raise on one host while others wait
+        for it in a computation: what it reads, it reads by evals.reading.
+        """
+        metrics: dict[str, float] = {}
+        problems = []
+        for name, evaluator in self._evaluators.items():
+            values, problem = _asked(evaluator, embedder)
+            metrics |= {f"eval/{key}": value for key, value in values.items()}
+            if problem or self._failures[name]:
+                self._failures[name] = self._failures[name] + 1 if problem else 0
+                metrics[self._keys[name]] = self._failures[name]
+            if problem:
+                problems.append(f"evals.{name} failed ({self._failures[name]} in a row): {problem}")
+        return metrics, problems
+
+    def check_health(self, step: int) -> None:
+        """Raises TrainingFailed where an evaluator has failed too often in a row."""
+        for name, failures in self._failures.items():
+            if failures >= self._limit:
+                raise TrainingFailed(
+                    f"step {step}: evals.{name} failed {failures} times in a row "
+                    "(config.failure_limits.evaluator_failures_in_a_row)"
+                )
+
+
+def _asked(evaluator, embedder):
+    """(metrics, "") or ({}, what was raised, on any host), the same on all hosts."""
+    values, problem = {}, ""
+    try:
+        values = evaluator.metrics(embedder)
+    except Exception as error:  # whatever one evaluator lacks, the run goes on without it
+        logging.info("an evaluator failed", exc_info=error)
+        problem = f"{type(error).__name__}: {error}".split("\n")[0]
+    problems = distributed.gather(problem)
+    failed = [process for process, text in enumerate(problems) if text]
+    return (values, "") if not failed else ({}, problems[failed[0]])
 
 
 def summary(found: Mapping[str, float]) -> str:

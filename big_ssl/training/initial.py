@@ -51,7 +51,7 @@ def replace(state: state_lib.TrainState, given) -> state_lib.TrainState:
         return state
     old = state_lib.averaged(state.params, state.mutable)
     new = jax.tree.map(
-        lambda x, y: x if y is None else jax.device_put(np.asarray(y, x.dtype), x.sharding),
+        lambda x, y: x if y is None else _placed(np.asarray(y, x.dtype), x.sharding),
         old,
         given,
         is_leaf=lambda x: x is None,
@@ -59,6 +59,11 @@ def replace(state: state_lib.TrainState, given) -> state_lib.TrainState:
     ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, state_lib.restricted(new, state.ema))
     mutable = state.mutable | dict(encoders=new["encoders"])
     return state.replace(params=new["params"], mutable=mutable, ema=ema)
+
+
+def _placed(array, sharding):
+    """Not by device_put, which has all hosts compare what they place, and holds it whole on a device."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _read(path):

@@ -13,10 +13,11 @@ from big_ssl.evals import suite
 from big_ssl.evals.embedder import Towers
 from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, evaluation, flops, initial, progress, requirements, streams
+from big_ssl.training import build, evaluation, flops, initial, ownership, progress, requirements, streams
 from big_ssl.training import state as state_lib
 from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.metrics import MetricsWriter
+from big_ssl.training.phases import announced, phase
 from big_ssl.training.profiling import Profile
 from big_ssl.training.setup import Setup, set_up
 from big_ssl.training.stopping import StopRequest, check_health
@@ -42,31 +43,48 @@ def train(config: Mapping, workdir) -> Result:
     stopping.TrainingFailed where the run has gone wrong.
     """
     began = time.monotonic()
-    setup = set_up(config)
-    size = requirements.state_bytes(setup.abstract_state)
-    requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
-    requirements.check_shared(workdir)
-    loaders = streams.open_streams(config, setup.tokenizer)
-    evaluators = evaluation.evaluators(config, setup.system.encoders)
+    with ownership.owned(workdir):
+        setup, loaders, evaluators = _prepare(config, workdir)
+        progress.print_parameters(
+            setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
+        )
+        kept = config["checkpoint"]
+        with contextlib.closing(Checkpoints(workdir, kept["keep"], kept["best"])) as checkpoints:
+            state = _start(config, workdir, setup, checkpoints)
+            run = _Run(config, workdir, setup, loaders, checkpoints, evaluators, int(state.step), began)
+            with contextlib.closing(run):
+                state, finished = run.go(state)
+            return Result(state, setup, evaluators, run.towers, finished)
+
+
+def _prepare(config, workdir):
+    """(Setup, loaders, evaluators). What can be missing is looked for on all hosts at once."""
+    with phase("building the model, opening the data and what it is evaluated on"):
+        setup = set_up(config)
+        size = requirements.state_bytes(setup.abstract_state)
+        requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
+        loaders = streams.open_streams(config, setup.tokenizer)
+        evaluators = evaluation.evaluators(config, setup.system.encoders)
     mesh_lib.warm_up_collectives(setup.mesh)
-    progress.print_parameters(
-        setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
-    )
-    checkpoints = Checkpoints(workdir, config["checkpoint"]["keep"], config["checkpoint"]["best"])
-    state = checkpoints.restore_latest(setup.abstract_state)
-    # A run that goes on needs the weights no more that it began with, and they may be gone.
-    start_from = initial.read(config, setup.abstract_state) if state is None else None
+    return setup, loaders, evaluators
+
+
+def _start(config, workdir, setup, checkpoints):
+    """The state of the newest checkpoint, or a new one, from weights if the config says so."""
+    with announced("restoring the newest checkpoint"):
+        state = checkpoints.restore_latest(setup.abstract_state)
+    start_from = None
+    if state is None:  # a run that goes on needs the weights no more that it began with: they may be gone
+        with phase(f"reading the weights of {config['init_from']['path']}"):
+            start_from = initial.read(config, setup.abstract_state)
     # Only now: a config that can't read this run's checkpoints is not the config of this run.
-    if jax.process_index() == 0:
-        io.write_atomically(io.as_path(workdir) / "config.json", json.dumps(config, indent=2).encode())
-    if state is None:
-        state = initial.replace(setup.init(), start_from)
-    run = _Run(config, workdir, setup, loaders, checkpoints, evaluators, int(state.step), began)
-    try:
-        state, finished = run.go(state)
-        return Result(state, setup, evaluators, run.towers, finished)
-    finally:
-        run.close()
+    with phase(f"writing {workdir}/config.json"):
+        if jax.process_index() == 0:
+            io.write_atomically(io.as_path(workdir) / "config.json", json.dumps(config, indent=2).encode())
+    if state is not None:
+        return state
+    with announced("initialising the state"):
+        return initial.replace(setup.init(), start_from)
 
 
 class _Run:
@@ -75,14 +93,16 @@ class _Run:
     def __init__(self, config, workdir, setup, loaders, checkpoints, evaluators, start, began):
         self.config, self.setup, self.loaders, self.checkpoints = config, setup, loaders, checkpoints
         self.start, self.total = start, config["total_steps"]
-        self.writer = MetricsWriter(workdir, start)
+        with phase("reading the metrics"):
+            self.writer = MetricsWriter(workdir, start)
         self.time = WallTime(self.writer.seconds_before, began)
         self.profile = Profile(workdir, config["profile"], start, self.total)
         self.stop = StopRequest()
         self.batch_sizes = {name: stream["batch_size"] for name, stream in config["streams"].items()}
         self.examples = sum(self.batch_sizes.values())
-        self.evaluators = evaluators
         self.towers = evaluation.towers(config, setup) if evaluators else None
+        limit = config["failure_limits"]["evaluator_failures_in_a_row"]
+        self.evaluation = evaluation.Evaluation(evaluators, limit, self.writer.lines(), start)
         self.progress = progress.Progress(start, self.total, self.examples)
         self.peak_steps = _peak_steps_per_second(config, setup)
 
@@ -91,7 +111,17 @@ class _Run:
         with contextlib.closing(
             build.batches(self.config, self.loaders, self.start, self.setup.mesh)
         ) as batches:
+            self._catch_up(state)
             return self._steps(state, batches)
+
+    def _catch_up(self, state):
+        """Evaluates the step of a checkpoint whose evaluation the run before did not survive."""
+        if self.start and self._is_evaluated(self.start) and self.evaluation.interrupted:
+            self.writer.write(self.start, self.evaluation.interruption())
+            if self.evaluation.may_go_on():
+                self._judge(self.start, state)
+            else:
+                self.progress.report(self.start, "its evaluation ended the run too often: left out")
 
     def _steps(self, state, batches):
         previous = None
@@ -99,7 +129,10 @@ class _Run:
             self.profile.before(step)
             with self.time.part("data"):
                 batch = mesh_lib.global_batch(self.setup.mesh, next(batches))
-            with self.time.part("compute" if previous else "compile"):
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(self.time.part("compute" if previous else "compile"))
+                if previous is None:
+                    stack.enter_context(announced("compiling the step"))
                 state, metrics = self.setup.step(state, batch)
             # Waiting for the step before keeps one step in flight, and bad ones from passing by.
             if previous is not None:
@@ -117,15 +150,16 @@ class _Run:
         """Logs, evaluates and saves where the config wants it after this step."""
         if last or step % self.config["log_every"] == 0:
             self._log(step, jax.device_get(metrics))
-        evaluate = step % self.config["eval_every"] == 0 or step == self.total
+        evaluate = self._is_evaluated(step)
         # A checkpoint can only be known as the best where it was evaluated, so what is evaluated is saved.
         judged = evaluate and bool(self.config["checkpoint"]["best"])
+        # Before the evaluation, which may fail or outlast the time that a stopped machine is given.
         if last or judged or step % self.config["checkpoint"]["every"] == 0:
             self._check(metrics, step)
             self.writer.flush()
             self._timed("checkpoint", self.checkpoints.save, state)
         if evaluate:
-            self.checkpoints.record(step, self._timed("evaluate", self._evaluate, step, state))
+            self._judge(step, state)
         if last:  # what came after the last log counts as well
             self._timed("checkpoint", self.checkpoints.wait)
             self.writer.write(step, self.time.metrics())
@@ -146,17 +180,24 @@ class _Run:
         speed = {"time/examples_per_second": rate, "time/step_seconds": seconds}
         return speed | ({"time/mfu": 1 / (seconds * self.peak_steps)} if self.peak_steps else {})
 
+    def _is_evaluated(self, step):
+        return step % self.config["eval_every"] == 0 or step == self.total
+
+    def _judge(self, step, state):
+        """Evaluates a state and records it for the choice of the best checkpoint."""
+        metrics = self._timed("evaluate", self._evaluate, step, state)
+        self.checkpoints.record(step, metrics)
+        self.evaluation.check_health(step)
+
     def _evaluate(self, step, state):
-        if not self.evaluators:
+        if not self.towers:
             return {}
-        embedder = self.towers.at(state_lib.evaluation_variables(state))
-        found = {}
-        for evaluator in self.evaluators.values():
-            found |= {f"eval/{key}": value for key, value in evaluator.metrics(embedder).items()}
-        self.writer.write(step, found)
+        metrics, problems = self.evaluation.metrics(self.towers.at(state_lib.evaluation_variables(state)))
+        self.writer.write(step, metrics)
         self.writer.flush()
-        self.progress.report(step, evaluation.summary(found))
-        return found
+        for text in (evaluation.summary(metrics), *problems):
+            self.progress.report(step, text)
+        return metrics
 
     def _check(self, metrics, step):
         with self.time.part("compute"):
@@ -172,10 +213,9 @@ class _Run:
         return result
 
     def close(self):
-        """Waits for the last checkpoint and closes the files."""
+        """Closes the files."""
         self.profile.close()
         self.progress.close()
-        self.checkpoints.close()
         self.writer.close()
         self.stop.restore()
 

@@ -1,5 +1,6 @@
 """Where the numbers of a run go: metrics.jsonl and TensorBoard events."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import jax
 
 from big_ssl import io
+from big_ssl.training.progress import console
 from big_ssl.training.tensorboard import EventFile
 from big_ssl.training.wall_time import earlier_seconds
 
@@ -15,16 +17,19 @@ class MetricsWriter:
     """Adds scalars to workdir/metrics.jsonl, one object a line, and to TensorBoard events.
 
     A resumed run first drops the lines after `start_step`, so that the file reads like that of a run never
-    stopped; `seconds_before` is where the time of all that there were went, see wall_time. Only process 0
-    writes. NaN and infinities are written as null.
+    stopped; `seconds_before` is where the time of all that there were went, see wall_time. One that starts
+    at 0 first copies them to metrics_1.jsonl, or the next number that is free. Only process 0 writes. NaN
+    and infinities are written as null.
     """
 
     def __init__(self, workdir, start_step: int = 0):
         self._active = jax.process_index() == 0
         self.seconds_before: dict[str, float] = {}
+        self._path = path = io.as_path(workdir) / "metrics.jsonl"
         if not self._active:
             return
-        path = io.as_path(workdir) / "metrics.jsonl"
+        if not start_step and next(_whole_lines(path), None):
+            _set_aside(path)
         self.seconds_before = earlier_seconds(_whole_lines(path), start_step)
         _drop_after(path, start_step)
         self._lines, self._events = io.GrowingFile(path), EventFile(workdir, start_step + 1)
@@ -46,6 +51,10 @@ class MetricsWriter:
 
     close = flush
 
+    def lines(self) -> Iterator[dict]:
+        """The lines that there are; none on processes other than 0."""
+        return _whole_lines(self._path) if self._active else iter(())
+
 
 def read_lines(path) -> list[dict]:
     """The lines of a metrics.jsonl, none where there is no file; one cut short by a kill is left out."""
@@ -54,6 +63,14 @@ def read_lines(path) -> list[dict]:
 
 def _whole_lines(path) -> Iterator[dict]:
     return (line for _, line in _raw_lines(path) if line)
+
+
+def _set_aside(path):
+    """Keeps the metrics of an earlier run whose checkpoints are gone, or that never saved."""
+    taken = (path.with_name(f"metrics_{n}.jsonl") for n in itertools.count(1))
+    aside = next(path for path in taken if not path.exists())
+    path.copy(aside)
+    console.print(f"no checkpoint: starting at step 0; the metrics of the run before are in {aside.name}")
 
 
 def _raw_lines(path):

@@ -1,12 +1,12 @@
 """What a run needs against what there is, said before anything is compiled."""
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
 
 from big_ssl import io
 from big_ssl.parallel import distributed
@@ -87,17 +87,38 @@ def _likely(step, machine):
     return f"about {_gib(step.total)} on each device for the state and a step, of {machine}{_SPLIT_STEP}"
 
 
-@distributed.raise_on_all_hosts(RequirementsError)
+def check_same_config(config) -> None:
+    """Raises RequirementsError on all processes where one has another config than process 0."""
+    first, *others = distributed.gather(json.dumps(config, sort_keys=True))
+    for process, other in enumerate(others, 1):
+        if other != first:
+            key, here, there = next(_differences(json.loads(first), json.loads(other), "config"))
+            raise RequirementsError(
+                f"{key} is {here!r} on process 0 and {there!r} on process {process}; "
+                "all processes need the same command"
+            )
+
+
+def _differences(first, other, path):
+    """Yields (key, value of first, value of other)."""
+    if not isinstance(first, Mapping) or not isinstance(other, Mapping):
+        if repr(first) != repr(other):  # of one that is not a number too
+            yield path, first, other
+        return
+    for key in sorted({*first, *other}):
+        yield from _differences(first.get(key, "missing"), other.get(key, "missing"), f"{path}.{key}")
+
+
 def check_workdir(workdir, state_bytes: int, keep: int) -> None:
-    """Raises RequirementsError where the workdir can't be written or has no room for the checkpoints."""
-    check_checkpoint_path(workdir)
+    """Raises RequirementsError where this host can't write to the workdir, or where there is no room for the
+    checkpoints."""
+    path = io.as_path(workdir)
     try:
-        path = io.make_folder(workdir)
         probe = path / f".write_test_{jax.process_index()}"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise RequirementsError(f"workdir {workdir} can't be written: {error.strerror or error}") from error
+        raise unwritable(workdir, error) from error
     if io.is_remote(workdir):
         return
     # The latest `keep`, the best, and the one being written.
@@ -109,24 +130,9 @@ def check_workdir(workdir, state_bytes: int, keep: int) -> None:
         )
 
 
-@distributed.raise_on_all_hosts(RequirementsError)
-def check_shared(workdir) -> None:
-    """Raises RequirementsError where the workdir is not the same folder for all processes."""
-    if jax.process_count() == 1:
-        return
-    marker = io.as_path(workdir) / ".shared_test"
-    if jax.process_index() == 0:
-        marker.write_text("")
-    multihost_utils.sync_global_devices("the marker is there")
-    seen = marker.exists()
-    multihost_utils.sync_global_devices("the marker was looked for")
-    if jax.process_index() == 0:
-        marker.unlink()
-    if not seen:
-        raise RequirementsError(
-            f"workdir {workdir} is a folder of its own on process {jax.process_index()}; "
-            "all processes must share one (gs://, NFS)"
-        )
+def unwritable(workdir, error: OSError) -> RequirementsError:
+    """The error of a workdir that can't be written."""
+    return RequirementsError(f"workdir {workdir} can't be written: {error.strerror or error}")
 
 
 def check_checkpoint_path(workdir) -> None:

@@ -1,5 +1,6 @@
 """Stopping a run: asked to from outside, or because it has gone wrong."""
 
+import os
 import signal
 import types
 from collections.abc import Mapping
@@ -14,30 +15,44 @@ class TrainingFailed(RuntimeError):
 
 
 class StopRequest:
-    """Remembers SIGTERM and SIGINT, so that the loop can save and leave between two steps.
+    """Remembers SIGTERM, SIGINT and SIGHUP, so that the loop can save and leave between two steps.
 
-    A second signal has its usual effect. With several processes, the signal to any of them
-    stops all after the same step, a second or so later, on which JAX's preemption service
-    agrees. Its own handler of SIGTERM, there from the start-up on, stays in place, and takes no
-    notice of a second one.
+    SIGHUP, of a terminal that was closed, is ignored where it was before: a run under nohup goes on.
+    Nothing can be printed to such a terminal any more, so that output to it is dropped. A second
+    signal has its usual effect. With several processes, the signal to any of them stops all after the
+    same step, a second or so later, on which JAX's preemption service agrees. Its own handler of
+    SIGTERM, there from the start-up on, stays in place, and takes no notice of a second one.
     """
 
     def __init__(self):
         self._asked = False
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+        handlers: dict = {}
         if jax.process_count() > 1:
-            handlers = {signal.SIGINT: self._pass_on}
+            handlers |= dict.fromkeys((signal.SIGINT, signal.SIGHUP), self._pass_on)
         else:
-            handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._remember)
+            handlers |= dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._remember)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            del handlers[signal.SIGHUP]
         self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
     def _remember(self, number: int, frame: types.FrameType | None):
+        self._drop_output()
         logging.warning("%s: saving, then stopping", signal.Signals(number).name)
         self._asked = True
         signal.signal(number, self._previous[number])
 
     def _pass_on(self, number: int, frame: types.FrameType | None):
+        self._drop_output()
         signal.signal(number, self._previous[number])
         signal.raise_signal(signal.SIGTERM)
+
+    def _drop_output(self):
+        """Of what was a terminal and is none any more, where every write would raise."""
+        for descriptor in self._terminals:
+            if not os.isatty(descriptor):
+                with open(os.devnull, "w") as nothing:
+                    os.dup2(nothing.fileno(), descriptor)
 
     def reached(self, step: int) -> bool:
         """Whether to stop after this step; with several processes, to be asked after each step."""

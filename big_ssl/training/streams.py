@@ -9,7 +9,6 @@ from big_ssl.data import decode, pipeline, sources
 from big_ssl.data.pipeline import BadText, LoadExample, UnreadableRecord
 from big_ssl.data.tokenizers import Tokenizer
 from big_ssl.io import retry
-from big_ssl.parallel import distributed
 from big_ssl.training import build
 from big_ssl.training.requirements import RequirementsError
 
@@ -17,7 +16,6 @@ from big_ssl.training.requirements import RequirementsError
 _TRIED = 8
 
 
-@distributed.raise_on_all_hosts(RequirementsError)
 def open_streams(config: Mapping, tokens: Tokenizer | None) -> dict[str, LoadExample]:
     """{stream: the loader of its records}; prints what each stream has.
 

@@ -1,21 +1,21 @@
 """What a run has trained, for use without the run: its newest checkpoint, read and left as it is."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint.utils import checkpoint_steps
 
 from big_ssl import io
 from big_ssl.config import ConfigError, validate
 from big_ssl.models import encoders
 from big_ssl.models.layer_layouts import unstack_layers
 from big_ssl.objectives.contrastive import ContrastiveHead
-from big_ssl.training import build, requirements, setup
-from big_ssl.training.state import evaluation_variables
+from big_ssl.training import build, requirements
 from big_ssl.weights.format import Config
-
-_ONE_DEVICE = dict(mesh=dict(data=1, fsdp=1, tensor=1), mesh_rules=(), sharding=(), grad_accum=1)
 
 
 def read(workdir) -> tuple[Config, dict]:
@@ -28,8 +28,9 @@ def read(workdir) -> tuple[Config, dict]:
 def load(workdir) -> tuple[Config, dict]:
     """(training config, variables) of a run, layers apart; the average where there is one.
 
-    Raises FileNotFoundError where the run has not saved yet, ValueError where its config is not
-    one that this version knows.
+    variables: as state.evaluation_variables, of NumPy arrays. A process reads them for itself, without
+    waiting for others and without a device. Raises FileNotFoundError where the run has not saved yet,
+    ValueError where its config is not one that this version knows.
     """
     requirements.check_checkpoint_path(workdir)
     workdir = io.absolute(workdir)
@@ -39,12 +40,41 @@ def load(workdir) -> tuple[Config, dict]:
         validate(config)
     except ConfigError as error:
         raise ValueError(f"{workdir}/config.json: {error}") from error
-    abstract = setup.set_up(config | _ONE_DEVICE, jax.devices()[:1]).abstract_state
-    with ocp.training.Checkpointer(workdir / "checkpoints") as checkpoints:
-        if checkpoints.latest is None:
-            raise FileNotFoundError(f"{workdir} has no checkpoint yet")
-        variables = evaluation_variables(checkpoints.load(checkpoints.latest.step, abstract))
-    return _unrolled(config, variables)
+    return _unrolled(config, _evaluation_variables(_newest(workdir)))
+
+
+def _newest(workdir):
+    """The folder of the newest whole checkpoint."""
+    folder = workdir / "checkpoints"
+    steps = checkpoint_steps(folder) if folder.exists() else []
+    if not steps:
+        raise FileNotFoundError(f"{workdir} has no checkpoint yet")
+    return folder / str(max(steps))
+
+
+def _evaluation_variables(checkpoint):
+    """state.evaluation_variables of a checkpoint, of which nothing else is read: no optimiser's moments."""
+    with _reading_alone():
+        stored = ocp.metadata(checkpoint).metadata
+        if stored["ema"] is not None:
+            wanted = dict(ema=stored["ema"])
+        else:
+            wanted = dict(params=stored["params"], mutable=dict(encoders=stored["mutable"]["encoders"]))
+        # Leaves of NumPy are read as NumPy: an array of the size of the whole model fits no one device.
+        found = ocp.load(checkpoint, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted))
+    return found["ema"] if "ema" in found else dict(params=found["params"], **found["mutable"])
+
+
+@contextlib.contextmanager
+def _reading_alone() -> Iterator[None]:
+    """Orbax waits for no other process, and reads the parts of a tree that it is asked for."""
+    process, context = jax.process_index(), ocp.Context()
+    context.multiprocessing.primary_host = process
+    context.multiprocessing.active_processes = {process}
+    context.multiprocessing.barrier_sync_key_prefix = f"process_{process}"
+    context.pytree.loading.partial_load = True
+    with context:
+        yield
 
 
 def _unrolled(config, variables):

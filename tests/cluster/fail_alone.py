@@ -9,11 +9,9 @@ import jax
 from absl import app
 
 from big_ssl import main
-from big_ssl.parallel import distributed
 from big_ssl.training import requirements
 
 
-@distributed.raise_on_all_hosts(requirements.RequirementsError)
 def _check_workdir(*_):
     if jax.process_index() == 1:
         raise requirements.RequirementsError("no room on this host")

@@ -32,7 +32,7 @@ def test_metrics_agree_with_scikit_learn(folder, embedder):
         return seen[-1]
 
     found = evaluator.metrics(dataclasses.replace(embedder, logits=spy))
-    said, labels = np.concatenate(seen), np.repeat(np.arange(6), [3, 2, 4, 1, 1, 1])
+    said, labels = np.concatenate(seen)[:12], np.repeat(np.arange(6), [3, 2, 4, 1, 1, 1])
     every = dict(labels=np.arange(6))
     assert found["classification/x/top1"] == pytest.approx(top_k_accuracy_score(labels, said, k=1, **every))
     assert found["classification/x/top5"] == pytest.approx(top_k_accuracy_score(labels, said, k=5, **every))

@@ -1,12 +1,14 @@
 """Weighted neighbours against scikit-learn's and the published sum of weights."""
 
+import jax
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from big_ssl.data import preprocessing
-from big_ssl.evals import knn
+from big_ssl.evals import knn, split_candidates
 from big_ssl.evals.embedder import Embedder
+from big_ssl.parallel import mesh as mesh_lib
 
 RNG = np.random.default_rng(0)
 CLASSES, KS, TEMPERATURE = 7, (1, 5, 20), 0.07
@@ -31,6 +33,30 @@ def test_votes_are_those_of_scikit_learns_neighbours(queries):
     found = knn.predictions(train, labels, asked, CLASSES, KS, TEMPERATURE)
     for i, k in enumerate(KS):
         np.testing.assert_array_equal(found[:, i], reference(train, labels, asked, k))
+
+
+@pytest.mark.parametrize("count", [9, 203])
+def test_each_device_holds_its_part_of_the_training_features(count, monkeypatch):
+    """And no more, with the votes of one device that holds all, ties more neighbours than a part has."""
+    rng, held = np.random.default_rng(1), []
+    split = split_candidates.split
+
+    def spy(*arguments):
+        held.append(split(*arguments))
+        return held[-1]
+
+    monkeypatch.setattr(split_candidates, "split", spy)
+    train = rng.integers(-1, 2, (count, 4)) + np.array(
+        [0.0, 0, 0, 3]
+    )  # few directions: many are equally near
+    labels, asked = rng.integers(0, CLASSES, count), rng.normal(size=(30, 4))
+    given = (train, labels, asked, CLASSES, (1, 5, 9), TEMPERATURE)
+    found = knn.predictions(*given)
+    for array in held:
+        assert {shard.data.shape[0] for shard in array.addressable_shards} == {-(-count // 8)}
+    one = mesh_lib.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    monkeypatch.setattr(mesh_lib, "make_mesh", lambda sizes: one)
+    np.testing.assert_array_equal(found, knn.predictions(*given))
 
 
 def test_near_neighbours_outvote_many_far_ones():

@@ -40,7 +40,7 @@ def test_parts_of_imagenet(name, first, last, names):
 def test_imagenet_v2_has_integers_for_names(folder, embedder):
     path = folder({str(i): [(i, 0, 0)] for i in (0, 1, 2, 10, 11, 100)})
     data = LabelledSet(dict(kind="image_folder", path=path), classes="imagenet")
-    ((images, labels),) = data.chunks(embedder, "x")
+    ((images, labels),) = data.embedded(np.array, embedder, "x")
     # The red of each picture is its number: 10 comes after 2, and is class 10.
     np.testing.assert_array_equal(images[:, 0, 0, 0], [0, 1, 2, 10, 11, 100])
     np.testing.assert_array_equal(labels, [0, 1, 2, 10, 11, 100])
@@ -49,7 +49,7 @@ def test_imagenet_v2_has_integers_for_names(folder, embedder):
 def test_integers_without_a_label_set_are_in_their_order_too(folder, embedder):
     path = folder({str(i): [(i, 0, 0)] for i in (1, 2, 10)})
     data = LabelledSet(dict(kind="image_folder", path=path), classes=["one", "two", "ten"])
-    ((_, labels),) = data.chunks(embedder, "x")
+    ((_, labels),) = data.embedded(np.array, embedder, "x")
     np.testing.assert_array_equal(labels, [0, 1, 2])
 
 
@@ -71,7 +71,7 @@ def test_a_picture_of_another_class_is_an_error(folder, embedder):
     path = folder({"n01498041": ["red"], "n01440764": ["red"]})
     data = LabelledSet(dict(kind="image_folder", path=path), classes="imagenet_a")
     with pytest.raises(ValueError, match="labelled 'n01440764', which is none of the classes"):
-        list(data.chunks(embedder, "x"))
+        list(data.embedded(np.array, embedder, "x"))
 
 
 def test_objectnets_113_under_its_own_names(folder, embedder):
@@ -79,7 +79,7 @@ def test_objectnets_113_under_its_own_names(folder, embedder):
     data = LabelledSet(dict(kind="image_folder", path=path), classes="objectnet")
     assert len(data.names) == len(set(data.names)) == 113
     assert {"alarm clock", "still camera", "binder (closed)"} < set(data.names)
-    ((images, labels),) = data.chunks(embedder, "x")
+    ((images, labels),) = data.embedded(np.array, embedder, "x")
     # ImageNet has no air freshener: its pictures are left out.
     assert [data.names[label] for label in labels] == ["alarm clock", "wheel", "wok"]
     assert images[:, 0, 0].argmax(1).tolist()[:2] == [0, 1]

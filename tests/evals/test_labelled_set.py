@@ -7,6 +7,7 @@ import pytest
 
 from big_ssl.evals.knn import Knn
 from big_ssl.evals.labelled_set import LabelledSet
+from big_ssl.evals.reading import HostSplit
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def counted(embedder):
         shown.append(len(images))
         return embedder.pooled(images)
 
-    return dataclasses.replace(embedder, pooled=pooled), shown
+    return dataclasses.replace(embedder, pooled=pooled, split=HostSplit(size=3)), shown
 
 
 def test_equal_sets_are_embedded_once(counted, folder):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import top_k_accuracy_score
 
-from big_ssl.evals.ranking import chance_at, ranks, recall_at, recalls
+from big_ssl.evals.ranking import chance_at, group_ranks, ranks, recall_at, recalls
 
 
 def brute_rank(scores, positives):
@@ -105,3 +105,20 @@ def test_chance_is_what_random_scores_reach():
 
 def test_chance_is_certain_where_every_candidate_is_right():
     assert chance_at(np.ones((2, 3), bool), 1) == 1
+
+
+def test_ranks_of_groups_are_those_of_the_whole_score_matrix():
+    """Candidates that the eight devices divide or not, more queries than a batch, ties between candidates."""
+    rng = np.random.default_rng(3)
+    for count, queries in ((5, 3), (64, 9), (101, 1030)):
+        candidates = rng.integers(-2, 3, (count, 6)).astype(np.float32)  # products are exact
+        asked = rng.integers(-2, 3, (queries, 6)).astype(np.float32)
+        groups = np.arange(count) % max(2, count // 3)
+        owners = rng.choice(groups, queries)
+        expected = ranks(asked @ candidates.T, owners[:, None] == groups)
+        np.testing.assert_array_equal(group_ranks(asked, candidates, owners, groups), expected)
+        assert len(set(expected)) > 1
+    asked[:2] = np.nan
+    expected = ranks(asked @ candidates.T, owners[:, None] == groups)
+    np.testing.assert_array_equal(group_ranks(asked, candidates, owners, groups), expected)
+    assert (expected[:2] > 90).all()

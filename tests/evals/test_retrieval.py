@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from big_ssl.evals import ranking, retrieval
+from big_ssl.evals.reading import HostSplit
 from big_ssl.evals.retrieval import Retrieval, recalls
 
 
@@ -86,7 +87,7 @@ CAPTIONS = {
 
 def test_a_whole_set(captioned, embedder, monkeypatch):
     monkeypatch.setattr(retrieval, "_TEXTS", 2)
-    monkeypatch.setattr("big_ssl.data.chunks.CHUNK", 2)
+    object.__setattr__(embedder, "split", HostSplit(size=2))
     seen = []
     texts = embedder.texts
     object.__setattr__(embedder, "texts", lambda some: seen.extend(some) or texts(some))

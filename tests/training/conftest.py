@@ -73,7 +73,7 @@ def micro_config():
 def _shared_set_up(config, devices=None):
     """loop.set_up, with equal models on equal devices compiled once."""
     config = copy.deepcopy(config)
-    apart = ("checkpoint", "log_every", "evals", "failure_limits", "init_from", "name")
+    apart = ("checkpoint", "log_every", "eval_every", "evals", "failure_limits", "init_from", "name")
     shaping = {k: v for k, v in config.items() if k not in apart}
     for stream in shaping["streams"].values():
         stream["data"] = dict(stream["data"], source=None)

@@ -1,7 +1,15 @@
 """Runs killed and stopped from outside, as `python -m big_ssl.main` in processes of their own."""
 
+import fcntl
+import os
+import pty
 import random
+import select
 import signal
+import subprocess
+import sys
+import termios
+import threading
 import time
 
 import jax
@@ -25,7 +33,7 @@ class Command:
 
     def __init__(self, recipe, cache):
         self._config = RECIPES[recipe]
-        self._environment = dict(
+        self.environment = dict(
             JAX_PLATFORMS="cpu",
             JAX_NUM_CPU_DEVICES=str(DEVICES),
             # `micro` runs slower code that compiles faster.
@@ -34,15 +42,19 @@ class Command:
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         )
 
-    def start(self, workdir):
+    def line(self, workdir):
+        """The command's words, after the interpreter."""
         arguments = dict(total_steps=STEPS, log_every=1, eval_every=STEPS, evals="{}")
         arguments |= {"checkpoint.every": 3, "checkpoint.keep": 3}
+        values = [f"--config.{key}={value}" for key, value in arguments.items()]
+        return ["-m", "big_ssl.main", f"--config={self._config}", f"--workdir={workdir}", *values]
+
+    def start(self, workdir):
+        """(the process, the file of its output)."""
         output = workdir.with_suffix(".log")
         output.parent.mkdir(exist_ok=True)
-        command = ["-m", "big_ssl.main", f"--config={self._config}", f"--workdir={workdir}"]
-        command += [f"--config.{key}={value}" for key, value in arguments.items()]
         output.write_text("")
-        return commands.start(command, output, output, self._environment), output
+        return commands.start(self.line(workdir), output, output, self.environment), output
 
     def finish(self, workdir):
         """Runs to the end. Returns what was printed."""
@@ -179,3 +191,39 @@ def test_killed_before_anything_was_saved(command, read, whole, tmp_path):
     command.interrupt(workdir, signal.SIGKILL, lambda workdir: (workdir / "config.json").exists())
     command.finish(workdir)
     _assert_ended_the_same(workdir, read, whole)
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_saves_and_stops(command, read, tmp_path):
+    """Though every write to it fails from then on."""
+    workdir, (ours, theirs) = tmp_path / "run", pty.openpty()
+    # A session of its own, of which the terminal is the controlling one.
+    take = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # noqa: E731
+    streams = dict(stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=take)
+    process = subprocess.Popen(
+        [sys.executable, *command.line(workdir)],
+        cwd=commands.ROOT,
+        env=os.environ | command.environment,
+        **streams,
+    )
+    os.close(theirs)
+    closing = threading.Event()
+    reader = threading.Thread(target=_read_until, args=[closing, ours], daemon=True)
+    reader.start()
+    deadline = time.monotonic() + 240
+    while not _at_step(2)(workdir) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    closing.set()
+    reader.join()
+    os.close(ours)
+    assert process.wait(120) == 0
+    last = _lines(workdir)[-1]["step"]
+    assert 2 <= last < STEPS
+    assert int(read(workdir).step) == last
+
+
+def _read_until(closing, descriptor):
+    """A terminal that nobody reads from blocks who writes to it."""
+    while not closing.is_set():
+        if select.select([descriptor], [], [], 0.05)[0]:
+            os.read(descriptor, 4096)

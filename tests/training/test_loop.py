@@ -4,6 +4,7 @@ import collections
 import json
 import pathlib
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -79,30 +80,39 @@ def test_a_truncated_checkpoint_is_skipped_and_the_run_ends_the_same(train, micr
     assert int(train(micro_config(), workdir).state.step) == 8
 
 
-def test_a_signal_stops_between_steps_and_the_next_one_is_not_caught(monkeypatch):
-    import signal
-
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_between_steps_and_the_next_one_is_not_caught(number):
     received = []
-    before = signal.signal(signal.SIGTERM, lambda *_: received.append("outer"))
+    before = signal.signal(number, lambda *_: received.append("outer"))
     try:
         stop = StopRequest()
         assert not stop.reached(1)
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
         assert stop.reached(2)
         assert received == []
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
         assert received == ["outer"]
         stop.restore()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopRequest()
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop.reached(1)
+        stop.restore()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_handlers_are_put_back(train, micro_config, whole, tmp_path):
-    import signal
-
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
     train(micro_config(), whole[1])
-    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert before == [signal.getsignal(number) for number in numbers]
 
 
 # Steps that are not finite.

@@ -57,5 +57,22 @@ def test_a_checkpoint_finds_what_was_logged_before_it(gcs_folder):
     assert read_lines(path) == [{"step": 1, "x": 1.0}]
 
 
+def test_a_run_that_starts_anew_keeps_the_metrics_of_the_one_before(tmp_path, capsys):
+    """Each under a number of its own; a first run leaves no second file."""
+    for run in (1, 2, 3):
+        writer = MetricsWriter(tmp_path)
+        writer.write(5, {"run": run})
+        writer.close()
+    kept = {path.name: read_lines(path)[0]["run"] for path in tmp_path.glob("*.jsonl")}
+    assert kept == {"metrics_1.jsonl": 1, "metrics_2.jsonl": 2, "metrics.jsonl": 3}
+    said = capsys.readouterr().out.splitlines()
+    assert (
+        said[-1] == "no checkpoint: starting at step 0; the metrics of the run before are in metrics_2.jsonl"
+    )
+    assert len(said) == 2
+    MetricsWriter(tmp_path, start_step=5).close()
+    assert len(list(tmp_path.glob("*.jsonl"))) == 3
+
+
 def test_no_file_is_no_lines(tmp_path):
     assert read_lines(tmp_path / "metrics.jsonl") == []

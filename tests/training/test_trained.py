@@ -10,7 +10,9 @@ from flax.traverse_util import flatten_dict
 import big_ssl
 from big_ssl import convert, evaluate, inference
 from big_ssl.training import build, loop, trained
+from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.metrics import read_lines
+from big_ssl.training.state import TrainState
 from big_ssl.weights import architecture
 from configs import align_l2, ibot_imagenet, ibot_vits16
 
@@ -79,6 +81,36 @@ def test_a_loaded_classifier_is_the_runs():
     assert without.embedder().logits is None
     with pytest.raises(ValueError, match=r"^this model has no classifier: none was trained$"):
         without.classify(images)
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_a_run_is_read_by_each_host_for_itself(averaged, tmp_path):
+    """As NumPy arrays on no device, of the newest whole checkpoint, without what evaluation does not use."""
+    config = tiny()
+    given = jax.device_put(variables(config))
+    other = jax.tree.map(lambda x: x + 1, given)
+    state = TrainState(
+        step=np.int32(3),
+        params=other["params"] if averaged else given["params"],
+        opt_state=(other["params"],),
+        mutable=dict(encoders=(other if averaged else given)["encoders"], objectives={}),
+        ema=given if averaged else None,
+        counters={},
+    )
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(jax.device_put(state))
+    checkpoints.close()
+    (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = trained.load(tmp_path)[1]
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(found))
+    jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(given))
+
+
+def test_a_run_without_a_checkpoint_is_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(tiny()))
+    with pytest.raises(FileNotFoundError, match=f"^{tmp_path} has no checkpoint yet$"):
+        trained.load(tmp_path)
 
 
 @pytest.mark.slow

@@ -1,0 +1,73 @@
+"""Prints what evaluators find of one model, and how many pictures this process decoded for each.
+
+python tests/cluster/evaluate_split.py --distributed=ADDRESS
+
+The last line: {"metrics": {key: value}, "decoded": {evaluator: count}, "problems": what is said of an
+evaluator where the pictures of the last process can't be decoded}.
+"""
+
+import json
+import sys
+
+import jax
+from absl import flags
+
+from big_ssl.data import decode
+from big_ssl.evals import suite
+from big_ssl.parallel import distributed
+from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.training import evaluation, loop
+from big_ssl.training import state as state_lib
+from configs.clip_vitb32 import get_config
+
+DATA = dict(kind="emoji", styles=("fxemoji",))
+SPLIT = dict(train=DATA | dict(concepts="seen"), test=DATA | dict(concepts="unseen"), label="category")
+EVALS = dict(
+    zero_shot=dict(kind="zero_shot", data=DATA, label="category", templates="{}"),
+    knn=dict(kind="knn", **SPLIT, ks=(1, 20), pixels=True),
+    retrieval=dict(kind="retrieval", data=DATA, captions=("label",)),
+    linear_probe=dict(kind="linear_probe", **SPLIT, grid=(0.1, 1.0), iterations=20),
+    linear_sweep=dict(kind="linear_sweep", **SPLIT, steps=3, batch_size=300, rates=(0.01, 0.1), blocks=(1,)),
+)
+
+
+class _Counted:
+    """decode.opened, counting."""
+
+    def __init__(self):
+        self.count, self._opened = 0, decode.opened
+        decode.opened = self
+
+    def __call__(self, *arguments):
+        self.count += 1
+        return self._opened(*arguments)
+
+
+def _damaged(*_):
+    raise decode.BadImage("cut short")
+
+
+def main(address):
+    flags.FLAGS.mark_as_parsed()
+    distributed.start(address)
+    config = get_config("tiny").to_dict() | dict(evals=EVALS)
+    config["streams"]["pairs"]["batch_size"] = 4
+    setup = loop.set_up(config)
+    mesh_lib.warm_up_collectives(setup.mesh)
+    evaluators = evaluation.evaluators(config, setup.system.encoders)
+    towers, variables = evaluation.towers(config, setup), state_lib.evaluation_variables(setup.init())
+    metrics, decoded, opened = {}, {}, _Counted()
+    for name, evaluator in evaluators.items():
+        opened.count = 0
+        metrics |= evaluator.metrics(towers.at(variables))
+        decoded[name] = opened.count
+    if jax.process_index() == jax.process_count() - 1:
+        decode.opened = _damaged
+    asked = {"zero_shot": suite.build(EVALS)["zero_shot"]}
+    _, problems = evaluation.Evaluation(asked, 3, [], 0).metrics(towers.at(variables))
+    print(json.dumps(dict(metrics=metrics, decoded=decoded, problems=problems)))
+    distributed.shutdown(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1].removeprefix("--distributed="))

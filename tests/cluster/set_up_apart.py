@@ -1,0 +1,102 @@
+"""Two processes of which one lacks something that its config names, one thing after another.
+
+python tests/cluster/set_up_apart.py FOLDER --distributed=ADDRESS
+
+FOLDER/first is a finished run. Each process runs in a folder of its own, FOLDER/<process>, so that a relative
+path may exist for the first alone.
+The last line: {what was lacking: [exit code, what the command said]}, and "init_from", whether a run that
+starts from another begins with its weights, on this process's devices.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+import jax
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from big_ssl import main
+from big_ssl.parallel import distributed
+from big_ssl.training import initial, loop, trained
+from tests.training.micro import get_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _config(**changes):
+    config = get_config().to_dict() | changes
+    config["requires"]["gib_per_device"] = 0.0
+    return config
+
+
+def _cases(first):
+    """{what process 1 lacks: (config, workdir)}; first: the workdir of a run to start from."""
+    vocabulary = _config()["tokenizer"] | dict(vocabulary="words.txt")
+    pictures = dict(kind="image_folder", path="pictures")
+    evals = dict(x=dict(kind="zero_shot", data=pictures, templates="{}"))
+    steps = 9 + jax.process_index()
+    return {
+        "vocabulary": (_config(tokenizer=vocabulary), first),
+        "evaluator": (_config(evals=evals), first),
+        "weights": (_config(init_from=dict(path="weights", skip=(), copy=())), f"{first}_second"),
+        "workdir": (_config(), "run"),
+        "config": (_config(total_steps=steps), first),
+    }
+
+
+def _run(config, workdir):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = main.run(config, workdir, "micro.py", "command")
+    return code, said.getvalue()
+
+
+def _prepare(first):
+    """What process 0 has."""
+    shutil.copy(ROOT / "big_ssl/data/embedded/emoji_wordpiece.txt", "words.txt")
+    for name in "ab":
+        os.makedirs(f"pictures/{name}")
+        Image.new("RGB", (8, 8)).save(f"pictures/{name}/1.png")
+    os.symlink(first, "weights")
+
+
+def _starts_from(first):
+    """Whether weights and copies are the first run's, on this process's devices."""
+    rules = dict(path=first, skip=(), copy=(("encoders/image/", "encoders/image/", first),))
+    config = _config(init_from=rules)
+    setup = loop.set_up(config)
+    state = initial.replace(setup.init(), initial.read(config, setup.abstract_state))
+    expected = trained.load(first)[1]["params"]
+
+    def same(array, source):
+        return all(np.array_equal(shard.data, source[shard.index]) for shard in array.addressable_shards)
+
+    return all(jax.tree.leaves(jax.tree.map(same, state.params, expected)))
+
+
+def start(folder, address):
+    flags.FLAGS.mark_as_parsed()
+    distributed.start(address)
+    own, first = f"{folder}/{jax.process_index()}", f"{folder}/first"
+    os.makedirs(own)
+    os.chdir(own)
+    # First what succeeds: a process that failed alone has read less, and orbax counts what it reads.
+    found: dict = dict(init_from=_starts_from(first))
+    found["second"] = _run(_config(init_from=dict(path=first, skip=(), copy=())), f"{folder}/second")
+    if jax.process_index() == 0:
+        _prepare(first)
+    distributed.all_hosts_agree(True)  # that the files are there
+    for name, (config, workdir) in _cases(first).items():
+        found[name] = _run(config, workdir)
+    print(json.dumps(found))
+    distributed.shutdown(0)
+
+
+if __name__ == "__main__":
+    start(sys.argv[1], sys.argv[2].removeprefix("--distributed="))

@@ -1,0 +1,47 @@
+"""What one of two processes lacks ends both, before anything is trained; and a run starts from a run."""
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def found(cluster, micro, tmp_path_factory):
+    """What each process printed, see set_up_apart.py."""
+    folder = tmp_path_factory.mktemp("apart")
+    cluster.finish(micro, folder / "first", {}, processes=1)
+    job = cluster.start(["tests/cluster/set_up_apart.py", str(folder)])
+    assert job.wait(400) == [0, 0], job.output()
+    return [json.loads(job.output(i).splitlines()[-1]) for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "message"),
+    [
+        ("vocabulary", "words.txt"),
+        ("evaluator", "evals: "),
+        ("weights", "init_from: "),
+        ("workdir", "workdir run is a folder of its own on process 1"),
+    ],
+)
+def test_what_one_process_lacks_is_said_by_both(lacking, message, found):
+    (codes, said) = zip(*(each[lacking] for each in found), strict=True)
+    assert codes == (2, 2), said
+    assert said[1].startswith(message) or message in said[1]
+    assert said[0] == f"process 1: {said[1]}"
+    assert said[1].count("\n") == 1
+
+
+def test_another_config_is_said_by_both(found):
+    message = (
+        "config.total_steps is 9 on process 0 and 10 on process 1; all processes need the same command\n"
+    )
+    assert [each["config"] for each in found] == [[2, message]] * 2
+
+
+def test_a_run_starts_from_a_run_on_both(found):
+    """Weights, and those of a folder that config.init_from.copy names, on all devices; and trains."""
+    assert [each["init_from"] for each in found] == [True, True]
+    assert [each["second"][0] for each in found] == [0, 0], found

@@ -1,0 +1,124 @@
+"""One run at a time in a workdir, and none kept out by a run that was killed."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from etils import epath
+
+from big_ssl.training import ownership
+from big_ssl.training.requirements import RequirementsError
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(ownership, "RENEWAL_SECONDS", 0.05)
+    monkeypatch.setattr(ownership, "LEASE_SECONDS", 0.4)
+
+
+def _left_behind(workdir, **changes):
+    """The file of a run of another machine that has not released the workdir."""
+    owner = dict(host="elsewhere", pid=7, began="5", machine="m", token="t", since=0.0, renewed=time.time())
+    (workdir / ownership.FILE).write_text(json.dumps(owner | changes))
+
+
+def test_a_second_run_is_refused_by_the_name_of_the_first(tmp_path):
+    with ownership.owned(tmp_path / "run"):
+        message = (
+            r"^workdir .*/run is in use: process \d+ on \S+ has been training in it since 20\d\d-\S+ \S+ UTC;"
+        )
+        with pytest.raises(RequirementsError, match=message), ownership.owned(tmp_path / "run"):
+            pass
+        assert (tmp_path / "run" / ownership.FILE).exists()
+    assert list((tmp_path / "run").iterdir()) == []
+    with ownership.owned(tmp_path / "run"):
+        pass
+
+
+def test_it_is_released_where_the_run_fails(tmp_path):
+    with pytest.raises(KeyError), ownership.owned(tmp_path):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_run_of_this_machine_keeps_nobody_out(tmp_path, monkeypatch):
+    """Nobody waits for it, not even where its number has been given to another process."""
+    monkeypatch.setattr(ownership, "_still_renewed", None)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    here = ownership._this_process()
+    began = ownership._began(process.pid)
+    if not here["machine"]:
+        pytest.skip("this system does not tell which processes run")
+    _left_behind(tmp_path, **here | dict(pid=process.pid, began=began))
+    with pytest.raises(RequirementsError, match=f"process {process.pid} on "), ownership.owned(tmp_path):
+        pass
+    process.kill()
+    time.sleep(0.2)  # dead, though nobody has asked for its exit code yet
+    with ownership.owned(tmp_path):
+        pass
+    process.wait()
+    _left_behind(tmp_path, **here | dict(began="1"))
+    with ownership.owned(tmp_path):
+        pass
+
+
+def test_a_run_of_another_machine_is_given_time_to_show_that_it_lives(tmp_path, capsys):
+    _left_behind(tmp_path)
+    began = time.monotonic()
+    with ownership.owned(tmp_path):
+        assert 0.4 < time.monotonic() - began < 10
+    assert "last used by process 7 on elsewhere; waiting up to 0 s" in capsys.readouterr().out
+    lease = ownership._Lease(epath.Path(tmp_path) / ownership.FILE)
+    lease._owner["machine"] = "m"
+    lease.write()
+    lease.start()
+    with pytest.raises(RequirementsError, match="is in use"), ownership.owned(tmp_path):
+        pass
+    lease.release()
+
+
+def test_one_long_dead_and_one_that_never_wrote_its_name_are_passed_over(tmp_path, monkeypatch):
+    (tmp_path / ownership.FILE).write_text("")
+    with ownership.owned(tmp_path):
+        pass
+    monkeypatch.setattr(ownership, "_still_renewed", None)
+    _left_behind(tmp_path, renewed=time.time() - 3600)
+    with ownership.owned(tmp_path):
+        pass
+
+
+def test_of_two_that_saw_it_free_one_gives_way(tmp_path, monkeypatch):
+    """As on a bucket, where both can write: the last one wins, and the first finds its name."""
+    write = ownership._Lease.write
+
+    def overtaken(lease):
+        write(lease)
+        _left_behind(tmp_path, **ownership._this_process())
+
+    monkeypatch.setattr(ownership._Lease, "write", overtaken)
+    with pytest.raises(RequirementsError, match="is in use"), ownership.owned(tmp_path):
+        pass
+
+
+def test_a_run_whose_workdir_was_taken_writes_no_more(tmp_path, monkeypatch, capsys):
+    ended = []
+    monkeypatch.setattr(ownership.os, "_exit", ended.append)
+    with ownership.owned(tmp_path):
+        _left_behind(tmp_path)
+        time.sleep(0.5)
+    assert ended[0] == 2
+    assert f"workdir {tmp_path} was taken by process 7 on elsewhere; ending" in capsys.readouterr().err
+
+
+def test_a_folder_of_its_own_is_named(tmp_path, monkeypatch):
+    """As process 1 that does not see what process 0 wrote."""
+    texts = [["", ""], ["token of process 0", ""], ["", "this process is elsewhere"]]
+    monkeypatch.setattr(ownership.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(ownership.distributed, "gather", lambda text: texts.pop(0))
+    with (
+        pytest.raises(RequirementsError, match="is a folder of its own on process 1"),
+        ownership.owned(tmp_path),
+    ):
+        pass

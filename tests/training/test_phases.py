@@ -1,0 +1,23 @@
+"""The parts of a run's set-up: what is said of those that take long, and whose errors are everybody's."""
+
+import time
+
+import pytest
+
+from big_ssl.parallel import distributed
+from big_ssl.training import phases
+from big_ssl.training.requirements import RequirementsError
+
+
+def test_only_what_takes_long_is_announced(capsys):
+    with phases.announced("quick", 0.2):
+        pass
+    with phases.announced("slow", 0.05):
+        time.sleep(0.4)
+    assert capsys.readouterr().out == "slow ...\n"
+
+
+def test_a_phase_fails_where_another_host_fails(monkeypatch):
+    monkeypatch.setattr(distributed, "gather", lambda text: [text, "no such file"])
+    with pytest.raises(RequirementsError, match=r"^process 1: no such file$"), phases.phase("reading"):
+        pass
