@@ -17,10 +17,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from big_ssl import io
+from big_ssl import io, retry
 from big_ssl.command_line import CONFIG, parse_flags
 from big_ssl.config import ConfigError, validate
-from big_ssl.io import retry
 from big_ssl.parallel import distributed
 from big_ssl.training.loop import train
 from big_ssl.training.requirements import RequirementsError, check_requirements, check_same_config

@@ -14,8 +14,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from big_ssl import io
-from big_ssl.io import retry
+from big_ssl import io, retry
 from big_ssl.parallel import distributed
 from big_ssl.training.requirements import RequirementsError
 from big_ssl.training.stopping import TrainingFailed

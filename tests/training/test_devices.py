@@ -103,7 +103,7 @@ def test_a_checkpoint_moves_to_other_devices_with_its_place_in_the_data(
     one, eight = (set_up(config, jax.devices()[:n]) for n in (1, 8))
     _, state = _losses(eight, config, _spread(eight, initial), 0, 4)
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(state, {})
+    checkpoints.save(state)
     checkpoints.close()
     moved = Checkpoints(tmp_path, keep=1).restore_latest(one.abstract_state)
     assert len(jax.tree.leaves(moved.params)[0].sharding.device_set) == 1

@@ -65,9 +65,7 @@ def test_it_fails_the_run_after_some_in_a_row_restarts_included(train, micro_con
     stop_after(4)
     assert not train(config, tmp_path).finished
     stop_after(100)
-    message = (
-        r"^step 6: evals.x failed 3 times in a row \(config.failure_limits.evaluator_failures"
-    )
+    message = r"^step 6: evals.x failed 3 times in a row \(config.failure_limits.evaluator_failures"
     with pytest.raises(TrainingFailed, match=message):
         train(config, tmp_path)
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [4, 6]

@@ -126,7 +126,7 @@ def stepped(name, rules, scan):
     def grad_fn(params, mutable, *_):
         return (jnp.zeros(()), ({}, mutable)), grads
 
-    step = make_step(grad_fn, lambda params: params, optimizer, lambda _: 0.1, rates.factors, None, 0)
+    step = make_step(grad_fn, lambda params: params, optimizer, lambda _: 0.1, rates.factors, None, 0, 1)
     with compiling.quickly():
         new, _ = jax.device_get(jax.jit(step)(state, {}))
     moved = jax.tree.map(np.subtract, new.params, params)

@@ -15,7 +15,7 @@ import fsspec
 from absl import logging
 from etils import epath
 
-from big_ssl.io import retry
+from big_ssl import retry
 
 # Of each kind of bucket: the package that epath reads it by, and our extra that installs it.
 _BUCKETS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
