@@ -78,6 +78,21 @@ def test_a_failed_run_exits_with_one(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(main, "check_requirements", lambda *_: None)
     assert _run(get_config("tiny").to_dict(), tmp_path) == 1
     assert capsys.readouterr().err == "step 3: all went wrong\n"
+    assert "TrainingFailed: step 3: all went wrong" in (tmp_path / "failure_0.txt").read_text()
+
+
+def test_a_disk_that_is_full_is_one_line(tmp_path, capsys, monkeypatch):
+    def failing(*_):
+        raise OSError(28, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr(main, "train", failing)
+    monkeypatch.setattr(main, "check_requirements", lambda *_: None)
+    # Nor is there room for where it came from.
+    (tmp_path / "failure_0.txt").mkdir()
+    assert _run(get_config("tiny").to_dict(), tmp_path) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"workdir {tmp_path} (")
+    assert line.endswith("GiB free): OSError: [Errno 28] No space left on device: 'metrics.jsonl'")
 
 
 def _command(*arguments):

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import shutil
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 from big_ssl.io import retry
 from big_ssl.parallel import distributed
-from big_ssl.training.requirements import RequirementsError
+from big_ssl.training.requirements import RequirementsError, free_space
 from big_ssl.training.stopping import TrainingFailed
 
 # What orbax raises of a checkpoint whose files are cut short, empty or gone, or are another model's.
@@ -50,8 +49,7 @@ class Checkpoints:
 
     def __init__(self, workdir, keep: int, best: str = ""):
         # Absolute, as orbax wants it: it refuses a relative path only at the first save.
-        self._remote = "://" in str(workdir)
-        self._workdir = epath.Path(workdir if self._remote else os.path.abspath(workdir))
+        self._workdir = epath.Path(workdir if "://" in str(workdir) else os.path.abspath(workdir))
         self._best, self._keep = parse_best(best), keep
         self._recorded = self._read_recorded()
         self._checkpointer = self._open()
@@ -82,9 +80,17 @@ class Checkpoints:
         """Notes what evaluation gave for a step, before or after its save and before the next.
 
         Only the metric of `best` counts; not finite, or not among these, it leaves the step without a value.
+        Raises RequirementsError where its evaluator gave others, and not this one.
         """
-        value = metrics.get(self._best.metric) if self._best else None
-        if value is None or not math.isfinite(value):
+        if self._best is None:
+            return
+        name = self._best.metric
+        folder = name.rpartition("/")[0]
+        siblings = sorted(key for key in metrics if key.rpartition("/")[0] == folder)
+        if siblings and name not in siblings:
+            raise RequirementsError(f"checkpoint.best is {name!r}; there are {', '.join(siblings)}")
+        value = metrics.get(name, math.nan)
+        if not math.isfinite(value):
             return
         self._recorded = {s: v for s, v in self._recorded.items() if s in self.steps()} | {step: float(value)}
         if jax.process_index() == 0:
@@ -188,8 +194,7 @@ class Checkpoints:
                 raise TrainingFailed(f"checkpoint {step} can't be saved: {self._problem(error)}") from error
 
     def _problem(self, error):
-        room = "" if self._remote else f" ({shutil.disk_usage(self._workdir).free / 2**30:.2f} GiB free)"
-        return f"{self._workdir}{room}: {retry.one_line(error)}"
+        return f"{self._workdir}{free_space(self._workdir)}: {retry.one_line(error)}"
 
     def _set_aside(self, damaged):
         folder = self._workdir / "damaged_checkpoints"
