@@ -169,7 +169,7 @@ def test_they_are_noticed_where_nothing_is_logged(poisoned, micro_config, tmp_pa
 
 
 def test_a_rate_that_overflows_leaves_nothing_behind(train, micro_config, tmp_path):
-    """Each update would be infinite: none is kept, the run fails, and a sane rate goes on from what was saved."""
+    """Each update would be infinite: none is kept, the run fails, and a sane rate goes on from there."""
     config = micro_config(learning_rate__peak=1e30, total_steps=30, failure_limits__skipped_in_a_row=5)
     with pytest.raises(TrainingFailed, match="update was not finite 5 times in a row"):
         train(config, tmp_path)
