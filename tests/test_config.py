@@ -175,18 +175,18 @@ def test_a_missing_key_is_named(path):
         (
             "failure_limits/replaced_fraction",
             5,
-            "failure_limits.replaced_fraction is 5; it must lie in [0, 1]",
+            "failure_limits.replaced_fraction is 5; it must lie",
         ),
         ("streams/pairs/data/threads", -1, "streams.pairs.data.threads is -1; it must be at least 0"),
         (
             "streams/pairs/data/cache_mib",
             math.nan,
-            "streams.pairs.data.cache_mib is nan; it must be at least",
+            "streams.pairs.data.cache_mib is nan; it must be",
         ),
         (
             "streams/pairs/data/captions",
             dict(a=0.0, b=0),
-            "streams.pairs.data.captions are all 0; one of them",
+            "streams.pairs.data.captions are all 0; one of",
         ),
         ("streams/pairs/data/captions", dict(a=-1, b=2), "streams.pairs.data.captions.a is -1; it must be a"),
         ("streams/pairs/data/captions", dict(a="1"), "streams.pairs.data.captions.a is '1', of type str"),

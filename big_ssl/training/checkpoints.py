@@ -165,8 +165,10 @@ class Checkpoints:
 
     def best_step(self, steps) -> int | None:
         """That of these steps whose recorded metric is best, the latest of equals; None for none."""
-        known = [step for step in steps if step in self._recorded]
-        return max(known, key=lambda step: (self._best.sign * self._recorded[step], step), default=None)
+        if self._best is None:
+            return None
+        sign, known = self._best.sign, [step for step in steps if step in self._recorded]
+        return max(known, key=lambda step: (sign * self._recorded[step], step), default=None)
 
     def _restored(self, step, abstract_state):
         """(state, "") or (None, why it can't be read); raises TrainingFailed where that proves no damage."""
@@ -182,7 +184,13 @@ class Checkpoints:
                 ) from error
 
     def _load(self, step, abstract_state):
-        return self._checkpointer.load(step, abstract_state)
+        # Each process for itself: in orbax's barrier those that have read would wait for one that could not.
+        index = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+        )
+        with ocp.Context(multiprocessing_options=alone):
+            return ocp.load(self._workdir / "checkpoints" / str(step), abstract_state)
 
     @contextlib.contextmanager
     def _saving(self, step):
