@@ -7,11 +7,11 @@ import grain
 import numpy as np
 from absl import logging
 
+from big_ssl import retry
 from big_ssl.data import decode, host_views, sources
 from big_ssl.data.cache import Cache
 from big_ssl.data.host_views import HostView
 from big_ssl.data.records import Labels, Record
-from big_ssl.io import retry
 
 # How many neighbours may stand in for one bad record before the data counts as unusable.
 _MAX_NEIGHBOURS = 100

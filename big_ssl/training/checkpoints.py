@@ -15,7 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from big_ssl.io import retry
+from big_ssl import retry
 from big_ssl.parallel import distributed
 from big_ssl.training.requirements import RequirementsError, free_space
 from big_ssl.training.stopping import TrainingFailed

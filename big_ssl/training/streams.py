@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from big_ssl import retry
 from big_ssl.data import decode, pipeline, sources
 from big_ssl.data.pipeline import BadText, LoadExample, UnreadableRecord
 from big_ssl.data.tokenizers import Tokenizer
-from big_ssl.io import retry
 from big_ssl.parallel import distributed
 from big_ssl.training import build
 from big_ssl.training.requirements import RequirementsError

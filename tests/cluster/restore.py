@@ -9,7 +9,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from big_ssl.io import retry
+from big_ssl import retry
 from big_ssl.parallel import distributed
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated

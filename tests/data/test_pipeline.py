@@ -9,12 +9,12 @@ import pytest
 from absl import logging
 from PIL import Image
 
+from big_ssl import retry
 from big_ssl.data import decode, pipeline
 from big_ssl.data.cache import memory_bytes
 from big_ssl.data.host_views import RandomResizedCrop, Window
 from big_ssl.data.sources import EmojiPairs, ImageFolder, Labels, Record
 from big_ssl.data.tokenizers import WordPiece, vocabulary_path
-from big_ssl.io import retry
 
 TOKENIZER = WordPiece(vocabulary_path("emoji"), 8)
 VIEWS = dict(image=Window(18, 16))

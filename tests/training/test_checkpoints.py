@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from big_ssl.io import retry
+from big_ssl import retry
 from big_ssl.training import checkpoints as checkpoints_lib
 from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.requirements import RequirementsError

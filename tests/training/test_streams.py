@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from big_ssl import retry
 from big_ssl.data import sources
-from big_ssl.io import retry
 from big_ssl.training import build, streams
 from big_ssl.training.requirements import RequirementsError
 

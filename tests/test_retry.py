@@ -5,7 +5,7 @@ import errno
 import pytest
 import requests
 
-from big_ssl.io import retry
+from big_ssl import retry
 
 
 class _HttpError(Exception):
