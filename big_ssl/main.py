@@ -10,8 +10,11 @@ Exit code 0: training finished, or was asked to stop and saved; --stopped_exit_c
 apart. 1: it failed, and says why. 2: it can't run here as asked, said before anything is compiled.
 """
 
+import contextlib
+import os
 import shlex
 import sys
+import traceback
 
 import jax
 from absl import app, flags, logging
@@ -22,7 +25,12 @@ from big_ssl.command_line import CONFIG, parse_flags
 from big_ssl.config import ConfigError, validate
 from big_ssl.parallel import distributed
 from big_ssl.training.loop import train
-from big_ssl.training.requirements import RequirementsError, check_requirements, check_same_config
+from big_ssl.training.requirements import (
+    RequirementsError,
+    check_requirements,
+    check_same_config,
+    free_space,
+)
 from big_ssl.training.run_report import write_run_report
 from big_ssl.training.stopping import TrainingFailed
 
@@ -59,6 +67,11 @@ def run(config, workdir: str, config_file: str, command: str, stopped: int = 0) 
         return 2
     except TrainingFailed as error:
         print(error, file=sys.stderr)
+        _keep_traceback(path)
+        return 1
+    except OSError as error:  # of the workdir, or of a file that was there at the start
+        print(f"workdir {path}{free_space(path)}: {type(error).__name__}: {error}", file=sys.stderr)
+        _keep_traceback(path)
         return 1
     if not result.finished:
         return stopped
@@ -83,6 +96,12 @@ def _report(config, path, command, result):
         print(f"Report: {report}")
 
 
+def _keep_traceback(workdir):
+    """Where an error of one line came from, for who looks for more; nowhere where the disk is full."""
+    with contextlib.suppress(OSError):
+        (workdir / f"failure_{jax.process_index()}.txt").write_text(traceback.format_exc())
+
+
 def _keep_compiled(workdir):
     """Compiled programs stay in the workdir, so that a restart does not compile again; elsewhere
     where JAX_COMPILATION_CACHE_DIR says so."""
@@ -94,6 +113,8 @@ def main(argv) -> None:
     del argv
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax and grain log every step of a save
+        # Tracebacks that libraries log are of errors that they raise as well, and that end in one line.
+        logging.get_absl_handler().addFilter(lambda record: not record.exc_info)
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     command = shlex.join(["python", "-m", "big_ssl.main", *sys.argv[1:]])
     code = 1
@@ -105,6 +126,11 @@ def main(argv) -> None:
         code = 2
     finally:
         distributed.shutdown(code)
+    if code == 1:
+        # At a usual exit tensorboardX would write once more where it just could not, with a traceback.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -1,5 +1,6 @@
 """validate(): what a config may hold, each mistake named by its key."""
 
+import math
 import re
 
 import pytest
@@ -173,6 +174,25 @@ def test_a_missing_key_is_named(path):
         ("learning_rate", dict(kind="steps", values=(), peak=1), "learning_rate.peak is no known key"),
         ("learning_rate", dict(kind="linear", peak=1.0), "learning_rate.warmup_steps is missing"),
         ("learning_rate", 0.1, "learning_rate is 0.1; it must be a dict of kind, peak"),
+        ("failure_limits/window_examples", 0, "failure_limits.window_examples is 0; it must be at least 1"),
+        (
+            "failure_limits/replaced_fraction",
+            5,
+            "failure_limits.replaced_fraction is 5; it must lie",
+        ),
+        ("streams/pairs/data/threads", -1, "streams.pairs.data.threads is -1; it must be at least 0"),
+        (
+            "streams/pairs/data/cache_mib",
+            math.nan,
+            "streams.pairs.data.cache_mib is nan; it must be",
+        ),
+        (
+            "streams/pairs/data/captions",
+            dict(a=0.0, b=0),
+            "streams.pairs.data.captions are all 0; one of",
+        ),
+        ("streams/pairs/data/captions", dict(a=-1, b=2), "streams.pairs.data.captions.a is -1; it must be a"),
+        ("streams/pairs/data/captions", dict(a="1"), "streams.pairs.data.captions.a is '1', of type str"),
         (
             "learning_rate/warmup_steps",
             20,

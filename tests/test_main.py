@@ -80,6 +80,20 @@ def test_a_batch_that_does_not_divide_is_said(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("streams.pairs.batch_size is 12; it must be a multiple of")
 
 
+def test_a_disk_that_is_full_is_one_line(tmp_path, capsys, monkeypatch):
+    def failing(*_):
+        raise OSError(28, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr(main, "train", failing)
+    monkeypatch.setattr(main, "check_requirements", lambda *_: None)
+    # Nor is there room for where it came from.
+    (tmp_path / "failure_0.txt").mkdir()
+    assert _run(get_config("tiny").to_dict(), tmp_path) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"workdir {tmp_path} (")
+    assert line.endswith("GiB free): OSError: [Errno 28] No space left on device: 'metrics.jsonl'")
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -8,6 +8,9 @@ import numpy as np
 
 from big_ssl.data import chunks, emoji_drawings, preprocessing, sources
 
+# The suffixes of the ways in which results are split, see `subsets`.
+SPLITS = ("", "_no_flags", "_unseen", "_unseen_no_flags")
+
 
 @dataclasses.dataclass(frozen=True)
 class NamedImages:
@@ -56,12 +59,8 @@ def subsets(data: NamedImages) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     are chosen here, so that they compete with every name, seen ones included.
     """
     every, no_flags = np.ones_like(data.flag), ~data.flag
-    for suffix, asked, offered in (
-        ("", every, every),
-        ("_no_flags", no_flags, no_flags),
-        ("_unseen", data.unseen, every),
-        ("_unseen_no_flags", data.unseen & no_flags, no_flags),
-    ):
+    asked_of = (every, no_flags, data.unseen, data.unseen & no_flags)
+    for suffix, asked, offered in zip(SPLITS, asked_of, (every, no_flags, every, no_flags), strict=True):
         yield suffix, asked[data.labels], offered
 
 

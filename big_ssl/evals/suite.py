@@ -7,7 +7,8 @@ import flax.linen as nn
 
 from big_ssl.evals.classification import Classifier
 from big_ssl.evals.embedder import Embedder
-from big_ssl.evals.emoji_suite import EmojiSuite
+from big_ssl.evals.emoji import SPLITS
+from big_ssl.evals.emoji_suite import STYLES, EmojiSuite
 from big_ssl.evals.knn import Knn
 from big_ssl.evals.linear_head import LinearHead
 from big_ssl.evals.linear_probe import LinearProbe
@@ -50,6 +51,18 @@ def build(config: Mapping[str, Mapping]) -> dict[str, Evaluator]:
         given = {key: value for key, value in options.items() if key != "kind"}
         found[name] = EVALUATORS[options["kind"]](**given, name=name)
     return found
+
+
+def metric_prefixes(config: Mapping[str, Mapping]) -> list[str]:
+    """What the names of the metrics of config.evals begin with: "<kind>/<dataset>/"."""
+    prefixes = []
+    for name, options in config.items():
+        if options["kind"] == "emoji":
+            sets = [style + split for style in options.get("styles", STYLES) for split in SPLITS]
+            prefixes += [f"{kind}/{each}/" for kind in ("zero_shot", "retrieval") for each in sets]
+        else:
+            prefixes.append(f"{options['kind']}/{name}/")
+    return prefixes
 
 
 def check(evaluator: Evaluator, tower: nn.Module) -> None:

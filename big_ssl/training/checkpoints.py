@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import re
-import shutil
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 from big_ssl import io, retry
 from big_ssl.parallel import distributed
-from big_ssl.training.requirements import RequirementsError
+from big_ssl.training.requirements import RequirementsError, free_space
 from big_ssl.training.stopping import TrainingFailed
 
 # What orbax raises of a checkpoint whose files are cut short, empty or gone, or are another model's.
@@ -48,7 +47,7 @@ class Checkpoints:
 
     def __init__(self, workdir, keep: int, best: str = ""):
         # Absolute, as orbax wants it: it refuses a relative path only at the first save.
-        self._remote, self._workdir = io.is_remote(workdir), io.absolute(workdir)
+        self._workdir = io.absolute(workdir)
         self._best, self._keep = parse_best(best), keep
         self._recorded = self._read_recorded()
         self._checkpointer = self._open()
@@ -79,9 +78,17 @@ class Checkpoints:
         """Notes what evaluation gave for a step, before or after its save and before the next.
 
         Only the metric of `best` counts; not finite, or not among these, it leaves the step without a value.
+        Raises RequirementsError where its evaluator gave others, and not this one.
         """
-        value = metrics.get(self._best.metric) if self._best else None
-        if value is None or not math.isfinite(value):
+        if self._best is None:
+            return
+        name = self._best.metric
+        folder = name.rpartition("/")[0]
+        siblings = sorted(key for key in metrics if key.rpartition("/")[0] == folder)
+        if siblings and name not in siblings:
+            raise RequirementsError(f"checkpoint.best is {name!r}; there are {', '.join(siblings)}")
+        value = metrics.get(name, math.nan)
+        if not math.isfinite(value):
             return
         self._recorded = {s: v for s, v in self._recorded.items() if s in self.steps()} | {step: float(value)}
         if jax.process_index() == 0:
@@ -156,8 +163,10 @@ class Checkpoints:
 
     def best_step(self, steps) -> int | None:
         """That of these steps whose recorded metric is best, the latest of equals; None for none."""
-        known = [step for step in steps if step in self._recorded]
-        return max(known, key=lambda step: (self._best.sign * self._recorded[step], step), default=None)
+        if self._best is None:
+            return None
+        sign, known = self._best.sign, [step for step in steps if step in self._recorded]
+        return max(known, key=lambda step: (sign * self._recorded[step], step), default=None)
 
     def _restored(self, step, abstract_state):
         """(state, "") or (None, why it can't be read); raises TrainingFailed where that proves no damage."""
@@ -173,7 +182,13 @@ class Checkpoints:
                 ) from error
 
     def _load(self, step, abstract_state):
-        return self._checkpointer.load(step, abstract_state)
+        # Each process for itself: in orbax's barrier those that have read would wait for one that could not.
+        index = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+        )
+        with ocp.Context(multiprocessing_options=alone):
+            return ocp.load(self._workdir / "checkpoints" / str(step), abstract_state)
 
     @contextlib.contextmanager
     def _saving(self, step):
@@ -185,8 +200,7 @@ class Checkpoints:
                 raise TrainingFailed(f"checkpoint {step} can't be saved: {self._problem(error)}") from error
 
     def _problem(self, error):
-        room = "" if self._remote else f" ({shutil.disk_usage(self._workdir).free / 2**30:.2f} GiB free)"
-        return f"{self._workdir}{room}: {retry.one_line(error)}"
+        return f"{self._workdir}{free_space(self._workdir)}: {retry.one_line(error)}"
 
     def _set_aside(self, damaged):
         folder = self._workdir / "damaged_checkpoints"

@@ -1,6 +1,7 @@
 """What judges a run while it trains: its evaluators, checked before anything slow, and what they ask."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 
 import jax
@@ -13,9 +14,12 @@ from big_ssl.evals.embedder import Towers
 from big_ssl.parallel import distributed
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build
+from big_ssl.training.checkpoints import parse_best
 from big_ssl.training.requirements import RequirementsError
 from big_ssl.training.stopping import TrainingFailed
 
+# What a message names at most.
+_NAMED = 10
 # The term whose head is a trained classifier.
 _CLASSIFIER = "classification"
 
@@ -28,6 +32,7 @@ def evaluators(config: Mapping, encoders: Mapping) -> dict[str, suite.Evaluator]
 
     Raises RequirementsError for what they say of their data, and for what the model lacks that they ask for.
     """
+    check_best(config["checkpoint"]["best"], config["evals"])
     objectives = {name: each for s in config["streams"].values() for name, each in s["objectives"].items()}
     for name, options in config["evals"].items():
         if options["kind"] in suite.OF_TEXTS and "contrastive" not in objectives:
@@ -42,6 +47,26 @@ def evaluators(config: Mapping, encoders: Mapping) -> dict[str, suite.Evaluator]
         if isinstance(each, Classifier):
             _check_classifier(f"evals.{name}", each.classes, objectives.get(_CLASSIFIER))
     return found
+
+
+def check_best(best: str, evals: Mapping) -> None:
+    """Raises RequirementsError where no evaluator of the config gives the metric of checkpoint.best.
+
+    Without any evaluator it warns: a run whose evaluations are switched off keeps no best checkpoint.
+    """
+    wanted = parse_best(best)
+    if wanted is None:
+        return
+    if not evals:
+        print(f"checkpoint.best is {best!r}, and nothing is evaluated: no best is kept", file=sys.stderr)
+        return
+    prefixes = [f"eval/{prefix}" for prefix in suite.metric_prefixes(evals)]
+    if not wanted.metric.startswith(tuple(prefixes)):
+        more = ", ..." if len(prefixes) > _NAMED else ""
+        raise RequirementsError(
+            f"checkpoint.best is {best!r}; the metrics of config.evals begin with "
+            f"{', '.join(prefixes[:_NAMED])}{more}"
+        )
 
 
 def _check_classifier(name, classes, objective):

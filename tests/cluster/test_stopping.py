@@ -88,6 +88,16 @@ def test_a_failure_of_one_process_alone_ends_both(cluster, micro, tmp_path):
     assert "process 1: no room on this host" in job.output(0)
 
 
+def test_what_one_process_cannot_read_at_once_both_agree_on(cluster, tmp_path):
+    """An error that passes costs nothing; a checkpoint that one process finds damaged both leave, at once."""
+    job = cluster.start(["tests/cluster/restore.py", str(tmp_path / "run")])
+    assert job.wait(100) == [0, 0], job.output()
+    for index in (0, 1):
+        lines = [line for line in job.output(index).splitlines() if line.startswith("restored")]
+        assert lines == ["restored 4", "restored 2"], job.output()
+    assert [path.name.split("_")[0] for path in (tmp_path / "run" / "damaged_checkpoints").iterdir()] == ["4"]
+
+
 def test_a_damaged_checkpoint_is_passed_over_by_both(cluster, micro, losses, tmp_path):
     workdir = tmp_path / "run"
     arguments = ARGUMENTS | {"total_steps": 6, "checkpoint.every": 2}

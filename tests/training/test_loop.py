@@ -5,13 +5,14 @@ import json
 import pathlib
 import shutil
 import signal
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from big_ssl import main
-from big_ssl.training import loop, requirements
+from big_ssl.training import evaluation, loop, requirements
 from big_ssl.training.metrics import read_lines
 from big_ssl.training.stopping import StopRequest, TrainingFailed, check_health
 
@@ -176,6 +177,67 @@ def test_they_are_noticed_where_nothing_is_logged(poisoned, micro_config, tmp_pa
     poisoned({3, 4, 5})
     with pytest.raises(TrainingFailed, match="step 5: "):
         loop.train(micro_config(failure_limits__skipped_in_a_row=3, log_every=100), tmp_path)
+
+
+def test_a_rate_that_overflows_leaves_nothing_behind(train, micro_config, tmp_path):
+    """Each update would be infinite: none is kept, the run fails, and a sane rate goes on from there."""
+    config = micro_config(learning_rate__peak=1e30, total_steps=30, failure_limits__skipped_in_a_row=5)
+    with pytest.raises(TrainingFailed, match="update was not finite 5 times in a row"):
+        train(config, tmp_path)
+    result = train(micro_config(), tmp_path)
+    assert result.finished
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(result.state)))
+
+
+# The best checkpoint.
+
+
+class _Evaluator:
+    """Gives a step's accuracy; the embedder is not asked."""
+
+    accuracies = (0.1, 0.9, 0.5, 0.2)
+
+    def __init__(self):
+        self._left = list(self.accuracies)
+
+    def metrics(self, embedder):
+        return {"knn/toy/k20_top1": self._left.pop(0), "knn/toy/chance": 0.1}
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """Runs are evaluated by _Evaluator, whatever their config says."""
+    monkeypatch.setattr(evaluation, "evaluators", lambda *_: dict(toy=_Evaluator()))
+    monkeypatch.setattr(evaluation, "towers", lambda *_: types.SimpleNamespace(at=lambda variables: None))
+
+
+def test_what_is_evaluated_is_saved_and_the_best_is_kept(evaluated, train, micro_config, tmp_path):
+    changes = dict(checkpoint__every=100, checkpoint__keep=1, eval_every=2)
+    train(micro_config(checkpoint__best="eval/knn/toy/k20_top1", **changes), tmp_path)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"4", "8"}
+
+
+def test_a_best_that_the_evaluator_does_not_give_is_said_at_the_first(
+    evaluated, train, micro_config, tmp_path
+):
+    message = "checkpoint.best is 'eval/knn/toy/top1'; there are eval/knn/toy/chance, eval/knn/toy/k20_top1$"
+    with pytest.raises(requirements.RequirementsError, match=message):
+        train(micro_config(checkpoint__best="eval/knn/toy/top1", eval_every=2), tmp_path)
+
+
+def test_a_best_of_no_evaluator_is_said_first():
+    evals = dict(a=dict(kind="knn"), emoji=dict(kind="emoji", styles=("twemoji",)))
+    for best in ("", "eval/knn/a/k20_top1", "min:eval/retrieval/twemoji_unseen/chance_r1"):
+        evaluation.check_best(best, evals)
+    with pytest.raises(
+        requirements.RequirementsError, match="begin with eval/knn/a/, eval/zero_shot/twemoji/, "
+    ):
+        evaluation.check_best("eval/zero_shot/openmoji/top1", evals)
+
+
+def test_a_best_without_evaluators_is_a_warning(capsys):
+    evaluation.check_best("eval/zero_shot/twemoji/top1", {})
+    assert "nothing is evaluated: no best is kept" in capsys.readouterr().err
 
 
 # Records that are unusable.
