@@ -141,6 +141,8 @@ class TfdsPairs(Sequence[Record]):
     ):
         import tensorflow_datasets as tfds  # slow to import, and needed only here
 
+        if str(io.as_path(data_dir)).startswith("s3://"):
+            raise ValueError(f"data: {data_dir}: array_record is read from disks and gs:// alone")
         try:
             builder = tfds.builder(name, data_dir=data_dir)
         except tfds.core.registered.DatasetNotFoundError as error:

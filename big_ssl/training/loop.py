@@ -17,6 +17,7 @@ from big_ssl.training import build, evaluation, flops, initial, progress, requir
 from big_ssl.training import state as state_lib
 from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.metrics import MetricsWriter
+from big_ssl.training.phases import phase
 from big_ssl.training.profiling import Profile
 from big_ssl.training.setup import Setup, set_up
 from big_ssl.training.stopping import StopRequest, check_health
@@ -42,24 +43,32 @@ def train(config: Mapping, workdir) -> Result:
     stopping.TrainingFailed where the run has gone wrong.
     """
     began = time.monotonic()
-    setup = set_up(config)
+    requirements.check_checkpoint_path(workdir)
+    with phase("tracing the training step"):
+        setup = set_up(config)
     size = requirements.state_bytes(setup.abstract_state)
-    requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
-    requirements.check_shared(workdir)
-    evaluators = evaluation.evaluators(config, setup.system.encoders)
-    mesh_lib.connect(setup.mesh)
+    with phase(f"checking {workdir}"):
+        requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
+        requirements.check_shared(workdir)
+    with phase("opening the evaluators' data"):
+        evaluators = evaluation.evaluators(config, setup.system.encoders)
+    with phase("connecting the devices"):
+        mesh_lib.connect(setup.mesh)
     progress.print_parameters(
         setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
     )
-    checkpoints = Checkpoints(workdir, config["checkpoint"]["keep"], config["checkpoint"]["best"])
-    state = checkpoints.restore_latest(setup.abstract_state)
+    with phase(f"restoring the newest checkpoint of {workdir}"):
+        checkpoints = Checkpoints(workdir, config["checkpoint"]["keep"], config["checkpoint"]["best"])
+        state = checkpoints.restore_latest(setup.abstract_state)
     # A run that goes on needs the weights no more that it began with, and they may be gone.
-    start_from = initial.read(config, setup.abstract_state) if state is None else None
+    with phase(f"reading the weights of {config['init_from']['path']}"):
+        start_from = initial.read(config, setup.abstract_state) if state is None else None
     # Only now: a config that can't read this run's checkpoints is not the config of this run.
     if jax.process_index() == 0:
         io.write_atomically(io.as_path(workdir) / "config.json", json.dumps(config, indent=2).encode())
     if state is None:
-        state = initial.replace(setup.init(), start_from)
+        with phase("compiling and drawing the initial parameters"):
+            state = initial.replace(setup.init(), start_from)
     run = _Run(config, workdir, setup, checkpoints, evaluators, int(state.step), began)
     try:
         state, finished = run.go(state)
@@ -97,7 +106,7 @@ class _Run:
             self.profile.before(step)
             with self.time.part("data"):
                 batch = mesh_lib.global_batch(self.setup.mesh, next(batches))
-            with self.time.part("compute" if previous else "compile"):
+            with self.time.part("compute") if previous else self._compiling():
                 state, metrics = self.setup.step(state, batch)
             # Waiting for the step before keeps one step in flight, and bad ones from passing by.
             if previous is not None:
@@ -111,13 +120,19 @@ class _Run:
                 return state, step == self.total
         return state, True
 
+    @contextlib.contextmanager
+    def _compiling(self):
+        with self.time.part("compile"), phase("compiling the training step"):
+            yield
+
     def _after(self, step, state, metrics, last):
         """Logs, evaluates and saves where the config wants it after this step."""
         if last or step % self.config["log_every"] == 0:
             self._log(step, jax.device_get(metrics))
         found: dict[str, float] = {}
         if step % self.config["eval_every"] == 0 or step == self.total:
-            found = self._timed("evaluate", self._evaluate, step, state)
+            with phase(f"evaluating step {step}"):
+                found = self._timed("evaluate", self._evaluate, step, state)
         if last or step % self.config["checkpoint"]["every"] == 0:
             self.writer.flush()
             self._timed("checkpoint", self.checkpoints.save, state, found)

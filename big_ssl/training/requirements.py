@@ -49,7 +49,6 @@ def check_machine(config, config_file: str) -> None:
 @distributed.together(Unrunnable)
 def check_workdir(workdir, state_bytes: int, keep: int) -> None:
     """Raises Unrunnable where the workdir can't be written or has no room for the checkpoints."""
-    check_checkpoint_path(workdir)
     try:
         path = io.make_folder(workdir)
         probe = path / f".write_test_{jax.process_index()}"
