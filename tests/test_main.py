@@ -81,9 +81,10 @@ def test_a_report_that_fails_is_not_the_exit_code(tmp_path, monkeypatch, caplog)
     monkeypatch.setattr(main, "check_machine", lambda *_: None)
     monkeypatch.setattr(main, "write_run_report", failing)
     assert _run(get_config("tiny").to_dict(), tmp_path) == 0
-    (record,) = (each for each in caplog.records if each.levelname == "ERROR")
-    assert record.getMessage() == (
-        "no report: FileNotFoundError: no metrics.jsonl; training is complete, and this writes it again: command"
+    (message,) = (each.getMessage() for each in caplog.records if each.levelname == "ERROR")
+    assert message == (
+        "no report: FileNotFoundError: no metrics.jsonl; training is complete, and this writes it "
+        "again: command"
     )
 
 

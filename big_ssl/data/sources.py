@@ -5,7 +5,6 @@ each visit.
 """
 
 import bisect
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -372,12 +371,9 @@ def _row_group(file, number, columns):
         return parquet.read_row_group(number, columns=list(columns))
 
 
-@contextlib.contextmanager
 def _parquet(file):
     """A parquet file, opened by epath in a bucket: pyarrow's own clients take other settings."""
-    with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(file.open("rb")) if io.is_remote(file) else file
-        yield stack.enter_context(pyarrow.parquet.ParquetFile(opened))
+    return pyarrow.parquet.ParquetFile(file.open("rb") if io.is_remote(file) else file)
 
 
 def _other_columns(metadata, image_key):
