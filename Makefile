@@ -47,7 +47,7 @@ $(INSTALLED): setup.py $(LOCK)
 	@rm -f $(VENV)/.installed-*
 	@[ -x $(VENV)/bin/python$(VERSION) ] \
 		|| $(PYTHON) -m venv $$([ ! -f $(VENV)/pyvenv.cfg ] || echo --clear) $(VENV)
-	@$(PIP) $(if $(LOCK),--requirement $(LOCK),--editable '.[eval,dev]')
+	@$(PIP) $(if $(LOCK),--requirement $(LOCK),--editable '.[eval,dev,gcs,s3]')
 	@$(if $(LOCK),$(PIP) --no-deps --editable .,true)
 	@touch $@
 

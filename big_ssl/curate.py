@@ -48,6 +48,11 @@ def curate(items: records.Items, limits: Limits, output: str, beam: Sequence[str
     where a library of the curation extra is missing.
     """
     languages.check(limits.languages)
+    if beam and io.is_remote(output):
+        raise ValueError(
+            f"--output={output}: with --beam a folder that all workers share; array_record, which "
+            "writes the set, knows disks alone"
+        )
     place = io.make_folder(output)
     if (place / records.NAME).exists():
         raise FileExistsError(f"{output} holds {records.NAME} already; choose another --output")

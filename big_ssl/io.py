@@ -27,8 +27,9 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 for _protocol in _BUCKETS:
     # What other hosts have written must be seen: a kept listing hides it.
     fsspec.config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
-# It logs a traceback of what it raises besides.
-python_logging.getLogger("gcsfs").setLevel(python_logging.CRITICAL)
+# They log what they raise besides, at length.
+for _name in ("gcsfs", "google.auth"):
+    python_logging.getLogger(_name).setLevel(python_logging.CRITICAL)
 
 
 class PathError(OSError):
@@ -109,6 +110,12 @@ def local_copy(path) -> Iterator[str]:
         filesystem, name = fsspec.core.url_to_fs(os.fspath(path))
         filesystem.get_file(name, copy)
         yield copy
+
+
+def upload(folder, path) -> None:
+    """Copies all that is below a local folder to a folder in a bucket."""
+    filesystem, name = fsspec.core.url_to_fs(os.fspath(as_path(path)))
+    filesystem.put(f"{os.fspath(folder)}/", f"{name}/", recursive=True)
 
 
 class GrowingFile:

@@ -25,6 +25,7 @@ from big_ssl.command_line import CONFIG, parse_flags
 from big_ssl.config import ConfigError, validate
 from big_ssl.parallel import distributed
 from big_ssl.training.loop import train
+from big_ssl.training.phases import announced
 from big_ssl.training.requirements import (
     RequirementsError,
     check_requirements,
@@ -83,7 +84,8 @@ def _report(config, path, command, result):
     """Writes the report. What goes wrong in it is said and no more: the run is complete, and would be started
     again and again by what supervises it."""
     try:
-        report = write_run_report(config, path, command, result)
+        with announced("writing the report"):
+            report = write_run_report(config, path, command, result)
     except Exception as error:
         logging.error(
             "no report: %s; training is complete, and this writes it again: %s",

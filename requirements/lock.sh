@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Rewrites requirements/pyX.Y.txt: the releases pip resolves today for big_ssl with the extras `eval`
-# and `dev`, once for each Python named (default: 3.11, 3.12 and 3.13, as far as they are installed).
+# Rewrites requirements/pyX.Y.txt: the releases pip resolves today for big_ssl with the extras `eval`, `dev`, `gcs`
+# and `s3`, once for each Python named (default: 3.11, 3.12 and 3.13, as far as they are installed).
 #
 #     requirements/lock.sh [PYTHON ...]
 #
@@ -17,7 +17,7 @@ lock() {  # lock PYTHON: writes the lock of that interpreter's minor version
     trap "rm -rf '$scratch'" EXIT
     "$python" -m venv "$scratch/venv"
     "$scratch/venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check \
-        --dry-run --ignore-installed --report "$scratch/report.json" '.[eval,dev]'
+        --dry-run --ignore-installed --report "$scratch/report.json" '.[eval,dev,gcs,s3]'
     "$scratch/venv/bin/python" - "$scratch/report.json" "$version" >"$scratch/lock.txt" <<'PYTHON'
 import json, sys
 
@@ -26,7 +26,7 @@ items = [item["metadata"] for item in json.load(open(report))["install"]]
 # A local version label (1.0+cpu) names one index's build of a release, so the pin leaves it out.
 pins = {item["name"].lower().replace("_", "-"): item["version"].split("+")[0] for item in items}
 del pins["big-ssl"]
-print(f"# Python {version}, Linux x86_64: big_ssl with the extras eval and dev, every dependency pinned.")
+print(f"# Python {version}, Linux x86_64: big_ssl with the extras eval, dev, gcs and s3, every dependency pinned.")
 print("# Made by requirements/lock.sh from setup.py with pip's own resolver; run it again to update.")
 print("\n".join(f"{name}=={pins[name]}" for name in sorted(pins)))
 PYTHON

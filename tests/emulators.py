@@ -1,14 +1,17 @@
 """Storage emulators on the loopback address: buckets for tests and for rehearsals, without a network.
 
-    python -m tests.emulators gcs      # or s3
+    eval "$(python -m tests.emulators gcs &)"      # or s3
+    python -m big_ssl.main --config=configs/align_l2.py:tiny --workdir=$BUCKET/run
+    kill $EMULATOR
 
-prints `export NAME=VALUE` lines, BUCKET=gs://… among them, and serves until it is ended. Every process with
+It prints `export NAME=VALUE` lines and serves until it is ended. Every process with
 these variables reads and writes the emulator by gs:// (or s3://): fsspec, orbax, JAX's compilation cache.
 """
 
 import contextlib
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -140,13 +143,15 @@ def _free_port():
 
 
 def main(kind: str) -> None:
-    """Prints the variables and serves until this process is ended."""
+    """Prints the variables and serves until this process is ended, by Ctrl-C or `kill`."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with start(kind) as emulator:
-        for name, value in (emulator.environment | dict(BUCKET=emulator.bucket)).items():
+        for name, value in (
+            emulator.environment | dict(BUCKET=emulator.bucket, EMULATOR=str(os.getpid()))
+        ).items():
             print(f"export {name}={shlex.quote(value)}", flush=True)
-        os.close(sys.stdout.fileno())  # so that eval "$(…)" of a background job would not wait for more
-        while True:
-            time.sleep(3600)
+        os.close(sys.stdout.fileno())  # eval "$(python -m tests.emulators gcs &)" waits for the end of it
+        signal.pause()
 
 
 if __name__ == "__main__":

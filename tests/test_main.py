@@ -1,6 +1,7 @@
 """The command: its exit codes and what it says."""
 
 import json
+import types
 
 import pytest
 
@@ -78,6 +79,23 @@ def test_a_batch_that_does_not_divide_is_said(tmp_path, capsys):
     config["streams"]["pairs"]["batch_size"] = 12
     assert _run(config, tmp_path / "run") == 2
     assert capsys.readouterr().err.startswith("streams.pairs.batch_size is 12; it must be a multiple of")
+
+
+def test_a_report_that_fails_is_not_the_exit_code(tmp_path, monkeypatch, caplog):
+    """Whoever supervises a finished run would start it again for ever."""
+
+    def failing(*_):
+        raise FileNotFoundError("no metrics.jsonl\nand more")
+
+    monkeypatch.setattr(main, "train", lambda *_: types.SimpleNamespace(finished=True))
+    monkeypatch.setattr(main, "check_requirements", lambda *_: None)
+    monkeypatch.setattr(main, "write_run_report", failing)
+    assert _run(get_config("tiny").to_dict(), tmp_path) == 0
+    (message,) = (each.getMessage() for each in caplog.records if each.levelname == "ERROR")
+    assert message == (
+        "no report: FileNotFoundError: no metrics.jsonl; training is complete, and this writes it "
+        "again: command"
+    )
 
 
 def test_a_disk_that_is_full_is_one_line(tmp_path, capsys, monkeypatch):

@@ -3,15 +3,16 @@
 import contextlib
 import dataclasses
 import hashlib
-import io
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO, StringIO
 
 import numpy as np
 from PIL import Image
 
 from big_ssl.curation.filters import Item, Verdict
 from big_ssl.data.sources import Record
+from big_ssl.io import is_remote, upload
 
 # Of the set written: its name for TFDS, its only split, and the kind of its texts.
 NAME, SPLIT, KIND = "curated_pairs", "train", "text"
@@ -50,7 +51,7 @@ class Items(Sequence[Item]):
 def picture_size(encoded: bytes) -> tuple[int, int]:
     """(width, height) by the picture's header, (0, 0) where Pillow can't read it."""
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(BytesIO(encoded)) as image:
             return image.size
     except Exception:  # each of Pillow's formats raises its own for damaged files
         return 0, 0
@@ -63,7 +64,7 @@ def examples(source: Sequence[Record], verdicts: Iterable[Verdict]) -> Iterator[
 
 def example(source: Sequence[Record], verdict: Verdict) -> tuple[int, dict]:
     """One of `examples`."""
-    return verdict.id, {"image": io.BytesIO(source[verdict.id].image), KIND: list(verdict.kept)}
+    return verdict.id, {"image": BytesIO(source[verdict.id].image), KIND: list(verdict.kept)}
 
 
 def write(folder: str, made, beam_options=None) -> int:
@@ -91,12 +92,18 @@ def write(folder: str, made, beam_options=None) -> int:
                 """`made` stands in for it, and TFDS wants it defined."""
                 raise NotImplementedError
 
-    builder = CuratedPairs(data_dir=folder, file_format="array_record")
     config = tfds.download.DownloadConfig(beam_options=beam_options)
     tfds.disable_progress_bar()
-    # It speaks of downloading, and makes a folder for that.
-    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
-        builder.download_and_prepare(download_dir=downloads, download_config=config)
+    with contextlib.ExitStack() as stack:
+        scratch = lambda: stack.enter_context(tempfile.TemporaryDirectory())  # noqa: E731
+        # array_record's writer writes to disks alone.
+        local = scratch() if is_remote(folder) else folder
+        builder = CuratedPairs(data_dir=local, file_format="array_record")
+        # TFDS speaks of downloading, and makes a folder for that.
+        stack.enter_context(contextlib.redirect_stdout(StringIO()))
+        builder.download_and_prepare(download_dir=scratch(), download_config=config)
+        if local != folder:
+            upload(local, folder)
     return builder.info.splits[SPLIT].num_examples
 
 

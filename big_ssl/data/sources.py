@@ -6,7 +6,6 @@ each visit.
 
 import bisect
 import collections
-import contextlib
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +39,8 @@ class TfdsPairs(Sequence[Record]):
     ):
         import tensorflow_datasets as tfds  # slow to import, and needed only here
 
+        if str(io.as_path(data_dir)).startswith("s3://"):
+            raise ValueError(f"data: {data_dir}: array_record is read from disks and gs:// alone")
         try:
             builder = tfds.builder(name, data_dir=data_dir)
         except tfds.core.registered.DatasetNotFoundError as error:
@@ -267,12 +268,9 @@ def _row_group(file, number, columns):
         return parquet.read_row_group(number, columns=list(columns))
 
 
-@contextlib.contextmanager
 def _parquet(file):
     """A parquet file, opened by epath in a bucket: pyarrow's own clients take other settings."""
-    with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(file.open("rb")) if io.is_remote(file) else file
-        yield stack.enter_context(pyarrow.parquet.ParquetFile(opened))
+    return pyarrow.parquet.ParquetFile(file.open("rb") if io.is_remote(file) else file)
 
 
 def _other_columns(metadata, image_key):

@@ -129,10 +129,7 @@ class _Run:
             self.profile.before(step)
             with self.time.part("data"):
                 batch = mesh_lib.global_batch(self.setup.mesh, next(batches))
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(self.time.part("compute" if previous else "compile"))
-                if previous is None:
-                    stack.enter_context(announced("compiling the step"))
+            with self.time.part("compute") if previous else self._compiling():
                 state, metrics = self.setup.step(state, batch)
             # Waiting for the step before keeps one step in flight, and bad ones from passing by.
             if previous is not None:
@@ -145,6 +142,11 @@ class _Run:
             if stop:
                 return state, step == self.total
         return state, True
+
+    @contextlib.contextmanager
+    def _compiling(self):
+        with self.time.part("compile"), announced("compiling the training step"):
+            yield
 
     def _after(self, step, state, metrics, last):
         """Logs, evaluates and saves where the config wants it after this step."""
@@ -159,7 +161,8 @@ class _Run:
             self.writer.flush()
             self._timed("checkpoint", self.checkpoints.save, state)
         if evaluate:
-            self._judge(step, state)
+            with announced(f"evaluating step {step}"):
+                self._judge(step, state)
         if last:  # what came after the last log counts as well
             self._timed("checkpoint", self.checkpoints.wait)
             self.writer.write(step, self.time.metrics())

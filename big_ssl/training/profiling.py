@@ -1,5 +1,7 @@
 """An xprof trace of a few steps."""
 
+import tempfile
+
 import jax
 
 from big_ssl import io
@@ -23,7 +25,9 @@ class Profile:
     def before(self, step: int) -> None:
         """To be called before each step."""
         if step == self._first <= self._last:
-            jax.profiler.start_trace(str(self._folder))
+            # JAX writes to buckets by a client of its own, with other settings.
+            self._scratch = tempfile.TemporaryDirectory() if io.is_remote(self._folder) else None
+            jax.profiler.start_trace(self._scratch.name if self._scratch else str(self._folder))
             self._tracing = True
 
     def after(self, step: int, metrics) -> None:
@@ -35,5 +39,8 @@ class Profile:
     def close(self) -> None:
         """Ends a trace that is still going on."""
         if self._tracing:
-            jax.profiler.stop_trace()
             self._tracing = False
+            jax.profiler.stop_trace()
+            if self._scratch:
+                with self._scratch as folder:
+                    io.upload(folder, self._folder)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from big_ssl import io
 from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build, flops, wall_time
@@ -115,9 +116,11 @@ def test_the_profile_traces_the_steps_asked_for(start, total, steps, traced, mon
     assert not on[0]
 
 
-def test_a_trace_is_written(tmp_path):
-    profile = Profile(tmp_path, 1, 0, 2)
+@pytest.mark.parametrize("fixture", ["tmp_path", "gcs_folder"])
+def test_a_trace_is_written(fixture, request):
+    workdir = io.as_path(request.getfixturevalue(fixture))
+    profile = Profile(workdir, 1, 0, 2)
     for step in (1, 2):
         profile.before(step)
         profile.after(step, dict(loss=jnp.ones(()) + step))
-    assert list(tmp_path.glob("profile/plugins/profile/*/*.xplane.pb"))
+    assert list(workdir.glob("profile/plugins/profile/*/*.xplane.pb"))
