@@ -16,7 +16,7 @@ from big_ssl.curation.limits import Limits
 from big_ssl.curation.records import Items
 from big_ssl.data import sources
 from big_ssl.training.metrics import read_lines
-from big_ssl.training.requirements import Unrunnable
+from big_ssl.training.requirements import RequirementsError
 from big_ssl.weights import tensor_files
 from configs.align_l2 import get_config
 
@@ -103,7 +103,7 @@ def test_a_workdir_on_s3_is_refused_before_anything_slow(s3_folder, capsys):
     message = f"workdir {s3_folder}: checkpoints are kept on disks and in gs:// alone\n"
     assert capsys.readouterr().err == message
     io.write_atomically(io.as_path(s3_folder) / "checkpoints" / "1" / "x", b"x")
-    with pytest.raises(Unrunnable, match="checkpoints are kept on disks"):
+    with pytest.raises(RequirementsError, match="checkpoints are kept on disks"):
         inference.read(s3_folder)
 
 
