@@ -98,7 +98,6 @@ def test_vocabularies_and_plots_are_written(bucket, capsys):
 
 def test_a_workdir_on_s3_is_refused_before_anything_slow(s3_folder, capsys):
     config = get_config("tiny").to_dict()
-    config["requires"]["gib_per_device"] = 0
     assert main.run(config, s3_folder, "configs/align_l2.py", "command") == 2
     message = f"workdir {s3_folder}: checkpoints are kept on disks and in gs:// alone\n"
     assert capsys.readouterr().err == message

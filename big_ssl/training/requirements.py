@@ -146,7 +146,7 @@ def check_checkpoint_path(workdir) -> None:
 
 def free_space(workdir) -> str:
     """ " (1.23 GiB free)" of a folder of this machine; "" of a bucket, and of a folder that is gone."""
-    if "://" in str(workdir) or not os.path.isdir(workdir):
+    if io.is_remote(workdir) or not os.path.isdir(workdir):
         return ""
     return f" ({shutil.disk_usage(workdir).free / 2**30:.2f} GiB free)"
 

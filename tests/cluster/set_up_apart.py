@@ -31,7 +31,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def _config(**changes):
     config = get_config().to_dict() | changes
-    config["requires"]["gib_per_device"] = 0.0
     return config
 
 
