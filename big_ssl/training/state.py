@@ -35,10 +35,8 @@ COUNTERS = ("skipped", "skipped_in_a_row", "replaced_images", "replaced_texts")
 
 def create(params, mutable, optimizer, use_ema: bool, frozen=lambda name: False) -> TrainState:
     """The state before the first step. frozen: whether the parameter of a path never changes."""
-    start = averaged(
-        {path: x for path, x in flatten_dict(params).items() if not frozen("/".join(path))}, mutable
-    )
-    start["params"] = unflatten_dict(start["params"])
+    trained = {path: x for path, x in flatten_dict(params).items() if not frozen("/".join(path))}
+    start = averaged(unflatten_dict(trained), mutable)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
