@@ -1,13 +1,25 @@
 """What every command that takes a config does with its command line."""
 
+import ast
+import contextlib
+import pathlib
+import re
 import sys
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 # Here, once: two commands in one process, as in the tests, cannot both define it.
 OUTPUT = flags.DEFINE_string("output", None, "The file or the folder to write.")
-CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:PRESET], a recipe.", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "FILE[:PRESET], a recipe, or the config.json of a run.", lock_config=True
+)
+
+_STORED = str(pathlib.Path(__file__).with_name("stored_config.py"))
+_JSON = re.compile(r"(--?config=|)([^:=]*(?:://[^:=]*)?\.json(?::.*)?)")
+_KIND = re.compile(r"--?config\.([\w.]+)\.kind=.*", re.DOTALL)
 
 
 def parse_flags(argv):
@@ -15,10 +27,109 @@ def parse_flags(argv):
 
     Exits with 2 where there is a mistake.
     """
+    plain, changes = split_kinds(stored(argv))
     try:
-        arguments = flags.FLAGS(argv)
+        with _as_command_line(plain):
+            arguments = flags.FLAGS(plain)
         getattr(CONFIG.value, "name", None)  # a file that didn't load says so when it is read
+        for path, options in changes:
+            change_kind(CONFIG.value, path, options)
         return arguments
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        print(str(error).strip().splitlines()[-1].strip(), file=sys.stderr)
+    except Exception as error:  # a config is a program: anything can be wrong with it
+        print(one_line(error), file=sys.stderr)
         sys.exit(2)
+
+
+def config_file() -> str:
+    """The file that --config names, and what follows its colon."""
+    return config_flags.get_config_filename(flags.FLAGS["config"]).removeprefix(f"{_STORED}:")
+
+
+def stored(argv: Sequence[str]) -> list[str]:
+    """The arguments with a JSON file of --config given to big_ssl/stored_config.py."""
+    found = list(argv)
+    for i, argument in enumerate(argv):
+        match = _JSON.fullmatch(argument)
+        if match and (match[1] or (i and argv[i - 1] in ("--config", "-config"))):
+            found[i] = f"{match[1]}{_STORED}:{match[2]}"
+    return found
+
+
+def split_kinds(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+    """(the other arguments, [(path, {key: text})]): of every --config.PATH.kind=KIND that and the other
+    --config.PATH.KEY=VALUE, the shortest paths first."""
+    paths = sorted({match[1] for argument in argv if (match := _KIND.fullmatch(argument))}, key=len)
+    changes: dict[str, dict[str, str]] = {path: {} for path in paths}
+    rest = []
+    for argument in argv:
+        name, _, value = argument.partition("=")
+        path, _, key = name.lstrip("-").removeprefix("config.").rpartition(".")
+        if path in changes and name.startswith("-"):
+            changes[path][key] = value
+        else:
+            rest.append(argument)
+    return rest, list(changes.items())
+
+
+def change_kind(config: ConfigDict, path: str, options: Mapping[str, str]) -> None:
+    """Gives config's subtree at path another `kind`, with these options and those that both kinds have.
+
+    Raises KeyError where there is no such place in the config.
+    """
+    from big_ssl.config import known_options  # it imports all that a config can name
+
+    *parents, last = path.split(".")
+    node = config
+    for key in parents:
+        if key not in node:
+            raise KeyError(f"config.{path}: {key} is no key of the config")
+        node = node[key]
+    old = node[last].to_dict() if isinstance(node.get(last), ConfigDict) else {}
+    known = known_options(path, options["kind"])
+    new = {key: value for key, value in old.items() if known is None or key in known}
+    for key, text in options.items():
+        is_text = key == "kind" or isinstance(old.get(key), str) or (known or {}).get(key) is str
+        new[key] = text if is_text else _literal(text)
+    with config.unlocked(), node.ignore_type():
+        node[last] = ConfigDict(new, convert_dict=True)
+    config.lock()
+
+
+def one_line(error: Exception) -> str:
+    """What is wrong with a command line or a config file, and where in the file."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    # A KeyError's text is its argument in quotes.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    lines = text.strip().splitlines() or [type(error).__name__]
+    if isinstance(error, flags.Error | AttributeError | KeyError | TypeError | ValueError | OSError):
+        return lines[-1].strip()
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"{place.filename}, line {place.lineno}: {type(error).__name__}: {lines[0]}"
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "configs":
+        where = ", ".join(_places("configs")) or "nowhere"
+        text += f"; the package configs is {where}: start in the folder of big_ssl's own, or rename the other"
+    return text
+
+
+def _places(package: str) -> Iterable[str]:
+    return getattr(sys.modules.get(package), "__path__", ())
+
+
+@contextlib.contextmanager
+def _as_command_line(argv):
+    """ml_collections looks for --config.KEY=VALUE in sys.argv."""
+    before, sys.argv = sys.argv, argv
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _literal(text):
+    """A number, a tuple, a bool or None where the text is one; else the text."""
+    words = {"true": True, "false": False}
+    try:
+        return words[text] if text in words else ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text

@@ -154,6 +154,24 @@ def _check_data(data, path):
         raise ConfigError(f"{path}.captions are all 0; one of them must be above 0, or none there")
 
 
+# Where a config chooses by `kind`, and from what.
+_CHOICES = (
+    (re.compile(r"streams\.[^.]+\.data\.source|evals\.[^.]+\.[^.]+"), sources.SOURCES),
+    (re.compile(r"streams\.[^.]+\.data\.views\.[^.]+"), host_views.HOST_VIEWS),
+    (re.compile(r"encoders\.[^.]+"), ENCODERS),
+    (re.compile(r"evals\.[^.]+"), EVALUATORS),
+)
+
+
+def known_options(path: str, kind: str) -> dict[str, Any] | None:
+    """{option: its type} of what a config's subtree at this path may hold if it is of this kind; None where
+    no table says."""
+    table = next((table for pattern, table in _CHOICES if pattern.fullmatch(path)), {})
+    if kind not in table:
+        return None
+    return {key: option.annotation for key, option in _parameters(table[kind]).items()}
+
+
 def _check_rule(rule, path, what, sizes=(2,)):
     """A regular expression and what it stands for, together of one of these sizes."""
     if not isinstance(rule, TEXTS) or len(rule) not in sizes or not isinstance(rule[0], str):

@@ -18,12 +18,11 @@ import traceback
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from big_ssl import io, retry
-from big_ssl.command_line import CONFIG, parse_flags
+from big_ssl.command_line import CONFIG, config_file, parse_flags
 from big_ssl.config import ConfigError, validate
-from big_ssl.parallel import distributed
+from big_ssl.parallel import distributed, hardware
 from big_ssl.training.loop import train
 from big_ssl.training.phases import announced
 from big_ssl.training.requirements import (
@@ -117,13 +116,13 @@ def main(argv) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax and grain log every step of a save
         # Tracebacks that libraries log are of errors that they raise as well, and that end in one line.
         logging.get_absl_handler().addFilter(lambda record: not record.exc_info)
-    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     command = shlex.join(["python", "-m", "big_ssl.main", *sys.argv[1:]])
     code = 1
     try:
         distributed.start(_DISTRIBUTED.value, _HEARTBEAT.value)
-        code = run(CONFIG.value.to_dict(), str(_WORKDIR.value), config_file, command, _STOPPED.value)
-    except distributed.StartupError as error:
+        hardware.check_backend()
+        code = run(CONFIG.value.to_dict(), str(_WORKDIR.value), config_file(), command, _STOPPED.value)
+    except (distributed.StartupError, hardware.BackendError) as error:
         print(error, file=sys.stderr)
         code = 2
     finally:

@@ -60,6 +60,20 @@ CHIPS = {
 _GPU_PREFIXES = {"NVIDIA H100 80GB": _H100, "NVIDIA H200": _H200}
 
 
+class BackendError(RuntimeError):
+    """JAX has no devices of the platform that was asked for; the message is one line."""
+
+
+def check_backend() -> None:
+    """Raises BackendError where JAX finds no devices, by JAX_PLATFORMS=tpu on a machine without TPUs say."""
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise BackendError(
+            f"JAX_PLATFORMS={jax.config.jax_platforms}: {str(error).splitlines()[0]}"
+        ) from error
+
+
 def chip(device_kind: str) -> Chip | None:
     """The chip that JAX calls device_kind; None for one that the table lacks, a CPU say."""
     if device_kind in CHIPS:

@@ -75,9 +75,10 @@ def check_requirements(config, config_file: str, machine: Machine | None = None)
         lacking.append(f"a {config['tokenizer']['kind']} vocabulary, config.tokenizer.vocabulary (not set)")
     if lacking:
         listed = "".join(f"\n  - {item}" for item in lacking)
+        instead = f"\nRuns here: --config={config_file.split(':')[0]}:{needs['preset_here']}"
         raise RequirementsError(
-            f"{config['name']} cannot run on this machine. It needs{listed}\n"
-            f"Runs here: --config={config_file.split(':')[0]}:{needs['preset_here']}"
+            f"{config['name']} cannot run on this machine. It needs{listed}"
+            f"{'' if config_file.endswith('.json') else instead}"
         )
     if step.total > machine.memory:
         warn_once(f"{config['name']} needs {_likely(step, machine)}; going on")

@@ -43,10 +43,8 @@ def create(
 
     frozen: whether the parameter of a path never changes; streams: the names of the run's streams.
     """
-    start = averaged(
-        {path: x for path, x in flatten_dict(params).items() if not frozen("/".join(path))}, mutable
-    )
-    start["params"] = unflatten_dict(start["params"])
+    trained = {path: x for path, x in flatten_dict(params).items() if not frozen("/".join(path))}
+    start = averaged(unflatten_dict(trained), mutable)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
