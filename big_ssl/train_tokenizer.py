@@ -14,7 +14,7 @@ from absl import app, flags
 
 from big_ssl import io
 from big_ssl.command_line import CONFIG, OUTPUT, parse_flags
-from big_ssl.data import sentence_piece, sources
+from big_ssl.data import clip_bpe, sentence_piece, sources
 from big_ssl.data.tokenizers import TOKENIZERS, train_wordpiece
 
 
@@ -26,6 +26,7 @@ def wordpiece_file(texts: Iterator[str], vocab_size: int) -> bytes:
 # What is trained, by its kind in config.tokenizer: (texts, most entries) -> the file.
 TRAINERS: dict[str, Callable[[Iterator[str], int], bytes]] = {
     "wordpiece": wordpiece_file,
+    "clip_bpe": clip_bpe.train,
     "sentencepiece": functools.partial(sentence_piece.train, style=sentence_piece.SIGLIP),
     "sentencepiece_bert": functools.partial(sentence_piece.train, style=sentence_piece.BERT),
 }

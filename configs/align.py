@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from big_ssl import recipe
 from configs import emoji
+from configs.rehearsal import rehearsal
 
 MODELS: dict[str, dict[str, Any]] = {
     # The paper's own, section 4: 1024 TPU v3 cores.
@@ -54,7 +55,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def get_config(model: str, arg: str) -> ConfigDict:
     """One model's recipe, one of its presets, or changes to it; see big_ssl/recipe.py."""
-    presets = {"": full, "demo": demo, "tiny": tiny}
+    presets = {"": full, "demo": demo, "tiny": tiny, "rehearsal": lambda model: rehearsal(full(model))}
     if model == "l2":
         presets["multilingual"] = multilingual
     built = {name: functools.partial(preset, model) for name, preset in presets.items()}

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from big_ssl import recipe
 from configs import align, emoji, imagenet
+from configs.rehearsal import rehearsal
 
 _EPOCHS = 100
 
@@ -33,6 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "base_frozen": functools.partial(frozen, "base"),
         "demo": demo,
         "tiny": tiny,
+        "rehearsal": lambda: rehearsal(full("l2")),
     }
     return recipe.choose("align_imagenet", arg, presets)
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from big_ssl import recipe
 from configs import align
+from configs.rehearsal import rehearsal
 
 # The datasets' names, and the paper's steps. TFDS's catalogue has COCO's captions; another dataset is
 # prepared for TFDS in the same layout, all of an image's captions in one list.
@@ -31,6 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "base_coco": functools.partial(full, "base", "coco"),
         "base_flickr30k": functools.partial(full, "base", "flickr30k"),
         "tiny": tiny,
+        "rehearsal": lambda: rehearsal(full("l2", "coco")),
     }
     return recipe.choose("align_retrieval", arg, presets)
 

@@ -21,6 +21,7 @@ from big_ssl import recipe
 from big_ssl.models import resnet, text_transformer, vit
 from big_ssl.weights.format import CLIP_PIXELS
 from configs import emoji
+from configs.rehearsal import rehearsal
 
 # Tables 18 to 20: the rate, the joint space, the image's side, both towers.
 MODELS = {
@@ -193,4 +194,5 @@ def get_config(model: str, arg: str, **more) -> ConfigDict:
     presets = {"": model, **more}
     built = {name: functools.partial(full, m) if isinstance(m, str) else m for name, m in presets.items()}
     built |= dict(demo=functools.partial(demo, model), tiny=functools.partial(tiny, model))
+    built |= dict(rehearsal=lambda: rehearsal(full(model)))
     return recipe.choose(f"clip_{model}", arg, built)

@@ -23,6 +23,7 @@ from ml_collections.config_dict import placeholder
 from big_ssl import recipe
 from big_ssl.models import vit
 from configs import ibot
+from configs.rehearsal import rehearsal
 
 # The released configuration files: per_device is their batch of a device; in thousands of steps the run, the
 # warm-up of the rate; end of the average's and the decay's schedules.
@@ -222,5 +223,6 @@ def _scaled(model, small, **head):
 def get_config(model: str, arg: str) -> ConfigDict:
     """One run's recipe; arg: a preset, KEY=VALUE changes, or both (big_ssl/recipe.py)."""
     presets = {"": full, "as_released": as_released, "highres": highres, "demo": demo, "tiny": tiny}
+    presets["rehearsal"] = lambda model: rehearsal(full(model))
     built = {name: functools.partial(make, model) for name, make in presets.items()}
     return recipe.choose(f"dinov2_{model}", arg, built)

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from big_ssl import recipe
 from big_ssl.models import vit
 from configs import dinov2
+from configs.rehearsal import rehearsal
 
 _MODELS = {"vits14": "S/14", "vitb14": "B/14", "vitl14": "L/14", "vitg14": "g/14"}
 _HEADS_ALONE = 1_250
@@ -90,6 +91,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "": functools.partial(full, "vits14"),
         "demo": demo,
         "tiny": tiny,
+        "rehearsal": lambda: rehearsal(full("vits14")),
     }
     for model in _MODELS:
         presets[model] = functools.partial(full, model)

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from big_ssl import recipe
 from big_ssl.models import vit
 from configs import dinov2
+from configs.rehearsal import rehearsal
 
 # With plain feed-forward layers, as released.
 STUDENTS = {"vits14": "S/14", "vitb14": "B/14", "vitl14": "L/14"}
@@ -78,6 +79,6 @@ def _taught(config):
 
 def get_config(student: str, arg: str) -> ConfigDict:
     """One student's recipe; arg: a preset, KEY=VALUE changes, or both (big_ssl/recipe.py)."""
-    presets = {"": full, "demo": demo, "tiny": tiny}
+    presets = {"": full, "demo": demo, "tiny": tiny, "rehearsal": lambda student: rehearsal(full(student))}
     built = {name: functools.partial(make, student) for name, make in presets.items()}
     return recipe.choose(f"dinov2_distill_{student}", arg, built)

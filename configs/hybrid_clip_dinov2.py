@@ -22,6 +22,7 @@ from big_ssl import recipe
 from big_ssl.evals import suite
 from big_ssl.models import vit
 from configs import clip, dinov2, emoji
+from configs.rehearsal import rehearsal
 
 _SELF_SUPERVISED = ("dino", "ibot", "koleo")
 
@@ -107,7 +108,7 @@ def self_supervised(make) -> dict:
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe, one of its presets, or changes to it."""
     sizes = {"": full, "demo": demo, "tiny": tiny}
-    presets = dict(sizes)
+    presets = dict(sizes, rehearsal=lambda: rehearsal(full()))
     for name, half in (("contrastive", contrastive), ("self_supervised", self_supervised)):
         presets |= {
             f"{size}_{name}".lstrip("_"): functools.partial(half, make) for size, make in sizes.items()

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from big_ssl import recipe
 from big_ssl.models import vit
 from configs import emoji
+from configs.rehearsal import rehearsal
 
 # README of the published code, and for B and L what others report of its argument files, which are not
 # public any more: epochs, rate at batch 1,024, the crops' smallest area, learnt prototype lengths,
@@ -205,6 +206,6 @@ def tiny(model: str) -> dict:
 
 def get_config(model: str, arg: str) -> ConfigDict:
     """One model's recipe; arg: a preset, KEY=VALUE changes, or both (big_ssl/recipe.py)."""
-    presets = {"": full, "demo": demo, "tiny": tiny}
+    presets = {"": full, "demo": demo, "tiny": tiny, "rehearsal": lambda model: rehearsal(full(model))}
     built = {name: functools.partial(make, model) for name, make in presets.items()}
     return recipe.choose(f"ibot_{model}", arg, built)

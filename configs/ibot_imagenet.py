@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from big_ssl import recipe
 from configs import emoji, ibot, imagenet
+from configs.rehearsal import rehearsal
 
 # README of the published code's evaluation; mix_group: the examples of a GPU.
 MODELS: dict[str, dict[str, Any]] = {
@@ -40,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "vitl16": functools.partial(full, "vitl16"),
         "demo": demo,
         "tiny": tiny,
+        "rehearsal": lambda: rehearsal(full("vits16")),
     }
     return recipe.choose("ibot_imagenet", arg, presets)
 

@@ -10,14 +10,14 @@ from tests import commands
 run = functools.partial(commands.run, "big_ssl.train_tokenizer", "--config=configs/align_l2.py:tiny")
 
 
-@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece", "sentencepiece_bert"])
+@pytest.mark.parametrize("kind", ["wordpiece", "clip_bpe", "sentencepiece", "sentencepiece_bert"])
 def test_what_is_trained_is_what_a_config_takes(kind, tmp_path):
     path = str(tmp_path / "vocabulary")
-    done = run(f"--kind={kind}", "--vocab_size=300", f"--output={path}")
+    done = run(f"--kind={kind}", "--vocab_size=600", f"--output={path}")
     assert (done.returncode, done.stderr) == (0, "")
     said, _, size = done.stdout.rpartition(", config.tokenizer.size=")
     assert said == f"{path}: config.tokenizer.kind={kind}"
-    assert 100 < int(size) <= 300
+    assert 100 < int(size) <= 600
     built = tokenizers.build(dict(kind=kind, vocabulary=path, size=int(size), length=16))
     ids = built(["red heart", "grinning cat"])["ids"]
     assert not any(map(built.is_empty, ids))

@@ -1,18 +1,16 @@
 """From a source's records to what the rules read, and from what they keep to a set that training reads."""
 
-import contextlib
 import dataclasses
 import hashlib
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from io import BytesIO, StringIO
+from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
 from big_ssl.curation.filters import Item, Verdict
-from big_ssl.data.sources import Record
-from big_ssl.io import is_remote, upload
+from big_ssl.data import tfds_writer
+from big_ssl.data.records import Record
 
 # Of the set written: its name for TFDS, its only split, and the kind of its texts.
 NAME, SPLIT, KIND = "curated_pairs", "train", "text"
@@ -70,41 +68,13 @@ def example(source: Sequence[Record], verdict: Verdict) -> tuple[int, dict]:
 def write(folder: str, made, beam_options=None) -> int:
     """Writes a TFDS dataset in array_record shards, which sources.TfdsPairs reads; how many records.
 
-    made: (key, example) pairs, or a Beam transform that makes them, run with beam_options, Beam's
-    PipelineOptions. TFDS shuffles by key and chooses the number of shards.
+    made: (key, example) pairs, or a Beam transform that makes them, run with beam_options; see data.tfds_writer.
     """
     import tensorflow_datasets as tfds  # slow to import, and needed only here
 
-    with tfds.core.registered.skip_registration():
-
-        class CuratedPairs(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
-
-            def _info(self):
-                texts = tfds.features.Sequence(tfds.features.Text())
-                features = tfds.features.FeaturesDict({"image": tfds.features.Image(), KIND: texts})
-                return tfds.core.DatasetInfo(builder=self, description=DESCRIPTION, features=features)
-
-            def _split_generators(self, dl_manager):
-                return {SPLIT: made}
-
-            def _generate_examples(self):
-                """`made` stands in for it, and TFDS wants it defined."""
-                raise NotImplementedError
-
-    config = tfds.download.DownloadConfig(beam_options=beam_options)
-    tfds.disable_progress_bar()
-    with contextlib.ExitStack() as stack:
-        scratch = lambda: stack.enter_context(tempfile.TemporaryDirectory())  # noqa: E731
-        # array_record's writer writes to disks alone.
-        local = scratch() if is_remote(folder) else folder
-        builder = CuratedPairs(data_dir=local, file_format="array_record")
-        # TFDS speaks of downloading, and makes a folder for that.
-        stack.enter_context(contextlib.redirect_stdout(StringIO()))
-        builder.download_and_prepare(download_dir=scratch(), download_config=config)
-        if local != folder:
-            upload(local, folder)
-    return builder.info.splits[SPLIT].num_examples
+    texts = tfds.features.Sequence(tfds.features.Text())
+    features = {"image": tfds.features.Image(), KIND: texts}
+    return tfds_writer.write(folder, NAME, DESCRIPTION, features, {SPLIT: made}, beam_options)[SPLIT]
 
 
 def _captions(record, kinds):

@@ -3,14 +3,15 @@
 import gzip
 import html
 import importlib.util
+import json
 import pathlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tokenizers
-from tokenizers import models, pre_tokenizers, processors
+from tokenizers import models, pre_tokenizers, processors, trainers
 
 from big_ssl import io
 
@@ -120,12 +121,39 @@ def _tokenizer(path, vocabulary, merges):
                 raise ValueError(f"merges {path}: {left} {right} needs {word}, which no line before it makes")
     model = models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=_END_OF_WORD)
     tokenizer = tokenizers.Tokenizer(model)
-    words = pre_tokenizers.Split(tokenizers.Regex(_WORDS), "removed", invert=True)
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, to_bytes])
+    tokenizer.pre_tokenizer = _words_as_bytes()
     marks = [(mark, vocabulary[mark]) for mark in (_START, _END)]
     tokenizer.post_processor = processors.TemplateProcessing(f"{_START} $A {_END}", None, marks)
     return tokenizer
+
+
+def _words_as_bytes():
+    words = pre_tokenizers.Split(tokenizers.Regex(_WORDS), "removed", invert=True)
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([words, to_bytes])
+
+
+def train(texts: Iterable[str], vocab_size: int) -> bytes:
+    """A file of merges, which make a vocabulary of at most vocab_size words for these texts.
+
+    Raises ValueError where vocab_size leaves room for no merge, and where the texts give none.
+    """
+    count = vocab_size - 2 * 256 - 2
+    if count < 1:
+        raise ValueError(f"a CLIP vocabulary of {vocab_size} words has no merge; it needs 515 or more")
+    tokenizer = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=_END_OF_WORD))
+    tokenizer.pre_tokenizer = _words_as_bytes()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        end_of_word_suffix=_END_OF_WORD,
+        initial_alphabet=byte_characters(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(map(clean, texts), trainer)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"][:count]
+    if not merges:
+        raise ValueError("there is no text to learn merges from")
+    return "".join(f"{line}\n" for line in ["#version: 0.2", *map(" ".join, merges)]).encode()
 
 
 def installed_merges() -> str:

@@ -1,0 +1,138 @@
+"""A full recipe, narrow and short: --config=configs/RECIPE.py:rehearsal, for launch/rehearse.sh.
+
+What a pod would run stays as it is: bfloat16, loops over layers, recomputation, FSDP, the optimiser, the
+objectives, the shapes of the schedules, TFDS's files, a vocabulary of the recipe's kind. Widths, depths,
+images, the batch and the steps are small enough for two processes on a laptop.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from configs import emoji
+
+STEPS, BATCH = 12, 16
+# Words at the most, of the vocabulary that is trained for it.
+VOCABULARY = 768
+# Examples of a device: of launch/rehearse.sh's four. Groups within a device must divide it.
+_PER_DEVICE = BATCH // 4
+# Images have about a quarter of their side.
+_SHRINK = 4
+# What the data set of launch/rehearsal_data.py is called, and its classes.
+DATA_SET, CLASSES = "rehearsal", emoji.CATEGORIES
+_WIDTH, _POOLED = 32, 80
+
+_NARROW: dict[str, dict[str, Any]] = {
+    "vit": dict(width=_WIDTH, depth=2, heads=2),
+    "resnet": dict(width=8, blocks=(1, 2, 2, 1), pooled_dim=_POOLED),
+    # Its pooled output has 320 * width channels.
+    "efficientnet": dict(width=_POOLED / 320, depth=0.6),
+    "bert": dict(width=_WIDTH, depth=2, heads=2),
+    "text_transformer": dict(width=_WIDTH, depth=2, heads=2),
+}
+_HEAD = dict(prototypes=64, hidden=32, bottleneck=16)
+
+
+def rehearsal(full: dict) -> dict:
+    """The recipe `full`, made narrow and short; `full` itself is left as it is."""
+    config = copy.deepcopy(full)
+    config.update(name=f"{full['name']}_rehearsal", log_every=1, eval_every=STEPS // 2)
+    config["mesh"].update(data=-1, fsdp=2)
+    config["checkpoint"].update(every=STEPS // 4, keep=2)
+    config["tokenizer"].update(vocabulary="", size=min(VOCABULARY, full["tokenizer"]["size"]))
+    config["requires"].update(preset_here="tiny")
+    patch = _patch(full["encoders"]["image"])
+    for stream in config["streams"].values():
+        _shrink_stream(stream, patch)
+    for name, mask in config["masks"].items():
+        stream = next(s for s in config["streams"].values() if name in s["data"]["views"])
+        grid = stream["data"]["views"][name]["size"] // patch
+        mask.update(grid=grid, min_patches=1, group_size=min(mask["group_size"], _PER_DEVICE))
+    for view in config["views"].values():
+        if "mix_group" in view:
+            view.update(mix_group=_PER_DEVICE)
+    for encoder in config["encoders"].values():
+        _narrow(encoder, patch)
+    config["evals"] = _evals(config)
+    if not config["checkpoint"]["best"] and "emoji" in config["evals"]:
+        config["checkpoint"].update(best="eval/zero_shot/twemoji/top1")
+    config = _shorten(config, STEPS / full["total_steps"])
+    return config | dict(total_steps=STEPS)
+
+
+def _patch(encoder):
+    """What an image's side must be a multiple of."""
+    return encoder.get("patch", {"resnet": 32}.get(encoder["kind"], 1))
+
+
+def _side(size, patch):
+    """About a quarter of a side, in whole patches, two at least."""
+    return max(2, round(size / patch / _SHRINK)) * patch
+
+
+def _shrink_stream(stream, patch):
+    data = stream["data"]
+    labels = [options["label"] for options in stream["objectives"].values() if "label" in options]
+    texts = ("text",) if data["captions"] else ("label",) if labels else ()
+    source = dict(kind="tfds", name=DATA_SET, split="train", data_dir="", image_key="image", text_keys=texts)
+    data.update(source=source, captions={"text": 1.0} if data["captions"] else {}, threads=2)
+    for view in data["views"].values():
+        if view["kind"] == "window":
+            crop = _side(view["crop"], patch)
+            view.update(resize=math.ceil(view["resize"] * crop / view["crop"]), crop=crop)
+        else:
+            view.update(size=_side(view["size"], patch))
+    stream.update(batch_size=BATCH)
+    for kind, options in stream["objectives"].items():
+        _shrink_objective(kind, options)
+
+
+def _shrink_objective(kind, options):
+    if kind == "contrastive":
+        options.update(dim=_WIDTH if options["image_projection"] else _POOLED)
+    if isinstance(options.get("head"), Mapping):
+        options["head"].update(_HEAD)
+    if options.get("chunk"):
+        options.update(chunk=2)
+    if options.get("group_size"):
+        options.update(group_size=_PER_DEVICE)
+    if "classes" in options:
+        options.update(classes=CLASSES)
+
+
+def _narrow(encoder, patch):
+    encoder.update(_NARROW[encoder["kind"]])
+    if "image_size" in encoder:
+        encoder.update(image_size=_side(encoder["image_size"], patch))
+    if encoder.get("drop_path_groups", 1) > 1:
+        encoder.update(drop_path_groups=BATCH // _PER_DEVICE)
+    if encoder.get("group_size"):
+        encoder.update(group_size=_PER_DEVICE)
+
+
+def _evals(config):
+    """The recipe's own on the rehearsal's data; of one without any, those of the embedded drawings."""
+    evals = copy.deepcopy(config["evals"])
+    for evaluator in evals.values():
+        evaluator["data"].update(name=DATA_SET)
+    if evals:
+        return evals
+    texts = any(stream["data"]["captions"] for stream in config["streams"].values())
+    if texts:
+        return emoji.evals(("twemoji",), ("fxemoji",))
+    return emoji.neighbours(("fxemoji",), ("fxemoji",))
+
+
+def _shorten(value, ratio):
+    """A part of a config with the steps of its schedules scaled."""
+    if not isinstance(value, Mapping):
+        return tuple(_shorten(item, ratio) for item in value) if isinstance(value, tuple) else value
+    scaled = {key: _shorten(item, ratio) for key, item in value.items()}
+    if scaled.get("warmup_steps"):
+        scaled["warmup_steps"] = min(max(1, round(scaled["warmup_steps"] * ratio)), STEPS - 1)
+    if scaled.get("kind") == "steps":
+        starts = [round(step * ratio) for step, _ in scaled["values"]]
+        starts = [max(start, i) for i, start in enumerate(starts)]  # each has a step of its own
+        scaled["values"] = tuple((start, x) for start, (_, x) in zip(starts, scaled["values"], strict=True))
+    return scaled
