@@ -99,9 +99,7 @@ def test_an_evaluator_and_its_data_change_together():
 
 
 def test_a_place_that_is_not_in_the_config_is_named():
-    with pytest.raises(
-        KeyError, match=r"config\.streams\.pairs\.data\.source: pairs is no key of"
-    ):
+    with pytest.raises(KeyError, match=r"config\.streams\.pairs\.data\.source: pairs is no key of"):
         changed(ibot_vits16, "--config.streams.pairs.data.source.kind=emoji")
 
 
