@@ -49,7 +49,9 @@ def train(config: Mapping, workdir) -> Result:
     evaluators = evaluation.evaluators(config, setup.system.encoders)
     mesh_lib.warm_up_collectives(setup.mesh)
     progress.print_parameters(
-        setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
+        setup.abstract_state.params,
+        jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params),
+        workdir,
     )
     checkpoints = Checkpoints(workdir, config["checkpoint"]["keep"], config["checkpoint"]["best"])
     state = checkpoints.restore_latest(setup.abstract_state)
