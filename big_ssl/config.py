@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from big_ssl.config_ranges import broken_rules
 from big_ssl.data import host_views, sources
 from big_ssl.data.device_views import ImageView
 from big_ssl.data.masking import BlockMask
@@ -133,6 +134,7 @@ def validate_evaluator(options: Mapping, path: str) -> None:
         if option.annotation in (SourceConfig, SourceConfig | None) and options.get(key) is not None:
             _check_type(options[key], dict, f"{path}.{key}")
             validate_source(options[key], f"{path}.{key}")
+    _check_ranges(options, path)
 
 
 def validate_source(options: Mapping, path: str) -> None:
@@ -142,9 +144,6 @@ def validate_source(options: Mapping, path: str) -> None:
 
 def _check_data(data, path):
     """Values of a stream's data that no run can be right with."""
-    for key in ("cache_mib", "threads"):
-        if not data[key] >= 0:
-            raise ConfigError(f"{path}.{key} is {data[key]}; it must be at least 0")
     _check_type(data["captions"], dict, f"{path}.captions")
     for kind, weight in data["captions"].items():
         _check_type(weight, NUMBER, f"{path}.captions.{kind}")
@@ -183,9 +182,7 @@ def _check_rule(rule, path, what, sizes=(2,)):
 
 
 def _check_values(config):
-    for key, value in _counts(config):
-        if value < 1:
-            raise ConfigError(f"{key} is {value}; it must be at least 1")
+    _check_ranges(config, "")
     if config["dtype"] not in ("float32", "bfloat16"):
         raise ConfigError(f"dtype is {config['dtype']!r}; use float32 or bfloat16")
     if config["remat"] not in REMAT_POLICIES:
@@ -198,13 +195,6 @@ def _check_values(config):
         )
     if config["tokenizer"]["kind"] not in TOKENIZERS:
         raise ConfigError(f"tokenizer.kind is {config['tokenizer']['kind']!r}; use {', '.join(TOKENIZERS)}")
-    if config["profile"] < 0:
-        raise ConfigError(f"profile is {config['profile']}; it is a number of steps, 0 for none")
-    if not 0 <= config["failure_limits"]["replaced_fraction"] <= 1:
-        raise ConfigError(
-            f"failure_limits.replaced_fraction is {config['failure_limits']['replaced_fraction']}; "
-            "it must lie in [0, 1]"
-        )
     _check_schedule(config["ema"], config["total_steps"], "ema", averaging.build)
     _check_schedule(config["learning_rate"], config["total_steps"], "learning_rate")
     _check_schedule(config["optimizer"]["weight_decay"], config["total_steps"], "optimizer.weight_decay")
@@ -217,18 +207,10 @@ def _check_schedule(value, total_steps, path, build=schedules.build):
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _counts(config):
-    """Yields (key, value) of everything that none of would stop a run, or make it divide by zero."""
-    for key in ("total_steps", "grad_accum", "log_every", "eval_every"):
-        yield key, config[key]
-    for key in ("size", "length"):
-        yield f"tokenizer.{key}", config["tokenizer"][key]
-    for key in ("every", "keep"):
-        yield f"checkpoint.{key}", config["checkpoint"][key]
-    for key in ("skipped_in_a_row", "window_examples", "evaluator_failures_in_a_row"):
-        yield f"failure_limits.{key}", config["failure_limits"][key]
-    for name, stream in config["streams"].items():
-        yield f"streams.{name}.batch_size", stream["batch_size"]
+def _check_ranges(value, path):
+    """Raises ConfigError for the first number that can't be."""
+    for line in broken_rules(value, path):
+        raise ConfigError(line)
 
 
 def _check(value, schema, path):

@@ -1,4 +1,5 @@
-"""What follows the colon of --config=FILE:ARG: a preset, changes to it, or both."""
+"""What recipes are made with: what follows the colon of --config=FILE:ARG (a preset, changes to it, or
+both), epochs in steps, rates by the batch."""
 
 import ast
 import difflib
@@ -29,6 +30,22 @@ def choose(name: str, arg: str, presets: Mapping[str, Callable[[], dict]]) -> Co
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name}: {change}: {error}") from error
     return config
+
+
+def epochs(count: float, examples: int, batch: int) -> int:
+    """The steps of so many epochs, of which each leaves out what does not fill its last batch."""
+    return int(count * (examples // batch))
+
+
+def scaled_rate(base: float, batch: int, per: int = 256, rule: str = "linear") -> float:
+    """The learning rate for this batch, of one that is `base` for a batch of `per`.
+
+    rule: "linear" (Goyal et al. 2017, arXiv 1706.02677), or "sqrt", with the root of the batch. Raises
+    ValueError for another.
+    """
+    if rule not in ("linear", "sqrt"):
+        raise ValueError(f"scaled_rate: rule is {rule!r}; use linear or sqrt")
+    return base * (batch / per) ** (1 if rule == "linear" else 0.5)
 
 
 def _keys(config):

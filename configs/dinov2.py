@@ -25,14 +25,14 @@ from big_ssl.models import vit
 from configs import ibot
 from configs.rehearsal import rehearsal
 
-# The released configuration files: per_device is their batch of a device; in thousands of steps the run, the
-# warm-up of the rate; end of the average's and the decay's schedules.
+# The released configuration files: rate for 1,024 pictures a step; per_device is their batch of a device; in
+# thousands of steps the run, the warm-up of the rate; end of the average's and the decay's schedules.
 _LONG: dict[str, Any] = dict(
     dataset="imagenet21k",
     batch_size=3_072,
     steps=625_000,
     warmup=100_000,
-    peak=2e-4 * 3**0.5,
+    rate=2e-4,
     ema=0.994,
     final_decay=0.2,
     layer_decay=1.0,
@@ -52,7 +52,7 @@ MODELS: dict[str, dict[str, Any]] = {
         per_device=64,
         steps=125_000,
         warmup=12_500,
-        peak=4e-3 * 2**0.5,
+        rate=4e-3,
         ema=0.992,
         final_decay=0.4,
         layer_decay=0.9,
@@ -93,7 +93,8 @@ def full(model: str) -> dict:
             ("encoders/", dict(kind="layer_decay", decay=chosen["layer_decay"], patch_embedding=0.2)),
         ),
     )
-    config["learning_rate"].update(peak=chosen["peak"], warmup_steps=chosen["warmup"], final=1e-6)
+    peak = recipe.scaled_rate(chosen["rate"], chosen["batch_size"], per=1_024, rule="sqrt")
+    config["learning_rate"].update(peak=peak, warmup_steps=chosen["warmup"], final=1e-6)
     config["optimizer"].update(
         clip_norm=3.0,
         clip_per="part",

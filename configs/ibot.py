@@ -26,14 +26,14 @@ from configs import emoji
 from configs.rehearsal import rehearsal
 
 # README of the published code, and for B and L what others report of its argument files, which are not
-# public any more: epochs, rate at batch 1,024, the crops' smallest area, learnt prototype lengths,
+# public any more: epochs, rate for 256 pictures a step, the crops' smallest area, learnt prototype lengths,
 # epochs of the temperatures' rise and of the frozen prototypes, clipping.
-_LARGE = dict(peak=3e-3, final=2e-6, scale=0.32, lengths=False, rise=50, frozen=3, clip=0.3)
+_LARGE = dict(rate=7.5e-4, final=2e-6, scale=0.32, lengths=False, rise=50, frozen=3, clip=0.3)
 MODELS: dict[str, dict[str, Any]] = {
     "vits16": dict(
         variant="S/16",
         epochs=800,
-        peak=2e-3,
+        rate=5e-4,
         final=1e-6,
         scale=0.25,
         lengths=True,
@@ -44,7 +44,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "vitb16": dict(variant="B/16", epochs=400, **_LARGE),
     "vitl16": dict(variant="L/16", epochs=250, **_LARGE),
 }
-_EPOCH = 1_281_167 // 1_024
+_BATCH = 1_024
+_EPOCH = recipe.epochs(1, 1_281_167, _BATCH)
 _IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _COLOUR = dict(**_IMAGENET, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_chance=0.8, grey_chance=0.2)
 
@@ -67,7 +68,7 @@ def full(model: str) -> dict:
         init_from=dict(path="", skip=(), copy=()),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
         streams=dict(
-            images=dict(batch_size=1_024, data=_data(chosen["scale"]), objectives=_objectives(chosen))
+            images=dict(batch_size=_BATCH, data=_data(chosen["scale"]), objectives=_objectives(chosen))
         ),
         views=dict(
             global_crops=dict(**_COLOUR, blur_chance=(1.0, 0.1), solarise_chance=(0.0, 0.2)),
@@ -89,7 +90,11 @@ def full(model: str) -> dict:
             clip_per="parameter",
         ),
         learning_rate=dict(
-            kind="cosine", peak=chosen["peak"], warmup_steps=10 * _EPOCH, start=0.0, final=chosen["final"]
+            kind="cosine",
+            peak=recipe.scaled_rate(chosen["rate"], _BATCH),
+            warmup_steps=10 * _EPOCH,
+            start=0.0,
+            final=chosen["final"],
         ),
         rates=(("/prototype", dict(kind="steps", values=((0, 0.0), (chosen["frozen"] * _EPOCH, 1.0)))),),
         ema=dict(kind="cosine", peak=0.996, warmup_steps=0, start=0.0, final=1.0),

@@ -1,7 +1,9 @@
 """ImageNet-1k with its labels: what all recipes that fine-tune on it share."""
 
+from big_ssl import recipe
+
 CLASSES, BATCH = 1_000, 1_024
-EPOCH = 1_281_167 // BATCH
+EPOCH = recipe.epochs(1, 1_281_167, BATCH)
 PIXELS = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 

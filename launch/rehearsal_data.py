@@ -2,8 +2,8 @@
 
     python launch/rehearsal_data.py --config=configs/align_l2.py:rehearsal --output=gs://BUCKET/rehearsal
 
-A TFDS set of embedded emoji drawings in array_record shards, with names and classes; and, where the recipe reads texts, a
-vocabulary of its tokenizer's kind, trained on the names. launch/rehearse.sh calls it.
+A TFDS set of embedded emoji drawings in array_record shards, with names and classes; and, where the recipe
+reads texts, a vocabulary of its tokenizer's kind, trained on the names. launch/rehearse.sh calls it.
 """
 
 import sys

@@ -92,7 +92,7 @@ begin "evaluating"
 "$python" -m big_ssl.evaluate "--checkpoint=$workdir/killed" --eval=knn --eval.label=category \
     --eval.train.kind=emoji "--eval.train.styles=('fxemoji',)" --eval.test.kind=emoji "--eval.test.styles=('noto',)" \
     "--output=$workdir/knn.json" >"$scratch/log" 2>&1
-tail -n 1 "$scratch/log"
+grep k20_top1 "$scratch/log"
 
 begin "starting a run from it"
 changes+=("--config.init_from.path=$workdir/killed")

@@ -155,7 +155,6 @@ def test_a_missing_key_is_named(path):
         ),
         ("ema", 1.0, "ema: 1.0 must lie in [0, 1)"),
         ("ema", dict(kind="warmup", peak=0.9), "ema: warmup takes momentum, not peak"),
-        ("ema", dict(kind="warmup", momentum=1.5), "ema: 1.5 must lie in [0, 1)"),
         ("ema", dict(kind="warm"), "ema: schedule: kind 'warm' is unknown"),
         (
             "streams/pairs/data/views/image/crop",
@@ -202,6 +201,47 @@ def test_a_missing_key_is_named(path):
 )
 def test_values_that_cannot_be(path, value, message):
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        validate(_changed(path, value))
+
+
+NAN, INF = float("nan"), float("inf")
+TERM = "streams/pairs/objectives/contrastive"
+
+
+def _steps(*values):
+    return dict(kind="steps", values=values)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "inside", "rule"),
+    [
+        ("learning_rate/peak", NAN, "", "be a finite number"),
+        ("learning_rate/peak", -1e-3, "", "be at least 0"),
+        ("learning_rate", _steps((0, 0.1), (5, -0.1)), ".values.1.1", "be at least 0"),
+        ("rates", (("x", -0.5),), ".0.1", "be at least 0"),
+        ("rates", (("x", _steps((0, INF))),), ".0.1.values.0.1", "be a finite number"),
+        ("optimizer/b1", 1.0, "", "lie in [0, 1)"),
+        ("optimizer/b2", -0.1, "", "lie in [0, 1)"),
+        ("optimizer/eps", 0.0, "", "be above 0"),
+        ("optimizer/clip_norm", -1.0, "", "be at least 0"),
+        ("optimizer/weight_decay", dict(kind="cosine", peak=-1.0, warmup_steps=0), ".peak", "be at least 0"),
+        ("ema", dict(kind="warmup", momentum=1.5), ".momentum", "lie in [0, 1)"),
+        ("seed", -1, "", "be at least 0"),
+        ("profile", -1, "", "be at least 0"),
+        ("mesh/fsdp", 0, "", "be at least 1, or -1"),
+        ("mesh_rules", (("v5", dict(data=0, fsdp=1, tensor=1)),), ".0.1.data", "be at least 1, or -1"),
+        (f"{TERM}/temperature", 0.0, "", "be above 0"),
+        (f"{TERM}/weight", NAN, "", "be a finite number"),
+        (f"{TERM}/label_smoothing", 1.0, "", "lie in [0, 1)"),
+        ("encoders/image/drop_connect", 1.0, "", "lie in [0, 1)"),
+        ("encoders/text/heads", 0, "", "be at least 1"),
+        ("views/image/std", (0.5, 0.0, 0.5), ".1", "be above 0"),
+        ("evals/emoji/training_styles", (NAN,), ".0", "be a finite number"),
+    ],
+)
+def test_numbers_that_cannot_be(path, value, inside, rule):
+    key = path.replace("/", ".") + inside
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)} is \S+; it must {re.escape(rule)}"):
         validate(_changed(path, value))
 
 

@@ -28,6 +28,24 @@ def test_a_preset_and_changes(arg, expected):
     assert choose(arg) == expected
 
 
+def test_epochs_leave_out_what_fills_no_batch():
+    assert recipe.epochs(1, 1_281_167, 1_024) == 1_251
+    assert recipe.epochs(0.5, 100, 10) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rate"),
+    [(dict(batch=1_024), 0.4), (dict(batch=4_096, per=1_024, rule="sqrt"), 0.2), (dict(batch=256), 0.1)],
+)
+def test_a_rate_grows_with_the_batch(arguments, rate):
+    assert recipe.scaled_rate(0.1, **arguments) == pytest.approx(rate)
+
+
+def test_an_unknown_rule_is_named():
+    with pytest.raises(ValueError, match="scaled_rate: rule is 'square'; use linear or sqrt"):
+        recipe.scaled_rate(0.1, 256, rule="square")
+
+
 @pytest.mark.parametrize(
     ("arg", "message"),
     [

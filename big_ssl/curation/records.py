@@ -68,7 +68,7 @@ def example(source: Sequence[Record], verdict: Verdict) -> tuple[int, dict]:
 def write(folder: str, made, beam_options=None) -> int:
     """Writes a TFDS dataset in array_record shards, which sources.TfdsPairs reads; how many records.
 
-    made: (key, example) pairs, or a Beam transform that makes them, run with beam_options; see data.tfds_writer.
+    made, beam_options: see data.tfds_writer.
     """
     import tensorflow_datasets as tfds  # slow to import, and needed only here
 

@@ -19,10 +19,10 @@ def write(
 ) -> dict[str, int]:
     """Writes folder/name and returns how many records each split has.
 
-    features: of tfds.features; splits: {split: (key, example) pairs, or a Beam transform that makes them, which
-    runs with beam_options, Beam's PipelineOptions}. TFDS shuffles by key and chooses the number of shards. The
-    folder may lie in a bucket: array_record's writer knows disks alone, so the set is then made in a temporary
-    folder and copied.
+    features: {key: feature of tfds.features}. splits: {split: (key, example) pairs, or a Beam transform that
+    makes them, run with beam_options, Beam's PipelineOptions}. TFDS shuffles by key and chooses the number
+    of shards. The folder may lie in a bucket: array_record's writer knows disks alone, so the set is then
+    made in a temporary folder and copied.
     """
     import tensorflow_datasets as tfds  # slow to import, and needed only here
 

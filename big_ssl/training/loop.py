@@ -46,7 +46,9 @@ def train(config: Mapping, workdir) -> Result:
     with ownership.owned(workdir):
         setup, loaders, evaluators = _prepare(config, workdir)
         progress.print_parameters(
-            setup.abstract_state.params, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
+            setup.abstract_state.params,
+            jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params),
+            workdir,
         )
         kept = config["checkpoint"]
         with contextlib.closing(Checkpoints(workdir, kept["keep"], kept["best"])) as checkpoints:

@@ -72,7 +72,7 @@ def _kept(model: Model, state, batch) -> int:
 
         return jax.vjp(loss, state.params)[1]
 
-    jaxpr = jax.make_jaxpr(residuals)(state, batch).jaxpr
+    jaxpr: Any = jax.make_jaxpr(residuals)(state, batch).jaxpr
     given = {*jaxpr.invars, *jaxpr.constvars}
     kept = {var for var in jaxpr.outvars if isinstance(var, jax.extend.core.Var)} - given
     return sum(var.aval.size * var.aval.dtype.itemsize for var in kept)

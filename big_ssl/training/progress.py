@@ -1,34 +1,88 @@
 """What a person at the terminal sees: tables at the start, a bar or lines while it runs."""
 
 import time
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import rich.console
 import rich.progress
 import rich.table
+from etils import epath
 
 from big_ssl.parallel.sharding import bytes_per_device, path_name
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
 
 
-def print_parameters(params, shardings) -> None:
-    """A table of every parameter: path, shape, dtype, partition, MiB a device; then the sum."""
-    table = rich.table.Table(title="Parameters")
-    table.add_column("parameter", overflow="fold")  # whole, however narrow the terminal
-    for name in ("shape", "dtype", "partition", "MiB/device"):
-        table.add_column(name)
-    total = size = 0
+# Of the summary on the screen: with its frame and the sum it fits a terminal of 25 lines.
+_ROWS = 18
+
+
+class _Parameter(NamedTuple):
+    """held: bytes on a device; split: over which axes, "" for none."""
+
+    name: str
+    leaf: Any
+    held: int
+    split: str
+
+
+def print_parameters(params, shardings, workdir) -> None:
+    """A summary by module on the screen; every parameter with its shape, dtype and partition in
+    workdir/parameters.txt. Does nothing but on process 0."""
+    if jax.process_index() != 0:
+        return
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
-        held = bytes_per_device(leaf, sharding)
-        total, size = total + held, size + leaf.size
-        partition = str(tuple(sharding.spec)) if any(sharding.spec) else "whole"
-        table.add_row(path_name(path), str(leaf.shape), str(leaf.dtype), partition, f"{held / 2**20:.3f}")
-    if jax.process_index() == 0:
-        console.print(table)
-        console.print(f"{size:,} parameters, {total / 2**20:.1f} MiB a device")
+    found = [
+        _Parameter(path_name(path), leaf, bytes_per_device(leaf, sharding), _split(sharding))
+        for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True)
+    ]
+    table = rich.table.Table(title="Parameters")
+    table.add_column("module", overflow="ellipsis", no_wrap=True)
+    for name in ("parameters", "MiB a device", "split over"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for module, inside in _modules(found).items():
+        axes = sorted({parameter.split for parameter in inside} - {""})
+        table.add_row(module, f"{_count(inside):,}", f"{_mib(inside):.1f}", ", ".join(axes) or "nothing")
+    console.print(table)
+    file = epath.Path(workdir) / "parameters.txt"
+    file.write_text("".join(f"{line}\n" for line in _listed(found)))
+    console.print(f"{_count(found):,} parameters, {_mib(found):.1f} MiB a device; each of them: {file}")
+
+
+def _split(sharding):
+    return " x ".join(axis for axis in sharding.spec if axis)
+
+
+def _modules(parameters):
+    """{module: its parameters}, of modules as deep in the tree as there are rows for."""
+    for depth in range(4, 0, -1):
+        modules: dict[str, list[_Parameter]] = {}
+        for parameter in parameters:
+            parts = parameter.name.split("/")
+            modules.setdefault("/".join(parts[: max(1, min(depth, len(parts) - 1))]), []).append(parameter)
+        if len(modules) <= _ROWS:
+            break
+    return modules
+
+
+def _count(parameters):
+    return sum(parameter.leaf.size for parameter in parameters)
+
+
+def _mib(parameters):
+    return sum(parameter.held for parameter in parameters) / 2**20
+
+
+def _listed(parameters):
+    """Yields a line for each parameter, in columns."""
+    rows = [("parameter", "shape", "dtype", "split over", "MiB a device")]
+    for name, leaf, held, split in parameters:
+        rows.append((name, str(leaf.shape), str(leaf.dtype), split or "nothing", f"{held / 2**20:.3f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
 
 
 class Progress:
