@@ -116,7 +116,10 @@ def test_a_disk_that_is_full_is_one_line(tmp_path, capsys, monkeypatch):
     ("arguments", "named"),
     [
         ((f"--config={FILE}:tiny", "--config.total_step=3"), "total_step"),
-        ((f"--config={FILE}:tyni",), "align_l2: no preset 'tyni'; there are demo, tiny and multilingual"),
+        (
+            (f"--config={FILE}:tyni",),
+            "align_l2: no preset 'tyni'; there are demo, tiny, rehearsal and multilingual",
+        ),
         (("--config=configs/none.py",), "configs/none.py"),
         ((f"--config={FILE}:tiny", "--config.total_steps=many"), "total_steps"),
     ],

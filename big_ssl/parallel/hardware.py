@@ -70,7 +70,7 @@ def check_backend() -> None:
         jax.devices()
     except RuntimeError as error:
         raise BackendError(
-            f"JAX_PLATFORMS={jax.config.read('jax_platforms')}: {str(error).splitlines()[0]}"
+            f"JAX_PLATFORMS={getattr(jax.config, 'jax_platforms', None)}: {str(error).splitlines()[0]}"
         ) from error
 
 

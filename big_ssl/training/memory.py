@@ -8,7 +8,7 @@ need less.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core
@@ -75,4 +75,5 @@ def _kept(model: Model, state, batch) -> int:
     jaxpr: Any = jax.make_jaxpr(residuals)(state, batch).jaxpr
     given = {*jaxpr.invars, *jaxpr.constvars}
     kept = {var for var in jaxpr.outvars if isinstance(var, jax.extend.core.Var)} - given
-    return sum(var.aval.size * var.aval.dtype.itemsize for var in kept)
+    arrays: list[Any] = [var.aval for var in kept]
+    return sum(array.size * array.dtype.itemsize for array in arrays)

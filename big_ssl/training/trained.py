@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint.utils import checkpoint_steps
 
@@ -57,12 +58,23 @@ def _evaluation_variables(checkpoint):
     with _reading_alone():
         stored = ocp.metadata(checkpoint).metadata
         if stored["ema"] is not None:
-            wanted = dict(ema=stored["ema"])
+            wanted = dict(
+                ema=stored["ema"], params=_without_average(stored["params"], stored["ema"]["params"])
+            )
         else:
             wanted = dict(params=stored["params"], mutable=dict(encoders=stored["mutable"]["encoders"]))
         # Leaves of NumPy are read as NumPy: an array of the size of the whole model fits no one device.
         found = ocp.load(checkpoint, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted))
-    return found["ema"] if "ema" in found else dict(params=found["params"], **found["mutable"])
+    if "ema" not in found:
+        return dict(params=found["params"], **found["mutable"])
+    params = flatten_dict(found["ema"]["params"]) | flatten_dict(found["params"])
+    return found["ema"] | dict(params=unflatten_dict(params))
+
+
+def _without_average(params, averages):
+    """The parameters that are frozen, of which a state keeps no average."""
+    known = flatten_dict(averages)
+    return unflatten_dict({path: x for path, x in flatten_dict(params).items() if path not in known})
 
 
 @contextlib.contextmanager

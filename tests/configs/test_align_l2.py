@@ -49,7 +49,9 @@ def test_the_multilingual_one_differs_in_its_vocabulary_alone():
     tokens = config.pop("tokenizer")
     assert (tokens["size"], tokens["length"]) == (250_000, full.pop("tokenizer")["length"])
     assert config == full
-    with pytest.raises(ValueError, match="align_base: no preset 'multilingual'; there are demo and tiny"):
+    with pytest.raises(
+        ValueError, match="align_base: no preset 'multilingual'; there are demo, tiny and rehearsal"
+    ):
         align_base.get_config("multilingual")
 
 
@@ -74,7 +76,9 @@ def test_presets_have_the_keys_of_the_recipe(preset):
 
 
 def test_an_unknown_preset_is_named():
-    with pytest.raises(ValueError, match="align_l2: no preset 'dmo'; there are demo, tiny and multilingual"):
+    with pytest.raises(
+        ValueError, match="align_l2: no preset 'dmo'; there are demo, tiny, rehearsal and multilingual"
+    ):
         get_config("dmo")
 
 
