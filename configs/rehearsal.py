@@ -26,8 +26,8 @@ _WIDTH, _POOLED = 32, 80
 _NARROW: dict[str, dict[str, Any]] = {
     "vit": dict(width=_WIDTH, depth=2, heads=2),
     "resnet": dict(width=8, blocks=(1, 2, 2, 1), pooled_dim=_POOLED),
-    # Its pooled output has 320 * width channels.
-    "efficientnet": dict(width=_POOLED / 320, depth=0.6),
+    # Its pooled output has 320 * width channels; one stage still has two blocks, in a loop.
+    "efficientnet": dict(width=_POOLED / 320, depth=0.3),
     "bert": dict(width=_WIDTH, depth=2, heads=2),
     "text_transformer": dict(width=_WIDTH, depth=2, heads=2),
 }

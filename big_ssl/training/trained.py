@@ -67,7 +67,7 @@ def _evaluation_variables(checkpoint):
         found = ocp.load(checkpoint, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted))
     if "ema" not in found:
         return dict(params=found["params"], **found["mutable"])
-    params = flatten_dict(found["ema"]["params"]) | flatten_dict(found["params"])
+    params = flatten_dict(found["ema"]["params"]) | flatten_dict(found.get("params", {}))
     return found["ema"] | dict(params=unflatten_dict(params))
 
 
