@@ -21,7 +21,8 @@ _PER_DEVICE = BATCH // 4
 _SHRINK = 4
 # What the data set of launch/rehearsal_data.py is called, and its classes.
 DATA_SET, CLASSES = "rehearsal", emoji.CATEGORIES
-_WIDTH, _POOLED = 32, 80
+# So wide that FSDP splits the kernels of an MLP: smaller arrays stay whole.
+_WIDTH, _POOLED = 128, 80
 
 _NARROW: dict[str, dict[str, Any]] = {
     "vit": dict(width=_WIDTH, depth=2, heads=2),

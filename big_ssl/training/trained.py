@@ -58,9 +58,8 @@ def _evaluation_variables(checkpoint):
     with _reading_alone():
         stored = ocp.metadata(checkpoint).metadata
         if stored["ema"] is not None:
-            wanted = dict(
-                ema=stored["ema"], params=_without_average(stored["params"], stored["ema"]["params"])
-            )
+            frozen = _without_average(stored["params"], stored["ema"]["params"])
+            wanted = dict(ema=stored["ema"]) | (dict(params=frozen) if frozen else {})
         else:
             wanted = dict(params=stored["params"], mutable=dict(encoders=stored["mutable"]["encoders"]))
         # Leaves of NumPy are read as NumPy: an array of the size of the whole model fits no one device.
