@@ -11,7 +11,9 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-SCRIPTS = ("simulated.sh", "local.sh", "tpu_vm.sh", "gke.sh", "slurm.sbatch")
+SCRIPTS = ("simulated.sh", "local.sh", "rehearse.sh", "tpu_vm.sh", "gke.sh", "slurm.sbatch")
+# Called by rehearse.sh, and tested with it.
+PYTHON_SCRIPTS = ("rehearsal_data.py", "rehearsal_check.py")
 JOB = ["--config=configs/align_l2.py", "--workdir=gs://bucket/align", "--config.name=two words"]
 TPU = dict(NAME="align", ZONE="z", ACCELERATOR_TYPE="v6e-16", RUNTIME_VERSION="v2-alpha-tpuv6e")
 GKE = dict(CLUSTER="cluster", WORKLOAD="align", IMAGE="registry/big_ssl", TPU_TYPE="v6e-16")
@@ -176,6 +178,10 @@ def test_slurm_starts_a_task_for_each_gpu():
         ("gke.sh", []),
         ("gke.sh", ["--workdir=gs://bucket/align"]),
         ("slurm.sbatch", []),
+        ("rehearse.sh", []),
+        ("rehearse.sh", ["configs/align_l2.py"]),
+        ("rehearse.sh", ["configs/align_l2.py:demo", "--workdir=x"]),
+        ("rehearse.sh", ["configs/align_l2.py", "--workdir="]),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(script, arguments):
@@ -209,4 +215,4 @@ def test_the_shell_is_sound(script):
 
 
 def test_every_script_is_tested():
-    assert {path.name for path in (ROOT / "launch").iterdir()} == {*SCRIPTS, "Dockerfile"}
+    assert {path.name for path in (ROOT / "launch").iterdir()} == {*SCRIPTS, *PYTHON_SCRIPTS, "Dockerfile"}

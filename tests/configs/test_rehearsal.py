@@ -1,0 +1,69 @@
+"""The preset `rehearsal`: every full recipe, narrow and short, and otherwise itself."""
+
+import importlib
+
+import pytest
+from flax.traverse_util import flatten_dict
+
+from big_ssl.config import validate
+from big_ssl.training import schedules
+from configs import rehearsal
+
+RECIPES = (
+    "align_base",
+    "align_imagenet",
+    "align_l2",
+    "align_retrieval",
+    "clip_rn50",
+    "clip_vitb32",
+    "clip_vitl14",
+    "dinov2_continue",
+    "dinov2_distill_vits14",
+    "dinov2_vitg14",
+    "dinov2_vitl16_short",
+    "hybrid_clip_dinov2",
+    "ibot_imagenet",
+    "ibot_vits16",
+)
+
+
+def get(recipe, preset=""):
+    return importlib.import_module(f"configs.{recipe}").get_config(preset).to_dict()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_rehearsal_keeps_the_path_of_its_recipe(recipe):
+    full, short = get(recipe), get(recipe, "rehearsal")
+    validate(short)
+    for key in ("dtype", "remat", "grad_accum", "sharding", "seed", "init_from", "failure_limits"):
+        assert short[key] == full[key], key
+    for key, value in flatten_dict(full["optimizer"], sep="/").items():
+        if "warmup_steps" not in key:
+            assert flatten_dict(short["optimizer"], sep="/")[key] == value, key
+    for name, encoder in full["encoders"].items():
+        assert encoder.keys() == short["encoders"][name].keys()
+        for key in ("kind", "scan", "feed_forward", "drop_path", "drop_path_mode", "pooling"):
+            assert short["encoders"][name].get(key) == encoder.get(key)
+    for name, stream in full["streams"].items():
+        assert short["streams"][name]["objectives"].keys() == stream["objectives"].keys()
+        assert short["streams"][name]["data"]["views"].keys() == stream["data"]["views"].keys()
+        assert short["streams"][name]["data"]["source"]["kind"] == "tfds"
+    assert short["mesh"]["fsdp"] == 2
+    assert short["evals"]
+
+
+def test_schedules_keep_their_shapes():
+    full, short = (get("ibot_vits16", preset)["learning_rate"] for preset in ("", "rehearsal"))
+    total = get("ibot_vits16")["total_steps"]
+    long, brief = schedules.build(full, total), schedules.build(short, rehearsal.STEPS)
+    for step in range(2, rehearsal.STEPS):
+        assert float(brief(step)) == pytest.approx(float(long(step * total / rehearsal.STEPS)), rel=0.2)
+    frozen = get("ibot_vits16", "rehearsal")["rates"][0][1]["values"]
+    assert frozen == ((0, 0.0), (1, 1.0))
+
+
+def test_the_recipe_itself_is_left_as_it_is():
+    full = get("dinov2_vitg14")
+    before = flatten_dict(full, sep="/")
+    rehearsal.rehearsal(full)
+    assert flatten_dict(full, sep="/") == before
