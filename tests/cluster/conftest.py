@@ -58,7 +58,7 @@ class Cluster:
     """Starts jobs. compiling: "quickly" for code that runs slowly, else "well"."""
 
     def __init__(self, cache, folder):
-        self._cache, self._folder, self._jobs = cache, folder, []
+        self.cache, self._folder, self._jobs = cache, folder, []
 
     def start(self, command, processes=2, devices=2, compiling="quickly") -> Job:
         """`processes` times `command`, with `devices` CPU devices each."""
@@ -66,7 +66,7 @@ class Cluster:
             JAX_PLATFORMS="cpu",
             JAX_NUM_CPU_DEVICES=str(devices),
             JAX_DISABLE_MOST_OPTIMIZATIONS=str(int(compiling == "quickly")),
-            JAX_COMPILATION_CACHE_DIR=str(self._cache),
+            JAX_COMPILATION_CACHE_DIR=str(self.cache),
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         )
         folder = self._folder / f"job{len(self._jobs)}"
