@@ -8,12 +8,13 @@ import contextlib
 import http.client
 import http.server
 import random
+import re
 import socket
 import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 
 # What can happen to a request: it is answered with 503; answered late; cut off before the storage has
 # it whole; carried out, with the answer lost; carried out, with half of the answer lost.
@@ -24,42 +25,38 @@ SLOW_SECONDS = 2.0
 class Schedule:
     """Which requests are spoiled, and how.
 
-    group: of (method, path), what counts as one group of requests. In each group one of about `every`
-    requests is spoiled, the first among the first `every`, with all of KINDS by turns, in an order of
-    the group's own.
+    rates: {regular expression: n} of "METHOD /path": of the requests that match it, and none before it, one
+    in n is spoiled, by all of KINDS in turns, in an order that depends on the seed. Never two in a row, so
+    that a client that tries again gets through.
     """
 
-    def __init__(self, seed: int, every: int, group: Callable[[str, str], str]):
-        self._seed, self._every, self._group = seed, every, group
-        self._lock, self._streams = threading.Lock(), {}
-        # How often each kind was applied in each group: {(group, kind): count}; and all requests.
-        self.applied: collections.Counter = collections.Counter()
-        self.requests: collections.Counter = collections.Counter()
-        self.active = True
-        # {path: answer} of uploads in several parts.
+    def __init__(self, seed: int, rates: Mapping[str, int]):
+        self._kinds = {pattern: _kinds(random.Random(f"{seed} {pattern}"), n) for pattern, n in rates.items()}
+        self._lock = threading.Lock()
+        # How often each kind was applied to the requests of a pattern: {(pattern, kind): count}.
+        self.applied: collections.Counter[tuple[str, str]] = collections.Counter()
+        # {path: answer} of uploads in several parts that are complete.
         self.finished: dict[str, tuple] = {}
 
     def next(self, method: str, path: str) -> str:
         """One of KINDS, or "" for a request that is let through."""
-        group = self._group(method, path)
+        request = f"{method} {urllib.parse.unquote(path)}"
+        pattern = next((each for each in self._kinds if re.search(each, request)), None)
+        if pattern is None:
+            return ""
         with self._lock:
-            if not self.active:
-                return ""
-            self.requests[group] += 1
-            if group not in self._streams:
-                self._streams[group] = self._kinds(group)
-            kind = next(self._streams[group])
-            self.applied[group, kind] += bool(kind)
-            return kind
+            kind = next(self._kinds[pattern])
+            if kind:
+                self.applied[pattern, kind] += 1
+        return kind
 
-    def _kinds(self, group):
-        rng = random.Random(f"{self._seed} {group}")
-        kinds: list[str] = []
-        while True:
-            kinds = kinds or rng.sample(KINDS, len(KINDS))
-            place = rng.randrange(self._every)
-            # Never two in a row: a client that tries again gets through.
-            yield from ["", *(kinds.pop() if i == place else "" for i in range(self._every))]
+
+def _kinds(rng, n):
+    left: list[str] = []
+    while True:
+        left = left or rng.sample(KINDS, len(KINDS))
+        place = rng.randrange(1, n)
+        yield from (left.pop() if i == place else "" for i in range(n))
 
 
 @contextlib.contextmanager
@@ -117,10 +114,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Says nothing: each request would be a line."""
 
     def _carried_out(self, body):
-        """The storage's answer. The last part of an upload may be sent again, and is then answered again, as by GCS,
-        which remembers finished uploads; the emulator answers with 404."""
-        answer = self._forward(body)
-        finished = self.schedule.finished
+        """The storage's answer. To the last part of an upload, sent again, it is the same: GCS remembers
+        uploads that are complete; the emulator has forgotten them, and answers with 404."""
+        answer, finished = self._forward(body), self.schedule.finished
         if "upload_id=" in self.path and answer[0] == 200:
             finished[self.path] = answer
         return finished.get(self.path, answer) if answer[0] == 404 else answer

@@ -68,7 +68,7 @@ class _Lease:
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
     def write(self):
-        io.write_atomically(self._file, json.dumps(self._owner | dict(renewed=time.time())).encode())
+        self._file.write_text(json.dumps(self._owner | dict(renewed=time.time())))
 
     def start(self):
         self._thread.start()

@@ -1,5 +1,5 @@
-"""launch/slurm.sbatch for real, with a stand-in for Slurm: tests/launch/slurm/. Its tasks find one another by JAX's
-own detection of Slurm."""
+"""launch/slurm.sbatch for real, with a stand-in for Slurm, tests/launch/slurm/. Its tasks find one another
+by JAX's own detection of Slurm."""
 
 import os
 import pathlib
@@ -59,7 +59,7 @@ class Slurm:
         self.restarts, self.script = -1, None
 
     def start(self, *flags):
-        """Starts the script as sbatch does for the first time, or after a requeue; flags: more of the command."""
+        """Starts the script as Slurm does, at first or after a requeue; flags: more of the command."""
         self.restarts += 1
         self.log = self._folder / f"slurm-{self._job}.{self.restarts}.out"
         with self.log.open("w") as log:

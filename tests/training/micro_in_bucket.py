@@ -1,5 +1,5 @@
-"""The micro recipe with its data in a folder, such as one in a bucket: pairs in FOLDER/pairs.parquet, pictures to
-be judged on in FOLDER/pictures.
+"""The micro recipe with its data in a folder, such as one in a bucket: pairs in FOLDER/pairs.parquet,
+pictures for its evaluation in FOLDER/pictures.
 
     python -m big_ssl.main --config=tests/training/micro_in_bucket.py:FOLDER --workdir=...
 """
