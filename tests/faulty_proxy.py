@@ -14,24 +14,28 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 # What can happen to a request: it is answered with 503; answered late; cut off before the storage has
 # it whole; carried out, with the answer lost; carried out, with half of the answer lost.
 KINDS = ("unavailable", "slow", "torn", "lost", "cut")
-SLOW_SECONDS = 2.0
+# Of a client without the right to do what it wants: answered with 403.
+REFUSED = "refused"
+SLOW_SECONDS = 1.0
 
 
 class Schedule:
     """Which requests are spoiled, and how.
 
     rates: {regular expression: n} of "METHOD /path": of the requests that match it, and none before it, one
-    in n is spoiled, by all of KINDS in turns, in an order that depends on the seed. Never two in a row, so
-    that a client that tries again gets through.
+    in n is spoiled, by all of `kinds` in turns, in an order that depends on the seed. Never two in a row, so
+    that a client that tries again gets through, unless n is 1.
     """
 
-    def __init__(self, seed: int, rates: Mapping[str, int]):
-        self._kinds = {pattern: _kinds(random.Random(f"{seed} {pattern}"), n) for pattern, n in rates.items()}
+    def __init__(self, seed: int, rates: Mapping[str, int], kinds: Sequence[str] = KINDS):
+        self._kinds = {
+            pattern: _turns(random.Random(f"{seed} {pattern}"), n, kinds) for pattern, n in rates.items()
+        }
         self._lock = threading.Lock()
         # How often each kind was applied to the requests of a pattern: {(pattern, kind): count}.
         self.applied: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -39,7 +43,7 @@ class Schedule:
         self.finished: dict[str, tuple] = {}
 
     def next(self, method: str, path: str) -> str:
-        """One of KINDS, or "" for a request that is let through."""
+        """One of the kinds, or "" for a request that is let through."""
         request = f"{method} {urllib.parse.unquote(path)}"
         pattern = next((each for each in self._kinds if re.search(each, request)), None)
         if pattern is None:
@@ -51,11 +55,11 @@ class Schedule:
         return kind
 
 
-def _kinds(rng, n):
+def _turns(rng, n, kinds):
     left: list[str] = []
     while True:
-        left = left or rng.sample(KINDS, len(KINDS))
-        place = rng.randrange(1, n)
+        left = left or rng.sample(kinds, len(kinds))
+        place = rng.randrange(1, n) if n > 1 else 0
         yield from (left.pop() if i == place else "" for i in range(n))
 
 
@@ -95,8 +99,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         kind = self.schedule.next(self.command, self.path)
         body = self._body(half=kind == "torn")
-        if kind == "unavailable":
-            return self._answer(503, [("Content-Length", "0")], b"")
+        if kind in ("unavailable", REFUSED):
+            return self._answer(503 if kind == "unavailable" else 403, [("Content-Length", "0")], b"")
         if kind == "torn":
             return self._hang_up()
         if kind == "slow":
