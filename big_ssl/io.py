@@ -85,10 +85,11 @@ def make_folder(path) -> epath.Path:
 
 
 def write_atomically(path, content: bytes) -> None:
-    """Writes a file, of which no reader sees a part; its folder is made where there is none."""
+    """Writes a file, of which no reader sees a part; its folder is made where there is none. A bucket that
+    does not answer is asked again."""
     path = as_path(path)
     if is_remote(path):  # an object is there when it is whole
-        path.write_bytes(content)
+        retry.call(_put, path, content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, since a rename is atomic within one file system only.
@@ -162,18 +163,25 @@ class GrowingFile:
         """Makes the object as long as it should be, whatever became of tries before this one."""
         wanted = self._length + len(content)
         if not self._length:
-            self._path.write_bytes(content)
+            _put(self._path, content)
             return
         there = self._path.stat().length
         if there == self._length:
             tail = self._path.with_name(f".{self._path.name}.tail")
-            tail.write_bytes(content)
+            _put(tail, content)
             filesystem, name = fsspec.core.url_to_fs(os.fspath(self._path))
             filesystem.merge(name, [name, filesystem._strip_protocol(os.fspath(tail))])
-            tail.unlink()
+            tail.unlink(missing_ok=True)  # a request sent twice finds nothing
             there = self._path.stat().length
         if there != wanted:  # an answer was lost on its way, and the request sent twice
-            self._path.write_bytes(self._path.read_bytes()[: self._length] + content)
+            _put(self._path, self._path.read_bytes()[: self._length] + content)
+
+
+def _put(path, content):
+    """Writes an object in one request, which its client can send again when no answer comes. A file that is
+    opened for writing takes several, of which the last fails when it is sent again."""
+    filesystem, name = fsspec.core.url_to_fs(os.fspath(path))
+    filesystem.pipe_file(name, content)
 
 
 def _scheme(path):

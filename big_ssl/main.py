@@ -69,14 +69,24 @@ def run(config, workdir: str, config_file: str, command: str, stopped: int = 0) 
         print(error, file=sys.stderr)
         _keep_traceback(path)
         return 1
-    except OSError as error:  # of the workdir, or of a file that was there at the start
-        print(f"workdir {path}{free_space(path)}: {type(error).__name__}: {error}", file=sys.stderr)
+    except Exception as error:
+        if not _is_of_storage(error):
+            raise
+        print(f"workdir {path}{free_space(path)}: {retry.one_line(error)}", file=sys.stderr)
         _keep_traceback(path)
         return 1
     if not result.finished:
         return stopped
     _report(config, path, command, result)
     return 0
+
+
+def _is_of_storage(error):
+    """Whether it comes from the workdir, or from a file that was there at the start. Clients of buckets
+    have errors of their own; JAX's tell of a lost process with the same words."""
+    return isinstance(error, OSError) or (
+        retry.is_transient(error) and not isinstance(error, jax.errors.JaxRuntimeError)
+    )
 
 
 def _report(config, path, command, result):
@@ -98,8 +108,8 @@ def _report(config, path, command, result):
 
 
 def _keep_traceback(workdir):
-    """Where an error of one line came from, for who looks for more; nowhere where the disk is full."""
-    with contextlib.suppress(OSError):
+    """Where an error of one line came from, for who looks for more; nowhere where it can't be written."""
+    with contextlib.suppress(Exception):  # what it would be written to may be what has failed
         (workdir / f"failure_{jax.process_index()}.txt").write_text(traceback.format_exc())
 
 

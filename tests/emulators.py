@@ -51,6 +51,11 @@ def _gcs_environment(address):
     )
 
 
+def environment(kind: str, address: str) -> dict[str, str]:
+    """What makes clients talk to an emulator at "http://localhost:PORT", or to a proxy in front of it."""
+    return _KINDS[kind][1](address)
+
+
 def _s3_command(port):
     return [sys.executable, "-m", "moto.server", f"--port={port}", "--host=localhost"]
 
@@ -71,7 +76,7 @@ _KINDS = {
 @contextlib.contextmanager
 def start(kind: str) -> Iterator[Emulator]:
     """Starts an emulator of a kind, "gcs" or "s3", with an empty bucket; ends it at the end."""
-    command, environment, bucket = _KINDS[kind]
+    command, _, bucket = _KINDS[kind]
     address = f"http://localhost:{_free_port()}"
     port = address.rpartition(":")[2]
     process = subprocess.Popen(command(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -79,7 +84,7 @@ def start(kind: str) -> Iterator[Emulator]:
         _wait(address, process)
         if kind == "s3":
             _request(f"{address}/bucket", "PUT")
-        yield Emulator(bucket, environment(address), address)
+        yield Emulator(bucket, environment(kind, address), address)
     finally:
         process.kill()
         process.wait()

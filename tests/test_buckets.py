@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from big_ssl.curation.limits import Limits
 from big_ssl.curation.records import Items
 from big_ssl.data import sources
 from big_ssl.training.metrics import read_lines
-from big_ssl.training.requirements import RequirementsError
+from big_ssl.training.requirements import RequirementsError, check_workdir
 from big_ssl.weights import tensor_files
 from configs.align_l2 import get_config
 
@@ -104,6 +105,21 @@ def test_a_workdir_on_s3_is_refused_before_anything_slow(s3_folder, capsys):
     io.write_atomically(io.as_path(s3_folder) / "checkpoints" / "1" / "x", b"x")
     with pytest.raises(RequirementsError, match="checkpoints are kept on disks"):
         inference.read(s3_folder)
+
+
+def test_a_workdir_whose_answers_are_lost_can_be_used(gcs_folder, monkeypatch):
+    """A deletion that was sent twice finds nothing the second time."""
+    filesystem = type(fsspec.filesystem("gs"))
+    request = filesystem._request
+
+    async def twice(self, method, *arguments, **options):
+        if method == "DELETE":
+            await request(self, method, *arguments, **options)
+        return await request(self, method, *arguments, **options)
+
+    monkeypatch.setattr(filesystem, "_request", twice)
+    check_workdir(gcs_folder, 1, 1)
+    assert not io.as_path(gcs_folder).exists()
 
 
 def test_a_missing_client_ends_every_command_with_one_line(monkeypatch, capsys):

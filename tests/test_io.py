@@ -8,7 +8,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from big_ssl import io
+from big_ssl import io, retry
 from big_ssl.io import GrowingFile
 
 
@@ -49,6 +49,42 @@ def test_a_file_is_written_whole_and_without_leftovers(folder):
     io.write_atomically(folder / "a" / "b.txt", b"new")
     assert (folder / "a" / "b.txt").read_bytes() == b"new"
     assert [path.name for path in (folder / "a").iterdir()] == ["b.txt"]
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """requests(change): change(method) is called before every request to a gs:// bucket, and may raise."""
+    filesystem = type(fsspec.filesystem("gs"))
+    request = filesystem._request
+
+    def patch(change):
+        async def changed(self, method, *arguments, **options):
+            change(method)
+            return await request(self, method, *arguments, **options)
+
+        monkeypatch.setattr(filesystem, "_request", changed)
+
+    return patch
+
+
+def test_an_object_is_written_by_one_request(gcs_folder, requests):
+    methods: list[str] = []
+    requests(methods.append)
+    io.write_atomically(f"{gcs_folder}/a.txt", b"new")
+    assert methods == ["POST"]
+
+
+def test_a_bucket_that_does_not_answer_is_asked_again(gcs_folder, requests, monkeypatch):
+    errors = [TimeoutError(), TimeoutError()]  # which gcsfs hands on
+
+    def fail(method):
+        if errors:
+            raise errors.pop()
+
+    requests(fail)
+    monkeypatch.setattr(retry, "sleep", lambda seconds: None)
+    io.write_atomically(f"{gcs_folder}/a.txt", b"new")
+    assert io.as_path(f"{gcs_folder}/a.txt").read_bytes() == b"new"
 
 
 def test_a_local_copy_outlives_itself_once_mapped(folder):

@@ -98,6 +98,22 @@ def test_a_report_that_fails_is_not_the_exit_code(tmp_path, monkeypatch, caplog)
     )
 
 
+def test_a_bucket_that_goes_on_failing_is_one_line(tmp_path, capsys, monkeypatch):
+    class HttpError(Exception):
+        code = 503
+
+    def fail(*_):
+        raise HttpError("Service Unavailable\nmore")
+
+    monkeypatch.setattr(main, "train", fail)
+    config = get_config("tiny").to_dict()
+    assert main.run(config, str(tmp_path), "configs/align_l2.py", "command") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"workdir {tmp_path} (")
+    assert line.endswith("): HttpError: Service Unavailable")
+    assert "HttpError" in (tmp_path / "failure_0.txt").read_text()
+
+
 def test_a_disk_that_is_full_is_one_line(tmp_path, capsys, monkeypatch):
     def failing(*_):
         raise OSError(28, "No space left on device", "metrics.jsonl")

@@ -93,7 +93,7 @@ class Checkpoints:
         self._recorded = {s: v for s, v in self._recorded.items() if s in self.steps()} | {step: float(value)}
         if jax.process_index() == 0:
             content = dict(metric=self._best.metric, values=self._recorded)
-            self._recorded_path.write_text(json.dumps(content))
+            io.write_atomically(self._recorded_path, json.dumps(content).encode())
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""

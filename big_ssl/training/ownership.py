@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 import jax
 from absl import logging
 
-from big_ssl import io
+from big_ssl import io, retry
 from big_ssl.parallel import distributed
 from big_ssl.training import progress
 from big_ssl.training.phases import phase
@@ -80,15 +80,17 @@ class _Lease:
                 if owner and owner.get("token") not in (self.token, None):
                     _end_at_once(self._file.parent, owner)
                 self.write()
-            except OSError as error:  # a passing one: the lease outlives some
-                logging.warning("%s can't be written: %s", self._file, error)
+            except Exception as error:  # of any client, and it may pass: the lease outlives some
+                logging.warning("%s can't be written: %s", self._file, retry.one_line(error))
 
     def release(self):
         self._done.set()
         self._thread.join()
-        with contextlib.suppress(OSError):  # the folder may be gone, and nobody's then
+        try:
             if (_read(self._file) or {}).get("token") == self.token:
-                self._file.unlink()
+                self._file.unlink(missing_ok=True)
+        except Exception as error:  # a lease that is not renewed ends by itself
+            logging.warning("%s can't be removed: %s", self._file, retry.one_line(error))
 
 
 def _take(workdir):
@@ -100,8 +102,7 @@ def _take(workdir):
         io.make_folder(workdir)
         while True:
             try:
-                # On a disk and on NFS only one of two succeeds; epath's own looks first, then writes.
-                (workdir if remote else pathlib.Path(workdir)).joinpath(FILE).touch(exist_ok=False)
+                _create(workdir / FILE)
                 settled = not remote
             except FileExistsError:
                 _check_dead(workdir)
@@ -114,6 +115,14 @@ def _take(workdir):
                 return lease
     except OSError as error:
         raise unwritable(workdir, error) from error
+
+
+def _create(file):
+    """Raises FileExistsError where the file is there. On a disk and on NFS only one of two succeeds."""
+    if not io.is_remote(file):
+        pathlib.Path(file).touch(exist_ok=False)
+    elif file.exists():
+        raise FileExistsError(file)
 
 
 def _check_dead(workdir):

@@ -116,8 +116,8 @@ def check_workdir(workdir, state_bytes: int, keep: int) -> None:
     path = io.as_path(workdir)
     try:
         probe = path / f".write_test_{jax.process_index()}"
-        probe.write_text("")
-        probe.unlink()
+        io.write_atomically(probe, b"")
+        probe.unlink(missing_ok=True)  # in a bucket a request whose answer was lost is sent again
     except OSError as error:
         raise unwritable(workdir, error) from error
     if io.is_remote(workdir):

@@ -122,3 +122,21 @@ def test_a_folder_of_its_own_is_named(tmp_path, monkeypatch):
         ownership.owned(tmp_path),
     ):
         pass
+
+
+def test_an_owner_outlives_errors_of_any_client(tmp_path, monkeypatch):
+    """Such as gcsfs's, which are no OSError: the lease is renewed again once they have passed."""
+    failures = []
+
+    def write(lease, original=ownership._Lease.write):
+        if failures:
+            raise failures.pop()
+        original(lease)
+
+    monkeypatch.setattr(ownership._Lease, "write", write)
+    with ownership.owned(tmp_path):
+        failures.append(RuntimeError("503"))
+        before = (tmp_path / ownership.FILE).read_text()
+        time.sleep(0.4)
+        assert not failures
+        assert (tmp_path / ownership.FILE).read_text() != before
