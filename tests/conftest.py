@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# LLVM's passes cost more than tiny programs gain by them, in this process and in those that tests start.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 from absl import flags
@@ -14,8 +16,6 @@ __all__ = ["gcs", "gcs_folder", "s3", "s3_folder"]  # fixtures of all tests
 # Before any test touches a device: jax reads these once.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-# LLVM's passes cost more than tiny programs gain by them.
-jax.config.update("jax_disable_most_optimizations", True)
 
 # Grain reads absl flags in its workers and raises where nobody has parsed a command line.
 if not flags.FLAGS.is_parsed():
