@@ -153,7 +153,7 @@ def test_a_run_survives_a_storage_that_fails_now_and_then(storage, gcs):
 def test_compiled_programs_that_cannot_be_stored_end_no_run(storage, gcs):
     schedule = faulty_proxy.Schedule(0, {"/compiled/": 1}, [faulty_proxy.REFUSED])
     with faulty_proxy.start(gcs.address, schedule) as address:
-        storage.finish("run", 2, address)
+        storage.finish("run", 4, address)
     assert schedule.applied["/compiled/", faulty_proxy.REFUSED] > 5
     assert not (storage.workdir("run").parent / "compiled").exists()
 
