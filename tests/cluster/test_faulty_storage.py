@@ -108,7 +108,8 @@ class Storage:
         config = micro_in_bucket.get_config(self._data).to_dict() | dict(total_steps=steps)
         abstract = loop.set_up(config, jax.devices()[:2]).abstract_state
         folder = self.workdir(name) / "checkpoints"
-        return {int(p.name): jax.device_get(jax.tree.leaves(ocp.load(p, abstract))) for p in folder.iterdir()}
+        saved = [path for path in folder.iterdir() if path.name.isdigit()]
+        return {int(p.name): jax.device_get(jax.tree.leaves(ocp.load(p, abstract))) for p in saved}
 
 
 @pytest.fixture
