@@ -155,8 +155,8 @@ class Checkpoints:
     def _open(self):
         folder = self._workdir / "checkpoints"
         if io.is_remote(folder) and jax.process_index() == 0:
-            # In a bucket a folder is gone with its last file. orbax clears away in the background what a killed
-            # save has left, and lists the folder meanwhile, on all processes.
+            # In a bucket a folder is gone with its last file. orbax clears away in the background what a
+            # killed save has left, and lists the folder meanwhile, on all processes.
             io.write_atomically(folder / _KEPT_FILE, b"")
         policies = ocp.training.preservation_policies
         return ocp.training.Checkpointer(
