@@ -23,6 +23,9 @@ _DAMAGE = (ValueError, KeyError, FileNotFoundError, EOFError)
 # Status codes by which tensorstore refuses access, as a ValueError too.
 _REFUSED = re.compile(r"\b(PERMISSION_DENIED|UNAUTHENTICATED)\b")
 
+# Keeps the folder of checkpoints in being; orbax takes no notice of it.
+_KEPT_FILE = ".folder"
+
 
 class Best(NamedTuple):
     """metric: the name of an evaluation's metric; sign: 1 where its largest value is best, -1 where its
@@ -150,9 +153,14 @@ class Checkpoints:
         return {int(step): value for step, value in content["values"].items()}
 
     def _open(self):
+        folder = self._workdir / "checkpoints"
+        if io.is_remote(folder) and jax.process_index() == 0:
+            # In a bucket a folder is gone with its last file. orbax clears away in the background what a
+            # killed save has left, and lists the folder meanwhile, on all processes.
+            io.write_atomically(folder / _KEPT_FILE, b"")
         policies = ocp.training.preservation_policies
         return ocp.training.Checkpointer(
-            self._workdir / "checkpoints",
+            folder,
             # When to save is the loop's decision: every call saves.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(

@@ -4,13 +4,14 @@ import math
 import pathlib
 import shutil
 import threading
+import time
 
 import jax
 import numpy as np
 import pytest
 from absl import logging
 
-from big_ssl import retry
+from big_ssl import io, retry
 from big_ssl.training import checkpoints as checkpoints_lib
 from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.requirements import RequirementsError
@@ -321,3 +322,17 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 )
 def test_best_is_a_metric_and_its_direction(text, expected):
     assert checkpoints_lib.parse_best(text) == expected
+
+
+def test_what_a_killed_save_left_in_a_bucket_is_cleared_away_and_its_folder_stays(gcs_folder):
+    """orbax lists the folder at the same time, which is gone with its last file in a bucket."""
+    folder = io.as_path(gcs_folder) / "checkpoints"
+    left = folder / "2" / "state" / "manifest.ocdbt"
+    io.write_atomically(left, b"")
+    checkpoints, deadline = Checkpoints(gcs_folder, 2), time.monotonic() + 30
+    while left.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left.exists()
+    assert folder.exists()
+    assert checkpoints.steps() == []
+    checkpoints.close()
