@@ -33,6 +33,7 @@ _SMALL_OF = (
     "hybrid_clip_dinov2",
     "ibot_imagenet",
     "ibot_vits16",
+    "siglip",
 )
 
 
