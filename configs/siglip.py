@@ -83,8 +83,8 @@ def _pairs():
                 image_key="image",
                 text_keys=("text",),
             ),
-            # To 224 x 224 whatever the aspect, as big_vision's published models are evaluated; the
-            # paper names no augmentation.
+            # To 224 x 224 whatever the aspect, as the released models are evaluated. Augmentation is open:
+            # there is none here.
             views=dict(image=dict(kind="window", resize=224, crop=224, fit="squash")),
             captions=dict(text=1.0),
             cache_mib=0,
