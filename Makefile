@@ -31,7 +31,7 @@ NONE_YET = || { code=$$?; [ $$code -eq 5 ] && echo "no test carries this marker 
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow soak smoke parity lint format clean
+.PHONY: help venv demo test test-slow soak smoke parity golden lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) \
@@ -74,6 +74,9 @@ $(INSTALLED_PARITY): $(INSTALLED)
 	@$(PIP) $(if $(LOCK),--constraint $(LOCK)) 'torch==2.13.0' 'transformers>=5.23' regex
 	@$(PIP) --no-deps 'open_clip_torch>=3.3' 'ftfy>=6.3' wcwidth  # its tokenizer; the rest wants torchvision
 	@touch $@
+
+golden: $(INSTALLED)  ## write the resolved recipes, after a change that is meant (tests/configs/golden)
+	$(IN_VENV) -m tests.configs.golden
 
 lint: $(INSTALLED)  ## check style, formatting and types
 	$(IN_VENV) -m ruff check .

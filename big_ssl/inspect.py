@@ -1,16 +1,22 @@
-"""Plots every schedule of a config over the run: rates, decay, average, temperatures, weights.
+"""Shows a config before it runs: every value as text, every schedule over the run as a plot.
 
+    python -m big_ssl.inspect --config=configs/ibot_vits16.py --print
     python -m big_ssl.inspect --config=configs/ibot_vits16.py --output=schedules.png
+
+The text has one value a line, sorted, after the preset and the changes on the command line: two configs
+compare with diff. The plot shows rates, decay, average, temperatures and weights.
 
 Exit code 2, and one line, where the config is wrong.
 """
 
 import math
+import pprint
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from absl import app, flags, logging
+from flax.traverse_util import empty_node, flatten_dict
 from matplotlib.figure import Figure
 
 from big_ssl import io
@@ -20,6 +26,19 @@ from big_ssl.training import averaging, schedules
 from big_ssl.training.layer_decay import is_layer_decay
 
 _COLUMNS, _POINTS = 3, 400
+
+_PRINT = flags.DEFINE_bool("print", False, "Print every value of the config, one a line.")
+
+
+def config_text(config: Mapping) -> str:
+    """Every value as a line `dotted.key = repr`, sorted by key, subtrees together; an empty subtree is {}."""
+    flat = flatten_dict(config, keep_empty_nodes=True)
+    # saferepr is repr, except that it sorts the keys of a dict within a tuple.
+    lines = (
+        f"{'.'.join(path)} = {'{}' if flat[path] is empty_node else pprint.saferepr(flat[path])}\n"
+        for path in sorted(flat)
+    )
+    return "".join(lines)
 
 
 def all_schedules(config: Mapping) -> Iterator[tuple[str, Callable]]:
@@ -57,10 +76,15 @@ def plot(config: Mapping) -> Figure:
     return figure
 
 
-def run(config: Mapping, output: str) -> int:
-    """Writes the picture. Returns the exit code; see the top of this file."""
+def run(config: Mapping, output: str | None, show: bool = False) -> int:
+    """Prints the config if `show`, and writes the plot to `output` unless it is None. Returns the exit code;
+    see the top of this file."""
     try:
         validate(config)
+        if show:
+            print(config_text(config), end="")
+        if output is None:
+            return 0
         path = io.as_path(output)
         io.make_folder(path.parent)
     except (ConfigError, OSError) as error:
@@ -76,9 +100,14 @@ def main(argv) -> None:
     del argv
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it looks for
-    sys.exit(run(CONFIG.value.to_dict(), str(OUTPUT.value)))
+    sys.exit(run(CONFIG.value.to_dict(), OUTPUT.value, _PRINT.value))
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "output"])
+    flags.mark_flag_as_required("config")
+    flags.register_multi_flags_validator(
+        ["output", "print"],
+        lambda values: values["output"] is not None or values["print"],
+        message="give --print for the config as text, --output=FILE for the plot of its schedules, or both",
+    )
     app.run(main, flags_parser=parse_flags)

@@ -43,9 +43,10 @@ def rehearsal(full: dict) -> dict:
     config["checkpoint"].update(every=STEPS // 4, keep=2)
     config["tokenizer"].update(vocabulary="", size=min(VOCABULARY, full["tokenizer"]["size"]))
     config["requires"].update(preset_here="tiny")
-    patch = _patch(full["encoders"]["image"])
+    image = full["encoders"]["image"]
+    patch, pooled = _patch(image), _WIDTH if image["kind"] == "vit" else _POOLED
     for stream in config["streams"].values():
-        _shrink_stream(stream, patch)
+        _shrink_stream(stream, patch, pooled)
     for name, mask in config["masks"].items():
         stream = next(s for s in config["streams"].values() if name in s["data"]["views"])
         grid = stream["data"]["views"][name]["size"] // patch
@@ -72,7 +73,7 @@ def _side(size, patch):
     return max(2, round(size / patch / _SHRINK)) * patch
 
 
-def _shrink_stream(stream, patch):
+def _shrink_stream(stream, patch, pooled):
     data = stream["data"]
     labels = [options["label"] for options in stream["objectives"].values() if "label" in options]
     texts = ("text",) if data["captions"] else ("label",) if labels else ()
@@ -86,12 +87,12 @@ def _shrink_stream(stream, patch):
             view.update(size=_side(view["size"], patch))
     stream.update(batch_size=BATCH)
     for kind, options in stream["objectives"].items():
-        _shrink_objective(kind, options)
+        _shrink_objective(kind, options, pooled)
 
 
-def _shrink_objective(kind, options):
+def _shrink_objective(kind, options, pooled):
     if kind == "contrastive":
-        options.update(dim=_WIDTH if options["image_projection"] else _POOLED)
+        options.update(dim=pooled)  # what the image encoder returns, since not all recipes project it
     if isinstance(options.get("head"), Mapping):
         options["head"].update(_HEAD)
     if options.get("chunk"):

@@ -1,11 +1,14 @@
-"""The picture of a config's schedules."""
+"""A config as text, and the plot of its schedules."""
+
+import json
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from big_ssl import inspect
-from configs import align_l2, ibot_vits16
+from big_ssl import inspect, stored_config
+from configs import align_l2, clip_vitb32, ibot_vits16
+from tests import commands
 
 
 def test_every_schedule_of_a_config_is_there():
@@ -48,3 +51,35 @@ def test_a_line_is_the_schedule(tmp_path):
 def test_a_wrong_config_is_one_line(capsys):
     assert inspect.run(ibot_vits16.get_config("tiny").to_dict() | dict(total_step=1), "x.png") == 2
     assert capsys.readouterr().err == "total_step is no known key; did you mean total_steps?\n"
+
+
+def test_the_text_has_a_sorted_line_for_every_value():
+    config = dict(b=dict(x_y=1, x=dict(z=0.1)), a=(1e-6, "s"), c={}, d=[], e=((".*", dict(q=2, p=None)),))
+    assert inspect.config_text(config) == (
+        "a = (1e-06, 's')\nb.x.z = 0.1\nb.x_y = 1\nc = {}\nd = []\ne = (('.*', {'p': None, 'q': 2}),)\n"
+    )
+
+
+def test_a_stored_config_prints_as_its_recipe(tmp_path):
+    """Tuples that JSON makes lists of, and the order of keys, do not matter."""
+    config = clip_vitb32.get_config("tiny").to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(dict(reversed(config.items()))))
+    stored = stored_config.get_config(str(tmp_path / "config.json")).to_dict()
+    assert inspect.config_text(stored) == inspect.config_text(config)
+
+
+def test_the_command_prints_the_config_after_changes():
+    config = "--config=configs/clip_vitb32.py:tiny,seed=3"
+    result = commands.run("big_ssl.inspect", config, "--config.mesh.fsdp=2", "--print")
+    expected = clip_vitb32.get_config("tiny,seed=3,mesh.fsdp=2").to_dict()
+    assert (result.returncode, result.stdout) == (0, inspect.config_text(expected))
+    result = commands.run("big_ssl.inspect", config)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "give --print for the config as text" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_wrong_config_is_not_printed(capsys):
+    config = clip_vitb32.get_config("tiny").to_dict() | dict(total_step=1)
+    assert inspect.run(config, None, show=True) == 2
+    assert capsys.readouterr() == ("", "total_step is no known key; did you mean total_steps?\n")

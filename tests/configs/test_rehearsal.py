@@ -24,6 +24,7 @@ RECIPES = (
     "hybrid_clip_dinov2",
     "ibot_imagenet",
     "ibot_vits16",
+    "siglip",
 )
 
 

@@ -19,6 +19,7 @@ RECIPES = dict(
     ibot_vits16=_PICTURES,
     dinov2_vitg14=_PICTURES,
     hybrid_clip_dinov2=_TEXTS | _PICTURES,
+    siglip=_TEXTS,
 )
 
 

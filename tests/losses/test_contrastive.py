@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from big_ssl.losses.contrastive import l2_normalize, softmax_contrastive
+from big_ssl.losses import textbook
+from big_ssl.losses.contrastive import l2_normalize, sigmoid_contrastive, softmax_contrastive
+from big_ssl.losses.pairwise import Pairwise
 
 N, D, TEMPERATURE = 6, 4, 0.35
 
@@ -61,6 +63,28 @@ def test_value_and_gradients_agree_with_the_equations(smoothing):
     np.testing.assert_allclose(
         grads[2], numeric_gradient(lambda t: reference(image, text, t, smoothing), TEMPERATURE), **close
     )
+
+
+def test_the_losses_are_the_textbooks():
+    """In value and gradient, by tiles that do not divide the batch; ALIGN's sum is twice CLIP's mean."""
+    tiles = Pairwise("ring", None, tile=4)
+    arguments = [jnp.float32(x) for x in (*embeddings(), TEMPERATURE, -3.0)]
+
+    def fast(image, text, temperature, bias):
+        softmax, _ = softmax_contrastive(image, text, temperature, pairwise=tiles)
+        sigmoid, _ = sigmoid_contrastive(image, text, temperature, bias, pairwise=tiles)
+        return jnp.stack([softmax / 2, sigmoid])
+
+    def plain(image, text, temperature, bias):
+        softmax = textbook.clip_loss(image, text, temperature)
+        return jnp.stack([softmax, textbook.siglip_loss(image, text, temperature, bias)])
+
+    def value_and_gradients(losses):
+        return jax.jit(lambda *args: (losses(*args), jax.jacrev(losses, (0, 1, 2, 3))(*args)))(*arguments)
+
+    found, wanted = value_and_gradients(fast), value_and_gradients(plain)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, wanted)
+    np.testing.assert_allclose(2 * wanted[0][0], reference(*embeddings(), TEMPERATURE, 0), rtol=1e-6)
 
 
 def test_two_pairs_by_hand():
