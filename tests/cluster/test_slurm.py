@@ -13,8 +13,8 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 60
-ARGUMENTS = {"total_steps": STEPS, "log_every": 1, "checkpoint.every": 2}
+STEPS = 40
+ARGUMENTS = {"total_steps": STEPS, "log_every": 1, "checkpoint.every": 5}
 
 pytestmark = pytest.mark.slow
 
@@ -118,7 +118,7 @@ def whole(cluster, micro, losses, tmp_path_factory):
 def test_a_job_goes_on_after_a_lost_task_and_after_a_requeue(slurm, whole, losses):
     """With the losses that it would have had."""
     slurm.start()
-    slurm.wait_for_step(5)
+    slurm.wait_for_step(11)  # the save of step 10 has waited for that of step 5
     slurm.send_task(0, signal.SIGKILL)
     assert slurm.script.wait(120) == 128 + signal.SIGKILL, slurm.log.read_text()
     assert slurm.asked() == []
