@@ -47,12 +47,12 @@ def config_file() -> str:
 
 def stored(argv: Sequence[str]) -> list[str]:
     """The arguments with a JSON file of --config given to big_ssl/stored_config.py."""
-    found = list(argv)
+    arguments = list(argv)
     for i, argument in enumerate(argv):
         match = _JSON.fullmatch(argument)
         if match and (match[1] or (i and argv[i - 1] in ("--config", "-config"))):
-            found[i] = f"{match[1]}{_STORED}:{match[2]}"
-    return found
+            arguments[i] = f"{match[1]}{_STORED}:{match[2]}"
+    return arguments
 
 
 def split_kinds(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:

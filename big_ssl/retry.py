@@ -73,7 +73,8 @@ def _passes(error):
         return True
     if isinstance(error, OSError) and error.errno in _ERRNO:
         return True
-    if type(error).__module__.partition(".")[0] in _CLIENTS:
-        return True
-    code = getattr(error, "code", None)
-    return (isinstance(code, int) and code in _CODES) or bool(_STATUS.search(str(error)))
+    # gcsfs calls the number of HTTP code, aiohttp status. A server that refuses will refuse again.
+    for code in (getattr(error, name, None) for name in ("status", "code")):
+        if isinstance(code, int) and 400 <= code < 600:
+            return code in _CODES
+    return type(error).__module__.partition(".")[0] in _CLIENTS or bool(_STATUS.search(str(error)))

@@ -5,16 +5,17 @@
 
 import json
 
-from etils import epath
 from ml_collections import ConfigDict
+
+from big_ssl import io
 
 
 def get_config(path: str) -> ConfigDict:
-    """The config of the file, which may be on gs://. Raises OSError and ValueError, each in a line."""
+    """The config of the file, which may lie in a bucket. Raises OSError and ValueError, each in a line."""
     file, _, changes = path.partition(".json")
     if changes:
         raise ValueError(f"{file}.json has no presets; change its values by --config.KEY=VALUE")
-    config = json.loads(epath.Path(path).read_text())
+    config = json.loads(io.as_path(path).read_text())
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no config, but a JSON {type(config).__name__}")
     return ConfigDict(_with_tuples(config), convert_dict=True)

@@ -23,14 +23,14 @@ def compare(run: str, other: str) -> str:
     steps = [step for step, _ in losses[0]]
     if steps != list(range(1, len(steps) + 1)):
         raise ValueError(f"metrics.jsonl has the steps {steps}")
-    found, wanted = (jax.tree_util.tree_leaves_with_path(trained.load(path)[1]) for path in (run, other))
-    for (path, a), (_, b) in zip(found, wanted, strict=True):
+    arrays, expected = (jax.tree_util.tree_leaves_with_path(trained.load(path)[1]) for path in (run, other))
+    for (path, a), (_, b) in zip(arrays, expected, strict=True):
         if not np.array_equal(a, b):
             raise ValueError(f"{jax.tree_util.keystr(path)} differs")
     report = io.as_path(run) / "report" / "index.html"
     if "</html>" not in report.read_text():
         raise ValueError(f"{report} is cut short")
-    return f"{len(steps)} losses and {len(found)} arrays are equal to the last bit"
+    return f"{len(steps)} losses and {len(arrays)} arrays are equal to the last bit"
 
 
 def embed(folder: str) -> str:

@@ -7,7 +7,7 @@
 # Everything lies below the workdir, on a disk or in a bucket; the runs are in killed, whole and continued, and
 # killed/report/index.html is the report. --init_from is for recipes that start from weights.
 #
-# On a CPU each process has two devices. PYTHON is the interpreter. Minutes: see docs/launch.md. Needs bash 5.1.
+# On a CPU each process has two devices. PYTHON is the interpreter. See docs/launch.md. Needs bash 5.1.
 # Exit code 0: all of it went well; otherwise the last line names the step that did not.
 set -euo pipefail
 

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from big_ssl.config import ConfigError, validate
+from big_ssl.config_ranges import broken_rules
 from configs.align_l2 import get_config
 
 
@@ -250,3 +251,15 @@ def test_every_message_is_one_line():
         with pytest.raises(ConfigError) as caught:
             validate(_changed(path, 1))
         assert "\n" not in str(caught.value)
+
+
+def test_a_ratio_of_a_crop_may_be_above_one_and_a_masks_may_not():
+    assert not list(broken_rules((3 / 4, 4 / 3), "streams.images.data.views.global_crops.ratio"))
+    assert list(broken_rules(-1.0, "streams.images.data.views.global_crops.ratio"))
+    assert list(broken_rules((0.1, 1.5), "masks.global_crops.ratio"))
+
+
+def test_a_mask_group_has_an_example():
+    (line,) = broken_rules(dict(masks=dict(crops=dict(group_size=0))))
+    assert line == "masks.crops.group_size is 0; it must be at least 1"
+    assert not list(broken_rules(0, "encoders.image.group_size"))

@@ -2,6 +2,7 @@
 
 import errno
 
+import aiohttp
 import pytest
 import requests
 
@@ -24,6 +25,11 @@ def _wrapped(error):
         return outer
 
 
+def _refused(status):
+    """As aiohttp raises it."""
+    return aiohttp.ClientResponseError(None, (), status=status)
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -33,6 +39,7 @@ def _wrapped(error):
         requests.exceptions.ChunkedEncodingError("IncompleteRead"),
         _HttpError(503),
         _HttpError(429),
+        _refused(503),
         ValueError("UNAVAILABLE: Error reading gs://bucket/a: HTTP response code: 503"),
         ValueError("DEADLINE_EXCEEDED: CURL error Timeout was reached"),
         _wrapped(ConnectionResetError()),
@@ -52,6 +59,7 @@ def test_errors_that_pass(error):
         OSError("Couldn't deserialize thrift: TProtocolException: Invalid data"),  # pyarrow, a damaged file
         _HttpError(404),
         _HttpError(None),
+        _refused(403),
         ValueError("DATA_LOSS: Error decoding local file"),
         KeyError("image"),
         _wrapped(ValueError("NOT_FOUND: no such key")),

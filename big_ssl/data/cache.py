@@ -22,9 +22,9 @@ class Cache:
 
     def get(self, encoded: bytes, prepare: Callable[[bytes], Mapping[str, Any]]) -> Mapping[str, Any]:
         """prepare(encoded), {view: array or picture}, or what it gave before."""
-        kept = self._kept.get(encoded)
-        if kept is not None:
-            return kept
+        cached = self._kept.get(encoded)
+        if cached is not None:
+            return cached
         prepared = prepare(encoded)
         size = len(encoded) + memory_bytes(prepared)
         with self._lock:

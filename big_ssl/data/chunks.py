@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from big_ssl import retry
 from big_ssl.data import decode
 from big_ssl.data.sources import Record
 
@@ -31,9 +32,9 @@ def chunks(
     starts = range(0, len(source), CHUNK)
     numbers = (range(start, min(start + CHUNK, len(source))) for start in starts)
     for loaded in decoded(source, read, prepared(prepare), numbers):
-        kept = [item for item in loaded if item is not None]
-        if kept:  # of a chunk that `read` leaves out altogether there is nothing
-            images, values = zip(*kept, strict=True)
+        examples = [item for item in loaded if item is not None]
+        if examples:  # of a chunk that `read` leaves out altogether there is nothing
+            images, values = zip(*examples, strict=True)
             yield np.stack(images), list(values)
 
 
@@ -72,7 +73,7 @@ def load(
 ) -> tuple[T, Any] | None:
     """(what `make` made of the picture, what `read` made of the record) of one record, None where that is
     None; see `chunks`."""
-    record = source[index]
+    record = retry.call(source.__getitem__, index)
     kept = read(record)
     if kept is None:
         return None

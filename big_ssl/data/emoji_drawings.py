@@ -17,8 +17,9 @@ class EmojiPairs(Sequence[Record]):
     """The embedded emoji drawings with their names.
 
     styles: which drawings; concepts: "seen" leaves out the held-out fifth of concept stems,
-    "unseen" keeps only that, "all" keeps both. share: of these drawings, by lot; a smaller share is a
-    part of a larger. languages: adds texts of the kind "noisy", one a drawing, see `_noisy_text`.
+    "unseen" keeps only that, "all" keeps both. share: the fraction of these drawings, drawn at
+    random; a smaller share is a part of a larger. languages: adds texts of the kind "noisy", one a drawing,
+    see `_noisy_text`.
     `rows` carries every column but the picture. Labels: "label", the concept; "category" and
     "subcategory". Raises ValueError for a style, a half, a share or a language that is none.
     """

@@ -37,10 +37,10 @@ class Labels:
 
 
 def part(count, share):
-    """The positions, in order, of a share of `count`, by lot and never none."""
+    """The positions, in order, of a fraction `share` of `count`, drawn at random, one at least."""
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; it must lie in (0, 1]")
     if share == 1:
         return range(count)
-    kept = np.random.default_rng(0).permutation(count)[: max(1, round(share * count))]
-    return np.sort(kept)
+    rows = np.random.default_rng(0).permutation(count)[: max(1, round(share * count))]
+    return np.sort(rows)

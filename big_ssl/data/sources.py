@@ -84,9 +84,10 @@ class ParquetPairs(Sequence[Record]):
     """Parquet files: a column of encoded pictures, and columns of texts, one or a list in a row.
 
     path: a file, or a folder of *.parquet in the order of their names; text_keys: the columns of
-    texts, all but the picture's if none is named; share: of the rows, by lot, in order; a smaller share
-    is a part of a larger. Few row groups stay in memory, so a set of many is meant to be read in
-    order, as curation does, and not shuffled. Labels: columns of one text or whole number in a row.
+    texts, all but the picture's if none is named; share: the fraction of the rows that is read,
+    drawn at random, in order; a smaller share is a part of a larger. Few row groups stay in memory, so a set
+    of many is meant to be read in order, as curation does, and not shuffled. Labels: columns of one text or
+    whole number in a row.
     Raises FileNotFoundError where there is no such file, ValueError for a column that a file lacks, and
     for a share that is none.
     """

@@ -59,9 +59,9 @@ def subsets(data: NamedImages) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     are chosen here, so that they compete with every name, seen ones included.
     """
     every, no_flags = np.ones_like(data.flag), ~data.flag
-    asked_of = (every, no_flags, data.unseen, data.unseen & no_flags)
-    for suffix, asked, offered in zip(SPLITS, asked_of, (every, no_flags, every, no_flags), strict=True):
-        yield suffix, asked[data.labels], offered
+    queries = (every, no_flags, data.unseen, data.unseen & no_flags)
+    for suffix, images, names in zip(SPLITS, queries, (every, no_flags, every, no_flags), strict=True):
+        yield suffix, images[data.labels], names
 
 
 def pixel_scores(style: str, training_styles: Sequence[str]) -> np.ndarray:

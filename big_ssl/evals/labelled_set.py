@@ -38,9 +38,9 @@ class LabelledSet:
         ValueError for a picture under a label that is none of the classes, and for one that can't be decoded.
         """
         for pictures, labels in reading.batches(self._source, self._class, embedder, what, make):
-            kept = [row for row, label in enumerate(labels) if label is not None]
-            if kept:
-                yield see(pictures)[kept], np.array([labels[row] for row in kept])
+            rows = [row for row, label in enumerate(labels) if label is not None]
+            if rows:
+                yield see(pictures)[rows], np.array([labels[row] for row in rows])
 
     def __len__(self):
         """How many pictures there are, those of no class included."""

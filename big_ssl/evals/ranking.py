@@ -31,7 +31,7 @@ def group_ranks(
     """int[N], `ranks` by inner products, a candidate of the query's group being right.
 
     queries: float32[N, D]; candidates: float32[M, D]; their groups: int[N], int[M]. The candidates are split
-    over all devices, and some queries asked at a time.
+    over all devices, and the queries come in batches.
     """
     mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
     known, groups = (
@@ -39,14 +39,14 @@ def group_ranks(
         for x in (candidates, np.asarray(candidate_groups, np.int32))
     )
     run = functools.partial(_group_ranks(mesh, len(candidates)), known, groups)
-    asked = (queries, np.asarray(query_groups, np.int32))
-    return in_batches(run, mesh, asked, min(_QUERIES, len(queries))).astype(int)
+    batch = (queries, np.asarray(query_groups, np.int32))
+    return in_batches(run, mesh, batch, min(_QUERIES, len(queries))).astype(int)
 
 
 @functools.cache
 def _group_ranks(mesh, count):
-    def ranks(candidates, groups, asked):
-        queries, query_groups = asked
+    def ranks(candidates, groups, batch):
+        queries, query_groups = batch
         scores = jnp.matmul(queries, candidates.T, precision="highest")
         there = split_candidates.are_there(candidates, count)
         right = (query_groups[:, None] == groups) & there

@@ -73,10 +73,10 @@ def batches(
     with contextlib.closing(loaded):
         for _ in embedder.track(starts, len(starts), what):
             with distributed.raise_on_all_hosts(ValueError):
-                found = next(loaded)
-            pictures = [black if item is None else item[0] for item in found]
-            pictures += [black] * (len(rows) - len(found))
-            values = [None if item is None else item[1] for item in found]
+                examples = next(loaded)
+            pictures = [black if item is None else item[0] for item in examples]
+            pictures += [black] * (len(rows) - len(examples))
+            values = [None if item is None else item[1] for item in examples]
             yield split.place(np.stack(pictures)), _collected(rows, values, split.size)
 
 

@@ -1,4 +1,4 @@
-"""Many candidates, each device holding a part of them, and what a query finds among them."""
+"""Search among many candidates, of which each device holds a part."""
 
 from collections.abc import Callable
 
@@ -45,11 +45,11 @@ def are_there(part: jax.Array, count: int) -> jax.Array:
     return jax.lax.axis_index(_AXIS) * len(part) + jnp.arange(len(part)) < count
 
 
-def joined(found):
+def joined(arrays):
     """Inside such a function: arrays [Q, k] of all devices as [Q, devices * k], in their order."""
-    return jax.lax.all_gather(found, _AXIS, axis=1, tiled=True)
+    return jax.lax.all_gather(arrays, _AXIS, axis=1, tiled=True)
 
 
-def total(found):
+def total(values):
     """Inside such a function: the sum over the devices."""
-    return jax.lax.psum(found, _AXIS)
+    return jax.lax.psum(values, _AXIS)

@@ -52,7 +52,8 @@ class Checkpoints:
         # Absolute, as orbax wants it: it refuses a relative path only at the first save.
         self._workdir = io.absolute(workdir)
         self._best, self._keep = parse_best(best), keep
-        self._recorded = self._read_recorded()
+        with distributed.raise_on_all_hosts(TrainingFailed):
+            self._recorded = self._read_recorded()
         self._checkpointer = self._open()
         # The save that is under way, and its step.
         self._pending, self._pending_step = None, 0
@@ -110,7 +111,7 @@ class Checkpoints:
         there are checkpoints but not one can be read: nothing is moved then, since it may be the
         config that is another one; and TrainingFailed where the storage goes on not answering.
         """
-        steps, damaged = self.steps(), {}
+        steps, damaged = self._steps_of_all_hosts(), {}
         for step in reversed(steps):
             state, reason = self._restored(step, abstract_state)
             if not distributed.all_hosts_agree(state is not None):
@@ -145,9 +146,12 @@ class Checkpoints:
 
     def _read_recorded(self):
         """{step: value} of the checkpoints that an earlier stretch of the run has saved."""
-        if not self._best or not self._recorded_path.exists():
+        if not self._best:
             return {}
-        content = json.loads(self._recorded_path.read_text())
+        try:
+            content = json.loads(retry.call(self._recorded_path.read_text))
+        except FileNotFoundError:
+            return {}
         if content["metric"] != self._best.metric:  # another metric is best from now on
             return {}
         return {int(step): value for step, value in content["values"].items()}
@@ -175,6 +179,17 @@ class Checkpoints:
             return None
         sign, known = self._best.sign, [step for step in steps if step in self._recorded]
         return max(known, key=lambda step: (sign * self._recorded[step], step), default=None)
+
+    def _steps_of_all_hosts(self):
+        """`steps`, once all hosts are known to see the same: each would go on from another step."""
+        first, *others = distributed.gather(json.dumps(self.steps()))
+        for process, other in enumerate(others, 1):
+            if other != first:
+                raise TrainingFailed(
+                    f"{self._workdir} has the checkpoints {first} for process 0 and {other} for process "
+                    f"{process}; the same command tries again"
+                )
+        return json.loads(first)
 
     def _restored(self, step, abstract_state):
         """(state, "") or (None, why it can't be read); raises TrainingFailed where that proves no damage."""

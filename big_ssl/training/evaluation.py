@@ -1,4 +1,4 @@
-"""What judges a run while it trains: its evaluators, checked before anything slow, and what they ask."""
+"""Builds, validates and runs the evaluators of a run while it trains."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ _FAILURES, _INTERRUPTED = "eval/failures/{}/in_a_row", "eval/interrupted"
 def evaluators(config: Mapping, encoders: Mapping) -> dict[str, suite.Evaluator]:
     """Those of config.evals. encoders: {name: module}.
 
-    Raises RequirementsError for what they say of their data, and for what the model lacks that they ask for.
+    Raises RequirementsError where data is missing, or the model lacks an output that an evaluator reads.
     """
     check_best(config["checkpoint"]["best"], config["evals"])
     objectives = {name: each for s in config["streams"].values() for name, each in s["objectives"].items()}
@@ -88,8 +88,8 @@ def towers(config: Mapping, setup) -> Towers:
 
 
 class Evaluation:
-    """A run's evaluators, asked about one state after another. One that raises is counted in the metrics, and
-    asked again at the next evaluation.
+    """Runs the evaluators on one state after another. One that raises is counted in the metrics, and runs
+    again at the next evaluation.
 
     limit: after how many failures in a row of one evaluator the run has failed;
     lines: of metrics.jsonl, on process 0; start: the step that the run goes on from.
@@ -138,7 +138,7 @@ class Evaluation:
         metrics: dict[str, float] = {}
         problems = []
         for name, evaluator in self._evaluators.items():
-            values, problem = _asked(evaluator, embedder)
+            values, problem = _run(evaluator, embedder)
             metrics |= {f"eval/{key}": value for key, value in values.items()}
             if problem or self._failures[name]:
                 self._failures[name] = self._failures[name] + 1 if problem else 0
@@ -157,7 +157,7 @@ class Evaluation:
                 )
 
 
-def _asked(evaluator, embedder):
+def _run(evaluator, embedder):
     """(metrics, "") or ({}, what was raised, on any host), the same on all hosts."""
     values, problem = {}, ""
     try:

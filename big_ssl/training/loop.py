@@ -50,8 +50,8 @@ def train(config: Mapping, workdir) -> Result:
             jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params),
             workdir,
         )
-        kept = config["checkpoint"]
-        with contextlib.closing(Checkpoints(workdir, kept["keep"], kept["best"])) as checkpoints:
+        options = config["checkpoint"]
+        with contextlib.closing(Checkpoints(workdir, options["keep"], options["best"])) as checkpoints:
             state = _start(config, workdir, setup, checkpoints)
             run = _Run(config, workdir, setup, loaders, checkpoints, evaluators, int(state.step), began)
             with contextlib.closing(run):
@@ -156,9 +156,9 @@ class _Run:
             self._log(step, jax.device_get(metrics))
         evaluate = self._is_evaluated(step)
         # A checkpoint can only be known as the best where it was evaluated, so what is evaluated is saved.
-        judged = evaluate and bool(self.config["checkpoint"]["best"])
+        may_be_best = evaluate and bool(self.config["checkpoint"]["best"])
         # Before the evaluation, which may fail or outlast the time that a stopped machine is given.
-        if last or judged or step % self.config["checkpoint"]["every"] == 0:
+        if last or may_be_best or step % self.config["checkpoint"]["every"] == 0:
             self._check(metrics, step)
             self.writer.flush()
             self._timed("checkpoint", self.checkpoints.save, state)

@@ -49,18 +49,18 @@ def count(config: Mapping, devices: int, device_kind: str) -> Memory:
     batch = build.abstract_global_batch(config, None)
     shards = mesh_lib.batch_ways(mesh)
     return Memory(
-        _held(state, shardings),
+        _bytes_held(state, shardings),
         sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)) // shards,
-        _held(state.params, shardings.params),
-        _kept(model, state, batch) // (shards * config["grad_accum"]),
+        _bytes_held(state.params, shardings.params),
+        _residual_bytes(model, state, batch) // (shards * config["grad_accum"]),
     )
 
 
-def _held(tree, shardings):
+def _bytes_held(tree, shardings):
     return sum(jax.tree.leaves(jax.tree.map(bytes_per_device, tree, shardings)))
 
 
-def _kept(model: Model, state, batch) -> int:
+def _residual_bytes(model: Model, state, batch) -> int:
     """Bytes of what the forward pass computes and the backward pass reads."""
 
     def residuals(state, batch):
@@ -73,7 +73,7 @@ def _kept(model: Model, state, batch) -> int:
         return jax.vjp(loss, state.params)[1]
 
     jaxpr: Any = jax.make_jaxpr(residuals)(state, batch).jaxpr
-    given = {*jaxpr.invars, *jaxpr.constvars}
-    kept = {var for var in jaxpr.outvars if isinstance(var, jax.extend.core.Var)} - given
-    arrays: list[Any] = [var.aval for var in kept]
+    inputs = {*jaxpr.invars, *jaxpr.constvars}
+    saved = {var for var in jaxpr.outvars if isinstance(var, jax.extend.core.Var)} - inputs
+    arrays: list[Any] = [var.aval for var in saved]
     return sum(array.size * array.dtype.itemsize for array in arrays)

@@ -68,7 +68,8 @@ class _Lease:
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
     def write(self):
-        self._file.write_text(json.dumps(self._owner | dict(renewed=time.time())))
+        # Whole or not at all: another process may be reading it.
+        io.write_atomically(self._file, json.dumps(self._owner | dict(renewed=time.time())).encode())
 
     def start(self):
         self._thread.start()

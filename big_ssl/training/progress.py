@@ -8,8 +8,8 @@ import numpy as np
 import rich.console
 import rich.progress
 import rich.table
-from etils import epath
 
+from big_ssl import io
 from big_ssl.parallel.sharding import bytes_per_device, path_name
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
@@ -34,7 +34,7 @@ def print_parameters(params, shardings, workdir) -> None:
     if jax.process_index() != 0:
         return
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    found = [
+    parameters = [
         _Parameter(path_name(path), leaf, bytes_per_device(leaf, sharding), _split(sharding))
         for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True)
     ]
@@ -42,13 +42,15 @@ def print_parameters(params, shardings, workdir) -> None:
     table.add_column("module", overflow="ellipsis", no_wrap=True)
     for name in ("parameters", "MiB a device", "split over"):
         table.add_column(name, justify="right", no_wrap=True)
-    for module, inside in _modules(found).items():
+    for module, inside in _modules(parameters).items():
         axes = sorted({parameter.split for parameter in inside} - {""})
         table.add_row(module, f"{_count(inside):,}", f"{_mib(inside):.1f}", ", ".join(axes) or "nothing")
     console.print(table)
-    file = epath.Path(workdir) / "parameters.txt"
-    file.write_text("".join(f"{line}\n" for line in _listed(found)))
-    console.print(f"{_count(found):,} parameters, {_mib(found):.1f} MiB a device; each of them: {file}")
+    file = io.as_path(workdir) / "parameters.txt"
+    io.write_atomically(file, "".join(f"{line}\n" for line in _listed(parameters)).encode())
+    console.print(
+        f"{_count(parameters):,} parameters, {_mib(parameters):.1f} MiB a device; each of them: {file}"
+    )
 
 
 def _split(sharding):

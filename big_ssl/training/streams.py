@@ -40,8 +40,8 @@ def _opened(name, data, tokens):
         return pipeline.build(data, tokens)
     except Exception as error:  # each format has its own
         known = isinstance(error, ValueError | OSError | NotImplementedError)
-        said = str(error).split("\n")[0] if known else retry.one_line(error)
-        raise RequirementsError(f"streams.{name}.data.source: {said}") from error
+        reason = str(error).split("\n")[0] if known else retry.one_line(error)
+        raise RequirementsError(f"streams.{name}.data.source: {reason}") from error
 
 
 def _check_records(key, load):

@@ -77,11 +77,11 @@ def _event(step, what):
 
 def _varint(value):
     """Protocol buffers' whole numbers: seven bits a byte, the lowest first."""
-    found = bytearray()
+    encoded = bytearray()
     while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
+        encoded.append(value & 0x7F | 0x80)
         value >>= 7
-    return bytes((*found, value))
+    return bytes((*encoded, value))
 
 
 def _varint_field(number, value):

@@ -63,11 +63,11 @@ def _evaluation_variables(checkpoint):
         else:
             wanted = dict(params=stored["params"], mutable=dict(encoders=stored["mutable"]["encoders"]))
         # Leaves of NumPy are read as NumPy: an array of the size of the whole model fits no one device.
-        found = ocp.load(checkpoint, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted))
-    if "ema" not in found:
-        return dict(params=found["params"], **found["mutable"])
-    params = flatten_dict(found["ema"]["params"]) | flatten_dict(found.get("params", {}))
-    return found["ema"] | dict(params=unflatten_dict(params))
+        restored = ocp.load(checkpoint, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted))
+    if "ema" not in restored:
+        return dict(params=restored["params"], **restored["mutable"])
+    params = flatten_dict(restored["ema"]["params"]) | flatten_dict(restored.get("params", {}))
+    return restored["ema"] | dict(params=unflatten_dict(params))
 
 
 def _without_average(params, averages):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from big_ssl import retry
 from big_ssl.data import chunks
 from big_ssl.data.sources import Record
 
@@ -62,3 +63,24 @@ def test_only_a_chunk_is_decoded_ahead_and_no_thread_stays(monkeypatch):
     found.close()  # waits for what was begun
     assert len(read) == 4
     assert threading.active_count() == before
+
+
+class _LateSource(list):
+    """Does not answer at first."""
+
+    def __init__(self, records):
+        super().__init__(records)
+        self.errors = [ConnectionResetError()]
+
+    def __getitem__(self, index):
+        if self.errors:
+            raise self.errors.pop()
+        return super().__getitem__(index)
+
+
+def test_a_storage_that_answers_late_costs_no_evaluation(monkeypatch):
+    monkeypatch.setattr(retry, "sleep", lambda _: None)
+    source = _LateSource(_record(i) for i in range(3))
+    ((_, labels),) = chunks.chunks(source, _label, _corner)
+    assert labels == [0, 1, 2]
+    assert not source.errors

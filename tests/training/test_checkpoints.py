@@ -276,6 +276,47 @@ def test_what_proves_no_damage_ends_the_run_and_moves_nothing(error, two_steps, 
     assert _everything_in(folder) == before
 
 
+# Several hosts.
+
+
+def test_hosts_that_see_different_checkpoints_end(two_steps, monkeypatch):
+    """Each would read its own newest, and train on from another step."""
+    checkpoints = Checkpoints(two_steps, 3)
+    gather = checkpoints_lib.distributed.gather
+    texts = lambda text: ["[2, 4]", "[2]"] if text == "[2, 4]" else gather(text)  # noqa: E731
+    monkeypatch.setattr(checkpoints_lib.distributed, "gather", texts)
+    message = r"has the checkpoints \[2, 4\] for process 0 and \[2\] for process 1; the same command"
+    with pytest.raises(TrainingFailed, match=message):
+        checkpoints.restore_latest(ABSTRACT)
+    checkpoints.close()
+
+
+def test_recorded_metrics_that_one_host_cannot_read_end_all(two_steps, monkeypatch):
+    """The others would wait for it in orbax's barrier."""
+    monkeypatch.setattr(checkpoints_lib.distributed, "gather", lambda _: ["", "OSError: no answer"])
+    with pytest.raises(TrainingFailed, match=r"^process 1: OSError: no answer$"):
+        Checkpoints(two_steps, 3, "eval/top1")
+
+
+def test_recorded_metrics_are_asked_for_again(tmp_path, monkeypatch):
+    checkpoints = _saved(tmp_path, (2,), best="eval/top1", metrics=_metrics)
+    read, errors = type(checkpoints._recorded_path).read_text, [TimeoutError()]
+    checkpoints.close()
+    monkeypatch.setattr(retry, "sleep", lambda _: None)
+    monkeypatch.setattr(
+        type(checkpoints._recorded_path),
+        "read_text",
+        lambda path, *options, **more: _raise(errors.pop()) if errors else read(path, *options, **more),
+    )
+    again = Checkpoints(tmp_path, 3, "eval/top1")
+    assert again.best_step([2]) == 2
+    again.close()
+
+
+def _raise(error):
+    raise error
+
+
 # What a save leaves behind, or can't write.
 
 

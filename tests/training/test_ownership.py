@@ -140,3 +140,13 @@ def test_an_owner_outlives_errors_of_any_client(tmp_path, monkeypatch):
         time.sleep(0.4)
         assert not failures
         assert (tmp_path / ownership.FILE).read_text() != before
+
+
+def test_a_reader_never_sees_half_of_the_file(tmp_path):
+    """Process 1 would take it for a workdir of its own."""
+    lease = ownership._Lease(epath.Path(tmp_path) / ownership.FILE)
+    lease.write()
+    with (tmp_path / ownership.FILE).open() as opened_before:
+        lease.write()
+        renewed = json.loads((tmp_path / ownership.FILE).read_text())["renewed"]
+        assert json.loads(opened_before.read())["renewed"] < renewed
