@@ -51,6 +51,7 @@ def main(address):
     flags.FLAGS.mark_as_parsed()
     distributed.start(address)
     config = get_config("tiny").to_dict() | dict(evals=EVALS)
+    config["checkpoint"].update(best="")
     config["streams"]["pairs"]["batch_size"] = 4
     setup = loop.set_up(config)
     mesh_lib.warm_up_collectives(setup.mesh)

@@ -30,8 +30,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _config(**changes):
-    config = get_config().to_dict() | changes
-    return config
+    return get_config().to_dict() | changes
 
 
 def _cases(first):
