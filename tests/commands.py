@@ -13,6 +13,7 @@ import runpy
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -110,7 +111,10 @@ def _become(command, stdout, stderr, environment):
             runpy.run_module(command[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv[:] = command
-            runpy.run_path(command[0], run_name="__main__")
+            runpy.run_path(str(ROOT / command[0]), run_name="__main__")
+    except Exception:  # told before the exit functions run, which may wait for other processes
+        traceback.print_exc()
+        sys.exit(1)
     finally:
         atexit._run_exitfuncs()  # multiprocessing leaves out what an interpreter does at its end
 
