@@ -150,7 +150,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     assert (done.returncode, done.stderr) == (2, "source.text_keys is no known key; there are path\n")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_six_runs_of_real_noisy_captions_and_none_twice(tmp_path):
     sample = "--source.path=tests/data/openclipart_sample.parquet"
     arguments = (
