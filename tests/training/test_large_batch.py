@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from big_ssl.data.pipeline import DATA_ERRORS
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import setup
@@ -37,9 +38,9 @@ def random_batch(config):
     """Pictures and texts without meaning."""
     rng, size = np.random.default_rng(0), config["streams"]["pairs"]["batch_size"]
     texts = dict(ids=rng.integers(0, 4096, (size, 4), dtype=np.int32), mask=np.ones((size, 4), bool))
-    faults = {name: np.zeros(size, bool) for name in ("replaced_images", "replaced_texts")}
+    marks = {name: np.zeros(size, bool) for name in DATA_ERRORS}
     images = rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8)
-    return dict(pairs=dict(image=images, text=texts, faults=faults))
+    return dict(pairs=dict(image=images, text=texts, data_errors=marks))
 
 
 def step_of(form, size):
