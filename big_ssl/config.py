@@ -85,16 +85,20 @@ def validate(config: Mapping) -> None:
     rate = config["learning_rate"]
     steps = isinstance(rate, Mapping) and rate.get("kind") == "steps"
     _check(rate, _STEPS if steps else _RISE, "learning_rate")
+    streams_of: dict[str, str] = {}
     for name, stream in config["streams"].items():
         path = f"streams.{name}"
         _check(stream, _STREAM, path)
         _check(stream["data"], _DATA, f"{path}.data")
         _check_data(stream["data"], f"{path}.data")
         validate_source(stream["data"]["source"], f"{path}.data.source")
-        for kind, options in stream["objectives"].items():
-            _check_options(
-                options, _choose(kind, OBJECTIVES, f"{path}.objectives"), f"{path}.objectives.{kind}"
-            )
+        for objective, options in stream["objectives"].items():
+            _check_choice(options, OBJECTIVES, f"{path}.objectives.{objective}")
+            if streams_of.setdefault(objective, name) != name:
+                raise ConfigError(
+                    f"{path}.objectives.{objective}: streams.{streams_of[objective]} has an objective of "
+                    "that name; names are unique in a run, a kind may be used any number of times"
+                )
         for view, options in stream["data"]["views"].items():
             _check_choice(options, host_views.HOST_VIEWS, f"{path}.data.views.{view}")
         try:
@@ -157,6 +161,7 @@ def _check_data(data, path):
 _CHOICES = (
     (re.compile(r"streams\.[^.]+\.data\.source|evals\.[^.]+\.[^.]+"), sources.SOURCES),
     (re.compile(r"streams\.[^.]+\.data\.views\.[^.]+"), host_views.HOST_VIEWS),
+    (re.compile(r"streams\.[^.]+\.objectives\.[^.]+"), OBJECTIVES),
     (re.compile(r"encoders\.[^.]+"), ENCODERS),
     (re.compile(r"evals\.[^.]+"), EVALUATORS),
 )

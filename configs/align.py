@@ -98,6 +98,7 @@ def full(model: str) -> dict:
                 ),
                 objectives=dict(
                     contrastive=dict(
+                        kind="contrastive",
                         weight=1.0,
                         dim=chosen["dim"],  # the image tower's pooled width; it has no projection
                         image_projection=False,

@@ -74,7 +74,14 @@ def frozen(model: str) -> dict:
 
 
 def _streams(train, evaluate):
-    classification = dict(weight=1.0, classes=imagenet.CLASSES, label="label", view="crops", loss="softmax")
+    classification = dict(
+        kind="classification",
+        weight=1.0,
+        classes=imagenet.CLASSES,
+        label="label",
+        view="crops",
+        loss="softmax",
+    )
     # A central crop with the ratio 0.875.
     data = imagenet.data(size=train, resize=round(evaluate / 0.875), crop=evaluate)
     return dict(

@@ -124,6 +124,7 @@ def high_resolution() -> dict:
 
 def _contrastive(dim, projection):
     return dict(
+        kind="contrastive",
         weight=0.5,  # the mean of both directions; ALIGN's weight 1 is their sum
         dim=dim,
         image_projection=projection,

@@ -132,13 +132,15 @@ def _objectives(chosen):
     head = dict(prototypes=chosen["prototypes"], hidden=2_048, bottleneck=256, layers=3, learn_lengths=True)
     rise = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=30 * _EPOCH, final=0.07)
 
-    def term(**own):
-        return dict(weight=1.0, teacher_temperature=dict(rise), centring=dict(chosen["centring"]), **own)
+    def term(kind, **own):
+        return dict(
+            kind=kind, weight=1.0, teacher_temperature=dict(rise), centring=dict(chosen["centring"]), **own
+        )
 
     return dict(
-        dino=term(head=dict(head, bottleneck=chosen["token_bottleneck"]), chunk=_TOKEN_CHUNK),
-        ibot=term(head=head if chosen["separate"] else "dino", centre_over="masked", chunk=_CHUNK),
-        koleo=dict(weight=0.1, group_size=chosen["per_device"], crops=2),
+        dino=term("dino", head=dict(head, bottleneck=chosen["token_bottleneck"]), chunk=_TOKEN_CHUNK),
+        ibot=term("ibot", head=head if chosen["separate"] else "dino", centre_over="masked", chunk=_CHUNK),
+        koleo=dict(kind="koleo", weight=0.1, group_size=chosen["per_device"], crops=2),
     )
 
 

@@ -135,12 +135,14 @@ def _objectives(chosen):
     temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=rise, final=0.07)
     return dict(
         dino=dict(
+            kind="dino",
             weight=1.0,
             head=head,
             teacher_temperature=dict(temperature),
             centring=dict(kind="centre", momentum=0.9),
         ),
         ibot=dict(
+            kind="ibot",
             weight=1.0,
             head="dino",
             teacher_temperature=dict(temperature),
@@ -181,7 +183,7 @@ def demo(model: str) -> dict:
     head = dict(prototypes=4_096, hidden=512, bottleneck=128, layers=3, learn_lengths=False)
     images["objectives"]["dino"].update(own, head=head)
     images["objectives"]["ibot"].update(own)
-    images["objectives"]["koleo"] = dict(weight=0.1, group_size=0)
+    images["objectives"]["koleo"] = dict(kind="koleo", weight=0.1, group_size=0)
     config["masks"]["global_crops"].update(grid=4, min_patches=2)
     # Of so small crops a blur leaves nothing, and of drawings colour is half of what there is to know.
     for view in ("global_crops", "local_crops"):

@@ -50,7 +50,13 @@ def full(model: str) -> dict:
     """1,024 pictures a step."""
     chosen, config = MODELS[model], ibot.full(model)
     classification = dict(
-        weight=1.0, classes=imagenet.CLASSES, label="label", view="crops", loss="softmax", label_smoothing=0.1
+        kind="classification",
+        weight=1.0,
+        classes=imagenet.CLASSES,
+        label="label",
+        view="crops",
+        loss="softmax",
+        label_smoothing=0.1,
     )
     config.update(
         name=f"ibot_{model}_imagenet",

@@ -86,12 +86,12 @@ def _shrink_stream(stream, patch, pooled):
         else:
             view.update(size=_side(view["size"], patch))
     stream.update(batch_size=BATCH)
-    for kind, options in stream["objectives"].items():
-        _shrink_objective(kind, options, pooled)
+    for options in stream["objectives"].values():
+        _shrink_objective(options, pooled)
 
 
-def _shrink_objective(kind, options, pooled):
-    if kind == "contrastive":
+def _shrink_objective(options, pooled):
+    if options["kind"] == "contrastive":
         options.update(dim=pooled)  # what the image encoder returns, since not all recipes project it
     if isinstance(options.get("head"), Mapping):
         options["head"].update(_HEAD)

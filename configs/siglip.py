@@ -92,6 +92,7 @@ def _pairs():
         ),
         objectives=dict(
             contrastive=dict(
+                kind="contrastive",
                 weight=1.0,
                 dim=768,  # the pooled image is the embedding
                 image_projection=False,

@@ -1,5 +1,6 @@
 """validate(): what a config may hold, each mistake named by its key."""
 
+import copy
 import math
 import re
 
@@ -87,7 +88,7 @@ def test_what_the_run_itself_gives_an_encoder_is_no_key(key):
         ("optimizer/name", "adam", "optimizer.name is 'adam'; use adamw, lamb, sgd"),
         ("dtype", "float16", "dtype is 'float16'; use float32 or bfloat16"),
         ("remat", "ful", "remat is 'ful'; use none, dots, full"),
-        ("streams/pairs/objectives", dict(contrast={}), ".objectives: 'contrast' is unknown"),
+        ("streams/pairs/objectives/contrastive/kind", "contrast", ".kind: 'contrast' is unknown; did you mean contrastive?"),
         ("evals", dict(x=dict(kind="emojis")), "evals.x.kind: 'emojis' is unknown; did you mean emoji?"),
     ],
 )  # fmt: skip
@@ -263,3 +264,14 @@ def test_a_mask_group_has_an_example():
     (line,) = broken_rules(dict(masks=dict(crops=dict(group_size=0))))
     assert line == "masks.crops.group_size is 0; it must be at least 1"
     assert not list(broken_rules(0, "encoders.image.group_size"))
+
+
+def test_two_objectives_of_one_name_are_refused():
+    config = get_config("tiny").to_dict()
+    config["streams"]["other"] = copy.deepcopy(config["streams"]["pairs"])
+    message = "streams.other.objectives.contrastive: streams.pairs has an objective of that name"
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+    objectives = config["streams"]["other"]["objectives"]
+    objectives["second"] = objectives.pop("contrastive")
+    validate(config)

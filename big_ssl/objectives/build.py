@@ -183,6 +183,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 }
 
 
-def build(name: str, options: Mapping, context: Context) -> Objective:
-    """The objective `name` from its config."""
-    return OBJECTIVES[name](**options, context=context)
+def build(options: Mapping, context: Context) -> Objective:
+    """The objective of kind options["kind"], from its other options."""
+    arguments = {key: value for key, value in options.items() if key != "kind"}
+    return OBJECTIVES[options["kind"]](**arguments, context=context)

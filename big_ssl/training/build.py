@@ -64,7 +64,7 @@ def _terms(stream, parts, config, mesh):
     heads = {name: options.get("head") for name, options in parts["objectives"].items()}
     context = Context(mesh, config["dtype"], schedule, heads)
     for name, options in parts["objectives"].items():
-        yield name, Term(stream, objectives.build(name, options, context), schedule(options["weight"]))
+        yield name, Term(stream, objectives.build(options, context), schedule(options["weight"]))
 
 
 def loaded_data(stream: str, config: Mapping) -> dict:

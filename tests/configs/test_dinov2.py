@@ -184,7 +184,7 @@ def test_gram_is_one_more_term():
     config = get("vitl14", "tiny")
     objectives = config["streams"]["images"]["objectives"]
     before = list(system(config).passes())
-    objectives["gram"] = dict(weight=2.0)
+    objectives["gram"] = dict(kind="gram", weight=2.0)
     validate(config)
     assert list(system(config).passes()) == before
     config["encoders"]["gram"] = dict(config["encoders"]["image"])
@@ -197,7 +197,7 @@ def test_grams_teacher_may_see_larger_crops():
     """Its pass has the crops as they come, all others the same at half the size; shrink has to be set."""
     config = get("vitl14", "tiny")
     images = config["streams"]["images"]
-    images["objectives"] = dict(gram=dict(weight=2.0, teacher="gram", large=True))
+    images["objectives"] = dict(gram=dict(kind="gram", weight=2.0, teacher="gram", large=True))
     config["encoders"]["gram"] = dict(config["encoders"]["image"])
     with pytest.raises(ValueError, match=r"^gram reads global_crops large; views.global_crops.shrink must"):
         system(config)

@@ -134,7 +134,9 @@ def test_it_goes_with_another_objective_on_one_pass():
 
     config = align_l2.get_config("tiny").to_dict()
     pairs = config["streams"]["pairs"]
-    pairs["objectives"]["classification"] = dict(weight=0.5, classes=10, label="category")
+    pairs["objectives"]["classification"] = dict(
+        kind="classification", weight=0.5, classes=10, label="category"
+    )
     made = system(config=config)[0]
     assert len(list(made.passes())) == 2
     batch = build.abstract_global_batch(config, None)

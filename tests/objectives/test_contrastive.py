@@ -22,7 +22,9 @@ def towers(image_width=DIM):
 
 
 def make(**options):
-    return build.build("contrastive", dict(weight=1.0, dim=DIM) | options, Context(None, "float32", None, {}))
+    return build.build(
+        dict(kind="contrastive", weight=1.0, dim=DIM) | options, Context(None, "float32", None, {})
+    )
 
 
 def init(objective, outputs):

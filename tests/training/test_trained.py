@@ -49,7 +49,7 @@ def test_a_run_of_images_alone_is_described(recipe, classes):
 
 def test_of_a_mixture_both_heads_are_kept():
     config = align_l2.get_config("tiny").to_dict()
-    options = dict(weight=1.0, classes=7, label="category")
+    options = dict(kind="classification", weight=1.0, classes=7, label="category")
     config["streams"]["pairs"]["objectives"]["classification"] = options
     described = trained.describe(config)
     kept = trained._described(described, variables(config))
