@@ -18,7 +18,7 @@ from big_ssl.evals.suite import EVALUATORS
 from big_ssl.models.encoders import ENCODERS
 from big_ssl.models.layer_stack import REMAT_POLICIES
 from big_ssl.objectives.build import OBJECTIVES
-from big_ssl.training import averaging, rates, schedules
+from big_ssl.training import averaging, rates, schedules, stages
 from big_ssl.training.optimizers import CLIPS, NAMES
 
 
@@ -81,6 +81,8 @@ _DATA = dict(source=ANY, views=ANY, captions=ANY, cache_mib=NUMBER, threads=int)
 def validate(config: Mapping) -> None:
     """Raises ConfigError for an unknown or missing key (naming the nearest known one), a wrong
     type, or values that cannot go together."""
+    _check_stages(config)
+    config = {key: value for key, value in config.items() if key != "stages"}
     _check(config, SCHEMA, "")
     rate = config["learning_rate"]
     steps = isinstance(rate, Mapping) and rate.get("kind") == "steps"
@@ -127,6 +129,21 @@ def validate(config: Mapping) -> None:
     for name, options in config["evals"].items():
         validate_evaluator(options, f"evals.{name}")
     _check_values(config)
+
+
+def _check_stages(config):
+    """Every stage's config is one itself."""
+    if not config.get("stages"):
+        return
+    try:
+        resolved = stages.resolve(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    for stage in resolved:
+        try:
+            validate(stage.config)
+        except ConfigError as error:
+            raise ConfigError(f"stages.{stage.name}: {error}") from error
 
 
 def validate_evaluator(options: Mapping, path: str) -> None:
