@@ -1,6 +1,7 @@
 """A config as text, and the plot of its schedules."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -83,3 +84,16 @@ def test_a_wrong_config_is_not_printed(capsys):
     config = clip_vitb32.get_config("tiny").to_dict() | dict(total_step=1)
     assert inspect.run(config, None, show=True) == 2
     assert capsys.readouterr() == ("", "total_step is no known key; did you mean total_steps?\n")
+
+
+def test_schedules_of_stages_follow_each_other():
+    """Over the run's steps; what a stage does not have is NaN there."""
+    config = align_l2.get_config("tiny").to_dict()
+    change = dict(ema=0.9, learning_rate=dict(kind="steps", values=((0, 0.25), (5, 0.125))))
+    config["stages"] = (dict(name="first", steps=12, ema=0.0), dict(name="second", steps=8, **change))
+    found = dict(inspect.all_schedules(config))
+    rate = found["learning_rate"]
+    assert [float(rate(step)) for step in (12, 16, 17, 20)] == [0.25, 0.25, 0.125, 0.125]
+    assert float(rate(5)) == pytest.approx(2e-3)
+    assert math.isnan(found["ema"](11))
+    assert found["ema"](12) == pytest.approx(0.9)

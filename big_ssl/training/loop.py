@@ -17,6 +17,7 @@ from big_ssl.training import (
     build,
     evaluation,
     flops,
+    handover,
     initial,
     ownership,
     progress,
@@ -109,7 +110,7 @@ def _prepare(config, workdir) -> list[_Prepared]:
 
 def _check_handover(stage, before, after):
     try:
-        stages.check_handover(stage, before.abstract_state, after.abstract_state)
+        handover.check(stage, before.abstract_state, after.abstract_state)
     except ValueError as error:
         raise requirements.RequirementsError(str(error)) from error
 
@@ -117,7 +118,7 @@ def _check_handover(stage, before, after):
 def _next_stage(prepared, state):
     """The state that a stage begins with, from what the one before ended with."""
     with announced(f"handing the state on to stage {prepared.stage.name}"):
-        return stages.hand_over(prepared.stage, state, prepared.setup.init())
+        return handover.hand_over(prepared.stage, state, prepared.setup.init())
 
 
 def _start(config, workdir, prepared, checkpoints):

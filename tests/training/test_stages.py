@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from big_ssl.config import ConfigError, validate
-from big_ssl.training import loop, stages
+from big_ssl.training import handover, loop, stages
 from big_ssl.training.metrics import read_lines
 from big_ssl.training.requirements import RequirementsError
 from tests import compiling
@@ -76,7 +76,7 @@ def test_an_array_of_another_shape_is_named_before_training(config, tmp_path):
 
 
 def flat(tree):
-    return stages._by_path(jax.device_get(tree))
+    return handover._by_path(jax.device_get(tree))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def states(micro_config, set_up):
 def test_arrays_are_handed_on_resized_or_new(states):
     """A shorter text tower's positions are cut, the head starts from scratch, moments of the cut restart."""
     old, new, stage = states
-    got = stages.hand_over(stage, old, new)
+    got = handover.hand_over(stage, old, new)
     before, fresh, after = flat(old.params), flat(new.params), flat(got.params)
     assert int(got.step) == 5
     for path in after:
@@ -127,16 +127,16 @@ def test_an_encoder_becomes_a_teacher(states):
     old, new, stage = states
     places = new.replace(params=new.params | dict(encoders=new.params["encoders"] | dict(
         teacher=new.params["encoders"]["image"])))  # fmt: skip
-    handover = stages.Handover(exclude=("heads/",), remap=(("encoders/image/", "encoders/teacher/"),))
-    sources = stages._weight_sources(dataclasses.replace(stage, handover=handover), old, places)
+    rules = stages.Handover(exclude=("heads/",), remap=(("encoders/image/", "encoders/teacher/"),))
+    sources = handover._weight_sources(dataclasses.replace(stage, handover=rules), old, places)
     average = flat(old.ema)
     taught = {path: x for path, x in sources.items() if path.startswith("params/encoders/teacher/")}
     assert taught
     for path, array in taught.items():
         np.testing.assert_array_equal(array, average[path.replace("teacher", "image")])
-    handover = stages.Handover(remap=(("encoders/image/", "encoders/nobody/"),))
+    rules = stages.Handover(remap=(("encoders/image/", "encoders/nobody/"),))
     with pytest.raises(ValueError, match=r"handover\.remap: 'encoders/image/' leads to no weights"):
-        stages._weight_sources(dataclasses.replace(stage, handover=handover), old, new)
+        handover._weight_sources(dataclasses.replace(stage, handover=rules), old, new)
 
 
 def losses(workdir):
