@@ -26,7 +26,6 @@ weights. `exclude` lists patterns of paths ("heads/dino/") that start from scrat
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
