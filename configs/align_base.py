@@ -33,38 +33,7 @@ def full() -> dict:
         seed=0,
         total_steps=300_000,
         dtype="bfloat16",
-        streams=dict(
-            pairs=dict(
-                batch_size=65_536,
-                data=dict(
-                    source=dict(
-                        kind="tfds",
-                        name="image_text_pairs",
-                        split="train",
-                        data_dir="",
-                        image_key="image",
-                        text_keys=("text",),
-                    ),
-                    # Resized to 346 x 346 without regard to the aspect ratio, as TensorFlow resizes.
-                    views=dict(image=dict(kind="window", resize=346, crop=289, fit="squash")),
-                    captions=dict(text=1.0),
-                    cache_mib=0,
-                    threads=64,
-                ),
-                objectives=dict(
-                    contrastive=dict(
-                        kind="contrastive",
-                        weight=1.0,
-                        dim=640,  # the width of the pooled image, which is not projected
-                        image_projection=False,
-                        text_bias=True,
-                        temperature=1.0,
-                        temperature_form="raw",
-                        label_smoothing=0.1,
-                    )
-                ),
-            )
-        ),
+        streams=dict(pairs=_pairs()),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=30_522, length=64),
         views=dict(image=dict(mean=(0.5,), std=(0.5,), flip=True)),
         masks=dict(),
@@ -115,6 +84,39 @@ def full() -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+    )
+
+
+def _pairs():
+    return dict(
+        batch_size=65_536,
+        data=dict(
+            source=dict(
+                kind="tfds",
+                name="image_text_pairs",
+                split="train",
+                data_dir="",
+                image_key="image",
+                text_keys=("text",),
+            ),
+            # Resized to 346 x 346 without regard to the aspect ratio, as TensorFlow resizes.
+            views=dict(image=dict(kind="window", resize=346, crop=289, fit="squash")),
+            captions=dict(text=1.0),
+            cache_mib=0,
+            threads=64,
+        ),
+        objectives=dict(
+            contrastive=dict(
+                kind="contrastive",
+                weight=1.0,
+                dim=640,  # the width of the pooled image, which is not projected
+                image_projection=False,
+                text_bias=True,
+                temperature=1.0,
+                temperature_form="raw",
+                label_smoothing=0.1,
+            )
+        ),
     )
 
 

@@ -69,39 +69,7 @@ def full(model: str) -> dict:
         seed=0,
         total_steps=12_207 if model == "vitl14_336" else 390_625,
         dtype="bfloat16",
-        streams=dict(
-            pairs=dict(
-                batch_size=32_768,
-                data=dict(
-                    source=dict(
-                        kind="tfds",
-                        name="image_text_pairs",
-                        split="train",
-                        data_dir="",
-                        image_key="image",
-                        text_keys=("text",),
-                    ),
-                    # A random square of the resized image is the only augmentation.
-                    views=dict(image=dict(kind="window", resize=size, crop=size, fit="crop")),
-                    captions=dict(text=1.0),
-                    cache_mib=0,
-                    threads=64,
-                ),
-                objectives=dict(
-                    contrastive=dict(
-                        kind="contrastive",
-                        weight=0.5,  # the mean of both directions; ALIGN's 1.0 is their sum
-                        dim=published["dim"],
-                        image_projection=is_vit,  # a ResNet's attention pool projects
-                        text_bias=False,
-                        temperature=0.07,
-                        temperature_form="log",
-                        logit_bias=placeholder(float),
-                        label_smoothing=0.0,
-                    )
-                ),
-            )
-        ),
+        streams=dict(pairs=_pairs(published["dim"], size, is_vit)),
         tokenizer=dict(kind="clip_bpe", vocabulary="clip", size=49_408, length=77),
         views=dict(
             image=dict(
@@ -159,6 +127,40 @@ def full(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+    )
+
+
+def _pairs(dim, size, image_projection):
+    return dict(
+        batch_size=32_768,
+        data=dict(
+            source=dict(
+                kind="tfds",
+                name="image_text_pairs",
+                split="train",
+                data_dir="",
+                image_key="image",
+                text_keys=("text",),
+            ),
+            # A random square of the resized image is the only augmentation.
+            views=dict(image=dict(kind="window", resize=size, crop=size, fit="crop")),
+            captions=dict(text=1.0),
+            cache_mib=0,
+            threads=64,
+        ),
+        objectives=dict(
+            contrastive=dict(
+                kind="contrastive",
+                weight=0.5,  # the mean of both directions; ALIGN's 1.0 is their sum
+                dim=dim,
+                image_projection=image_projection,  # a ResNet's attention pool projects
+                text_bias=False,
+                temperature=0.07,
+                temperature_form="log",
+                logit_bias=placeholder(float),
+                label_smoothing=0.0,
+            )
+        ),
     )
 
 

@@ -95,37 +95,13 @@ def full(model: str) -> dict:
     pixels = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_chance=0.8, grey_chance=0.2)
     patch, batch_size = published["encoder"]["patch"], published["batch_size"]
-    local_size, per_device = published["local_size"], published["per_device"]
     return dict(
         name=f"dinov2_{model}",
         seed=0,
         total_steps=published["steps"],
         dtype="bfloat16",
         streams=dict(
-            images=dict(
-                batch_size=batch_size,
-                data=dict(
-                    source=dict(
-                        kind="tfds",
-                        name=published["dataset"],
-                        split="train",
-                        data_dir="",
-                        image_key="image",
-                        text_keys=(),
-                    ),
-                    views=dict(
-                        global_crops=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
-                        local_crops=dict(
-                            kind="random_resized_crop", size=local_size, scale=(0.05, 0.32), count=8
-                        ),
-                        image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
-                    ),
-                    captions={},
-                    cache_mib=0,
-                    threads=64,
-                ),
-                objectives=_objectives(published),
-            )
+            images=dict(batch_size=batch_size, data=_data(published), objectives=_objectives(published))
         ),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
         views=dict(
@@ -135,29 +111,14 @@ def full(model: str) -> dict:
         ),
         masks=dict(
             global_crops=dict(
-                grid=224 // patch, share=0.5, ratio=(0.1, 0.5), min_patches=4, group_size=min(16, per_device)
+                grid=224 // patch,
+                share=0.5,
+                ratio=(0.1, 0.5),
+                min_patches=4,
+                group_size=min(16, published["per_device"]),
             )
         ),
-        encoders=dict(
-            image=dict(
-                kind="vit",
-                **published["encoder"],
-                image_size=224,
-                epsilon=1e-6,
-                pooling="cls",
-                kernel_init="dinov2",
-                mask_token=True,
-                position_resize="dinov2",
-                layer_scale=1e-5,
-                drop_path=published["drop_path"],
-                drop_path_mode="subset",
-                drop_path_groups=batch_size // per_device,
-                registers=0,
-                rope_base=placeholder(float),
-                rope_rescale=1.0,
-                scan=True,
-            )
-        ),
+        encoders=dict(image=_encoder(published)),
         optimizer=dict(
             name="adamw",
             b1=0.9,
@@ -204,6 +165,50 @@ def full(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+    )
+
+
+def _encoder(published):
+    return dict(
+        kind="vit",
+        **published["encoder"],
+        image_size=224,
+        epsilon=1e-6,
+        pooling="cls",
+        kernel_init="dinov2",
+        mask_token=True,
+        position_resize="dinov2",
+        layer_scale=1e-5,
+        drop_path=published["drop_path"],
+        drop_path_mode="subset",
+        drop_path_groups=published["batch_size"] // published["per_device"],
+        registers=0,
+        rope_base=placeholder(float),
+        rope_rescale=1.0,
+        scan=True,
+    )
+
+
+def _data(published):
+    return dict(
+        source=dict(
+            kind="tfds",
+            name=published["dataset"],
+            split="train",
+            data_dir="",
+            image_key="image",
+            text_keys=(),
+        ),
+        views=dict(
+            global_crops=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
+            local_crops=dict(
+                kind="random_resized_crop", size=published["local_size"], scale=(0.05, 0.32), count=8
+            ),
+            image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
+        ),
+        captions={},
+        cache_mib=0,
+        threads=64,
     )
 
 

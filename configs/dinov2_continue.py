@@ -16,6 +16,7 @@ ones marked `# open` are ours, untried at full size. A file teacher_checkpoint.p
 heads, which --from=dinov2 keeps: give the heads their sizes here, and set init_from.skip to ().
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -41,7 +42,8 @@ _HEADS_ALONE = 1_250
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe; arg: `[model][,preset][,key=value ...]`, see big_ssl/recipe.py."""
-    presets = {"": full, "demo": demo, "tiny": tiny, "rehearsal": lambda model: shrink(full(model))}
+    presets: dict[str, Callable[..., dict]] = {"": full, "demo": demo, "tiny": tiny}
+    presets["rehearsal"] = lambda model: shrink(full(model))
     return recipe.choose("dinov2_continue", arg, presets, MODELS)
 
 
@@ -57,17 +59,7 @@ def full(model: str) -> dict:
         streams=dict(
             images=dict(
                 batch_size=512,  # open
-                data=dict(
-                    source=dict(kind="image_folder", path=""),
-                    views=dict(
-                        global_crops=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
-                        local_crops=dict(kind="random_resized_crop", size=98, scale=(0.05, 0.32), count=8),
-                        image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
-                    ),
-                    captions={},
-                    cache_mib=0,
-                    threads=16,
-                ),
+                data=_data(),
                 objectives=_objectives(),
             )
         ),
@@ -78,25 +70,7 @@ def full(model: str) -> dict:
             image=dict(pixels),
         ),
         masks=dict(global_crops=dict(grid=16, share=0.5, ratio=(0.1, 0.5), min_patches=4, group_size=16)),
-        encoders=dict(
-            image=dict(
-                kind="vit",
-                patch=14,
-                **MODELS[model],
-                image_size=518,  # of the published position tables
-                epsilon=1e-6,
-                pooling="cls",
-                kernel_init="dinov2",
-                mask_token=True,
-                layer_scale=1e-5,
-                drop_path=0.1,  # open
-                drop_path_mode="subset",
-                drop_path_groups=32,
-                rope_base=placeholder(float),
-                rope_rescale=1.0,
-                scan=True,
-            )
-        ),
+        encoders=dict(image=_encoder(model)),
         optimizer=dict(
             name="adamw",
             b1=0.9,
@@ -133,6 +107,40 @@ def full(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+    )
+
+
+def _encoder(model):
+    return dict(
+        kind="vit",
+        patch=14,
+        **MODELS[model],
+        image_size=518,  # of the published position tables
+        epsilon=1e-6,
+        pooling="cls",
+        kernel_init="dinov2",
+        mask_token=True,
+        layer_scale=1e-5,
+        drop_path=0.1,  # open
+        drop_path_mode="subset",
+        drop_path_groups=32,
+        rope_base=placeholder(float),
+        rope_rescale=1.0,
+        scan=True,
+    )
+
+
+def _data():
+    return dict(
+        source=dict(kind="image_folder", path=""),
+        views=dict(
+            global_crops=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
+            local_crops=dict(kind="random_resized_crop", size=98, scale=(0.05, 0.32), count=8),
+            image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
+        ),
+        captions={},
+        cache_mib=0,
+        threads=16,
     )
 
 

@@ -43,53 +43,12 @@ def full(model: str) -> dict:
     """Two global and eight local crops of each image; the teacher sees the global ones."""
     pixels = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_chance=0.8, grey_chance=0.2)
-    encoder = dict(
-        kind="vit",
-        patch=14,
-        image_size=224,
-        epsilon=1e-6,
-        pooling="cls",
-        kernel_init="dinov2",
-        mask_token=True,
-        position_resize="dinov2",
-        layer_scale=1e-5,
-        drop_path=0.0,
-        drop_path_mode="subset",
-        drop_path_groups=1,
-        registers=0,
-        rope_base=placeholder(float),
-        rope_rescale=1.0,
-        scan=True,
-    )
     return dict(
         name=f"dinov2_distill_{model}",
         seed=0,
         total_steps=625_000,  # open: as many as the teacher's
         dtype="bfloat16",
-        streams=dict(
-            images=dict(
-                batch_size=2_048,
-                data=dict(
-                    source=dict(
-                        kind="tfds",
-                        name="imagenet21k",
-                        split="train",
-                        data_dir="",
-                        image_key="image",
-                        text_keys=(),
-                    ),
-                    views=dict(
-                        global_crops=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
-                        local_crops=dict(kind="random_resized_crop", size=98, scale=(0.05, 0.32), count=8),
-                        image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
-                    ),
-                    captions={},
-                    cache_mib=0,
-                    threads=64,
-                ),
-                objectives=_objectives(),
-            )
-        ),
+        streams=dict(images=dict(batch_size=2_048, data=_data(), objectives=_objectives())),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
         views=dict(
             global_crops=dict(**colour, blur_chance=(1.0, 0.1), solarise_chance=(0.0, 0.2)),
@@ -97,7 +56,7 @@ def full(model: str) -> dict:
             image=dict(pixels),
         ),
         masks={},
-        encoders=dict(image=encoder | MODELS[model], teacher=encoder | _TEACHER),
+        encoders=dict(image=_encoder(MODELS[model]), teacher=_encoder(_TEACHER)),
         optimizer=dict(
             name="adamw",
             b1=0.9,
@@ -141,6 +100,49 @@ def full(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+    )
+
+
+def _encoder(size):
+    return dict(
+        kind="vit",
+        patch=14,
+        **size,
+        image_size=224,
+        epsilon=1e-6,
+        pooling="cls",
+        kernel_init="dinov2",
+        mask_token=True,
+        position_resize="dinov2",
+        layer_scale=1e-5,
+        drop_path=0.0,
+        drop_path_mode="subset",
+        drop_path_groups=1,
+        registers=0,
+        rope_base=placeholder(float),
+        rope_rescale=1.0,
+        scan=True,
+    )
+
+
+def _data():
+    return dict(
+        source=dict(
+            kind="tfds",
+            name="imagenet21k",
+            split="train",
+            data_dir="",
+            image_key="image",
+            text_keys=(),
+        ),
+        views=dict(
+            global_crops=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
+            local_crops=dict(kind="random_resized_crop", size=98, scale=(0.05, 0.32), count=8),
+            image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
+        ),
+        captions={},
+        cache_mib=0,
+        threads=64,
     )
 
 

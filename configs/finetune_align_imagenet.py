@@ -47,22 +47,7 @@ def full(model: str) -> dict:
         seed=0,
         total_steps=_EPOCHS * imagenet.EPOCH,
         dtype="bfloat16",
-        streams=dict(
-            images=dict(
-                batch_size=imagenet.BATCH,
-                data=_data(train=475, evaluate=600),
-                objectives=dict(
-                    classification=dict(
-                        kind="classification",
-                        weight=1.0,
-                        classes=imagenet.CLASSES,
-                        label="label",
-                        view="crops",
-                        loss="softmax",
-                    )
-                ),
-            )
-        ),
+        streams=dict(images=_images(train=475, evaluate=600)),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
         views=dict(
             crops=dict(mean=(0.5,), std=(0.5,), flip=True),  # open: the scaling
@@ -116,6 +101,24 @@ def full(model: str) -> dict:
     )
 
 
+def _images(train, evaluate):
+    """Trains on `train` pixels, and evaluates on the central 0.875 of an image, `evaluate` pixels wide."""
+    return dict(
+        batch_size=imagenet.BATCH,
+        data=imagenet.data(size=train, resize=round(evaluate / 0.875), crop=evaluate),
+        objectives=dict(
+            classification=dict(
+                kind="classification",
+                weight=1.0,
+                classes=imagenet.CLASSES,
+                label="label",
+                view="crops",
+                loss="softmax",
+            )
+        ),
+    )
+
+
 def frozen(model: str) -> dict:
     """The classifier alone, on smaller images."""
     config = full(model)
@@ -125,13 +128,8 @@ def frozen(model: str) -> dict:
         learning_rate=_decayed(0.1),
         rates=(("encoders/", 0.0),),
     )
-    config["streams"]["images"]["data"] = _data(train=289, evaluate=360)
+    config["streams"].update(images=_images(train=289, evaluate=360))
     return config
-
-
-def _data(train, evaluate):
-    """Images of `train` pixels; evaluated on the central 0.875 of an image, `evaluate` pixels wide."""
-    return imagenet.data(size=train, resize=round(evaluate / 0.875), crop=evaluate)
 
 
 def _decayed(rate):

@@ -55,38 +55,7 @@ def coco(model: str) -> dict:
         seed=0,
         total_steps=6_000,
         dtype="bfloat16",
-        streams=dict(
-            pairs=dict(
-                batch_size=2_048,
-                data=dict(
-                    source=dict(
-                        kind="tfds",
-                        name="coco_captions",
-                        split="train",
-                        data_dir="",
-                        image_key="image",
-                        text_keys=("captions/text",),
-                    ),
-                    # Resized to 346 x 346 without regard to the aspect ratio, as TensorFlow resizes.
-                    views=dict(image=dict(kind="window", resize=346, crop=289, fit="squash")),
-                    captions={"captions/text": 1.0},
-                    cache_mib=0,
-                    threads=64,
-                ),
-                objectives=dict(
-                    contrastive=dict(
-                        kind="contrastive",
-                        weight=1.0,
-                        dim=sizes["dim"],  # the width of the pooled image, which is not projected
-                        image_projection=False,
-                        text_bias=True,
-                        temperature=1.0,
-                        temperature_form="raw",
-                        label_smoothing=0.1,
-                    )
-                ),
-            )
-        ),
+        streams=dict(pairs=_pairs(sizes["dim"])),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=sizes["vocabulary"], length=64),
         views=dict(image=dict(mean=(0.5,), std=(0.5,), flip=True)),  # open: as COYO scales
         masks=dict(),
@@ -136,6 +105,39 @@ def coco(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+    )
+
+
+def _pairs(dim):
+    return dict(
+        batch_size=2_048,
+        data=dict(
+            source=dict(
+                kind="tfds",
+                name="coco_captions",
+                split="train",
+                data_dir="",
+                image_key="image",
+                text_keys=("captions/text",),
+            ),
+            # Resized to 346 x 346 without regard to the aspect ratio, as TensorFlow resizes.
+            views=dict(image=dict(kind="window", resize=346, crop=289, fit="squash")),
+            captions={"captions/text": 1.0},
+            cache_mib=0,
+            threads=64,
+        ),
+        objectives=dict(
+            contrastive=dict(
+                kind="contrastive",
+                weight=1.0,
+                dim=dim,  # the width of the pooled image, which is not projected
+                image_projection=False,
+                text_bias=True,
+                temperature=1.0,
+                temperature_form="raw",
+                label_smoothing=0.1,
+            )
+        ),
     )
 
 

@@ -65,23 +65,7 @@ def full(model: str) -> dict:
         seed=0,
         total_steps=published["epochs"] * imagenet.EPOCH,
         dtype="bfloat16",
-        streams=dict(
-            images=dict(
-                batch_size=imagenet.BATCH,
-                data=imagenet.data(size=224, resize=256, crop=224),
-                objectives=dict(
-                    classification=dict(
-                        kind="classification",
-                        weight=1.0,
-                        classes=imagenet.CLASSES,
-                        label="label",
-                        view="crops",
-                        loss="softmax",
-                        label_smoothing=0.1,
-                    )
-                ),
-            )
-        ),
+        streams=dict(images=_images()),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
         views=dict(
             crops=dict(**imagenet.PIXELS, flip=True, mixup=0.8, cutmix=1.0, mix_group=published["mix_group"]),
@@ -143,6 +127,24 @@ def full(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=imagenet.evals(),
+    )
+
+
+def _images():
+    return dict(
+        batch_size=imagenet.BATCH,
+        data=imagenet.data(size=224, resize=256, crop=224),
+        objectives=dict(
+            classification=dict(
+                kind="classification",
+                weight=1.0,
+                classes=imagenet.CLASSES,
+                label="label",
+                view="crops",
+                loss="softmax",
+                label_smoothing=0.1,
+            )
+        ),
     )
 
 

@@ -55,30 +55,7 @@ def full() -> dict:
         seed=0,
         total_steps=390_625,
         dtype="bfloat16",
-        streams=dict(
-            pairs=dict(
-                batch_size=32_768,
-                data=dict(
-                    source=dict(
-                        kind="tfds",
-                        name="image_text_pairs",
-                        split="train",
-                        data_dir="",
-                        image_key="image",
-                        text_keys=("text",),
-                    ),
-                    views=dict(
-                        image=dict(kind="window", resize=224, crop=224, fit="crop"),
-                        global_crops=dict(kind="random_resized_crop", size=224, scale=(0.4, 1.0), count=2),
-                        local_crops=dict(kind="random_resized_crop", size=96, scale=(0.05, 0.4), count=8),
-                    ),
-                    captions=dict(text=1.0),
-                    cache_mib=0,
-                    threads=64,
-                ),
-                objectives=_objectives(),
-            )
-        ),
+        streams=dict(pairs=_pairs()),
         tokenizer=dict(kind="clip_bpe", vocabulary="clip", size=49_408, length=77),
         views=dict(
             global_crops=dict(**colour, blur_chance=(1.0, 0.1), solarise_chance=(0.0, 0.2)),
@@ -86,39 +63,7 @@ def full() -> dict:
             image=dict(pixels),
         ),
         masks=dict(global_crops=dict(grid=14, share=0.5, ratio=(0.1, 0.5), min_patches=4, group_size=16)),
-        encoders=dict(
-            image=dict(
-                kind="vit",
-                patch=16,
-                width=768,
-                depth=12,
-                heads=12,
-                image_size=224,
-                epsilon=1e-6,
-                pooling="cls",
-                kernel_init="dinov2",
-                mask_token=True,
-                position_resize="dinov2",
-                layer_scale=1e-5,
-                drop_path=0.1,
-                drop_path_mode="subset",
-                drop_path_groups=512,
-                scan=True,
-            ),
-            text=dict(
-                kind="text_transformer",
-                width=512,
-                depth=12,
-                heads=8,
-                causal=True,
-                pooling="eot",
-                activation="quick_gelu",
-                epsilon=1e-5,
-                kernel_init="clip",
-                eot_id=placeholder(int),  # None: the vocabulary's last word
-                scan=True,
-            ),
-        ),
+        encoders=_encoders(),
         optimizer=dict(
             name="adamw",
             b1=0.9,
@@ -152,6 +97,67 @@ def full() -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+    )
+
+
+def _encoders():
+    return dict(
+        image=dict(
+            kind="vit",
+            patch=16,
+            width=768,
+            depth=12,
+            heads=12,
+            image_size=224,
+            epsilon=1e-6,
+            pooling="cls",
+            kernel_init="dinov2",
+            mask_token=True,
+            position_resize="dinov2",
+            layer_scale=1e-5,
+            drop_path=0.1,
+            drop_path_mode="subset",
+            drop_path_groups=512,
+            scan=True,
+        ),
+        text=dict(
+            kind="text_transformer",
+            width=512,
+            depth=12,
+            heads=8,
+            causal=True,
+            pooling="eot",
+            activation="quick_gelu",
+            epsilon=1e-5,
+            kernel_init="clip",
+            eot_id=placeholder(int),  # None: the vocabulary's last word
+            scan=True,
+        ),
+    )
+
+
+def _pairs():
+    return dict(
+        batch_size=32_768,
+        data=dict(
+            source=dict(
+                kind="tfds",
+                name="image_text_pairs",
+                split="train",
+                data_dir="",
+                image_key="image",
+                text_keys=("text",),
+            ),
+            views=dict(
+                image=dict(kind="window", resize=224, crop=224, fit="crop"),
+                global_crops=dict(kind="random_resized_crop", size=224, scale=(0.4, 1.0), count=2),
+                local_crops=dict(kind="random_resized_crop", size=96, scale=(0.05, 0.4), count=8),
+            ),
+            captions=dict(text=1.0),
+            cache_mib=0,
+            threads=64,
+        ),
+        objectives=_objectives(),
     )
 
 

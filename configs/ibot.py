@@ -55,62 +55,15 @@ def get_config(arg: str = "") -> ConfigDict:
 def full(model: str) -> dict:
     """1,024 images a step, with two global and ten local crops of each."""
     published = MODELS[model]
-    scale = published["scale"]
     pixels = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_chance=0.8, grey_chance=0.2)
-    temperature = dict(
-        kind="linear", start=0.04, peak=0.07, warmup_steps=published["rise"] * _EPOCH, final=0.07
-    )
     return dict(
         name=f"ibot_{model}",
         seed=0,
         total_steps=published["epochs"] * _EPOCH,
         dtype="bfloat16",
         streams=dict(
-            images=dict(
-                batch_size=_BATCH,
-                data=dict(
-                    source=dict(
-                        kind="tfds",
-                        name="imagenet2012",
-                        split="train",
-                        data_dir="",
-                        image_key="image",
-                        text_keys=(),
-                    ),
-                    views=dict(
-                        global_crops=dict(kind="random_resized_crop", size=224, scale=(scale, 1.0), count=2),
-                        local_crops=dict(kind="random_resized_crop", size=96, scale=(0.05, scale), count=10),
-                        image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
-                    ),
-                    captions={},
-                    cache_mib=0,
-                    threads=64,
-                ),
-                objectives=dict(
-                    dino=dict(
-                        kind="dino",
-                        weight=1.0,
-                        head=dict(
-                            prototypes=8_192,
-                            hidden=2_048,
-                            bottleneck=256,
-                            layers=3,
-                            learn_lengths=published["learn_lengths"],
-                        ),
-                        teacher_temperature=dict(temperature),
-                        centring=dict(kind="centre", momentum=0.9),
-                    ),
-                    ibot=dict(
-                        kind="ibot",
-                        weight=1.0,
-                        head="dino",  # one head for both, as in all published runs
-                        teacher_temperature=dict(temperature),
-                        centring=dict(kind="centre", momentum=0.9),
-                        centre_over="all",
-                    ),
-                ),
-            )
+            images=dict(batch_size=_BATCH, data=_data(published["scale"]), objectives=_objectives(published))
         ),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
         views=dict(
@@ -119,20 +72,7 @@ def full(model: str) -> dict:
             image=dict(pixels),
         ),
         masks=dict(global_crops=dict(grid=14, share=0.5, ratio=(0.1, 0.5), min_patches=16, group_size=16)),
-        encoders=dict(
-            image=dict(
-                kind="vit",
-                **published["encoder"],
-                image_size=224,
-                epsilon=1e-6,
-                pooling="cls",
-                kernel_init="dino",
-                mask_token=True,
-                position_resize="dinov2",
-                drop_path=0.1,
-                scan=True,
-            )
-        ),
+        encoders=dict(image=_encoder(published["encoder"])),
         optimizer=dict(
             name="adamw",
             b1=0.9,
@@ -173,6 +113,71 @@ def full(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+    )
+
+
+def _encoder(size):
+    return dict(
+        kind="vit",
+        **size,
+        image_size=224,
+        epsilon=1e-6,
+        pooling="cls",
+        kernel_init="dino",
+        mask_token=True,
+        position_resize="dinov2",
+        drop_path=0.1,
+        scan=True,
+    )
+
+
+def _data(scale):
+    return dict(
+        source=dict(
+            kind="tfds",
+            name="imagenet2012",
+            split="train",
+            data_dir="",
+            image_key="image",
+            text_keys=(),
+        ),
+        views=dict(
+            global_crops=dict(kind="random_resized_crop", size=224, scale=(scale, 1.0), count=2),
+            local_crops=dict(kind="random_resized_crop", size=96, scale=(0.05, scale), count=10),
+            image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
+        ),
+        captions={},
+        cache_mib=0,
+        threads=64,
+    )
+
+
+def _objectives(published):
+    temperature = dict(
+        kind="linear", start=0.04, peak=0.07, warmup_steps=published["rise"] * _EPOCH, final=0.07
+    )
+    return dict(
+        dino=dict(
+            kind="dino",
+            weight=1.0,
+            head=dict(
+                prototypes=8_192,
+                hidden=2_048,
+                bottleneck=256,
+                layers=3,
+                learn_lengths=published["learn_lengths"],
+            ),
+            teacher_temperature=dict(temperature),
+            centring=dict(kind="centre", momentum=0.9),
+        ),
+        ibot=dict(
+            kind="ibot",
+            weight=1.0,
+            head="dino",  # one head for both, as in all published runs
+            teacher_temperature=dict(temperature),
+            centring=dict(kind="centre", momentum=0.9),
+            centre_over="all",
+        ),
     )
 
 

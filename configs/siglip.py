@@ -35,73 +35,12 @@ def full() -> dict:
         seed=0,
         total_steps=1_220_703,
         dtype="bfloat16",
-        streams=dict(
-            pairs=dict(
-                batch_size=32_768,
-                data=dict(
-                    source=dict(
-                        kind="tfds",
-                        name="image_text_pairs",
-                        split="train",
-                        data_dir="",
-                        image_key="image",
-                        text_keys=("text",),
-                    ),
-                    # Resized to 224 x 224 without regard to the aspect ratio, as the released models are
-                    # evaluated. open: augmentation; there is none here.
-                    views=dict(image=dict(kind="window", resize=224, crop=224, fit="squash")),
-                    captions=dict(text=1.0),
-                    cache_mib=0,
-                    threads=64,
-                ),
-                objectives=dict(
-                    contrastive=dict(
-                        kind="contrastive",
-                        weight=1.0,
-                        dim=768,  # the pooled image is the embedding
-                        image_projection=False,
-                        text_bias=True,
-                        temperature=0.1,  # t' = log 10
-                        temperature_form="log",
-                        logit_bias=-10.0,
-                        label_smoothing=0.0,
-                    )
-                ),
-            )
-        ),
+        streams=dict(pairs=_pairs()),
         # The paper's runs read 16 tokens; the released models read 64, padding included.
         tokenizer=dict(kind="sentencepiece", vocabulary="", size=32_000, length=64),
         views=dict(image=dict(mean=(0.5,), std=(0.5,), flip=False)),  # open: to [-1, 1], as in big_vision
         masks=dict(),
-        encoders=dict(
-            image=dict(
-                kind="vit",
-                patch=16,
-                width=768,
-                depth=12,
-                heads=12,
-                image_size=224,
-                class_token=False,
-                pooling="map",
-                activation="gelu_tanh",
-                epsilon=1e-6,
-                kernel_init="glorot",
-                patch_dropout=0.0,
-                scan=True,
-            ),
-            text=dict(
-                kind="text_transformer",
-                width=768,
-                depth=12,
-                heads=12,
-                causal=False,
-                pooling="last",
-                activation="gelu_tanh",
-                epsilon=1e-6,
-                kernel_init="glorot",
-                scan=True,
-            ),
-        ),
+        encoders=_encoders(),
         optimizer=dict(
             name="adamw",  # SigLIP 2; the paper's Adafactor is Adam with a factored second moment
             b1=0.9,  # open: Adam's default
@@ -138,6 +77,73 @@ def full() -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+    )
+
+
+def _encoders():
+    return dict(
+        image=dict(
+            kind="vit",
+            patch=16,
+            width=768,
+            depth=12,
+            heads=12,
+            image_size=224,
+            class_token=False,
+            pooling="map",
+            activation="gelu_tanh",
+            epsilon=1e-6,
+            kernel_init="glorot",
+            patch_dropout=0.0,
+            scan=True,
+        ),
+        text=dict(
+            kind="text_transformer",
+            width=768,
+            depth=12,
+            heads=12,
+            causal=False,
+            pooling="last",
+            activation="gelu_tanh",
+            epsilon=1e-6,
+            kernel_init="glorot",
+            scan=True,
+        ),
+    )
+
+
+def _pairs():
+    return dict(
+        batch_size=32_768,
+        data=dict(
+            source=dict(
+                kind="tfds",
+                name="image_text_pairs",
+                split="train",
+                data_dir="",
+                image_key="image",
+                text_keys=("text",),
+            ),
+            # Resized to 224 x 224 without regard to the aspect ratio, as the released models are
+            # evaluated. open: augmentation; there is none here.
+            views=dict(image=dict(kind="window", resize=224, crop=224, fit="squash")),
+            captions=dict(text=1.0),
+            cache_mib=0,
+            threads=64,
+        ),
+        objectives=dict(
+            contrastive=dict(
+                kind="contrastive",
+                weight=1.0,
+                dim=768,  # the pooled image is the embedding
+                image_projection=False,
+                text_bias=True,
+                temperature=0.1,  # t' = log 10
+                temperature_form="log",
+                logit_bias=-10.0,
+                label_smoothing=0.0,
+            )
+        ),
     )
 
 

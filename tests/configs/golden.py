@@ -18,7 +18,7 @@ from big_ssl.inspect import config_text
 
 COMMAND = "make golden"
 FOLDER = pathlib.Path(__file__).with_suffix("")
-_CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 _SMALL = ("demo", "tiny", "rehearsal")
 # The models, beside each recipe's default, whose small presets are written.
 _SMALL_OF = ("rn50",)
@@ -26,9 +26,9 @@ _SMALL_OF = ("rn50",)
 _NOT_SMALL = ("align_base",)
 
 
-def names() -> Iterator[str]:
-    """Yields the recipes: the files in configs that --config takes."""
-    yield from sorted(_recipes())
+def names() -> list[str]:
+    """The recipes: the files in configs that --config takes."""
+    return sorted(_recipes())
 
 
 def tables(name: str) -> tuple[dict[str, Callable], tuple[str, ...]]:
@@ -84,7 +84,7 @@ def _is_written(name, arg):
 @functools.cache
 def _recipes() -> dict[str, Callable]:
     """{recipe: its get_config}; the other files in configs are helpers."""
-    modules = {path.stem: importlib.import_module(f"configs.{path.stem}") for path in _CONFIGS.glob("*.py")}
+    modules = {path.stem: importlib.import_module(f"configs.{path.stem}") for path in CONFIGS.glob("*.py")}
     return {name: module.get_config for name, module in modules.items() if hasattr(module, "get_config")}
 
 

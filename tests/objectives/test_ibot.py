@@ -15,10 +15,10 @@ from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build
 from big_ssl.training.setup import set_up
-from configs import ibot_vits16
+from configs import ibot
 from tests import compiling
 
-CONFIG = ibot_vits16.get_config("tiny").to_dict()
+CONFIG = ibot.get_config("tiny").to_dict()
 STUDENT, LOCAL = Pass("image", "global_crops", masked=True), Pass("image", "local_crops")
 KEY = jax.random.key(1)
 TEACHER = Pass("image", "global_crops", teacher=True)
