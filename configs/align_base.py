@@ -57,10 +57,10 @@ def full() -> dict:
             b2=0.999,
             eps=1e-6,
             weight_decay=1e-5,
-            decay_exclude=("_bn/",),
-            adapt_exclude=("_bn/",),
+            weight_decay_exclude=("_bn/",),
+            trust_ratio_exclude=("_bn/",),
             clip_norm=0.0,
-            clip_per="all",
+            clip_scope="all",
         ),
         learning_rate=dict(kind="linear", peak=2e-3, warmup_steps=40_000, start=0.0, final=0.0),
         rates=(),
@@ -146,7 +146,7 @@ def demo() -> dict:
         name="adamw",
         b2=0.98,
         weight_decay=0.05,
-        decay_exclude=("_bn/", "_norm/", "bias$", "temperature$", "logit_scale$"),
+        weight_decay_exclude=("_bn/", "_norm/", "bias$", "temperature$", "logit_scale$"),
     )
     return config
 

@@ -100,10 +100,10 @@ def full(model: str) -> dict:
             **(dict(b2=0.98, eps=1e-6) if is_vit else dict(b2=0.999, eps=1e-8)),  # Table 18
             weight_decay=0.2,
             # "All weights that are not gains or biases".
-            decay_exclude=("_norm/", "_bn/", "bias$", "class_token$", "logit_scale$"),
-            adapt_exclude=(),
+            weight_decay_exclude=("_norm/", "_bn/", "bias$", "class_token$", "logit_scale$"),
+            trust_ratio_exclude=(),
             clip_norm=0.0,
-            clip_per="all",
+            clip_scope="all",
         ),
         learning_rate=dict(kind="cosine", peak=published["peak"], warmup_steps=2_000, start=0.0, final=0.0),
         rates=(),

@@ -128,10 +128,10 @@ def full(model: str) -> dict:
                 kind="cosine", peak=0.04, warmup_steps=0, start=0.0, final=published["final_decay"]
             ),
             # Tokens, position tables and the lengths of prototypes are decayed, as published.
-            decay_exclude=("_norm/", "bias$", "_scale$"),
-            adapt_exclude=(),
+            weight_decay_exclude=("_norm/", "bias$", "_scale$"),
+            trust_ratio_exclude=(),
             clip_norm=3.0,
-            clip_per="part",
+            clip_scope="part",
         ),
         learning_rate=dict(
             kind="cosine",

@@ -64,10 +64,10 @@ def full(model: str) -> dict:
             eps=1e-8,
             weight_decay=dict(kind="cosine", peak=0.04, warmup_steps=0, start=0.0, final=0.2),
             # Tokens, position tables and the lengths of prototypes are decayed, as in the teacher's training.
-            decay_exclude=("_norm/", "bias$", "_scale$"),
-            adapt_exclude=(),
+            weight_decay_exclude=("_norm/", "bias$", "_scale$"),
+            trust_ratio_exclude=(),
             clip_norm=3.0,
-            clip_per="part",
+            clip_scope="part",
         ),
         learning_rate=dict(kind="cosine", peak=1e-3, warmup_steps=100_000, start=0.0, final=1e-6),
         rates=(

@@ -77,10 +77,10 @@ def coco(model: str) -> dict:
             b2=0.999,
             eps=1e-6,
             weight_decay=1e-5,
-            decay_exclude=("_bn/",),  # open: as in COYO
-            adapt_exclude=("_bn/",),
+            weight_decay_exclude=("_bn/",),  # open: as in COYO
+            trust_ratio_exclude=("_bn/",),
             clip_norm=0.0,
-            clip_per="all",
+            clip_scope="all",
         ),
         # The paper speaks of an initial rate; the warm-up of pre-training is longer than all of this.
         learning_rate=dict(kind="linear", peak=1e-5, warmup_steps=0, start=0.0, final=0.0),
@@ -172,6 +172,6 @@ def tiny() -> dict:
         name="adamw",
         b2=0.98,
         weight_decay=0.05,
-        decay_exclude=("_bn/", "_norm/", "bias$", "temperature$", "logit_scale$"),
+        weight_decay_exclude=("_bn/", "_norm/", "bias$", "temperature$", "logit_scale$"),
     )
     return config

@@ -93,10 +93,10 @@ def full(model: str) -> dict:
             eps=1e-8,
             weight_decay=0.05,
             # All that is one-dimensional, and what BEiT's code names.
-            decay_exclude=("_norm/", "bias$", "_token$", "position_embedding$"),
-            adapt_exclude=(),
+            weight_decay_exclude=("_norm/", "bias$", "_token$", "position_embedding$"),
+            trust_ratio_exclude=(),
             clip_norm=0.0,
-            clip_per="all",
+            clip_scope="all",
         ),
         learning_rate=dict(
             kind="cosine",

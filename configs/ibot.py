@@ -80,10 +80,10 @@ def full(model: str) -> dict:
             eps=1e-8,
             weight_decay=dict(kind="cosine", peak=0.04, warmup_steps=0, start=0.0, final=0.4),
             # All that is one-dimensional in the published code, where tokens and lengths are not.
-            decay_exclude=("_norm/", "bias$"),
-            adapt_exclude=(),
+            weight_decay_exclude=("_norm/", "bias$"),
+            trust_ratio_exclude=(),
             clip_norm=published["clip_norm"],
-            clip_per="parameter",
+            clip_scope="parameter",
         ),
         learning_rate=dict(
             kind="cosine",

@@ -49,10 +49,10 @@ def full() -> dict:
             # SigLIP 2's 1e-4 is big_vision's, which does not multiply it by the rate of 1e-3: here it is 0.1.
             weight_decay=0.1,
             # big_vision decays kernels alone.
-            decay_exclude=("_norm/", "bias$", "embedding$", "probe$", "logit_scale$"),
-            adapt_exclude=(),
+            weight_decay_exclude=("_norm/", "bias$", "embedding$", "probe$", "logit_scale$"),
+            trust_ratio_exclude=(),
             clip_norm=1.0,  # SigLIP 2
-            clip_per="all",
+            clip_scope="all",
         ),
         # SigLIP 2: the peak, the warm-up and the cosine.
         learning_rate=dict(kind="cosine", peak=1e-3, warmup_steps=20_000, start=0.0, final=0.0),

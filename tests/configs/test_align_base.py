@@ -22,7 +22,9 @@ def test_coyos_values():
     assert (pairs["batch_size"], config["total_steps"]) == (65_536, 300_000)
     assert (rate["kind"], rate["peak"], rate["warmup_steps"], rate["final"]) == ("linear", 2e-3, 40_000, 0.0)
     assert (config["optimizer"]["name"], config["optimizer"]["weight_decay"]) == ("lamb", 1e-5)
-    assert config["optimizer"]["decay_exclude"] == config["optimizer"]["adapt_exclude"] == ("_bn/",)
+    assert (
+        config["optimizer"]["weight_decay_exclude"] == config["optimizer"]["trust_ratio_exclude"] == ("_bn/",)
+    )
     assert (config["tokenizer"]["size"], config["tokenizer"]["length"]) == (30_522, 64)
     image = config["encoders"]["image"]
     assert (image["group_size"], image["padding"]) == (16, "fixed")

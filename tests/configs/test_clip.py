@@ -65,7 +65,7 @@ def test_gains_biases_and_the_temperature_are_not_decayed():
     config = get("tiny")
     system = build.system(config, make_mesh(config["mesh"], jax.devices()[:1]))
     params, _ = jax.eval_shape(lambda: system.init(jax.random.key(0), build.abstract_batch(config)))
-    pattern = re.compile("|".join(config["optimizer"]["decay_exclude"]))
+    pattern = re.compile("|".join(config["optimizer"]["weight_decay_exclude"]))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         assert bool(pattern.search(name)) == (leaf.ndim < 2), name

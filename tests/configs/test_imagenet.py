@@ -51,7 +51,7 @@ def test_ibots_values(preset, epochs, warmup, decay, drop_path, depth, group):
 
 def test_what_beits_code_names_is_not_decayed():
     config = finetune_ibot_imagenet.get_config().to_dict()
-    pattern = re.compile("|".join(config["optimizer"]["decay_exclude"]))
+    pattern = re.compile("|".join(config["optimizer"]["weight_decay_exclude"]))
     tower = config["encoders"]["image"] | dict(scan=False, depth=1)
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes(config | dict(encoders=dict(image=tower)))):
         name = jax.tree_util.keystr(path, simple=True, separator="/")

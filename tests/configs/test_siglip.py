@@ -38,7 +38,7 @@ def test_it_has_as_many_parameters_as_the_released_model():
 
 def test_kernels_alone_are_decayed():
     config = siglip.get_config("tiny").to_dict()
-    pattern = re.compile("|".join(config["optimizer"]["decay_exclude"]))
+    pattern = re.compile("|".join(config["optimizer"]["weight_decay_exclude"]))
     for path, _ in jax.tree_util.tree_leaves_with_path(params_of(config)):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         assert bool(pattern.search(name)) != name.endswith("kernel"), name
