@@ -54,10 +54,10 @@ SCHEMA: Mapping = dict(
         b2=NUMBER,
         eps=NUMBER,
         weight_decay=(int, float, Mapping),
-        decay_exclude=TEXTS,
-        adapt_exclude=TEXTS,
+        weight_decay_exclude=TEXTS,
+        trust_ratio_exclude=TEXTS,
         clip_norm=NUMBER,
-        clip_per=str,
+        clip_scope=str,
     ),
     learning_rate=ANY,
     rates=TEXTS,
@@ -219,9 +219,9 @@ def _check_values(config):
         raise ConfigError(f"remat is {config['remat']!r}; use {', '.join(REMAT_POLICIES)}")
     if config["optimizer"]["name"] not in NAMES:
         raise ConfigError(f"optimizer.name is {config['optimizer']['name']!r}; use {', '.join(NAMES)}")
-    if config["optimizer"]["clip_per"] not in CLIPS:
+    if config["optimizer"]["clip_scope"] not in CLIPS:
         raise ConfigError(
-            f"optimizer.clip_per is {config['optimizer']['clip_per']!r}; use {', '.join(CLIPS)}"
+            f"optimizer.clip_scope is {config['optimizer']['clip_scope']!r}; use {', '.join(CLIPS)}"
         )
     if config["tokenizer"]["kind"] not in TOKENIZERS:
         raise ConfigError(f"tokenizer.kind is {config['tokenizer']['kind']!r}; use {', '.join(TOKENIZERS)}")

@@ -1,7 +1,7 @@
 """Shows a config before it runs: every value as text, every schedule over the run as a plot.
 
-    python -m big_ssl.inspect --config=configs/ibot_vits16.py --print
-    python -m big_ssl.inspect --config=configs/ibot_vits16.py --output=schedules.png
+    python -m big_ssl.inspect --config=configs/ibot.py --print
+    python -m big_ssl.inspect --config=configs/ibot.py --output=schedules.png
 
 The text has one value a line, sorted, after the preset and the changes on the command line: two configs
 compare with diff. The plot shows rates, decay, average, temperatures and weights.
