@@ -18,7 +18,7 @@ from big_ssl.evals.suite import EVALUATORS
 from big_ssl.models.encoders import ENCODERS
 from big_ssl.models.layer_stack import REMAT_POLICIES
 from big_ssl.objectives.build import OBJECTIVES
-from big_ssl.training import averaging, rates, schedules, stages
+from big_ssl.training import rates, schedules, stages
 from big_ssl.training.optimizers import CLIPS, NAMES
 
 
@@ -225,7 +225,7 @@ def _check_values(config):
         )
     if config["tokenizer"]["kind"] not in TOKENIZERS:
         raise ConfigError(f"tokenizer.kind is {config['tokenizer']['kind']!r}; use {', '.join(TOKENIZERS)}")
-    _check_schedule(config["ema"], config["total_steps"], "ema", averaging.build)
+    _check_schedule(config["ema"], config["total_steps"], "ema", schedules.ema_momentum)
     _check_schedule(config["learning_rate"], config["total_steps"], "learning_rate")
     _check_schedule(config["optimizer"]["weight_decay"], config["total_steps"], "optimizer.weight_decay")
 

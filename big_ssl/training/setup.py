@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated, state_shardings
-from big_ssl.training import averaging, build, requirements, schedules, train_step
+from big_ssl.training import build, requirements, schedules, train_step
 from big_ssl.training import state as state_lib
 from big_ssl.training.model import build_model
 from big_ssl.training.system import System
@@ -58,7 +58,7 @@ def _set_up(config, mesh, first):
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
     system = dataclasses.replace(system, specs=specs)
     grad_fn = train_step.value_and_grad(system, config["grad_accum"], mesh)
-    momentum = averaging.build(config["ema"], config["total_steps"])
+    momentum = schedules.ema_momentum(config["ema"], config["total_steps"])
     window = config["failure_limits"]["window_examples"]
     step = train_step.make_step(
         grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"], window, first
