@@ -28,7 +28,8 @@ class Head(nn.Module):
     def __call__(self, inputs, train=False):
         scale = self.param("scale", nn.initializers.ones, (5,))
         factor = self.param("factor", nn.initializers.ones, ())
-        return dict(x=nn.Dense(5)(inputs["text"]["pooled"]), factor=factor, shared=dict(scale=scale))
+        x = nn.Dropout(0.25, deterministic=not train)(nn.Dense(5)(inputs["text"]["pooled"]))
+        return dict(x=x, factor=factor, shared=dict(scale=scale))
 
 
 @dataclasses.dataclass(frozen=True)
