@@ -54,9 +54,9 @@ def _by_view(system, batch, key):
 
 
 def recipe(config) -> dict:
-    """A config's values of a dinov2_torch.Recipe; its rates have a decay by layers."""
+    """A config's values of a dinov2_torch.Recipe; its lr_multipliers have layer-wise decay."""
     objectives, optimizer = config["streams"]["images"]["objectives"], config["optimizer"]
-    by_layers = next(factor for pattern, factor in config["rates"] if pattern == "encoders/")
+    by_layers = next(factor for pattern, factor in config["lr_multipliers"] if pattern == "encoders/")
     return dict(
         centre_momentum=objectives["dino"]["centring"].get("momentum"),
         koleo_group=objectives["koleo"]["group_size"],

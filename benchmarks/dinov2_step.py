@@ -51,8 +51,8 @@ def step_config(batch: int) -> dict:
     config["encoders"]["image"].update(
         **TOWER, drop_path=0.0, drop_path_groups=1, position_resize="hf_dinov2", scan=False
     )
-    rates = tuple(rule for rule in config["rates"] if rule[0] == "encoders/")
-    return config | dict(dtype="float32", remat="none", rates=rates)
+    lr_multipliers = tuple(rule for rule in config["lr_multipliers"] if rule[0] == "encoders/")
+    return config | dict(dtype="float32", remat="none", lr_multipliers=lr_multipliers)
 
 
 def make_ours(config, setup, batch, folder):

@@ -35,7 +35,7 @@ _RULES = tuple(
         (r"mesh\.(data|fsdp|tensor)|mesh_rules\.\d+\.1\.(data|fsdp|tensor)", AXIS),
         (r"seed|profile|warmup_steps|cache_mib|threads", NOT_NEGATIVE),
         # Of optimisers and objectives.
-        (r"learning_rate|rates|weight_decay|clip_norm|weight", NOT_NEGATIVE),
+        (r"learning_rate|lr_multipliers|rates|weight_decay|clip_norm|weight", NOT_NEGATIVE),
         (r"b1|b2|momentum|bn_momentum|label_smoothing", FRACTION),
         (r"eps|epsilon|temperature|\w+_temperature", POSITIVE),
         (r"dim|classes|prototypes|hidden|bottleneck|layers|crops|iterations", COUNT),

@@ -67,7 +67,7 @@ def full() -> dict:
             clip_scope="all",
         ),
         learning_rate=dict(kind="linear", peak=1e-3, warmup_steps=10_000, start=0.0, final=0.0),
-        rates=(),
+        lr_multipliers=(),
         ema=0.0,
         init_from=dict(path="", skip=(), copy=()),
         # The rest changes nothing that is computed.

@@ -12,7 +12,7 @@ launch/rehearse.sh.
 
 Values are from section 2.5 and Tables 18 to 20 of the paper. `# open` marks a value that the paper leaves
 open, and names the source of ours. Keys for what others have added: encoders.image.patch_dropout (FLIP),
-contrastive.logit_bias (the sigmoid loss), ema, and init_from with rates for a locked image encoder.
+contrastive.logit_bias (the sigmoid loss), ema, and init_from with lr_multipliers for a locked image encoder.
 """
 
 from typing import Any
@@ -106,7 +106,7 @@ def full(model: str) -> dict:
             clip_scope="all",
         ),
         learning_rate=dict(kind="cosine", peak=published["peak"], warmup_steps=2_000, start=0.0, final=0.0),
-        rates=(),
+        lr_multipliers=(),
         ema=0.0,
         init_from=dict(path="", skip=(), copy=()),
         # The rest changes nothing that is computed.

@@ -140,7 +140,7 @@ def full(model: str) -> dict:
             start=0.0,
             final=1e-6,
         ),
-        rates=(
+        lr_multipliers=(
             ("/prototype", dict(kind="steps", values=((0, 0.0), (_EPOCH, 1.0)))),
             ("encoders/", dict(kind="layer_decay", decay=published["layer_decay"], patch_embedding=0.2)),
         ),
@@ -257,7 +257,7 @@ def highres(model: str) -> dict:
         total_steps=steps,
         remat="full",
         eval_every=2_500,
-        rates=config["rates"][1:],  # the prototypes are not frozen again
+        lr_multipliers=config["lr_multipliers"][1:],  # the prototypes are not frozen again
     )
     config["requires"].update(weights=True)
     rate = config["learning_rate"]

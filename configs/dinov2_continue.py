@@ -86,7 +86,7 @@ def full(model: str) -> dict:
         learning_rate=dict(
             kind="cosine", peak=1e-3, warmup_steps=_HEADS_ALONE, start=0.0, final=1e-6
         ),  # open
-        rates=_rates(_HEADS_ALONE),
+        lr_multipliers=_lr_multipliers(_HEADS_ALONE),
         ema=dict(kind="cosine", peak=0.994, warmup_steps=0, start=0.0, final=1.0),  # open: of the long run
         init_from=dict(path="", skip=("heads/",), copy=()),
         # The rest changes nothing that is computed.
@@ -170,7 +170,7 @@ def _objectives():
     )
 
 
-def _rates(heads_alone):
+def _lr_multipliers(heads_alone):
     """The backbone waits for the heads, and then has a tenth of their learning rate."""
     return (("encoders/", dict(kind="steps", values=((0, 0.0), (heads_alone, 0.1)))),)
 
@@ -179,7 +179,9 @@ def demo() -> dict:
     """The small model of configs/dinov2.py:vitl16_short,demo with new heads, on the same emoji drawings."""
     config = full("vits14")
     config.update(name="dinov2_continue_demo", **emoji.images_run())
-    config.update(rates=_rates(50), init_from=dict(path="runs/dinov2_demo", skip=("heads/",), copy=()))
+    config.update(
+        lr_multipliers=_lr_multipliers(50), init_from=dict(path="runs/dinov2_demo", skip=("heads/",), copy=())
+    )
     config["learning_rate"].update(peak=1e-3, warmup_steps=40, final=1e-5)
     config["optimizer"].update(b2=0.98)
     images = config["streams"]["images"]
@@ -208,7 +210,7 @@ def tiny() -> dict:
     """Seconds, for tests, from scratch, with the centring and the layer scale of the recipe."""
     config = demo()
     config.update(name="dinov2_continue_tiny", **emoji.few_images_run())
-    config.update(rates=_rates(5), init_from=dict(path="", skip=(), copy=()))
+    config.update(lr_multipliers=_lr_multipliers(5), init_from=dict(path="", skip=(), copy=()))
     config["learning_rate"].update(peak=2e-3, warmup_steps=2)
     images = config["streams"]["images"]
     images.update(batch_size=16, data=emoji.few_images(size=32, local_size=16, local_count=2))

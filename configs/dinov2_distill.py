@@ -70,7 +70,7 @@ def full(model: str) -> dict:
             clip_scope="part",
         ),
         learning_rate=dict(kind="cosine", peak=1e-3, warmup_steps=100_000, start=0.0, final=1e-6),
-        rates=(
+        lr_multipliers=(
             ("/teacher", 0.0),
             ("/prototype", dict(kind="steps", values=((0, 0.0), (_EPOCH, 1.0)))),
             ("encoders/", dict(kind="layer_decay", decay=1.0, patch_embedding=0.2)),
@@ -181,7 +181,7 @@ def demo(model: str) -> dict:
     """A thinner student of the model of configs/dinov2.py:vitg14,demo, on the same emoji drawings."""
     config = full(model)
     config.update(name=f"dinov2_distill_{model}_demo", **emoji.images_run())
-    config.update(rates=(("/teacher", 0.0),))
+    config.update(lr_multipliers=(("/teacher", 0.0),))
     config["requires"].update(weights=True)
     config["learning_rate"].update(peak=1e-3, warmup_steps=40, final=1e-5)
     config["optimizer"].update(b2=0.98)
@@ -206,7 +206,7 @@ def tiny(model: str) -> dict:
     """The demo with narrower encoders and small batches, in seconds; its teacher is untrained."""
     config = demo(model)
     config.update(name=f"dinov2_distill_{model}_tiny", **emoji.few_images_run())
-    config.update(rates=(("/teacher", 0.0),), init_from=dict(path="", skip=(), copy=()))
+    config.update(lr_multipliers=(("/teacher", 0.0),), init_from=dict(path="", skip=(), copy=()))
     config["learning_rate"].update(peak=2e-3, warmup_steps=2)
     images = config["streams"]["images"]
     images.update(batch_size=16, data=emoji.few_images(size=32, local_size=16, local_count=2))

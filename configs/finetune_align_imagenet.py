@@ -77,7 +77,7 @@ def full(model: str) -> dict:
             clip_scope="all",
         ),
         learning_rate=_decayed(0.01),
-        rates=(("encoders/", 0.1),),
+        lr_multipliers=(("encoders/", 0.1),),
         ema=0.0,
         init_from=dict(path="", skip=(), copy=()),
         # The rest changes nothing that is computed.
@@ -126,7 +126,7 @@ def frozen(model: str) -> dict:
         name=f"align_{model}_imagenet_frozen",
         init_from=dict(path="", skip=("heads/",), copy=()),
         learning_rate=_decayed(0.1),
-        rates=(("encoders/", 0.0),),
+        lr_multipliers=(("encoders/", 0.0),),
     )
     config["streams"].update(images=_images(train=289, evaluate=360))
     return config
@@ -150,7 +150,7 @@ def demo() -> dict:
         requires=dict(weights=False, preset_here="tiny"),
         init_from=dict(path="", skip=("heads/",), copy=()),
         learning_rate=dict(kind="steps", values=((0, 0.05), (300, 0.01))),
-        rates=(),  # from scratch all layers learn alike
+        lr_multipliers=(),  # from scratch all layers learn alike
         log_every=20,
         eval_every=100,
         checkpoint=dict(every=100, keep=2, best="eval/classification/twemoji/top1"),

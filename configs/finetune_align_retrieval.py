@@ -84,7 +84,7 @@ def coco(model: str) -> dict:
         ),
         # The paper speaks of an initial rate; the warm-up of pre-training is longer than all of this.
         learning_rate=dict(kind="linear", peak=1e-5, warmup_steps=0, start=0.0, final=0.0),
-        rates=(),
+        lr_multipliers=(),
         ema=0.0,
         init_from=dict(path="", skip=(), copy=()),
         # The rest changes nothing that is computed.

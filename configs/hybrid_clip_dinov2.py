@@ -76,7 +76,7 @@ def full() -> dict:
             clip_scope="part",
         ),
         learning_rate=dict(kind="cosine", peak=5e-4, warmup_steps=2_000, start=0.0, final=0.0),
-        rates=(("/prototype", dict(kind="steps", values=((0, 0.0), (_EPOCH, 1.0)))),),
+        lr_multipliers=(("/prototype", dict(kind="steps", values=((0, 0.0), (_EPOCH, 1.0)))),),
         ema=dict(kind="linear", peak=0.996, warmup_steps=0, start=0.996, final=0.996),
         init_from=dict(path="", skip=(), copy=()),
         # The rest changes nothing that is computed.
@@ -203,7 +203,7 @@ def contrastive(config: dict) -> dict:
     objectives = config["streams"]["pairs"]["objectives"]
     for name in ("dino", "ibot", "koleo"):
         del objectives[name]
-    config.update(name=f"{config['name']}_contrastive", masks={}, rates=())
+    config.update(name=f"{config['name']}_contrastive", masks={}, lr_multipliers=())
     return config
 
 

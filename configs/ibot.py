@@ -92,7 +92,9 @@ def full(model: str) -> dict:
             start=0.0,
             final=published["final"],
         ),
-        rates=(("/prototype", dict(kind="steps", values=((0, 0.0), (published["frozen"] * _EPOCH, 1.0)))),),
+        lr_multipliers=(
+            ("/prototype", dict(kind="steps", values=((0, 0.0), (published["frozen"] * _EPOCH, 1.0)))),
+        ),
         ema=dict(kind="cosine", peak=0.996, warmup_steps=0, start=0.0, final=1.0),
         init_from=dict(path="", skip=(), copy=()),
         # The rest changes nothing that is computed.

@@ -56,7 +56,7 @@ def full() -> dict:
         ),
         # SigLIP 2: the peak, the warm-up and the cosine.
         learning_rate=dict(kind="cosine", peak=1e-3, warmup_steps=20_000, start=0.0, final=0.0),
-        rates=(),
+        lr_multipliers=(),
         ema=0.0,
         init_from=dict(path="", skip=(), copy=()),
         # The rest changes nothing that is computed.

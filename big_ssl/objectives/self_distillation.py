@@ -1,7 +1,7 @@
 """What DINO's and iBOT's objectives have in common.
 
 The teacher is the student's own EMA, or, in distillation, another encoder of the config that is frozen
-(config.rates) and starts from weights (config.init_from).
+(config.lr_multipliers) and starts from weights (config.init_from).
 """
 
 import dataclasses

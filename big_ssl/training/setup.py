@@ -44,10 +44,10 @@ def set_up(config: Mapping, devices=None) -> Setup:
 
 
 def _set_up(config, mesh):
-    system, optimizer, rates, init = build_model(config, mesh)
+    system, optimizer, lr_multipliers, init = build_model(config, mesh)
     rate = schedules.build(config["learning_rate"], config["total_steps"])
     shapes = jax.eval_shape(init)
-    rates.check(shapes.params)
+    lr_multipliers.check(shapes.params)
     shardings = state_shardings(mesh, shapes, config["sharding"])
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -60,7 +60,7 @@ def _set_up(config, mesh):
     momentum = averaging.build(config["ema"], config["total_steps"])
     window = config["failure_limits"]["window_examples"]
     step = train_step.make_step(
-        grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"], window
+        grad_fn, system.project, optimizer, rate, lr_multipliers.factors, momentum, config["seed"], window
     )
     step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     # Traced now, for its errors; what is traced is kept for the first step.

@@ -34,7 +34,7 @@ def make_step(grad_fn, project, optimizer, learning_rate, factors, ema_momentum,
       project: System.project.
       optimizer: gives updates for a learning rate of 1.
       learning_rate, ema_momentum: functions of the step; the latter is read only if the state has an average.
-      factors: Rates.factors, of each parameter's learning rate.
+      factors: LrMultipliers.factors, of each parameter's learning rate.
       seed: of the run.
       window: the number of a stream's last examples over which the fraction of replaced records is taken.
     """

@@ -85,7 +85,7 @@ def test_fine_tuning_is_the_recipe_with_a_lower_rate(arg, steps, model):
     rate = config["learning_rate"]
     assert (rate["kind"], rate["peak"], rate["warmup_steps"]) == ("linear", 1e-5, 0)
     assert config["requires"]["weights"]
-    for key in ("encoders", "optimizer", "tokenizer", "views", "rates"):
+    for key in ("encoders", "optimizer", "tokenizer", "views", "lr_multipliers"):
         assert config[key] == full[key]
 
 

@@ -60,7 +60,7 @@ def recipe(model, weights, group):
     for name, options in weights["projections"].items():
         images["objectives"][name].update(head=options)
     images["objectives"]["koleo"].update(group_size=group)
-    config["rates"] = (("encoders/", dict(kind="layer_decay", decay=0.9, patch_embedding=0.2)),)
+    config["lr_multipliers"] = (("encoders/", dict(kind="layer_decay", decay=0.9, patch_embedding=0.2)),)
     # With the usual one the first update is hardly more than the gradient's sign.
     config["optimizer"].update(eps=1e-2)
     return config
