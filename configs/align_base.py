@@ -65,7 +65,7 @@ def full() -> dict:
         learning_rate=dict(kind="linear", peak=2e-3, warmup_steps=40_000, start=0.0, final=0.0),
         lr_multipliers=(),
         ema=0.0,
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),

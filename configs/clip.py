@@ -108,7 +108,7 @@ def full(model: str) -> dict:
         learning_rate=dict(kind="cosine", peak=published["peak"], warmup_steps=2_000, start=0.0, final=0.0),
         lr_multipliers=(),
         ema=0.0,
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),

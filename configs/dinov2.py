@@ -145,7 +145,7 @@ def full(model: str) -> dict:
             ("encoders/", dict(kind="layer_decay", decay=published["layer_decay"], patch_embedding=0.2)),
         ),
         ema=dict(kind="cosine", peak=published["ema"], warmup_steps=0, start=0.0, final=1.0),
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed. Eight shards are enough for the state of ViT-g, and keep
         # its exchanges short (docs/performance.md); on fewer devices nothing is sharded.
         mesh=dict(data=-1, fsdp=8, tensor=1),

@@ -13,7 +13,7 @@ The published backbones come without their heads, and randomly initialised heads
 So only the heads train for the first 1,250 steps; then the backbone does too, at a tenth of their learning
 rate. Nobody has published a recipe for this: values are those of the short run in configs/dinov2.py, and the
 ones marked `# open` are ours, untried at full size. A file teacher_checkpoint.pth of the published code has
-heads, which --from=dinov2 keeps: give the heads their sizes here, and set init_from.skip to ().
+heads, which --from=dinov2 keeps: give the heads their sizes here, and set init_from.exclude to ().
 """
 
 from collections.abc import Callable
@@ -88,7 +88,7 @@ def full(model: str) -> dict:
         ),  # open
         lr_multipliers=_lr_multipliers(_HEADS_ALONE),
         ema=dict(kind="cosine", peak=0.994, warmup_steps=0, start=0.0, final=1.0),  # open: of the long run
-        init_from=dict(path="", skip=("heads/",), copy=()),
+        init_from=dict(path="", exclude=("heads/",), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=8, tensor=1),
         mesh_rules=(),
@@ -180,7 +180,8 @@ def demo() -> dict:
     config = full("vits14")
     config.update(name="dinov2_continue_demo", **emoji.images_run())
     config.update(
-        lr_multipliers=_lr_multipliers(50), init_from=dict(path="runs/dinov2_demo", skip=("heads/",), copy=())
+        lr_multipliers=_lr_multipliers(50),
+        init_from=dict(path="runs/dinov2_demo", exclude=("heads/",), remap=()),
     )
     config["learning_rate"].update(peak=1e-3, warmup_steps=40, final=1e-5)
     config["optimizer"].update(b2=0.98)
@@ -210,7 +211,7 @@ def tiny() -> dict:
     """Seconds, for tests, from scratch, with the centring and the layer scale of the recipe."""
     config = demo()
     config.update(name="dinov2_continue_tiny", **emoji.few_images_run())
-    config.update(lr_multipliers=_lr_multipliers(5), init_from=dict(path="", skip=(), copy=()))
+    config.update(lr_multipliers=_lr_multipliers(5), init_from=dict(path="", exclude=(), remap=()))
     config["learning_rate"].update(peak=2e-3, warmup_steps=2)
     images = config["streams"]["images"]
     images.update(batch_size=16, data=emoji.few_images(size=32, local_size=16, local_count=2))

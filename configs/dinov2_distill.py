@@ -79,8 +79,8 @@ def full(model: str) -> dict:
         # The encoder and the heads of the run become the teacher's; the student starts from scratch.
         init_from=dict(
             path="",
-            skip=("encoders/image/", "/projection/"),
-            copy=(("encoders/image/", "encoders/teacher/"), ("/projection/", "/teacher_projection/")),
+            exclude=("encoders/image/", "/projection/"),
+            remap=(("encoders/image/", "encoders/teacher/"), ("/projection/", "/teacher_projection/")),
         ),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=8, tensor=1),
@@ -206,7 +206,7 @@ def tiny(model: str) -> dict:
     """The demo with narrower encoders and small batches, in seconds; its teacher is untrained."""
     config = demo(model)
     config.update(name=f"dinov2_distill_{model}_tiny", **emoji.few_images_run())
-    config.update(lr_multipliers=(("/teacher", 0.0),), init_from=dict(path="", skip=(), copy=()))
+    config.update(lr_multipliers=(("/teacher", 0.0),), init_from=dict(path="", exclude=(), remap=()))
     config["learning_rate"].update(peak=2e-3, warmup_steps=2)
     images = config["streams"]["images"]
     images.update(batch_size=16, data=emoji.few_images(size=32, local_size=16, local_count=2))

@@ -79,7 +79,7 @@ def full(model: str) -> dict:
         learning_rate=_decayed(0.01),
         lr_multipliers=(("encoders/", 0.1),),
         ema=0.0,
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=MODELS[model]["fsdp"], tensor=1),
         mesh_rules=(),
@@ -124,7 +124,7 @@ def frozen(model: str) -> dict:
     config = full(model)
     config.update(
         name=f"align_{model}_imagenet_frozen",
-        init_from=dict(path="", skip=("heads/",), copy=()),
+        init_from=dict(path="", exclude=("heads/",), remap=()),
         learning_rate=_decayed(0.1),
         lr_multipliers=(("encoders/", 0.0),),
     )
@@ -148,7 +148,7 @@ def demo() -> dict:
         remat="none",
         mesh=dict(data=-1, fsdp=1, tensor=1),
         requires=dict(weights=False, preset_here="tiny"),
-        init_from=dict(path="", skip=("heads/",), copy=()),
+        init_from=dict(path="", exclude=("heads/",), remap=()),
         learning_rate=dict(kind="steps", values=((0, 0.05), (300, 0.01))),
         lr_multipliers=(),  # from scratch all layers learn alike
         log_every=20,

@@ -86,7 +86,7 @@ def coco(model: str) -> dict:
         learning_rate=dict(kind="linear", peak=1e-5, warmup_steps=0, start=0.0, final=0.0),
         lr_multipliers=(),
         ema=0.0,
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=sizes["fsdp"], tensor=1),
         mesh_rules=(),

@@ -96,7 +96,7 @@ def full(model: str) -> dict:
             ("/prototype", dict(kind="steps", values=((0, 0.0), (published["frozen"] * _EPOCH, 1.0)))),
         ),
         ema=dict(kind="cosine", peak=0.996, warmup_steps=0, start=0.0, final=1.0),
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),

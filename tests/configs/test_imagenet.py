@@ -78,7 +78,7 @@ def test_aligns_values(preset, rate, train, evaluate, tower):
     assert evaluate / views["image"]["resize"] == pytest.approx(0.875, abs=2e-3)
     assert config["lr_multipliers"] == (("encoders/", tower),)
     # The second run goes on with the first one's classifier.
-    assert config["init_from"]["skip"] == (("heads/",) if preset == "frozen" else ())
+    assert config["init_from"]["exclude"] == (("heads/",) if preset == "frozen" else ())
     pretraining = (align_base if preset == "base" else align_l2).get_config().to_dict()
     assert config["encoders"]["image"] == pretraining["encoders"]["image"]
 

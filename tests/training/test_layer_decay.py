@@ -94,9 +94,7 @@ def test_rules_before_it_count_first():
 def test_what_cannot_be_is_named():
     tower = efficientnet.EfficientNet(stages=efficientnet.B0_STAGES[:1], width=0.25, depth=0.3)
     params = jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
-    with pytest.raises(
-        ValueError, match=r"^lr_multipliers: layer_decay is for transformers; encoders/image"
-    ):
+    with pytest.raises(ValueError, match=r"^lr_multipliers: layer_decay is for transformers; encoders/image"):
         LrMultipliers.build((("", RULE),), 10).check(dict(encoders=dict(image=params), heads={}))
     for options, message in (
         (dict(decay=0.0), r"layer_decay: decay is 0.0; it must lie in \(0, 1\]"),
