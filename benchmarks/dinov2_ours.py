@@ -59,7 +59,7 @@ def recipe(config) -> dict:
     by_layers = next(factor for pattern, factor in config["lr_multipliers"] if pattern == "encoders/")
     return dict(
         centre_momentum=objectives["dino"]["centring"].get("momentum"),
-        koleo_group=objectives["koleo"]["group_size"],
+        koleo_group=objectives["koleo"]["koleo_group"],
         layer_decay=by_layers["decay"],
         patch_rate=by_layers["patch_embedding"],
         betas=(optimizer["b1"], optimizer["b2"]),

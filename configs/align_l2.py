@@ -49,7 +49,7 @@ def full() -> dict:
                 depth=5.3,
                 strides=(1, 2, 2, 2, 1, 2, 1),
                 drop_connect=0.2,  # open: EfficientNet's default
-                group_size=16,  # open: a TPU v3 core's 16 examples
+                bn_group=16,  # open: a TPU v3 core's 16 examples
                 bn_momentum=0.99,  # open: EfficientNet's default
                 scan=True,
             ),
@@ -152,7 +152,7 @@ def demo() -> dict:
     config["views"]["image"]["flip"] = False  # a flipped left arrow is a right arrow
     # Layers are not scanned: a scan saves the compilation of many layers, and few run faster without it.
     config["encoders"]["image"].update(
-        width=0.75, depth=1.0, drop_connect=0.0, group_size=0, bn_momentum=0.9, scan=False
+        width=0.75, depth=1.0, drop_connect=0.0, bn_group=0, bn_momentum=0.9, scan=False
     )
     config["encoders"]["text"].update(width=128, depth=2, heads=2, dropout=0.0, scan=False)
     config["optimizer"].update(

@@ -186,7 +186,7 @@ def _resnet(published):
         **published["image"],
         image_size=published["size"],
         pooled_dim=published["dim"],
-        group_size=0,  # open: batch norm over the whole batch
+        bn_group=0,  # open: batch norm over the whole batch
         bn_momentum=0.9,  # open: PyTorch's default
         scan=True,
     )

@@ -112,10 +112,10 @@ def full(model: str) -> dict:
         masks=dict(
             global_crops=dict(
                 grid=224 // patch,
-                share=0.5,
+                mask_prob=0.5,
                 ratio=(0.1, 0.5),
                 min_patches=4,
-                group_size=min(16, published["per_device"]),
+                mask_group=min(16, published["per_device"]),
             )
         ),
         encoders=dict(image=_encoder(published)),
@@ -236,7 +236,7 @@ def _objectives(published):
             centre_over="masked",
             chunk=128,
         ),
-        koleo=dict(kind="koleo", weight=0.1, group_size=published["per_device"], crops=2),
+        koleo=dict(kind="koleo", weight=0.1, koleo_group=published["per_device"], crops=2),
     )
 
 
@@ -288,8 +288,8 @@ def demo(model: str) -> dict:
         objective.update(teacher_temperature=0.04, centring=dict(kind="sinkhorn", iterations=3))
         if objective["head"] != "dino":
             objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False)
-    images["objectives"]["koleo"].update(group_size=0)
-    config["masks"]["global_crops"].update(grid=4, min_patches=2, group_size=16)
+    images["objectives"]["koleo"].update(koleo_group=0)
+    config["masks"]["global_crops"].update(grid=4, min_patches=2, mask_group=16)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
     for view in ("global_crops", "local_crops"):
         config["views"][view].update(jitter=(), grey_chance=0.0, blur_chance=(), solarise_chance=())

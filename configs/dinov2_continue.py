@@ -69,7 +69,7 @@ def full(model: str) -> dict:
             local_crops=dict(**colour, blur_chance=(0.5,) * 8, solarise_chance=()),
             image=dict(pixels),
         ),
-        masks=dict(global_crops=dict(grid=16, share=0.5, ratio=(0.1, 0.5), min_patches=4, group_size=16)),
+        masks=dict(global_crops=dict(grid=16, mask_prob=0.5, ratio=(0.1, 0.5), min_patches=4, mask_group=16)),
         encoders=dict(image=_encoder(model)),
         optimizer=dict(
             name="adamw",
@@ -166,7 +166,7 @@ def _objectives():
             centre_over="masked",
             chunk=128,
         ),
-        koleo=dict(kind="koleo", weight=0.1, group_size=16, crops=2),
+        koleo=dict(kind="koleo", weight=0.1, koleo_group=16, crops=2),
     )
 
 
@@ -195,7 +195,7 @@ def demo() -> dict:
     images["objectives"]["dino"]["head"].update(
         prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False
     )
-    images["objectives"]["koleo"].update(group_size=0)
+    images["objectives"]["koleo"].update(koleo_group=0)
     config["masks"]["global_crops"].update(grid=4, min_patches=2)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
     for view in ("global_crops", "local_crops"):

@@ -173,7 +173,7 @@ def _objectives():
             chunk=4,
         ),
         # open: 64 are the examples of a device, if 32 share the batch.
-        koleo=dict(kind="koleo", weight=0.1, masked=False, group_size=64, crops=2),
+        koleo=dict(kind="koleo", weight=0.1, masked=False, koleo_group=64, crops=2),
     )
 
 
@@ -192,7 +192,7 @@ def demo(model: str) -> dict:
         objective.update(teacher_temperature=0.04)
         objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False)
     images["objectives"]["ibot"].update(chunk=128)
-    images["objectives"]["koleo"].update(group_size=0)
+    images["objectives"]["koleo"].update(koleo_group=0)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
     for view in ("global_crops", "local_crops"):
         config["views"][view].update(jitter=(), grey_chance=0.0, blur_chance=(), solarise_chance=())

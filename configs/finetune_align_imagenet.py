@@ -60,7 +60,7 @@ def full(model: str) -> dict:
                 **MODELS[model]["encoder"],
                 strides=(1, 2, 2, 2, 1, 2, 1),
                 drop_connect=0.2,  # open
-                group_size=16,  # open
+                bn_group=16,  # open
                 bn_momentum=0.99,  # open
                 scan=True,
             )
@@ -160,7 +160,7 @@ def demo() -> dict:
     images.update(batch_size=128, data=emoji.crops(size=32))
     images["objectives"]["classification"].update(classes=emoji.CATEGORIES, label="category")
     config["encoders"]["image"].update(
-        width=0.75, depth=1.0, drop_connect=0.0, group_size=0, bn_momentum=0.9, scan=False
+        width=0.75, depth=1.0, drop_connect=0.0, bn_group=0, bn_momentum=0.9, scan=False
     )
     return config
 

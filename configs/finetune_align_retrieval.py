@@ -65,7 +65,7 @@ def coco(model: str) -> dict:
                 **sizes["image"],
                 strides=(1, 2, 2, 2, 1, 2, 1),
                 drop_connect=0.2,  # open: EfficientNet's default
-                group_size=16,  # open: a TPU v3 core's 16 examples in pre-training
+                bn_group=16,  # open: a TPU v3 core's 16 examples in pre-training
                 bn_momentum=0.99,  # open: EfficientNet's default
                 scan=True,
             ),
@@ -165,7 +165,7 @@ def tiny() -> dict:
     )
     config["views"]["image"]["flip"] = False
     config["encoders"]["image"].update(
-        width=0.25, depth=0.3, drop_connect=0.0, group_size=0, bn_momentum=0.9, scan=False
+        width=0.25, depth=0.3, drop_connect=0.0, bn_group=0, bn_momentum=0.9, scan=False
     )
     config["encoders"]["text"].update(width=32, depth=1, heads=1, dropout=0.0, scan=False)
     config["optimizer"].update(

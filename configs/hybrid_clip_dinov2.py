@@ -62,7 +62,7 @@ def full() -> dict:
             local_crops=dict(**colour, blur_chance=(0.5,) * 8, solarise_chance=()),
             image=dict(pixels),
         ),
-        masks=dict(global_crops=dict(grid=14, share=0.5, ratio=(0.1, 0.5), min_patches=4, group_size=16)),
+        masks=dict(global_crops=dict(grid=14, mask_prob=0.5, ratio=(0.1, 0.5), min_patches=4, mask_group=16)),
         encoders=_encoders(),
         optimizer=dict(
             name="adamw",
@@ -194,7 +194,7 @@ def _objectives():
             centre_over="masked",
             chunk=128,
         ),
-        koleo=dict(kind="koleo", weight=0.1, group_size=64, crops=2),
+        koleo=dict(kind="koleo", weight=0.1, koleo_group=64, crops=2),
     )
 
 
@@ -233,7 +233,7 @@ def demo() -> dict:
         # A moving centre comes too late for so quick a teacher.
         objectives[name].update(teacher_temperature=0.04, centring=dict(kind="sinkhorn", iterations=3))
     objectives["dino"]["head"].update(prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False)
-    objectives["koleo"].update(group_size=0)
+    objectives["koleo"].update(koleo_group=0)
     config["masks"]["global_crops"].update(grid=4, min_patches=2)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
     for view in ("global_crops", "local_crops"):

@@ -71,7 +71,9 @@ def full(model: str) -> dict:
             local_crops=dict(**colour, blur_chance=(0.5,) * 10, solarise_chance=()),
             image=dict(pixels),
         ),
-        masks=dict(global_crops=dict(grid=14, share=0.5, ratio=(0.1, 0.5), min_patches=16, group_size=16)),
+        masks=dict(
+            global_crops=dict(grid=14, mask_prob=0.5, ratio=(0.1, 0.5), min_patches=16, mask_group=16)
+        ),
         encoders=dict(image=_encoder(published["encoder"])),
         optimizer=dict(
             name="adamw",
@@ -197,7 +199,7 @@ def demo(model: str) -> dict:
     head = dict(prototypes=4_096, hidden=512, bottleneck=128, layers=3, learn_lengths=False)
     images["objectives"]["dino"].update(changes, head=head)
     images["objectives"]["ibot"].update(changes)
-    images["objectives"]["koleo"] = dict(kind="koleo", weight=0.1, group_size=0)
+    images["objectives"]["koleo"] = dict(kind="koleo", weight=0.1, koleo_group=0)
     config["masks"]["global_crops"].update(grid=4, min_patches=2)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
     for view in ("global_crops", "local_crops"):

@@ -269,9 +269,9 @@ def test_a_ratio_of_a_crop_may_be_above_one_and_a_masks_may_not():
 
 
 def test_a_mask_group_has_an_example():
-    (line,) = broken_rules(dict(masks=dict(crops=dict(group_size=0))))
-    assert line == "masks.crops.group_size is 0; it must be at least 1"
-    assert not list(broken_rules(0, "encoders.image.group_size"))
+    (line,) = broken_rules(dict(masks=dict(crops=dict(mask_group=0))))
+    assert line == "masks.crops.mask_group is 0; it must be at least 1"
+    assert not list(broken_rules(0, "encoders.image.bn_group"))
 
 
 def test_two_objectives_of_one_name_are_refused():

@@ -95,8 +95,8 @@ def _mesh(config, devices):
 def _check_groups(masks, name, stream, part, ways):
     """Of a microbatch of `part` examples every device has whole groups, whose masked patches are joined."""
     for view, mask in masks.items():
-        if view in stream["data"]["views"] and part // min(mask["group_size"], part) % ways:
+        if view in stream["data"]["views"] and part // min(mask["mask_group"], part) % ways:
             raise requirements.RequirementsError(
-                f"masks.{view}.group_size is {mask['group_size']}; with grad_accum it must divide a "
+                f"masks.{view}.mask_group is {mask['mask_group']}; with grad_accum it must divide a "
                 f"device's part of a microbatch, {part // ways} of streams.{name}"
             )

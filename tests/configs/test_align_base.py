@@ -27,7 +27,7 @@ def test_coyos_values():
     )
     assert (config["tokenizer"]["size"], config["tokenizer"]["length"]) == (30_522, 64)
     image = config["encoders"]["image"]
-    assert (image["group_size"], image["padding"]) == (16, "fixed")
+    assert (image["bn_group"], image["padding"]) == (16, "fixed")
     assert (image["width"], image["depth"]) == efficientnet.VARIANTS["b7"]
     assert pairs["objectives"]["contrastive"]["dim"] == efficientnet.round_channels(320, image["width"])
 

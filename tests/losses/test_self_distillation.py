@@ -257,5 +257,5 @@ def test_koleo_of_equal_points_has_a_finite_gradient():
 
 @pytest.mark.parametrize(("count", "size"), [(1, 0), (6, 4), (6, 1)])
 def test_koleo_needs_others(count, size):
-    with pytest.raises(ValueError, match=r"^koleo: group_size"):
+    with pytest.raises(ValueError, match=r"^koleo: koleo_group"):
         koleo(jnp.ones((count, 3)), size)

@@ -230,7 +230,7 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(whole):
 
 def test_masked_patches_are_gathered_in_groups():
     head, rng = PatchHead(_Identity(), all_patches=False), np.random.default_rng(0)
-    mask = CONFIG["masks"]["global_crops"] | dict(group_size=4)
+    mask = CONFIG["masks"]["global_crops"] | dict(mask_group=4)
     drawn = jax.jit(build.BlockMask(**mask), static_argnums=(1, 2))(jax.random.key(0), 8, 2)
     patches = rng.normal(size=(8, 2, 16, 3)).astype(np.float32)
     found = head.apply({}, dict(global_crops=dict(patches=patches, mask=drawn)))["points"]

@@ -53,13 +53,13 @@ def recipe(model, weights, group):
     images.update(batch_size=4)
     images["data"]["views"]["local_crops"].update(count=8)
     config["encoders"]["image"].update(weights["encoders"]["image"])
-    config["masks"]["global_crops"].update(group_size=2)
+    config["masks"]["global_crops"].update(mask_group=2)
     rise = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=6, final=0.07)
     for name in ("dino", "ibot"):
         images["objectives"][name].update(teacher_temperature=rise)
     for name, options in weights["projections"].items():
         images["objectives"][name].update(head=options)
-    images["objectives"]["koleo"].update(group_size=group)
+    images["objectives"]["koleo"].update(koleo_group=group)
     config["lr_multipliers"] = (("encoders/", dict(kind="layer_decay", decay=0.9, patch_embedding=0.2)),)
     # With the usual one the first update is hardly more than the gradient's sign.
     config["optimizer"].update(eps=1e-2)

@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.update(name="micro", total_steps=8, log_every=1, eval_every=100, evals={})
     config["checkpoint"].update(every=2, keep=2, best="")
     config["learning_rate"].update(warmup_steps=2)
-    config["encoders"]["image"] = dict(kind="micro", group_size=0, bn_momentum=0.9)
+    config["encoders"]["image"] = dict(kind="micro", bn_group=0, bn_momentum=0.9)
     width = efficientnet.round_channels(STAGES[-1].channels, 0.25)
     config["streams"]["pairs"]["objectives"]["contrastive"].update(dim=width)
     return ConfigDict(config)

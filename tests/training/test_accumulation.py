@@ -33,7 +33,7 @@ def whole(micro_config):
 
 def grouped(config):
     """Batch norm over pairs of neighbours, so that no group is cut by a microbatch."""
-    config["encoders"]["image"]["group_size"] = 2
+    config["encoders"]["image"]["bn_group"] = 2
     return config
 
 
