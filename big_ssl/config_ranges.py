@@ -38,7 +38,7 @@ _RULES = tuple(
         (r"learning_rate|lr_multipliers|rates|weight_decay|clip_norm|weight", NOT_NEGATIVE),
         (r"b1|b2|momentum|bn_momentum|label_smoothing", FRACTION),
         (r"eps|epsilon|temperature|\w+_temperature", POSITIVE),
-        (r"dim|classes|prototypes|hidden|bottleneck|layers|crops|iterations", COUNT),
+        (r"embed_dim|classes|prototypes|hidden|bottleneck|layers|crops|iterations", COUNT),
         (r"mask_group", COUNT),
         (r"chunk|koleo_group|bn_group", NOT_NEGATIVE),
         # Of encoders.

@@ -109,9 +109,9 @@ def _pairs():
             contrastive=dict(
                 kind="contrastive",
                 weight=1.0,
-                dim=640,  # the width of the pooled image, which is not projected
+                embed_dim=640,  # the width of the pooled image, which is not projected
                 image_projection=False,
-                text_bias=True,
+                text_projection_bias=True,
                 temperature=1.0,
                 temperature_form="raw",
                 label_smoothing=0.1,
@@ -134,7 +134,7 @@ def demo() -> dict:
     # The logarithm of the temperature is learned: at this learning rate the temperature itself would first
     # triple, and training would start more slowly.
     pairs["objectives"]["contrastive"].update(
-        dim=240, text_bias=False, temperature=0.07, temperature_form="log"
+        embed_dim=240, text_projection_bias=False, temperature=0.07, temperature_form="log"
     )
     config["views"]["image"]["flip"] = False  # a flipped left arrow is a right arrow
     # Layers are not scanned: a scan saves the compilation of many layers, and few run faster without it.
@@ -160,7 +160,7 @@ def tiny() -> dict:
     pairs = config["streams"]["pairs"]
     # Padding of fixed size leaves nothing of 16 pixels.
     pairs.update(batch_size=16, data=emoji.few_pairs(resize=36, crop=32))
-    pairs["objectives"]["contrastive"].update(dim=80)
+    pairs["objectives"]["contrastive"].update(embed_dim=80)
     config["encoders"]["image"].update(width=0.25, depth=0.3)
     config["encoders"]["text"].update(width=32, depth=1, heads=1)
     config["evals"] = emoji.evals(("twemoji",), ("fxemoji",))

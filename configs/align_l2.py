@@ -113,9 +113,9 @@ def _pairs():
             contrastive=dict(
                 kind="contrastive",
                 weight=1.0,
-                dim=1376,  # the width of the pooled image, which is not projected
+                embed_dim=1376,  # the width of the pooled image, which is not projected
                 image_projection=False,
-                text_bias=True,
+                text_projection_bias=True,
                 temperature=1.0,
                 temperature_form="raw",
                 label_smoothing=0.1,
@@ -147,7 +147,7 @@ def demo() -> dict:
     # The logarithm of the temperature is learned: at this learning rate the temperature itself would first
     # triple, and training would start more slowly.
     pairs["objectives"]["contrastive"].update(
-        dim=240, text_bias=False, temperature=0.07, temperature_form="log"
+        embed_dim=240, text_projection_bias=False, temperature=0.07, temperature_form="log"
     )
     config["views"]["image"]["flip"] = False  # a flipped left arrow is a right arrow
     # Layers are not scanned: a scan saves the compilation of many layers, and few run faster without it.
@@ -172,7 +172,7 @@ def tiny() -> dict:
     config["learning_rate"].update(peak=2e-3, warmup_steps=5)
     pairs = config["streams"]["pairs"]
     pairs.update(batch_size=16, data=emoji.few_pairs(resize=18, crop=16))
-    pairs["objectives"]["contrastive"].update(dim=80)
+    pairs["objectives"]["contrastive"].update(embed_dim=80)
     config["encoders"]["image"].update(width=0.25, depth=0.3)
     config["encoders"]["text"].update(width=32, depth=1, heads=1)
     config["evals"] = emoji.evals(("twemoji",), ("fxemoji",))

@@ -169,9 +169,9 @@ def _objectives():
         contrastive=dict(
             kind="contrastive",
             weight=0.5,  # the mean of both directions
-            dim=512,
+            embed_dim=512,
             image_projection=True,
-            text_bias=False,
+            text_projection_bias=False,
             temperature=0.07,
             temperature_form="log",
             logit_bias=placeholder(float),
@@ -228,7 +228,7 @@ def demo() -> dict:
     pairs.update(batch_size=128, data=emoji.pairs(resize=54, crop=48))
     pairs["data"].update(views=crops | pairs["data"]["views"])
     objectives = pairs["objectives"]
-    objectives["contrastive"].update(dim=128)
+    objectives["contrastive"].update(embed_dim=128)
     for name in ("dino", "ibot"):
         # A moving centre comes too late for so quick a teacher.
         objectives[name].update(teacher_temperature=0.04, centring=dict(kind="sinkhorn", iterations=3))
@@ -259,7 +259,7 @@ def tiny() -> dict:
     pairs.update(batch_size=16, data=emoji.few_pairs(resize=36, crop=32))
     pairs["data"].update(views=crops | pairs["data"]["views"])
     objectives = pairs["objectives"]
-    objectives["contrastive"].update(dim=32)
+    objectives["contrastive"].update(embed_dim=32)
     for name in ("dino", "ibot"):
         objectives[name].update(centring=dict(kind="centre", momentum=0.9))
     objectives["dino"]["head"].update(prototypes=64, hidden=32, bottleneck=16)

@@ -92,7 +92,7 @@ def _shrink_stream(stream, patch, pooled):
 
 def _shrink_objective(options, pooled):
     if options["kind"] == "contrastive":
-        options.update(dim=pooled)  # what the image encoder returns, since not all recipes project it
+        options.update(embed_dim=pooled)  # what the image encoder returns, since not all recipes project it
     if isinstance(options.get("head"), Mapping):
         options["head"].update(_HEAD)
     if options.get("chunk"):

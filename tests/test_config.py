@@ -134,7 +134,8 @@ def test_a_wrong_type_is_named(path, value, message):
 @pytest.mark.parametrize(
     "path",
     ["seed", "remat", "optimizer/b2", "streams/pairs/data/captions", "views/image/std", "encoders/image/kind",
-     "streams/pairs/data/source/styles", "streams/pairs/objectives/contrastive/dim", "evals/emoji/kind"],
+     "streams/pairs/data/source/styles", "streams/pairs/objectives/contrastive/embed_dim",
+     "evals/emoji/kind"],
 )  # fmt: skip
 def test_a_missing_key_is_named(path):
     with pytest.raises(ConfigError, match=rf"^{re.escape(path.replace('/', '.'))} is missing"):

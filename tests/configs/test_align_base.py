@@ -29,7 +29,7 @@ def test_coyos_values():
     image = config["encoders"]["image"]
     assert (image["bn_group"], image["padding"]) == (16, "fixed")
     assert (image["width"], image["depth"]) == efficientnet.VARIANTS["b7"]
-    assert pairs["objectives"]["contrastive"]["dim"] == efficientnet.round_channels(320, image["width"])
+    assert pairs["objectives"]["contrastive"]["embed_dim"] == efficientnet.round_channels(320, image["width"])
 
 
 def test_the_text_tower_is_bert_base():

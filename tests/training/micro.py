@@ -27,5 +27,5 @@ def get_config() -> ConfigDict:
     config["learning_rate"].update(warmup_steps=2)
     config["encoders"]["image"] = dict(kind="micro", bn_group=0, bn_momentum=0.9)
     width = efficientnet.round_channels(STAGES[-1].channels, 0.25)
-    config["streams"]["pairs"]["objectives"]["contrastive"].update(dim=width)
+    config["streams"]["pairs"]["objectives"]["contrastive"].update(embed_dim=width)
     return ConfigDict(config)
