@@ -43,7 +43,7 @@ def step_config(batch: int) -> dict:
     images = config["streams"]["images"]
     images.update(batch_size=batch)
     images["data"]["views"]["local_crops"].update(size=98)
-    images["objectives"]["dino"].update(head=dict(HEAD, layers=3, learn_lengths=True))
+    images["objectives"]["dino"].update(head=dict(HEAD, layers=3, norm_last_layer=False))
     images["objectives"]["koleo"].update(koleo_group=batch)
     for view, options in config["views"].items():
         config["views"][view] = {key: options[key] for key in ("mean", "std")}

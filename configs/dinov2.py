@@ -41,7 +41,7 @@ _LONG: dict[str, Any] = dict(
     prototypes=131_072,
     dino_bottleneck=384,
     two_heads=True,
-    centring=dict(kind="sinkhorn", iterations=3),
+    centering=dict(kind="sinkhorn", iterations=3),
     local_size=98,
 )
 MODELS: dict[str, dict[str, Any]] = {
@@ -75,7 +75,7 @@ MODELS: dict[str, dict[str, Any]] = {
         prototypes=65_536,
         dino_bottleneck=256,
         two_heads=False,
-        centring=dict(kind="centre", momentum=0.9),
+        centering=dict(kind="center", momentum=0.9),
         local_size=96,
     ),
 }
@@ -215,7 +215,7 @@ def _data(published):
 def _objectives(published):
     """chunk: how many crops' or patches' logits are in memory at a time; no result depends on it."""
     head = dict(
-        prototypes=published["prototypes"], hidden=2_048, bottleneck=256, layers=3, learn_lengths=True
+        prototypes=published["prototypes"], hidden=2_048, bottleneck=256, layers=3, norm_last_layer=False
     )
     temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=30 * _EPOCH, final=0.07)
     return dict(
@@ -224,7 +224,7 @@ def _objectives(published):
             weight=1.0,
             head=dict(head, bottleneck=published["dino_bottleneck"]),
             teacher_temperature=dict(temperature),
-            centring=dict(published["centring"]),
+            centering=dict(published["centering"]),
             chunk=2,
         ),
         ibot=dict(
@@ -232,8 +232,8 @@ def _objectives(published):
             weight=1.0,
             head=head if published["two_heads"] else "dino",
             teacher_temperature=dict(temperature),
-            centring=dict(published["centring"]),
-            centre_over="masked",
+            centering=dict(published["centering"]),
+            center_over="masked",
             chunk=128,
         ),
         koleo=dict(kind="koleo", weight=0.1, koleo_group=published["per_device"], crops=2),
@@ -284,10 +284,10 @@ def demo(model: str) -> dict:
     images.update(batch_size=128, data=emoji.images(size=48, local_size=24, local_count=4))
     for name in ("dino", "ibot"):
         objective = images["objectives"][name]
-        # Sinkhorn for all models: a moving centre comes too late for so quick a teacher.
-        objective.update(teacher_temperature=0.04, centring=dict(kind="sinkhorn", iterations=3))
+        # Sinkhorn for all models: a moving center comes too late for so quick a teacher.
+        objective.update(teacher_temperature=0.04, centering=dict(kind="sinkhorn", iterations=3))
         if objective["head"] != "dino":
-            objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False)
+            objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True)
     images["objectives"]["koleo"].update(koleo_group=0)
     config["masks"]["global_crops"].update(grid=4, min_patches=2, mask_group=16)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
@@ -303,7 +303,7 @@ def demo(model: str) -> dict:
 
 
 def tiny(model: str) -> dict:
-    """Seconds, for tests, with the centring and the layer scale of the recipe."""
+    """Seconds, for tests, with the centering and the layer scale of the recipe."""
     config, published = demo(model), full(model)
     config.update(name=f"dinov2_{model}_tiny", **emoji.few_images_run())
     config["learning_rate"].update(peak=2e-3, warmup_steps=2)
@@ -311,7 +311,7 @@ def tiny(model: str) -> dict:
     images.update(batch_size=16, data=emoji.few_images(size=32, local_size=16, local_count=2))
     for name in ("dino", "ibot"):
         objective = images["objectives"][name]
-        objective.update(centring=published["streams"]["images"]["objectives"][name]["centring"])
+        objective.update(centering=published["streams"]["images"]["objectives"][name]["centering"])
         if objective["head"] != "dino":
             objective["head"].update(prototypes=64, hidden=32, bottleneck=16)
     config["encoders"]["image"].update(patch=8, width=32, depth=1, heads=2, image_size=32, layer_scale=1e-5)

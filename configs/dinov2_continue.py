@@ -146,7 +146,7 @@ def _data():
 
 def _objectives():
     """chunk: how many crops' or patches' logits are in memory at a time; no result depends on it."""
-    head = dict(prototypes=65_536, hidden=2_048, bottleneck=256, layers=3, learn_lengths=True)
+    head = dict(prototypes=65_536, hidden=2_048, bottleneck=256, layers=3, norm_last_layer=False)
     temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=2 * _HEADS_ALONE, final=0.07)
     return dict(
         dino=dict(
@@ -154,7 +154,7 @@ def _objectives():
             weight=1.0,
             head=head,
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
+            centering=dict(kind="center", momentum=0.9),
             chunk=2,
         ),
         ibot=dict(
@@ -162,8 +162,8 @@ def _objectives():
             weight=1.0,
             head="dino",
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
-            centre_over="masked",
+            centering=dict(kind="center", momentum=0.9),
+            center_over="masked",
             chunk=128,
         ),
         koleo=dict(kind="koleo", weight=0.1, koleo_group=16, crops=2),
@@ -188,12 +188,12 @@ def demo() -> dict:
     images = config["streams"]["images"]
     images.update(batch_size=128, data=emoji.images(size=48, local_size=24, local_count=4))
     for name in ("dino", "ibot"):
-        # A moving centre comes too late for so quick a teacher.
+        # A moving center comes too late for so quick a teacher.
         images["objectives"][name].update(
-            teacher_temperature=0.04, centring=dict(kind="sinkhorn", iterations=3)
+            teacher_temperature=0.04, centering=dict(kind="sinkhorn", iterations=3)
         )
     images["objectives"]["dino"]["head"].update(
-        prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False
+        prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True
     )
     images["objectives"]["koleo"].update(koleo_group=0)
     config["masks"]["global_crops"].update(grid=4, min_patches=2)
@@ -208,7 +208,7 @@ def demo() -> dict:
 
 
 def tiny() -> dict:
-    """Seconds, for tests, from scratch, with the centring and the layer scale of the recipe."""
+    """Seconds, for tests, from scratch, with the centering and the layer scale of the recipe."""
     config = demo()
     config.update(name="dinov2_continue_tiny", **emoji.few_images_run())
     config.update(lr_multipliers=_lr_multipliers(5), init_from=dict(path="", exclude=(), remap=()))
@@ -216,7 +216,7 @@ def tiny() -> dict:
     images = config["streams"]["images"]
     images.update(batch_size=16, data=emoji.few_images(size=32, local_size=16, local_count=2))
     for name in ("dino", "ibot"):
-        images["objectives"][name].update(centring=dict(kind="centre", momentum=0.9))
+        images["objectives"][name].update(centering=dict(kind="center", momentum=0.9))
     images["objectives"]["dino"]["head"].update(prototypes=64, hidden=32, bottleneck=16)
     config["encoders"]["image"].update(patch=8, width=32, depth=1, heads=2, image_size=32, layer_scale=1e-5)
     return config

@@ -148,7 +148,7 @@ def _data():
 
 def _objectives():
     """chunk: how many examples' logits are in memory at a time; no result depends on it."""
-    head = dict(prototypes=131_072, hidden=2_048, bottleneck=256, layers=3, learn_lengths=True)
+    head = dict(prototypes=131_072, hidden=2_048, bottleneck=256, layers=3, norm_last_layer=False)
     temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=30 * _EPOCH, final=0.07)
     return dict(
         dino=dict(
@@ -158,7 +158,7 @@ def _objectives():
             masked=False,
             head=dict(head, bottleneck=384),
             teacher_temperature=dict(temperature),
-            centring=dict(kind="sinkhorn", iterations=3),
+            centering=dict(kind="sinkhorn", iterations=3),
             chunk=2,
         ),
         ibot=dict(
@@ -168,8 +168,8 @@ def _objectives():
             masked=False,
             head=head,
             teacher_temperature=dict(temperature),
-            centring=dict(kind="sinkhorn", iterations=3),
-            centre_over="masked",
+            centering=dict(kind="sinkhorn", iterations=3),
+            center_over="masked",
             chunk=4,
         ),
         # open: 64 are the examples of a device, if 32 share the batch.
@@ -190,7 +190,7 @@ def demo(model: str) -> dict:
     for name in ("dino", "ibot"):
         objective = images["objectives"][name]
         objective.update(teacher_temperature=0.04)
-        objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False)
+        objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True)
     images["objectives"]["ibot"].update(chunk=128)
     images["objectives"]["koleo"].update(koleo_group=0)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.

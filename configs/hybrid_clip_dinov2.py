@@ -163,7 +163,7 @@ def _pairs():
 
 def _objectives():
     """chunk: how many crops' or patches' logits are in memory at a time; no result depends on it."""
-    head = dict(prototypes=65_536, hidden=2_048, bottleneck=256, layers=3, learn_lengths=True)
+    head = dict(prototypes=65_536, hidden=2_048, bottleneck=256, layers=3, norm_last_layer=False)
     temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=30 * _EPOCH, final=0.07)
     return dict(
         contrastive=dict(
@@ -182,7 +182,7 @@ def _objectives():
             weight=1.0,
             head=head,
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
+            centering=dict(kind="center", momentum=0.9),
             chunk=2,
         ),
         ibot=dict(
@@ -190,8 +190,8 @@ def _objectives():
             weight=1.0,
             head="dino",
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
-            centre_over="masked",
+            centering=dict(kind="center", momentum=0.9),
+            center_over="masked",
             chunk=128,
         ),
         koleo=dict(kind="koleo", weight=0.1, koleo_group=64, crops=2),
@@ -230,9 +230,9 @@ def demo() -> dict:
     objectives = pairs["objectives"]
     objectives["contrastive"].update(embed_dim=128)
     for name in ("dino", "ibot"):
-        # A moving centre comes too late for so quick a teacher.
-        objectives[name].update(teacher_temperature=0.04, centring=dict(kind="sinkhorn", iterations=3))
-    objectives["dino"]["head"].update(prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False)
+        # A moving center comes too late for so quick a teacher.
+        objectives[name].update(teacher_temperature=0.04, centering=dict(kind="sinkhorn", iterations=3))
+    objectives["dino"]["head"].update(prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True)
     objectives["koleo"].update(koleo_group=0)
     config["masks"]["global_crops"].update(grid=4, min_patches=2)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
@@ -249,7 +249,7 @@ def demo() -> dict:
 
 
 def tiny() -> dict:
-    """Seconds, for tests, with the centring and the layer scale of the recipe."""
+    """Seconds, for tests, with the centering and the layer scale of the recipe."""
     config = demo()
     config.update(name="hybrid_tiny", **emoji.few_images_run())
     config["evals"] = emoji.evals(("twemoji",), ("fxemoji",)) | config["evals"]
@@ -261,7 +261,7 @@ def tiny() -> dict:
     objectives = pairs["objectives"]
     objectives["contrastive"].update(embed_dim=32)
     for name in ("dino", "ibot"):
-        objectives[name].update(centring=dict(kind="centre", momentum=0.9))
+        objectives[name].update(centering=dict(kind="center", momentum=0.9))
     objectives["dino"]["head"].update(prototypes=64, hidden=32, bottleneck=16)
     config["encoders"]["image"].update(patch=8, width=32, depth=1, heads=2, image_size=32, layer_scale=1e-5)
     config["encoders"]["text"].update(width=32, depth=1)
