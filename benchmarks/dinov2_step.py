@@ -43,16 +43,16 @@ def step_config(batch: int) -> dict:
     images = config["streams"]["images"]
     images.update(batch_size=batch)
     images["data"]["views"]["local_crops"].update(size=98)
-    images["objectives"]["dino"].update(head=dict(HEAD, layers=3, learn_lengths=True))
-    images["objectives"]["koleo"].update(group_size=batch)
+    images["objectives"]["dino"].update(head=dict(HEAD, layers=3, norm_last_layer=False))
+    images["objectives"]["koleo"].update(koleo_group=batch)
     for view, options in config["views"].items():
         config["views"][view] = {key: options[key] for key in ("mean", "std")}
-    config["masks"]["global_crops"].update(grid=16, group_size=batch)
+    config["masks"]["global_crops"].update(grid=16, mask_group=batch)
     config["encoders"]["image"].update(
         **TOWER, drop_path=0.0, drop_path_groups=1, position_resize="hf_dinov2", scan=False
     )
-    rates = tuple(rule for rule in config["rates"] if rule[0] == "encoders/")
-    return config | dict(dtype="float32", remat="none", rates=rates)
+    lr_multipliers = tuple(rule for rule in config["lr_multipliers"] if rule[0] == "encoders/")
+    return config | dict(dtype="float32", remat="none", lr_multipliers=lr_multipliers)
 
 
 def make_ours(config, setup, batch, folder):

@@ -18,7 +18,7 @@ from big_ssl.evals.suite import EVALUATORS
 from big_ssl.models.encoders import ENCODERS
 from big_ssl.models.layer_stack import REMAT_POLICIES
 from big_ssl.objectives.build import OBJECTIVES
-from big_ssl.training import rates, schedules, stages
+from big_ssl.training import lr_multipliers, schedules, stages
 from big_ssl.training.optimizers import CLIPS, NAMES
 
 
@@ -42,7 +42,7 @@ SCHEMA: Mapping = dict(
     mesh_rules=TEXTS,
     sharding=TEXTS,
     requires=dict(weights=bool, preset_here=str),
-    init_from=dict(path=str, skip=TEXTS, copy=TEXTS),
+    init_from=dict(path=str, exclude=TEXTS, remap=TEXTS),
     tokenizer=dict(kind=str, vocabulary=str, size=int, length=int),
     streams=ANY,
     views=ANY,
@@ -60,7 +60,7 @@ SCHEMA: Mapping = dict(
         clip_scope=str,
     ),
     learning_rate=ANY,
-    rates=TEXTS,
+    lr_multipliers=TEXTS,
     ema=(int, float, Mapping),
     profile=int,
     log_every=int,
@@ -113,13 +113,13 @@ def validate(config: Mapping) -> None:
     for i, rule in enumerate(config["sharding"]):
         _check_rule(rule, f"sharding.{i}", "mesh axes")
         _check_type(rule[1], TEXTS, f"sharding.{i}.1")
-    for i, rule in enumerate(config["init_from"]["copy"]):
-        _check_rule(rule, f"init_from.copy.{i}", "its replacement, or a triple with a folder", sizes=(2, 3))
+    for i, rule in enumerate(config["init_from"]["remap"]):
+        _check_rule(rule, f"init_from.remap.{i}", "its replacement, or a triple with a folder", sizes=(2, 3))
         for k, text in enumerate(rule[1:], 1):
-            _check_type(text, str, f"init_from.copy.{i}.{k}")
-    for i, rule in enumerate(config["rates"]):
-        _check_rule(rule, f"rates.{i}", "a factor")
-        _check_schedule(rule[1], config["total_steps"], f"rates.{i}.1", rates.build_factor)
+            _check_type(text, str, f"init_from.remap.{i}.{k}")
+    for i, rule in enumerate(config["lr_multipliers"]):
+        _check_rule(rule, f"lr_multipliers.{i}", "a factor")
+        _check_schedule(rule[1], config["total_steps"], f"lr_multipliers.{i}.1", lr_multipliers.build_factor)
     for key, made in (("views", ImageView), ("masks", BlockMask)):
         for name, options in config[key].items():
             _check_options(options, made, f"{key}.{name}")

@@ -60,7 +60,7 @@ def full(model: str) -> dict:
                 **MODELS[model]["encoder"],
                 strides=(1, 2, 2, 2, 1, 2, 1),
                 drop_connect=0.2,  # open
-                group_size=16,  # open
+                bn_group=16,  # open
                 bn_momentum=0.99,  # open
                 scan=True,
             )
@@ -77,9 +77,9 @@ def full(model: str) -> dict:
             clip_scope="all",
         ),
         learning_rate=_decayed(0.01),
-        rates=(("encoders/", 0.1),),
+        lr_multipliers=(("encoders/", 0.1),),
         ema=0.0,
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=MODELS[model]["fsdp"], tensor=1),
         mesh_rules=(),
@@ -124,9 +124,9 @@ def frozen(model: str) -> dict:
     config = full(model)
     config.update(
         name=f"align_{model}_imagenet_frozen",
-        init_from=dict(path="", skip=("heads/",), copy=()),
+        init_from=dict(path="", exclude=("heads/",), remap=()),
         learning_rate=_decayed(0.1),
-        rates=(("encoders/", 0.0),),
+        lr_multipliers=(("encoders/", 0.0),),
     )
     config["streams"].update(images=_images(train=289, evaluate=360))
     return config
@@ -148,9 +148,9 @@ def demo() -> dict:
         remat="none",
         mesh=dict(data=-1, fsdp=1, tensor=1),
         requires=dict(weights=False, preset_here="tiny"),
-        init_from=dict(path="", skip=("heads/",), copy=()),
+        init_from=dict(path="", exclude=("heads/",), remap=()),
         learning_rate=dict(kind="steps", values=((0, 0.05), (300, 0.01))),
-        rates=(),  # from scratch all layers learn alike
+        lr_multipliers=(),  # from scratch all layers learn alike
         log_every=20,
         eval_every=100,
         checkpoint=dict(every=100, keep=2, best="eval/classification/twemoji/top1"),
@@ -160,7 +160,7 @@ def demo() -> dict:
     images.update(batch_size=128, data=emoji.crops(size=32))
     images["objectives"]["classification"].update(classes=emoji.CATEGORIES, label="category")
     config["encoders"]["image"].update(
-        width=0.75, depth=1.0, drop_connect=0.0, group_size=0, bn_momentum=0.9, scan=False
+        width=0.75, depth=1.0, drop_connect=0.0, bn_group=0, bn_momentum=0.9, scan=False
     )
     return config
 

@@ -45,10 +45,10 @@ def set_up(config: Mapping, devices=None, first: int = 0) -> Setup:
 
 
 def _set_up(config, mesh, first):
-    system, optimizer, rates, init = build_model(config, mesh)
+    system, optimizer, lr_multipliers, init = build_model(config, mesh)
     rate = schedules.build(config["learning_rate"], config["total_steps"])
     shapes = jax.eval_shape(init)
-    rates.check(shapes.params)
+    lr_multipliers.check(shapes.params)
     shardings = state_shardings(mesh, shapes, config["sharding"])
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -61,7 +61,15 @@ def _set_up(config, mesh, first):
     momentum = schedules.ema_momentum(config["ema"], config["total_steps"])
     window = config["failure_limits"]["window_examples"]
     step = train_step.make_step(
-        grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"], window, first
+        grad_fn,
+        system.project,
+        optimizer,
+        rate,
+        lr_multipliers.factors,
+        momentum,
+        config["seed"],
+        window,
+        first,
     )
     step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     # Traced now, for its errors; what is traced is kept for the first step.
@@ -96,8 +104,8 @@ def _mesh(config, devices):
 def _check_groups(masks, name, stream, part, ways):
     """Of a microbatch of `part` examples every device has whole groups, whose masked patches are joined."""
     for view, mask in masks.items():
-        if view in stream["data"]["views"] and part // min(mask["group_size"], part) % ways:
+        if view in stream["data"]["views"] and part // min(mask["mask_group"], part) % ways:
             raise requirements.RequirementsError(
-                f"masks.{view}.group_size is {mask['group_size']}; with grad_accum it must divide a "
+                f"masks.{view}.mask_group is {mask['mask_group']}; with grad_accum it must divide a "
                 f"device's part of a microbatch, {part // ways} of streams.{name}"
             )

@@ -17,7 +17,7 @@ from tests import compiling
 from tests.training.toys import microbatched
 
 CONFIG = dinov2.get_config("vitl14,tiny").to_dict()
-CONFIG["masks"]["global_crops"].update(group_size=2)
+CONFIG["masks"]["global_crops"].update(mask_group=2)
 KEY, STEP = jax.random.key(1), jnp.int32(0)
 
 
@@ -82,8 +82,8 @@ def test_a_mask_that_does_not_fit_is_named():
     with pytest.raises(ValueError, match=r"^dino reads global_crops masked; masks\.global_crops is missing$"):
         build.system(config, None)
     config = copy.deepcopy(CONFIG) | dict(grad_accum=2)
-    config["masks"]["global_crops"].update(group_size=4)
-    message = r"^masks\.global_crops\.group_size is 4; with grad_accum .* microbatch, 1 of streams\.images$"
+    config["masks"]["global_crops"].update(mask_group=4)
+    message = r"^masks\.global_crops\.mask_group is 4; with grad_accum .* microbatch, 1 of streams\.images$"
     with pytest.raises(requirements.RequirementsError, match=message):
         set_up(config, jax.devices()[:8])
 

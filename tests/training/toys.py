@@ -56,10 +56,10 @@ class Toy(StatelessObjective):
         metrics = dict(
             mean=Sum.of_mean(x.mean(), len(x)), weighted=Sum((weights * x[:, 0]).sum(), weights.sum())
         )
-        return value, metrics, dict(centre=state["centre"] + x.mean())
+        return value, metrics, dict(center=state["center"] + x.mean())
 
     def initial_state(self):
-        return dict(centre=jnp.zeros(()))
+        return dict(center=jnp.zeros(()))
 
 
 def microbatched(system, count, ways):
