@@ -13,7 +13,7 @@ from big_ssl.evals import suite
 from big_ssl.evals.embedder import Towers
 from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, evaluation, flops, initial, ownership, progress, requirements, streams
+from big_ssl.training import batches, evaluation, flops, initial, ownership, progress, requirements, streams
 from big_ssl.training import state as state_lib
 from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.metrics import MetricsWriter
@@ -110,11 +110,10 @@ class _Run:
 
     def go(self, state):
         """Steps until the end or a request to stop. Returns (state, whether it is the end)."""
-        with contextlib.closing(
-            build.batches(self.config, self.loaders, self.start, self.setup.mesh)
-        ) as batches:
+        iterator = batches.iterate(self.config, self.loaders, self.start, self.setup.mesh)
+        with contextlib.closing(iterator):
             self._catch_up(state)
-            return self._steps(state, batches)
+            return self._steps(state, iterator)
 
     def _catch_up(self, state):
         """Evaluates the step of a checkpoint whose evaluation the run before did not survive."""
@@ -125,12 +124,12 @@ class _Run:
             else:
                 self.progress.report(self.start, "its evaluation ended the run too often: left out")
 
-    def _steps(self, state, batches):
+    def _steps(self, state, iterator):
         previous = None
         for step in range(self.start + 1, self.total + 1):
             self.profile.before(step)
             with self.time.part("data"):
-                batch = mesh_lib.global_batch(self.setup.mesh, next(batches))
+                batch = mesh_lib.global_batch(self.setup.mesh, next(iterator))
             with self.time.part("compute") if previous else self._compiling():
                 state, metrics = self.setup.step(state, batch)
             # Waiting for the step before keeps one step in flight, and bad ones from passing by.
@@ -231,5 +230,5 @@ def _peak_steps_per_second(config, setup):
     peak = hardware.peak_flops(devices.flat[0])
     if peak is None:
         return None
-    batch = build.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
+    batch = batches.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
     return peak * devices.size / flops.model_flops_per_step(setup.system, setup.abstract_state, batch)

@@ -9,7 +9,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from big_ssl.training import build, optimizers, schedules
+from big_ssl.training import batches, build, optimizers, schedules
 from big_ssl.training import state as state_lib
 from big_ssl.training.rates import Rates
 from big_ssl.training.system import System
@@ -38,7 +38,7 @@ def build_model(config: Mapping, mesh: Mesh) -> Model:
 
     def init():
         key = jax.random.key(config["seed"])
-        params, mutable = system.init(key, build.abstract_batch(config))
+        params, mutable = system.init(key, batches.abstract_batch(config))
         return state_lib.create(
             params, mutable, optimizer, bool(config["ema"]), rates.frozen, config["streams"]
         )

@@ -9,8 +9,8 @@ from big_ssl.evals.emoji_suite import EmojiSuite
 from big_ssl.evals.knn import Knn
 from big_ssl.evals.report import write_report
 from big_ssl.models.vit import ViT
-from big_ssl.training import build
 from big_ssl.training import state as state_lib
+from big_ssl.training import streams
 
 # Free texts for the gallery; none of them is the exact name of a concept.
 QUERIES = (
@@ -76,7 +76,7 @@ def _pictures(config, result):
     tower, found = result.setup.system.encoders["image"], []
     if isinstance(tower, ViT) and tower.class_token:
         stream = next(iter(config["streams"].values()))
-        prepared = build.preparation(stream["data"])
+        prepared = streams.preparation(stream["data"])
         shown = lambda factor: neighbours[0].pictures(  # noqa: E731
             _LOOKED_INTO, preprocessing.enlarged(prepared, factor)
         )

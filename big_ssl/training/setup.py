@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated, state_shardings
-from big_ssl.training import accumulation, averaging, build, requirements, schedules
+from big_ssl.training import accumulation, averaging, batches, build, requirements, schedules
 from big_ssl.training import state as state_lib
 from big_ssl.training.model import build_model
 from big_ssl.training.step import make_step
@@ -65,7 +65,7 @@ def _set_up(config, mesh):
     )
     step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     # Traced now, for its errors; what is traced is kept for the first step.
-    step.eval_shape(abstract, build.abstract_global_batch(config, mesh_lib.batch_sharding(mesh)))
+    step.eval_shape(abstract, batches.abstract_global_batch(config, mesh_lib.batch_sharding(mesh)))
     return Setup(
         mesh=mesh,
         system=system,

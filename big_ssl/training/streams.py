@@ -25,7 +25,7 @@ def open_streams(config: Mapping, tokens: Tokenizer | None) -> dict[str, LoadExa
     """
     loaders = {}
     for name, stream in config["streams"].items():
-        load = _opened(name, build.loaded_data(name, config), tokens)
+        load = _opened(name, loaded_data(name, config), tokens)
         _check_records(f"streams.{name}.data", load)
         if load.labels:
             _check_classes(f"streams.{name}.objectives", stream["objectives"], load.labels)
@@ -33,6 +33,29 @@ def open_streams(config: Mapping, tokens: Tokenizer | None) -> dict[str, LoadExa
             print(f"streams.{name}: {sources.summary(load.source)}", flush=True)
         loaders[name] = load
     return loaders
+
+
+def loaded_data(stream: str, config: Mapping) -> dict:
+    """A stream's `data` config with only those views that an objective reads: "image", say, may be there
+    for evaluation alone. And `label`, the kind of label that the option `label` of an objective asks for,
+    "" for none. Raises ValueError where two ask for different ones."""
+    parts = config["streams"][stream]
+    read = {
+        item.view for _, term in build._terms(stream, parts, config, None) for item in term.objective.needs
+    }
+    views = {name: view for name, view in parts["data"]["views"].items() if name in read}
+    captions = parts["data"]["captions"] if "text" in read else {}
+    labels = {options["label"] for options in parts["objectives"].values() if "label" in options}
+    if len(labels) > 1:
+        raise ValueError(f"streams.{stream}: its objectives ask for more than one label: {sorted(labels)}")
+    return dict(parts["data"], views=views, captions=captions, label="".join(labels))
+
+
+def preparation(data: Mapping) -> dict:
+    """How a stream's images are prepared outside of training, in the keys of a weights.format.Config:
+    as the view "image" prepares them, but the middle of each instead of a random part."""
+    window = data["views"]["image"]
+    return dict(image_size=window["crop"], resize=f"{window['fit']} {window['resize']}")
 
 
 def _opened(name, data, tokens):

@@ -15,7 +15,7 @@ from big_ssl.config import ConfigError, validate
 from big_ssl.models import encoders
 from big_ssl.models.layer_layouts import unstack_layers
 from big_ssl.objectives.contrastive import ContrastiveHead
-from big_ssl.training import build, requirements
+from big_ssl.training import requirements
 from big_ssl.weights.format import Config
 
 
@@ -115,7 +115,7 @@ def describe(config: Mapping) -> Config:
     seen.sort(key=lambda stream: "contrastive" not in stream["objectives"])
     if not seen or "image" not in config["encoders"]:
         raise ValueError(f"{config['name']} has no image tower, or no stream with a view of that name")
-    common = build.preparation(seen[0]["data"])
+    common = streams.preparation(seen[0]["data"])
     if "classification" in objectives:
         common["classes"] = objectives["classification"]["classes"]
     if "contrastive" not in objectives:

@@ -18,7 +18,7 @@ from big_ssl.data.device_views import ImageView
 from big_ssl.data.masking import BlockMask
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import path_name
-from big_ssl.training import build
+from big_ssl.training import batches, build, streams
 from configs import align_l2, clip_vitb32, ibot_imagenet, ibot_vits16
 
 PATH = pathlib.Path(__file__).with_suffix(".json")
@@ -27,13 +27,13 @@ CONFIGS = dict(align_l2=align_l2, clip=clip_vitb32, ibot=ibot_vits16, ibot_image
 STARTS = (0, 77)
 
 
-def batches(name: str) -> dict[str, str]:
+def batch_digests(name: str) -> dict[str, str]:
     """{"step/stream/field": sha256 of its bytes} of two steps from each of STARTS."""
     config = CONFIGS[name].get_config("tiny").to_dict()
     mesh, found = mesh_lib.make_mesh(config["mesh"], jax.devices()[:1]), {}
-    loaders = build.loaders(config, build.tokenizer(config))
+    loaders = streams.open_streams(config, build.tokenizer(config))
     for start in STARTS:
-        iterator = build.batches(config, loaders, start, mesh)
+        iterator = batches.iterate(config, loaders, start, mesh)
         for step, batch in enumerate(itertools.islice(iterator, 2), start):
             for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
                 if "data_errors" not in path_name(path):
@@ -85,7 +85,9 @@ def masks() -> str:
 
 def all_draws() -> dict:
     """What golden_draws.json holds."""
-    return dict(batches={name: batches(name) for name in CONFIGS}, transforms=transforms(), masks=masks())
+    return dict(
+        batches={name: batch_digests(name) for name in CONFIGS}, transforms=transforms(), masks=masks()
+    )
 
 
 if __name__ == "__main__":

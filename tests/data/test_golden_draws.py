@@ -12,7 +12,7 @@ GOLDEN = json.loads(golden_draws.PATH.read_text())
 
 @pytest.mark.parametrize("name", golden_draws.CONFIGS)
 def test_batches(name):
-    assert golden_draws.batches(name) == GOLDEN["batches"][name]
+    assert golden_draws.batch_digests(name) == GOLDEN["batches"][name]
 
 
 def test_device_transforms():
