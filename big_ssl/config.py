@@ -93,7 +93,7 @@ def validate(config: Mapping) -> None:
         _check_data(stream["data"], f"{path}.data")
         validate_source(stream["data"]["source"], f"{path}.data.source")
         for objective, options in stream["objectives"].items():
-            _check_choice(options, OBJECTIVES, f"{path}.objectives.{objective}")
+            _check_objective(options, config["total_steps"], f"{path}.objectives.{objective}")
             if streams_of.setdefault(objective, name) != name:
                 raise ConfigError(
                     f"{path}.objectives.{objective}: streams.{streams_of[objective]} has an objective of "
@@ -144,6 +144,14 @@ def validate_evaluator(options: Mapping, path: str) -> None:
 def validate_source(options: Mapping, path: str) -> None:
     """Raises ConfigError, with keys under path, for what can't be a source: see data.sources."""
     _check_choice(options, sources.SOURCES, path)
+
+
+def _check_objective(options, total_steps, path):
+    """A kind with its options, and a weight, which is the step's."""
+    if "weight" not in options:
+        raise ConfigError(f"{path}.weight is missing; it must be a number or a schedule")
+    _check_choice({key: value for key, value in options.items() if key != "weight"}, OBJECTIVES, path)
+    _check_schedule(options["weight"], total_steps, f"{path}.weight")
 
 
 def _check_data(data, path):

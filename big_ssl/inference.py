@@ -15,7 +15,6 @@ from big_ssl.evals import prompts, reading
 from big_ssl.evals.embedder import Embedder, in_batches, looking, sharded
 from big_ssl.losses.contrastive import l2_normalize
 from big_ssl.models.text_transformer import TextTransformer
-from big_ssl.objectives.contrastive import IMAGE, TEXT
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
 from big_ssl.training import trained
@@ -143,15 +142,15 @@ class Model:
         finer = {name: outputs[name] for name in ("pooled", "patches")}
         image = outputs["pooled"]
         if self._head is not None:
-            image = self._projected(variables, {IMAGE: outputs})["image"]
+            image = self._projected(variables, dict(image=outputs))["image"]
         if self._classifier is not None:
             head = {"params": variables["params"]["heads"]["classification"]}
-            finer |= self._classifier.apply(head, {IMAGE: outputs})
+            finer |= self._classifier.apply(head, dict(image=outputs))
         return dict(image=image, **finer)
 
     def _text_outputs(self, variables, inputs):
         outputs = self._text.apply(architecture.tower_variables(variables, "text"), **inputs)
-        return self._projected(variables, {TEXT: outputs})
+        return self._projected(variables, dict(text=outputs))
 
     def _projected(self, variables, outputs):
         return self._head.apply({"params": variables["params"]["heads"]["contrastive"]}, outputs)

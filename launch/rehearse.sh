@@ -95,7 +95,8 @@ begin "evaluating"
 grep k20_top1 "$scratch/log"
 
 begin "starting a run from it"
-changes+=("--config.init_from.path=$workdir/killed")
+# The run's checkpoint holds everything, so nothing is copied or left out, as a distillation does at its start.
+changes+=("--config.init_from.path=$workdir/killed" "--config.init_from.copy=()" "--config.init_from.skip=()")
 run continued
 
 begin "converting and loading it"

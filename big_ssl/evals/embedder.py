@@ -90,11 +90,11 @@ class Towers:
 def _features(system, term, classifier, variables, views):
     outputs = system.encode(variables, term, views)
     features = system.head(variables, term, outputs) if term else {}
-    for item, output in outputs.items():
-        if item.view == "image":
-            features = dict(image=l2_normalize(output["pooled"])) | features | dict(pooled=output["pooled"])
-            if classifier:
-                features |= system.head(variables, classifier, {item: output})
+    if "image" in outputs:
+        pooled = outputs["image"]["pooled"]
+        features = dict(image=l2_normalize(pooled)) | features | dict(pooled=pooled)
+        if classifier:
+            features |= system.head(variables, classifier, dict(image=outputs["image"]))
     return features
 
 

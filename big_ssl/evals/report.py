@@ -167,7 +167,7 @@ def _neighbours(series: Series) -> dict[str, Any] | None:
 
 
 def _loss_ends(series: Series) -> dict[str, float] | None:
-    points = series.get("train/loss") or series.get("train/contrastive")
+    points = series.get("train/loss")
     return {"first": points[0][1], "last": points[-1][1], "step": points[-1][0]} if points else None
 
 

@@ -1,13 +1,12 @@
 """The report's curves, of what a run has numbers for."""
 
+import re
 from typing import Any
 
 from big_ssl.evals import plots
 
 Series = dict[str, list[tuple[int, float]]]
 ZERO_SHOT, RETRIEVAL, KNN, SWEEP = "eval/zero_shot/", "eval/retrieval/", "eval/knn/", "eval/linear_sweep/"
-# The terms of self-distillation, and what they look at.
-_TAUGHT = {"dino": "class tokens", "ibot": "masked patches"}
 
 
 def panels(series: Series, zero_shot: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -16,22 +15,20 @@ def panels(series: Series, zero_shot: list[dict[str, Any]]) -> list[dict[str, An
     dashed = " Dashed: concepts never seen in training." if any(line.dashed for line in accuracies) else ""
     first: dict[str, Any] = zero_shot[0] if zero_shot else {"base": "", "set": "", "metrics": {}}
     pixel = {f"pixel 1-NN, {first['base']}": first["metrics"].get("pixel_1nn_top1")}
-    loss = {"train/loss": "loss", "train/contrastive": "contrastive part"}
-    loss |= {f"train/{term}": what for term, what in _TAUGHT.items()}
-    if series.get("train/loss") == series.get("train/contrastive"):
-        del loss["train/contrastive"]
+    losses = of_objectives(series, "loss")
+    loss = {"train/loss": "loss"} | (losses if len(losses) > 1 else {})
     recall = f"{RETRIEVAL}{first['set']}/"
     ways = {f"{recall}image_to_text_r1": "picture → name", f"{recall}text_to_image_r1": "name → picture"}
     found = [
         plots.panel("Loss", _lines(series, loss, noisy=True), "What training makes small: lower is better."),
         plots.panel(
             "Temperature",
-            _lines(series, {"train/temperature": "temperature"}),
+            _lines(series, of_objectives(series, "temperature")),
             "Learnt with the weights. Lower: the model commits more sharply to its best match.",
         ),
         plots.panel(
             "Right name within the training batch",
-            _lines(series, {"train/image_to_text_accuracy": "picture → name"}, noisy=True),
+            _lines(series, of_objectives(series, "image_to_text_accuracy"), noisy=True),
             "On training pictures, among the few names of one batch: far easier than the tests.",
             percent=True,
         ),
@@ -95,25 +92,29 @@ def _sets(series, prefix):
 
 def _teacher(series):
     """What shows a collapse, and how far the student is behind."""
-    for term, what in _TAUGHT.items():
-        base = f"train/{term}_"
+    for key, name in of_objectives(series, "teacher_entropy").items():
         yield plots.panel(
-            f"Teacher's entropy, {what}",
+            f"Teacher's entropy, {name}",
             _lines(
                 series,
-                {f"{base}teacher_entropy": "of each target", f"{base}target_spread": "of their mean"},
+                {key: "of each target", f"train/{name}/target_spread": "of their mean"},
                 noisy=True,
             ),
             "How undecided the teacher is about one picture, and how many answers it uses over all of them. "
             "Curves that meet at any height are a collapse: every picture is told the same.",
         )
-    kl = {f"train/{term}_target_kl": what for term, what in _TAUGHT.items()}
     yield plots.panel(
         "Student behind teacher",
-        _lines(series, kl, noisy=True),
+        _lines(series, of_objectives(series, "target_kl"), noisy=True),
         "The KL divergence of the student's answers from the targets: the part of the loss that it could "
         "lose.",
     )
+
+
+def of_objectives(series: Series, metric: str) -> dict[str, str]:
+    """{"train/<objective>/<metric>": objective} of the objectives that have this metric."""
+    matches = (re.fullmatch(rf"train/([^/]+)/{metric}", key) for key in series)
+    return {match[0]: match[1] for match in matches if match}
 
 
 def _lines(series: Series, labels: dict[str, str], noisy: bool = False) -> list[plots.Line]:

@@ -1,75 +1,161 @@
 """The contract between an objective and the one training step. See docs/architecture.md."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import flax.linen as nn
+import flax.struct
 import jax
 
 
-class Pass(NamedTuple):
-    """One run of one encoder over one view; objectives that need equal passes share the run.
+class EncoderCall(NamedTuple):
+    """One run of one encoder over one view. Objectives that need equal calls share the run.
 
-    encoder: a key of config.encoders; view: a key of the batch, "image" or "text" say.
-    masked: with the view's mask (config.masks); teacher: by the averaged weights, in evaluation mode
-    and without gradient; large: over pictures before they are shrunk (data/device_views.py). Of a view of
-    n crops an image, outputs are [B, n, ...]; of one that has a mask, masked or not, they hold it too,
-    under "mask"; of one whose pictures are mixed in training, how much of each is its own, under "share"
-    (data/mixing.py).
+    encoder: a key of config.encoders. view: a key of the stream's batch, such as "image" or "text".
+    outputs: the encoder's outputs that the objective reads, such as "pooled" or "patches"; calls that differ
+      in these alone share the run.
+    masked: apply the view's mask. teacher: use EMA weights, in evaluation mode, without gradient.
+    high_res: use images before downsampling.
+
+    Outputs are [B, n, ...] for views with n crops per image. They also contain "mask" if the view has one,
+    and "mix_ratio" if mixup or CutMix is on.
     """
 
     encoder: str
     view: str
+    outputs: tuple[str, ...] = ("pooled",)
     masked: bool = False
     teacher: bool = False
-    large: bool = False
+    high_res: bool = False
+
+    @property
+    def run(self) -> "EncoderCall":
+        """The call without its outputs: what tells apart the runs of an encoder."""
+        return self._replace(outputs=())
+
+
+class BatchField(NamedTuple):
+    """One field of the stream's batch, such as "label"."""
+
+    name: str
+
+
+Inputs = Mapping[str, EncoderCall | BatchField]
+
+
+@flax.struct.dataclass
+class Sum:
+    """A sum over what a mean is taken of, examples or masked patches for instance, and how many these are.
+
+    The step adds up both over devices and microbatches, and divides once, so the mean is right however the
+    batch is split. value: float32[]; count: float32[] or a number, without gradient.
+    """
+
+    value: jax.Array | float
+    count: jax.Array | float = 1
+
+    @classmethod
+    def of_mean(cls, mean, count) -> "Sum":
+        """The sum of `count` values whose mean is given."""
+        return cls(mean * count, count)
+
+    @property
+    def mean(self):
+        """value / count; no gradient goes to the count."""
+        return self.value / jax.lax.stop_gradient(self.count)
+
+
+class Provided(NamedTuple):
+    """What a trained head can do. inputs: the objective's inputs that it needs, by name; feature: the key of
+    the result among the head's features."""
+
+    inputs: tuple[str, ...]
+    feature: str
 
 
 class Objective(Protocol):
-    """One weighted term of the loss: a frozen value with four parts.
+    """One weighted term of the loss: a frozen value.
 
-    needs: the passes whose outputs it reads.
-    head: a linen module with its own parameters, called with {pass: encoder output}; returns
-      features, arrays with a leading example axis, scalars such as a temperature, and under "shared"
-      arrays that all examples share, prototypes say. Where there are teacher passes it is called with
-      those too, by the averaged parameters; what it returns then is in the features' "teacher".
-    head_of: the term whose head's parameters it uses; "" for its own.
-    scope: "batch" where the loss couples examples, "example" where it is a mean over them.
-    loss: pure and float32, over the global batch.
+    inputs: the encoder outputs and batch fields that it reads, by names of its own.
+    head: a linen module with its own parameters, called with ({name: dict of encoder outputs, or a batch
+      field}, train) and, in training, a "dropout" key. Returns features: arrays with a leading example axis,
+      scalars such as a temperature, and under "shared" arrays without an example axis, such as prototypes.
+      If some inputs are the teacher's, the head is called a second time, on these alone, with EMA
+      parameters; the result is the features' "teacher".
+    shares_head_with: the objective whose head's parameters it uses; "" for its own.
+    scope: "batch" if the loss couples examples, "example" if it is a mean over examples.
+    provides: what the trained head can do, by the name of the predictor's method ("encode_image",
+      "classify"). Evaluators and `big_ssl.load` require these names.
     """
 
     @property
-    def needs(self) -> tuple[Pass, ...]: ...
+    def inputs(self) -> Inputs: ...
 
     @property
     def head(self) -> nn.Module: ...
 
     @property
-    def head_of(self) -> str: ...
+    def shares_head_with(self) -> str: ...
 
     @property
     def scope(self) -> Literal["batch", "example"]: ...
 
-    def loss(self, features: Mapping[str, jax.Array], batch: Any, mutable: Any, step: jax.Array):
-        """Returns (float32[], metrics, mutable): the unweighted term and the new `mutable`."""
+    @property
+    def provides(self) -> Mapping[str, Provided]: ...
+
+    def loss(
+        self, features: Mapping[str, Any], fields: Mapping[str, Any], state: Any, step: jax.Array
+    ) -> tuple[Sum, dict[str, Sum], Any]:
+        """The unweighted loss of the global batch, in float32; a pure function.
+
+        Args:
+          features: what the head returned.
+          fields: the batch fields among `inputs`, by the same names.
+          state: what `initial_state` or the previous step's loss returned.
+          step: int32[].
+
+        Returns:
+          The loss, metrics and the new state. With scope "example" it may be called on microbatches.
+        """
         ...
 
-    def initial_mutable(self) -> Any:
-        """What the term keeps between steps (centres, say); {} for nothing."""
+    def initial_state(self) -> Any:
+        """What the objective keeps between steps, such as centers; {} for nothing."""
         ...
 
-    def project(self, head_params):
+    def project(self, head_params: Any) -> Any:
         """Puts the head's parameters back into their allowed range after an update."""
         ...
 
 
-class Plain:
-    """Keeps nothing between steps and has no constraint: for objectives to say only what is otherwise."""
+class StatelessObjective:
+    """Defaults: a head of its own that provides nothing, no state, no constraint."""
 
-    def initial_mutable(self) -> Any:
-        """Nothing is kept."""
+    shares_head_with: str = ""
+
+    @property
+    def provides(self) -> Mapping[str, Provided]:
+        """Nothing."""
         return {}
 
-    def project(self, head_params):
+    def initial_state(self) -> Any:
+        """Nothing."""
+        return {}
+
+    def project(self, head_params: Any) -> Any:
         """No constraint."""
         return head_params
+
+
+class Context(NamedTuple):
+    """What a run gives to the objectives that it builds.
+
+    mesh: what batches are split over. dtype: the compute dtype. schedule: builds a function of the step from
+    a config's value, a number or a mapping. heads: the `head` options of the objectives on the same stream,
+    by name.
+    """
+
+    mesh: Any
+    dtype: str
+    schedule: Callable
+    heads: Mapping[str, Any]

@@ -1,6 +1,7 @@
 """Supervised classification, from scratch or of what other objectives have trained."""
 
 import dataclasses
+import math
 from typing import ClassVar, Literal
 
 import flax.linen as nn
@@ -8,7 +9,15 @@ import jax.numpy as jnp
 
 from big_ssl.data import mixing
 from big_ssl.losses import classification as losses
-from big_ssl.objectives.base import Pass, Plain
+from big_ssl.objectives.base import (
+    BatchField,
+    Context,
+    EncoderCall,
+    Inputs,
+    Provided,
+    StatelessObjective,
+    Sum,
+)
 
 LOSSES = {"softmax": losses.softmax_cross_entropy, "sigmoid": losses.sigmoid_cross_entropy}
 
@@ -17,43 +26,79 @@ _INIT = nn.initializers.normal(0.02 * 0.001)
 
 
 class ClassifierHead(nn.Module):
-    """{Pass: encoder output} -> logits: float32[B, classes], or [B, n, classes] of n crops; and share:
-    float32[B] of mixed pictures, see data.mixing."""
+    """A linear classifier of pooled outputs.
+
+    Called with {"image": encoder outputs}; returns logits: float32[B, classes], or [B, n, classes] for n
+    crops, and mix_ratio: float32[B] if images are mixed (data/mixing.py).
+    """
 
     classes: int
 
     @nn.compact
-    def __call__(self, outputs):
-        (output,) = outputs.values()
-        logits = nn.Dense(self.classes, kernel_init=_INIT, name="linear")(output["pooled"])
-        return dict(logits=logits) | {key: output[key] for key in output if key == "share"}
+    def __call__(self, inputs, train: bool = False):
+        del train
+        image = inputs["image"]
+        logits = nn.Dense(self.classes, kernel_init=_INIT, name="linear")(image["pooled"])
+        return dict(logits=logits) | {key: image[key] for key in image if key == "mix_ratio"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification(Plain):
-    """The term. view: which view it trains on; form: a name in LOSSES."""
+class Classification(StatelessObjective):
+    """view: the view that it trains on; loss_kind: a key of LOSSES."""
 
     head: ClassifierHead
     view: str = "image"
-    form: str = "softmax"
+    loss_kind: str = "softmax"
     label_smoothing: float = 0.0
 
-    head_of: ClassVar[str] = ""
     scope: ClassVar[Literal["batch", "example"]] = "example"
 
     @property
-    def needs(self) -> tuple[Pass, ...]:
-        """One pass, whose pooled outputs the head classifies."""
-        return (Pass("image", self.view),)
+    def inputs(self) -> Inputs:
+        """See objectives.base.Objective."""
+        return dict(image=EncoderCall("image", self.view), label=BatchField("label"))
 
-    def loss(self, features, batch, mutable, step):
-        """See objectives.base.Objective. batch: with label: int32[B]."""
+    @property
+    def provides(self):
+        """Logits of images."""
+        return dict(classify=Provided(("image",), "logits"))
+
+    def loss(self, features, fields, state, step):
+        """See objectives.base.Objective. fields: label: int32[B]."""
         del step
-        logits, labels = features["logits"], batch["label"]
-        share = features.get("share")
-        partners = None if share is None else mixing.partners(labels)
-        targets = losses.targets(labels, self.head.classes, self.label_smoothing, partners, share)
-        if logits.ndim == 3:  # all crops of a picture show its class
+        logits, labels, mix_ratio = features["logits"], fields["label"], features.get("mix_ratio")
+        partners = None if mix_ratio is None else mixing.partners(labels)
+        targets = losses.targets(labels, self.head.classes, self.label_smoothing, partners, mix_ratio)
+        if logits.ndim == 3:  # all crops of an image show its class
             targets = jnp.broadcast_to(targets[:, None], logits.shape)
-        metrics = dict(accuracy=losses.accuracy(logits, targets))
-        return LOSSES[self.form](logits, targets), metrics, mutable
+        loss = LOSSES[self.loss_kind](logits, targets)
+        accuracy = losses.accuracy(logits, targets)
+        count = math.prod(logits.shape[:-1])
+        return Sum.of_mean(loss, count), dict(accuracy=Sum.of_mean(accuracy, count)), state
+
+
+def build(
+    classes: int,
+    label: str,
+    view: str = "image",
+    loss: str = "softmax",
+    label_smoothing: float = 0.0,
+    *,
+    context: Context,
+) -> Classification:
+    """Supervised classification of the images of `view`.
+
+    Args:
+      classes: their number.
+      label: which of the source's labels comes as the batch's "label".
+      view: the view that it trains on.
+      loss: "softmax" or "sigmoid".
+      label_smoothing: the part of a target that is spread over all classes.
+
+    Raises:
+      ValueError: for an unknown loss.
+    """
+    del label, context
+    if loss not in LOSSES:
+        raise ValueError(f"classification.loss is {loss!r}; use {', '.join(LOSSES)}")
+    return Classification(ClassifierHead(classes), view, loss, label_smoothing)

@@ -8,10 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from big_ssl.losses.contrastive import l2_normalize, sigmoid_contrastive, softmax_contrastive
-from big_ssl.losses.pairwise import Pairwise
-from big_ssl.objectives.base import Pass, Plain
-
-IMAGE, TEXT = Pass("image", "image"), Pass("text", "text")
+from big_ssl.losses.pairwise import FORMS, Pairwise
+from big_ssl.objectives.base import Context, EncoderCall, Inputs, Provided, StatelessObjective, Sum
 
 # The smallest temperature that an update may leave: logits within +-100, CLIP's cap.
 _MIN_TEMPERATURE = 0.01
@@ -19,6 +17,8 @@ _MIN_TEMPERATURE = 0.01
 
 class ContrastiveHead(nn.Module):
     """Projects both towers' pooled outputs into one space of `dim` dimensions.
+
+    Called with {"image": encoder outputs, "text": encoder outputs}, one of them or both.
 
     image_projection: ALIGN has none, its pooled image is the embedding; text_bias: ALIGN's
     text projection has a bias, CLIP's has not. temperature_form: "raw" learns the temperature
@@ -36,20 +36,19 @@ class ContrastiveHead(nn.Module):
     normalize: bool = True
 
     @nn.compact
-    def __call__(self, outputs):
-        """outputs: {Pass: encoder output}, one tower or both.
-
-        Returns image, text: float32[B, dim], L2-normalised by default, of the towers given, and
+    def __call__(self, inputs, train: bool = False):
+        """Returns image, text: float32[B, dim], L2-normalised by default, of the towers given, and
         temperature: float32[], and logit_bias: float32[] where there is one.
         """
+        del train
         features = dict(temperature=self._temperature())
         if self.logit_bias is not None:
             init = nn.initializers.constant(self.logit_bias)
             features["logit_bias"] = self.param("logit_bias", init, ())
-        if IMAGE in outputs:
-            features["image"] = self._image(outputs[IMAGE]["pooled"])
-        if TEXT in outputs:
-            text = outputs[TEXT]["pooled"]
+        if "image" in inputs:
+            features["image"] = self._image(inputs["image"]["pooled"])
+        if "text" in inputs:
+            text = inputs["text"]["pooled"]
             features["text"] = self._project("text_projection", text, self.text_bias)
         if self.normalize:
             features |= {name: l2_normalize(features[name]) for name in ("image", "text") if name in features}
@@ -81,21 +80,29 @@ class ContrastiveHead(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Contrastive(Plain):
-    """The contrastive term: sigmoid (SigLIP) where the head has a logit bias, else softmax, whose
+class Contrastive(StatelessObjective):
+    """The contrastive objective: sigmoid (SigLIP) where the head has a logit bias, else softmax, whose
     weight 1 sums both directions (ALIGN) and 1/2 averages them (CLIP)."""
 
     head: ContrastiveHead
     pairwise: Pairwise
     label_smoothing: float = 0.0
 
-    needs: ClassVar[tuple[Pass, ...]] = (IMAGE, TEXT)
-    head_of: ClassVar[str] = ""
     scope: ClassVar[Literal["batch", "example"]] = "batch"
 
-    def loss(self, features, batch, mutable, step):
+    @property
+    def inputs(self) -> Inputs:
         """See objectives.base.Objective."""
-        del batch, step
+        return dict(image=EncoderCall("image", "image"), text=EncoderCall("text", "text"))
+
+    @property
+    def provides(self):
+        """Embeddings of images and of texts."""
+        return dict(encode_image=Provided(("image",), "image"), encode_text=Provided(("text",), "text"))
+
+    def loss(self, features, fields, state, step):
+        """See objectives.base.Objective."""
+        del fields, step
         scalars = {name: x for name, x in features.items() if name in ("temperature", "logit_bias")}
         image, text, temperature = (features[name] for name in ("image", "text", "temperature"))
         if "logit_bias" in features:
@@ -104,7 +111,8 @@ class Contrastive(Plain):
         else:
             smoothing = self.label_smoothing
             loss, metrics = softmax_contrastive(image, text, temperature, smoothing, pairwise=self.pairwise)
-        return loss, metrics | scalars, mutable
+        # A loss over all pairs is no mean over examples: it is one value of the whole batch.
+        return Sum(loss), {name: Sum(value) for name, value in (metrics | scalars).items()}, state
 
     def project(self, head_params):
         """Keeps a softmax's temperature at or above 0.01; SigLIP sets no bound.
@@ -118,3 +126,38 @@ class Contrastive(Plain):
             return head_params | dict(temperature=jnp.maximum(head_params["temperature"], _MIN_TEMPERATURE))
         limit = -math.log(_MIN_TEMPERATURE)
         return head_params | dict(logit_scale=jnp.minimum(head_params["logit_scale"], limit))
+
+
+def build(
+    dim: int,
+    image_projection: bool = False,
+    text_bias: bool = True,
+    temperature: float = 1.0,
+    temperature_form: str = "raw",
+    logit_bias: float | None = None,
+    label_smoothing: float = 0.0,
+    form: str = "ring",
+    *,
+    context: Context,
+) -> Contrastive:
+    """Image-text contrastive learning.
+
+    Args:
+      dim: width of the joint embedding; see ContrastiveHead for this and the options up to logit_bias.
+      image_projection: whether images are projected, without a bias.
+      text_bias: whether the texts' projection has a bias.
+      temperature: its initial value.
+      temperature_form: "raw" or "log".
+      logit_bias: its initial value, which makes the loss SigLIP's; None for the softmax.
+      label_smoothing: of the softmax's targets.
+      form: the implementation, see losses.pairwise.
+
+    Raises:
+      ValueError: for an unknown form, or label smoothing without a softmax.
+    """
+    if form not in FORMS:
+        raise ValueError(f"contrastive.form is {form!r}; there are {', '.join(FORMS)}")
+    if label_smoothing and logit_bias is not None:
+        raise ValueError("contrastive: label_smoothing is the softmax's; with a logit_bias it must be 0")
+    head = ContrastiveHead(dim, image_projection, text_bias, temperature, temperature_form, logit_bias)
+    return Contrastive(head, Pairwise(form, context.mesh), label_smoothing)

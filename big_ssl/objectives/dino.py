@@ -1,42 +1,49 @@
-"""Self-distillation on the class token: each crop is to agree with the teacher's view of another one.
+"""Self-distillation on the class token: each crop predicts the teacher's output on another crop.
 
 DINO (Caron et al. 2021, arXiv 2104.14294); with masked global crops, iBOT's and DINOv2's.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from big_ssl.losses.self_distillation import between_views, cross_agreement
 from big_ssl.models.projection_head import ProjectionHead
-from big_ssl.objectives.base import Pass
+from big_ssl.objectives.base import Context, EncoderCall, Inputs, Sum
 from big_ssl.objectives.self_distillation import (
     STUDENT,
     SelfDistillation,
-    global_crops,
-    own_metrics,
-    parted,
-    teachers_crops,
+    build_centring,
+    build_projection,
+    distribution_metrics,
+    student_call,
+    teacher_call,
 )
-
-LOCAL = Pass(STUDENT, "local_crops")
 
 
 class ClassTokenHead(nn.Module):
-    """{Pass: encoder output} -> points: float32[B, S, D], of all passes' crops, those of the first pass
-    first; and their prototypes [D, K], shared. With another encoder for a teacher, whose projection is
-    teacher_projection, "teacher" holds the same of its passes."""
+    """Projects class tokens to the bottleneck.
+
+    Called with {"global_crops", "local_crops": the student's encoder outputs} or {"teacher": the EMA's};
+    returns points: float32[B, S, D], global crops first, and shared: prototypes: float32[D, K]. If another
+    encoder teaches, whose projection is teacher_projection, all inputs come at once, and "teacher" holds the
+    same of its outputs.
+    """
 
     projection: ProjectionHead
     teacher_projection: ProjectionHead | None = None
 
-    def __call__(self, outputs):
-        own, taught = parted(outputs)
-        features = _points(self.projection, own)
+    def __call__(self, inputs, train: bool = False):
+        del train
         if self.teacher_projection is None:
-            return features
-        return features | dict(teacher=_points(self.teacher_projection, taught))
+            return _points(self.projection, inputs.values())
+        student = [outputs for name, outputs in inputs.items() if name != "teacher"]
+        teacher_features = _points(self.teacher_projection, [inputs["teacher"]])
+        return _points(self.projection, student) | dict(teacher=teacher_features)
 
 
 def _points(projection, outputs):
@@ -46,23 +53,66 @@ def _points(projection, outputs):
 
 @dataclasses.dataclass(frozen=True)
 class Dino(SelfDistillation):
-    """The term on class tokens. masked: whether the student sees its global crops masked; local: whether
-    there are local crops."""
+    """masked: whether the student's global crops are masked; local: whether there are local crops."""
 
     masked: bool = True
     local: bool = True
 
     @property
-    def needs(self):
-        student = (global_crops(self.masked), LOCAL)[: 1 + self.local]
-        return (*student, teachers_crops(self.teacher))
+    def inputs(self) -> Inputs:
+        """See objectives.base.Objective."""
+        student = dict(global_crops=student_call(self.masked, "pooled"))
+        if self.local:
+            student["local_crops"] = EncoderCall(STUDENT, "local_crops")
+        return student | dict(teacher=teacher_call(self.teacher, "pooled"))
 
-    def loss(self, features, batch, mutable, step):
+    def loss(self, features, fields, state, step):
         """The mean over examples and pairs of different crops; see objectives.base.Objective."""
-        del batch
+        del fields
         student, teacher = self.scores(features, step)
-        offset, mutable = self.centring(mutable, teacher, teacher.points.mean((0, 1)), self.chunk)
-        found = cross_agreement(student, teacher, offset, self.chunk)
-        loss = between_views(found.cross_entropy)
-        means = loss, found.entropy.mean(), found.mean_target
-        return loss, own_metrics("dino", *means, teacher.temperature), mutable
+        offset, state = self.centring(state, teacher, teacher.points.mean((0, 1)), self.chunk)
+        pairs = cross_agreement(student, teacher, offset, self.chunk)
+        loss, count = between_views(pairs.cross_entropy), len(student.points)
+        means = loss, pairs.entropy.mean(), pairs.mean_target
+        return Sum.of_mean(loss, count), distribution_metrics(*means, teacher.temperature, count), state
+
+
+def build(
+    head: Mapping,
+    teacher_temperature: Any = 0.04,
+    student_temperature: float = 0.1,
+    centring: Mapping = MappingProxyType(dict(kind="centre")),
+    chunk: int = 0,
+    teacher: str = "",
+    masked: bool = True,
+    local: bool = True,
+    *,
+    context: Context,
+) -> Dino:
+    """Self-distillation on class tokens.
+
+    Args:
+      head: options of models.projection_head.ProjectionHead.
+      teacher_temperature: a number or a schedule.
+      student_temperature: a number.
+      centring: kind, "centre" or "sinkhorn", and its options (objectives/centring.py).
+      chunk: see objectives.self_distillation.
+      teacher: the encoder that teaches, "" for the EMA.
+      masked: whether the student's global crops are masked.
+      local: whether there are local crops.
+
+    Raises:
+      ValueError: for an unknown option.
+    """
+    projection = build_projection("dino", head, context)
+    teacher_projection = build_projection("dino", head, context) if teacher else None
+    return Dino(
+        ClassTokenHead(projection, teacher_projection),
+        context.schedule(teacher_temperature),
+        build_centring("dino", centring),
+        student_temperature,
+        chunk,
+        teacher,
+        masked=masked,
+        local=local,
+    )

@@ -1,7 +1,7 @@
-"""Gram anchoring: patches are to be alike where they are to a teacher that still told them well apart.
+"""Matches the student's patch-similarity (Gram) matrix to that of an earlier checkpoint, whose dense features
+had not degraded yet (Siméoni et al. 2025, arXiv 2508.10104, section 4).
 
-Long runs lose that (Siméoni et al. 2025, arXiv 2508.10104, section 4). There the teacher is an earlier
-checkpoint, frozen: an encoder of the config that config.init_from fills and config.rates freezes.
+The teacher is a frozen encoder of the config that config.init_from fills, or the EMA.
 """
 
 import dataclasses
@@ -10,38 +10,51 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 
 from big_ssl.losses.gram import gram
-from big_ssl.objectives.base import Plain
-from big_ssl.objectives.self_distillation import global_crops, parted, teachers_crops
+from big_ssl.objectives.base import Context, Inputs, StatelessObjective, Sum
+from big_ssl.objectives.self_distillation import student_call, teacher_call
 
 
 class Patches(nn.Module):
-    """{Pass: encoder output} -> patches: [B, S, N, W], and "teacher" where another encoder teaches."""
+    """Hands on patches: [B, S, N, W], and under "teacher" those of another encoder; no parameters."""
 
-    def __call__(self, outputs):
-        (own,), taught = parted(outputs)
-        features = dict(patches=own["patches"])
-        return features | dict(teacher=dict(patches=taught[0]["patches"])) if taught else features
+    def __call__(self, inputs, train: bool = False):
+        del train
+        if len(inputs) == 1:  # the student's alone, or the EMA's alone
+            (outputs,) = inputs.values()
+            return dict(patches=outputs["patches"])
+        teacher_features = dict(patches=inputs["teacher"]["patches"])
+        return dict(patches=inputs["global_crops"]["patches"], teacher=teacher_features)
 
 
 @dataclasses.dataclass(frozen=True)
-class Gram(Plain):
-    """The mean over large crops of losses.gram. teacher: see objectives.self_distillation; masked: whether
-    it reads the student's masked pass, with all patches; large: whether the teacher sees crops before
-    views.global_crops.shrink makes them smaller, as there at twice the size."""
+class Gram(StatelessObjective):
+    """The mean over global crops of losses.gram.
+
+    teacher: the encoder that teaches, "" for the EMA; masked: whether the student's global crops are masked;
+    high_res: whether the teacher sees crops before downsampling.
+    """
 
     teacher: str = ""
     masked: bool = True
-    large: bool = False
+    high_res: bool = False
 
     head: ClassVar[nn.Module] = Patches()
-    head_of: ClassVar[str] = ""
     scope: ClassVar[Literal["batch", "example"]] = "example"
 
     @property
-    def needs(self):
-        return (global_crops(self.masked), teachers_crops(self.teacher, self.large))
-
-    def loss(self, features, batch, mutable, step):
+    def inputs(self) -> Inputs:
         """See objectives.base.Objective."""
-        del batch, step
-        return gram(features["patches"], features["teacher"]["patches"]), {}, mutable
+        teacher = teacher_call(self.teacher, "patches", high_res=self.high_res)
+        return dict(global_crops=student_call(self.masked, "patches"), teacher=teacher)
+
+    def loss(self, features, fields, state, step):
+        """See objectives.base.Objective."""
+        del fields, step
+        loss = gram(features["patches"], features["teacher"]["patches"])
+        return Sum.of_mean(loss, len(features["patches"])), {}, state
+
+
+def build(teacher: str = "", masked: bool = True, large: bool = False, *, context: Context) -> Gram:
+    """Gram anchoring of the global crops' patches; see Gram. large: its high_res."""
+    del context
+    return Gram(teacher, masked, large)

@@ -1,31 +1,40 @@
 """Masked image modelling with an online tokenizer: iBOT (Zhou et al. 2022, arXiv 2111.07832).
 
-Masked patches are to agree with what the teacher says of the same patches, which it sees.
+The student predicts, at masked patches, the teacher's output on the same patches, which the teacher sees.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from big_ssl.losses.self_distillation import agreement
 from big_ssl.models.projection_head import ProjectionHead
+from big_ssl.objectives.base import Context, Inputs, Sum
+from big_ssl.objectives.centring import MovingCentre
 from big_ssl.objectives.self_distillation import (
     SelfDistillation,
-    global_crops,
-    own_metrics,
-    parted,
-    teachers_crops,
+    build_centring,
+    build_projection,
+    distribution_metrics,
+    student_call,
+    teacher_call,
 )
 
 
 class PatchHead(nn.Module):
-    """{Pass: encoder output} -> points: float32[G, M, D], of masked patches; weights: float32[G, M]; their
-    prototypes [D, K], shared; and of an average's pass mean: float32[B, D], the mean point of all patches.
-    See data.masking.BlockMask for G, M and weights; without masked all patches count: G examples, M
-    patches each. teacher_projection: as in objectives.dino.
+    """Projects masked patches to the bottleneck; without `masked` all patches.
 
-    all_patches: whether there is that mean, for the centre (iBOT).
+    Called with {"global_crops": the student's encoder outputs} or {"teacher": the EMA's}; returns points:
+    float32[G, M, D], weights: float32[G, M] and crops: float32[B], each image's number of crops; and shared:
+    prototypes: float32[D, K]. See data.masking.BlockMask for G, M and weights; if all patches count, G is B
+    and M all patches of an image's crops.
+
+    all_patches: whether a call on the EMA's outputs also returns mean: float32[B, D], the mean point of all
+    patches, for iBOT's center. teacher_projection: as in objectives.dino.ClassTokenHead.
     """
 
     projection: ProjectionHead
@@ -33,55 +42,91 @@ class PatchHead(nn.Module):
     teacher_projection: ProjectionHead | None = None
     masked: bool = True
 
-    def __call__(self, outputs):
-        (own,), taught = parted(outputs)
-        features = _points(self.projection, own, self.masked)
-        features["weights"] = own["mask"]["weights"] if self.masked else _even_weights(own["patches"])
-        if self.all_patches and any(item.teacher for item in outputs):
-            features["mean"] = self.projection.project(own["patches"]).mean((1, 2))
+    def __call__(self, inputs, train: bool = False):
+        del train
+        if "global_crops" not in inputs:
+            return self._features(self.projection, inputs["teacher"], with_mean=self.all_patches)
+        features = self._features(self.projection, inputs["global_crops"])
         if self.teacher_projection is not None:
-            features["teacher"] = _points(self.teacher_projection, taught[0], self.masked)
+            features["teacher"] = self._features(self.teacher_projection, inputs["teacher"])
         return features
 
-
-def _points(projection, output, masked):
-    """Of the masked patches, or of all."""
-    patches = output["patches"]
-    if not masked:
-        chosen = patches.reshape(len(patches), -1, patches.shape[-1])
-    else:
-        indices = output["mask"]["indices"]
-        grouped = patches.reshape(len(indices), -1, patches.shape[-1])
-        chosen = jnp.take_along_axis(grouped, indices[..., None], axis=1)
-    return dict(points=projection.project(chosen), shared=dict(prototypes=projection.kernel()))
-
-
-def _even_weights(patches):
-    """float32[B, S * N], one by how many patches a crop has."""
-    examples, crops, count, _ = patches.shape
-    return jnp.full((examples, crops * count), 1 / count, jnp.float32)
+    def _features(self, projection, outputs, with_mean=False):
+        patches, shared = outputs["patches"], dict(prototypes=projection.kernel())
+        examples, crops, count, width = patches.shape
+        if self.masked:
+            indices, weights = outputs["mask"]["indices"], outputs["mask"]["weights"]
+            grouped = patches.reshape(len(indices), -1, width)
+            chosen = jnp.take_along_axis(grouped, indices[..., None], axis=1)
+        else:
+            chosen = patches.reshape(examples, -1, width)
+            weights = jnp.full(chosen.shape[:2], 1 / count, jnp.float32)
+        features = dict(points=projection.project(chosen), weights=weights, shared=shared)
+        features["crops"] = jnp.full(examples, crops, jnp.float32)
+        return features | (dict(mean=projection.project(patches).mean((1, 2))) if with_mean else {})
 
 
 @dataclasses.dataclass(frozen=True)
 class Ibot(SelfDistillation):
-    """The term on masked patches. masked: whether there are such; if not, on all patches of the large crops,
-    as in DINOv2's distillation (arXiv 2304.07193, section 5)."""
+    """masked: whether masked patches count; otherwise all patches of the global crops do, as in DINOv2's
+    distillation (arXiv 2304.07193, section 5)."""
 
     masked: bool = True
 
     @property
-    def needs(self):
-        return (global_crops(self.masked), teachers_crops(self.teacher))
+    def inputs(self) -> Inputs:
+        """See objectives.base.Objective."""
+        student = student_call(self.masked, "patches")
+        return dict(global_crops=student, teacher=teacher_call(self.teacher, "patches"))
 
-    def loss(self, features, batch, mutable, step):
-        """The mean over a crop's masked patches, and then over all crops, those without a mask included, as
+    def loss(self, features, fields, state, step):
+        """The mean over a crop's masked patches, then over all crops, those without a mask included, as
         published (arXiv 2111.07832, equation 2); see objectives.base.Objective."""
+        del fields
         student, teacher = self.scores(features, step)
         seen = features["teacher"].get("mean", teacher.points.mean(1))
-        offset, mutable = self.centring(mutable, teacher, seen.mean(0), self.chunk)
-        found = agreement(student, teacher, offset, self.chunk)
-        weights = features["weights"]
-        crops = batch["global_crops"].shape[0] * batch["global_crops"].shape[1]
-        means = (jnp.average(x, weights=weights) for x in (found.cross_entropy, found.entropy))
-        metrics = own_metrics("ibot", *means, found.mean_target, teacher.temperature)
-        return (found.cross_entropy * weights).sum() / crops, metrics, mutable
+        offset, state = self.centring(state, teacher, seen.mean(0), self.chunk)
+        pairs = agreement(student, teacher, offset, self.chunk)
+        weights, crops = features["weights"], features["crops"].sum()
+        means = [jnp.average(x, weights=weights) for x in (pairs.cross_entropy, pairs.entropy)]
+        metrics = distribution_metrics(*means, pairs.mean_target, teacher.temperature, weights.sum())
+        return Sum((pairs.cross_entropy * weights).sum(), crops), metrics, state
+
+
+def build(
+    head: Any,
+    teacher_temperature: Any = 0.04,
+    student_temperature: float = 0.1,
+    centring: Mapping = MappingProxyType(dict(kind="centre")),
+    centre_over: str = "all",
+    chunk: int = 0,
+    teacher: str = "",
+    masked: bool = True,
+    *,
+    context: Context,
+) -> Ibot:
+    """Self-distillation on masked patches.
+
+    Args:
+      head: options of models.projection_head.ProjectionHead, or the name of an objective on the same stream
+        whose head it shares.
+      centre_over: "all" patches (iBOT) or the "masked" ones (DINOv2).
+      masked: see Ibot.
+      teacher_temperature, student_temperature, centring, chunk, teacher: as in objectives.dino.build.
+
+    Raises:
+      ValueError: for an unknown option, or the name of an objective that has no head.
+    """
+    if centre_over not in ("all", "masked"):
+        raise ValueError(f"ibot.centre_over is {centre_over!r}; use all or masked")
+    owner = head if isinstance(head, str) else ""
+    if owner and not isinstance(context.heads.get(owner), Mapping):
+        raise ValueError(f"ibot.head is {owner!r}, which is no objective of this stream with a head")
+    options = context.heads[owner] if owner else head
+    projection = build_projection("ibot", options, context)
+    teacher_projection = build_projection("ibot", options, context) if teacher else None
+    built = build_centring("ibot", centring)
+    all_patches = masked and centre_over == "all" and isinstance(built, MovingCentre)
+    patches = PatchHead(projection, all_patches, teacher_projection, masked)
+    schedule = context.schedule(teacher_temperature)
+    return Ibot(patches, schedule, built, student_temperature, chunk, teacher, owner, masked)

@@ -8,23 +8,23 @@ import jax
 
 from big_ssl.losses.contrastive import l2_normalize
 from big_ssl.losses.koleo import koleo
-from big_ssl.objectives.base import Plain
-from big_ssl.objectives.self_distillation import global_crops
+from big_ssl.objectives.base import Context, Inputs, StatelessObjective, Sum
+from big_ssl.objectives.self_distillation import student_call
 
 
 class ClassTokens(nn.Module):
-    """{Pass: encoder output} -> points: float32[B, S, W], the class tokens, of length 1; no parameters."""
+    """L2-normalises class tokens: points: float32[B, S, W]; no parameters."""
 
-    def __call__(self, outputs):
-        (output,) = outputs.values()
-        return dict(points=l2_normalize(output["pooled"].astype("float32")))
+    def __call__(self, inputs, train: bool = False):
+        del train
+        return dict(points=l2_normalize(inputs["global_crops"]["pooled"].astype("float32")))
 
 
 @dataclasses.dataclass(frozen=True)
-class KoLeo(Plain):
-    """The sum over the first `crops` large crops of losses.koleo, each crop among its own kind only.
+class KoLeo(StatelessObjective):
+    """The sum over the first `crops` global crops of losses.koleo, each crop among its own kind only.
 
-    masked: as in objectives.dino, whose pass over the large crops it shares.
+    masked: as in objectives.dino, whose call on the global crops it shares.
     """
 
     group_size: int = 0
@@ -32,16 +32,29 @@ class KoLeo(Plain):
     masked: bool = True
 
     head: ClassVar[nn.Module] = ClassTokens()
-    head_of: ClassVar[str] = ""
     scope: ClassVar[Literal["batch", "example"]] = "batch"
 
     @property
-    def needs(self):
-        return (global_crops(self.masked),)
+    def inputs(self) -> Inputs:
+        """See objectives.base.Objective."""
+        return dict(global_crops=student_call(self.masked, "pooled"))
 
-    def loss(self, features, batch, mutable, step):
-        """See objectives.base.Objective; koleo_distance: the mean distance to the nearest other example."""
-        del batch, step
-        each = jax.vmap(lambda points: koleo(points, self.group_size), in_axes=1)
-        losses, distances = each(features["points"][:, : self.crops])
-        return losses.sum(), dict(koleo_distance=distances.mean()), mutable
+    def loss(self, features, fields, state, step):
+        """See objectives.base.Objective; distance: the mean distance to the nearest other example."""
+        del fields, step
+        of_crop = jax.vmap(lambda points: koleo(points, self.group_size), in_axes=1)
+        losses, distances = of_crop(features["points"][:, : self.crops])
+        return Sum(losses.sum()), dict(distance=Sum(distances.mean())), state
+
+
+def build(group_size: int, crops: int = 2, masked: bool = True, *, context: Context) -> KoLeo:
+    """KoLeo on class tokens.
+
+    Args:
+      group_size: nearest neighbours are searched within groups of this many consecutive examples; 0 searches
+        the whole batch. Published runs search each device's batch.
+      crops: 2 in the published code, 1 in the paper.
+      masked: see KoLeo.
+    """
+    del context
+    return KoLeo(group_size, crops, masked)

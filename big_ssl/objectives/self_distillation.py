@@ -1,46 +1,45 @@
-"""What the terms of DINO and iBOT have in common.
+"""What DINO's and iBOT's objectives have in common.
 
-The teacher is the student's own average, or, in distillation, another encoder of the config that is frozen
+The teacher is the student's own EMA, or, in distillation, another encoder of the config that is frozen
 (config.rates) and starts from weights (config.init_from).
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from big_ssl.losses.self_distillation import Scores, target_metrics
-from big_ssl.objectives.base import Pass, Plain
-from big_ssl.objectives.centring import MovingCentre, Sinkhorn
+from big_ssl.models.projection_head import ProjectionHead
+from big_ssl.objectives.base import Context, EncoderCall, StatelessObjective, Sum
+from big_ssl.objectives.centring import CENTRINGS, MovingCentre, Sinkhorn
 
 STUDENT = "image"
 
 
-def global_crops(masked: bool = False) -> Pass:
-    """The student's pass over the large crops."""
-    return Pass(STUDENT, "global_crops", masked=masked)
+def student_call(masked: bool, *outputs: str) -> EncoderCall:
+    """The student's call on the global crops."""
+    return EncoderCall(STUDENT, "global_crops", outputs, masked=masked)
 
 
-def teachers_crops(teacher: str, large: bool = False) -> Pass:
-    """The teacher's: of the encoder of that name, or for "" of the student's average."""
-    return Pass(teacher or STUDENT, "global_crops", teacher=not teacher, large=large)
-
-
-def parted(outputs) -> tuple[list, list]:
-    """What the student's passes, or its average's, gave, and what another encoder's did."""
-    own = [x for item, x in outputs.items() if item.encoder == STUDENT]
-    return own, [x for item, x in outputs.items() if item.encoder != STUDENT]
+def teacher_call(teacher: str, *outputs: str, high_res: bool = False) -> EncoderCall:
+    """The call on the global crops of the encoder `teacher`, or, for "", of the student's EMA."""
+    return EncoderCall(teacher or STUDENT, "global_crops", outputs, teacher=not teacher, high_res=high_res)
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfDistillation(Plain):
-    """A student's points are to score prototypes as the teacher's do.
+class SelfDistillation(StatelessObjective):
+    """Trains the student to predict the teacher's distribution over prototypes.
 
-    head: has a `projection`, and gives points, and its prototypes under "shared"; teacher_temperature: by the
-    step; centring: of the teacher's scores; chunk: points of a group whose scores exist at a time (in
-    objectives.dino the student's), made again for the gradient; 0 for all, kept;
-    teacher: the encoder that teaches, "" for the average; head_of: see objectives.base.
+    head: has a `projection`; returns points, and prototypes under "shared".
+    teacher_temperature: a function of the step.
+    centring: of the teacher's logits.
+    chunk: how many points' logits exist at a time, recomputed in the backward pass; 0 computes all at once
+      and keeps them.
+    teacher: the encoder that teaches, "" for the EMA.
+    shares_head_with: see objectives.base.
     """
 
     head: Any
@@ -49,29 +48,57 @@ class SelfDistillation(Plain):
     student_temperature: float = 0.1
     chunk: int = 0
     teacher: str = ""
-    head_of: str = ""
+    shares_head_with: str = ""
 
     @property
     def scope(self):
-        """Centring couples examples only where it is by this step's."""
+        """Centering couples examples only if it uses this step's logits."""
         return self.centring.scope
 
-    def initial_mutable(self) -> Any:
-        """What the centring keeps."""
+    def initial_state(self) -> Any:
+        """The centering's."""
         return self.centring.initial(self.head.projection.prototypes)
 
     def scores(self, features, step) -> tuple[Scores, Scores]:
-        """The student's and the teacher's scores of all points; no gradient goes to the teacher."""
-        taught = jax.lax.stop_gradient(features["teacher"])
+        """The student's and the teacher's logits of all points; no gradient goes to the teacher."""
+        teacher_features = jax.lax.stop_gradient(features["teacher"])
         dtype = self.head.projection.dtype
 
         def made(x, temperature):
             return Scores(x["points"], x["shared"]["prototypes"], temperature, dtype)
 
-        return made(features, self.student_temperature), made(taught, self.teacher_temperature(step))
+        return made(features, self.student_temperature), made(
+            teacher_features, self.teacher_temperature(step)
+        )
 
 
-def own_metrics(name: str, cross_entropy, entropy, mean_target, temperature) -> dict:
-    """A term's metrics under its name; see losses.self_distillation.target_metrics."""
-    metrics = target_metrics(cross_entropy, entropy, mean_target) | dict(temperature=temperature)
-    return {f"{name}_{key}": value for key, value in metrics.items()}
+def distribution_metrics(cross_entropy, entropy, mean_target, temperature, count) -> dict[str, Sum]:
+    """The metrics of losses.self_distillation.target_metrics, means over `count` examples, and the teacher's
+    temperature."""
+    metrics = target_metrics(cross_entropy, entropy, mean_target)
+    return {name: Sum.of_mean(value, count) for name, value in metrics.items()} | dict(
+        teacher_temperature=Sum(temperature)
+    )
+
+
+def build_projection(name: str, options: Mapping, context: Context) -> ProjectionHead:
+    """A head from its options. Raises ValueError, naming the objective, for an unknown option."""
+    fields = {f.name for f in dataclasses.fields(ProjectionHead)} - {"parent", "name", "dtype"}
+    for key in options:
+        if key not in fields:
+            raise ValueError(f"{name}.head.{key} is no option; there are {', '.join(sorted(fields))}")
+    return ProjectionHead(**options, dtype=jnp.dtype(context.dtype))
+
+
+def build_centring(name: str, options: Mapping) -> MovingCentre | Sinkhorn:
+    """Builds the centering of options["kind"]. Raises ValueError for an unknown one, naming the
+    objective."""
+    kind = options.get("kind")
+    if kind not in CENTRINGS:
+        raise ValueError(f"{name}.centring.kind is {kind!r}; use {' or '.join(CENTRINGS)}")
+    arguments = {key: value for key, value in options.items() if key != "kind"}
+    known = {f.name for f in dataclasses.fields(CENTRINGS[kind])}
+    for key in arguments:
+        if key not in known:
+            raise ValueError(f"{name}.centring.{key} is no option of {kind}; there are {', '.join(known)}")
+    return CENTRINGS[kind](**arguments)

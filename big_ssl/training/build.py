@@ -11,7 +11,7 @@ from big_ssl.data.masking import BlockMask
 from big_ssl.data.tokenizers import Tokenizer
 from big_ssl.models import encoders
 from big_ssl.objectives import build as objectives
-from big_ssl.objectives.build import Context
+from big_ssl.objectives.base import Context
 from big_ssl.training import schedules
 from big_ssl.training.system import System, Term
 
@@ -39,18 +39,29 @@ def system(config: Mapping, mesh: Mesh) -> System:
         for name, term in _terms(stream, parts, config, mesh)
     }
     for name, term in terms.items():
-        for item in term.objective.needs:
-            _check_pass(name, item, views, masks)
+        for call in term.calls.values():
+            _check_call(name, call, views, masks)
     return System(towers, views, terms, masks)
 
 
-def _check_pass(name, item, views, masks):
-    shrink = views[item.view].shrink if item.view in views else 1
-    if item.masked and item.view not in masks:
-        raise ValueError(f"{name} reads {item.view} masked; masks.{item.view} is missing")
-    if item.large and shrink < 2:
-        raise ValueError(f"{name} reads {item.view} large; views.{item.view}.shrink must be at least 2")
-    if item.view == "image" and shrink > 1:
+def providers(config: Mapping) -> dict[str, str]:
+    """{method of a predictor: the objective whose head provides it, "" for none}, see System.provider."""
+    terms = {
+        name: term
+        for stream, parts in config["streams"].items()
+        for name, term in _terms(stream, parts, config, None)
+    }
+    made = System({}, {}, terms)
+    return {method: made.provider(method) for method in ("encode_image", "encode_text", "classify")}
+
+
+def _check_call(name, call, views, masks):
+    shrink = views[call.view].shrink if call.view in views else 1
+    if call.masked and call.view not in masks:
+        raise ValueError(f"{name} reads {call.view} masked; masks.{call.view} is missing")
+    if call.high_res and shrink < 2:
+        raise ValueError(f"{name} reads {call.view} high_res; views.{call.view}.shrink must be at least 2")
+    if call.view == "image" and shrink > 1:
         raise ValueError("views.image.shrink must be 1: evaluation shows pictures as they are")
 
 

@@ -33,7 +33,7 @@ def evaluators(config: Mapping, encoders: Mapping) -> dict[str, suite.Evaluator]
     Raises RequirementsError where data is missing, or the model lacks an output that an evaluator reads.
     """
     check_best(config["checkpoint"]["best"], config["evals"])
-    objectives = {name: each for s in config["streams"].values() for name, each in s["objectives"].items()}
+    objectives = {each["kind"]: each for s in config["streams"].values() for each in s["objectives"].values()}
     for name, options in config["evals"].items():
         if options["kind"] in suite.OF_TEXTS and "contrastive" not in objectives:
             raise RequirementsError(f"evals.{name}: {options['kind']} needs a contrastive objective")
@@ -78,10 +78,10 @@ def _check_classifier(name, classes, objective):
 
 def towers(config: Mapping, setup) -> Towers:
     """Of the term that embeds whole pictures, which are prepared as its stream prepares them."""
-    term = setup.system.embedding_term
+    term = setup.system.provider("encode_image")
     stream = setup.system.terms[term].stream if term else next(iter(config["streams"]))
     prepare = preprocessing.of(streams.preparation(config["streams"][stream]["data"]))
-    classifier = _CLASSIFIER if _CLASSIFIER in setup.system.terms else ""
+    classifier = setup.system.provider("classify")
     # Enough for each device of a large mesh to be worth its while.
     size = max(256, 32 * mesh_lib.batch_ways(setup.mesh))
     return Towers(setup.system, term, setup.tokenizer, setup.mesh, prepare, size, classifier)

@@ -35,7 +35,7 @@ def model_flops_per_step(system, abstract_state, batch) -> int:
     state, placeless = abstract_state, dataclasses.replace(system, specs=None)
     teacher = evaluation_variables(state)
     whole = forward_flops(placeless.loss, state.params, state.mutable, batch, key, state.step, teacher)
-    return 3 * whole - 2 * forward_flops(placeless.taught, teacher, batch, key)
+    return 3 * whole - 2 * forward_flops(placeless.teacher_features, teacher, batch, key)
 
 
 def _count(jaxpr):

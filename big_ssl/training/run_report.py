@@ -70,7 +70,7 @@ def _pictures(config, result):
     """Of a run without texts, what its neighbours' pictures show: what it sees in them where it is a ViT, and
     which it takes for alike."""
     neighbours = [each for each in result.evaluators.values() if isinstance(each, Knn)]
-    if result.setup.system.embedding_term or not neighbours:
+    if result.setup.system.provider("encode_image") or not neighbours:
         return []
     embedder = result.towers.at(state_lib.evaluation_variables(result.state))
     tower, found = result.setup.system.encoders["image"], []
@@ -92,7 +92,7 @@ def _facts(config, result, command):
     }
     towers = " + ".join(f"{size / 1e6:.1f}M {name}" for name, size in sizes.items())
     batch = sum(stream["batch_size"] for stream in config["streams"].values())
-    texts = bool(result.setup.system.embedding_term)
+    texts = bool(result.setup.system.provider("encode_image"))
     return ({} if texts else {"task": _SELF_SUPERVISED}) | {
         "command": command,
         "parameters": towers,

@@ -10,10 +10,9 @@ from jax.sharding import Mesh
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated, state_shardings
-from big_ssl.training import accumulation, averaging, batches, build, requirements, schedules
+from big_ssl.training import averaging, batches, build, requirements, schedules, train_step
 from big_ssl.training import state as state_lib
 from big_ssl.training.model import build_model
-from big_ssl.training.step import make_step
 from big_ssl.training.system import System
 
 
@@ -57,10 +56,10 @@ def _set_up(config, mesh):
     )
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
     system = dataclasses.replace(system, specs=specs)
-    grad_fn = accumulation.value_and_grad(system, config["grad_accum"], mesh)
+    grad_fn = train_step.value_and_grad(system, config["grad_accum"], mesh)
     momentum = averaging.build(config["ema"], config["total_steps"])
     window = config["failure_limits"]["window_examples"]
-    step = make_step(
+    step = train_step.make_step(
         grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"], window
     )
     step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))

@@ -41,7 +41,7 @@ def loaded_data(stream: str, config: Mapping) -> dict:
     "" for none. Raises ValueError where two ask for different ones."""
     parts = config["streams"][stream]
     read = {
-        item.view for _, term in build._terms(stream, parts, config, None) for item in term.objective.needs
+        call.view for _, term in build._terms(stream, parts, config, None) for call in term.calls.values()
     }
     views = {name: view for name, view in parts["data"]["views"].items() if name in read}
     captions = parts["data"]["captions"] if "text" in read else {}

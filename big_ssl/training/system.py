@@ -13,10 +13,13 @@ from big_ssl.data.device_views import ImageView
 from big_ssl.data.masking import BlockMask
 from big_ssl.models import encoders
 from big_ssl.models.vit import ViT
-from big_ssl.objectives.base import Objective, Pass
+from big_ssl.objectives.base import BatchField, EncoderCall, Objective, Sum
 from big_ssl.parallel import fsdp
 from big_ssl.parallel.sharding import path_name
 from big_ssl.training.random_keys import named_key
+
+# What an encoder's outputs contain beside those that it computes, if the view has them.
+_VIEW_OUTPUTS = ("mask", "mix_ratio")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +30,28 @@ class Term:
     objective: Objective
     weight: Callable[[jax.Array], Any]
 
+    @property
+    def calls(self) -> dict[str, EncoderCall]:
+        """The encoder calls among the objective's inputs."""
+        return {k: v for k, v in self.objective.inputs.items() if isinstance(v, EncoderCall)}
+
+    def fields(self, batch: Mapping[str, Mapping]) -> dict[str, Any]:
+        """The batch fields among the objective's inputs, of {stream: batch}."""
+        inputs = self.objective.inputs.items()
+        return {k: batch[self.stream][v.name] for k, v in inputs if isinstance(v, BatchField)}
+
 
 @dataclasses.dataclass(frozen=True)
 class System:
     """All that is trained, as pure functions of (params, mutable, batch, key).
 
-    encoders: {name: linen module}; views: {view: ImageView}, what happens on the device to a
-    batch's images before an encoder sees them; masks: {view: BlockMask}, drawn anew each step;
-    terms: {name: Term}; specs: the PartitionSpec of each parameter on the mesh that all of it is traced
-    within, None on one device; frozen: whether the parameter of a path is never trained.
-    A batch is {stream: {view: uint8 images [B, H, W, 3] or crops [B, n, H, W, 3], or dict(ids, mask)}}.
+    encoders: {name: linen module}. views: {view: ImageView}, what happens on the device to a batch's images
+    before an encoder sees them. masks: {view: BlockMask}, drawn anew in each step. terms: {objective's name:
+    Term}. specs: the PartitionSpec of each parameter on the mesh that all of it is traced within, None on one
+    device. frozen: whether the parameter of a path is never trained. predictors: {method: the objective that
+    provides it}, where several do.
+    A batch is {stream: {field: array}}: uint8 images [B, H, W, 3] or crops [B, n, H, W, 3], dict(ids, mask)
+    of texts, labels.
     """
 
     encoders: Mapping[str, nn.Module]
@@ -45,206 +60,242 @@ class System:
     masks: Mapping[str, BlockMask] = dataclasses.field(default_factory=dict)
     specs: Any = None
     frozen: Callable[[str], bool] = lambda name: False
+    predictors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def init(self, key, batch):
         """(params, mutable) as in TrainState; of the batch only shapes and dtypes matter."""
-        initial, outputs, inputs = {}, {}, self._inputs(batch, key, train=False)
-        for stream, item in self.passes():
-            module, given = self.encoders[item.encoder], inputs[stream, item.view]
-            init = functools.partial(module.init_with_output, named_key(key, item.encoder))
-            outputs[stream, item], variables = _run(init, given, item)
-            initial.setdefault(item.encoder, variables)
+        initial, outputs, inputs = {}, {}, self._view_inputs(batch, key, train=False)
+        for stream, call in self.encoder_calls():
+            module, arguments = self.encoders[call.encoder], inputs[stream, call.view]
+            init = functools.partial(module.init_with_output, named_key(key, call.encoder))
+            outputs[stream, call], variables = _run(init, arguments, call)
+            initial.setdefault(call.encoder, variables)
         heads = {}
         for name, term in self.terms.items():
-            if not term.objective.head_of:
-                read = {i: outputs[term.stream, i] for i in term.objective.needs if not i.teacher}
-                heads[name] = term.objective.head.init(named_key(key, name), read).get("params", {})
+            if not term.objective.shares_head_with:
+                head_inputs = self._head_inputs(term, outputs, batch, teacher=False)
+                heads[name] = term.objective.head.init(named_key(key, name), head_inputs).get("params", {})
         params = {"encoders": {k: v["params"] for k, v in initial.items()}, "heads": heads}
-        states = {k: {c: v[c] for c in v if c != "params"} for k, v in initial.items()}
-        kept = {name: term.objective.initial_mutable() for name, term in self.terms.items()}
-        return params, {"encoders": states, "objectives": kept}
+        statistics = {k: {c: v[c] for c in v if c != "params"} for k, v in initial.items()}
+        states = {name: term.objective.initial_state() for name, term in self.terms.items()}
+        return params, {"encoders": statistics, "objectives": states}
 
     def loss(self, params, mutable, batch, key, step, teacher=None):
-        """The weighted sum of all terms: (float32[], (metrics, new mutable)); see `combine`."""
+        """The weighted sum of all objectives: (float32[], (metrics, new mutable)).
+
+        metrics: {"<objective>/<metric>": float32[]}, see `metrics`. teacher: see `features`.
+        """
         features, statistics = self.features(params, mutable["encoders"], batch, key, teacher)
-        total, (metrics, kept) = self.combine(features, batch, mutable["objectives"], step)
-        return total, (metrics, {"encoders": statistics, "objectives": kept})
+        losses, metrics, states = self.losses(features, batch, mutable["objectives"], step)
+        total = self.total(losses, step)
+        return total, (self.metrics(losses, metrics, step), {"encoders": statistics, "objectives": states})
 
     def features(self, params, encoder_state, batch, key, teacher=None):
-        """What every term's head makes of the batch, in training mode.
+        """The features of every objective's head, in training mode.
 
-        teacher: state.averaged of the averaged weights, for the passes that are the teacher's.
-        Returns ({term: features}, the encoders' new state).
+        teacher: state.averaged of the EMA weights, for the teacher's calls.
+        Returns ({objective: features}, the encoders' new state).
         """
-        still = {name for name, tower in params["encoders"].items() if self._all_frozen(name, tower)}
+        not_training = {name for name, tree in params["encoders"].items() if self._all_frozen(name, tree)}
         params = jax.tree_util.tree_map_with_path(
             lambda path, x: jax.lax.stop_gradient(x) if self.frozen(path_name(path)) else x, params
         )
-        params, inputs = self._gathered(params), self._inputs(batch, key, train=True)
-        outputs, encoder_state = self._student_outputs(params, encoder_state, inputs, key, still)
-        features = {name: self._features(name, params, outputs, teacher=False) for name in self.terms}
-        for name, found in self._taught(teacher, inputs).items():
-            features[name]["teacher"] = found
+        params, inputs = self._gathered(params), self._view_inputs(batch, key, train=True)
+        outputs, encoder_state = self._student_outputs(params, encoder_state, inputs, key, not_training)
+        features = {}
+        for name, term in self.terms.items():
+            head_inputs = self._head_inputs(term, outputs, batch, teacher=False)
+            features[name] = self._apply_head(name, params, head_inputs, named_key(key, f"heads/{name}"))
+        for name, teacher_features in self._teacher_features(teacher, inputs, batch).items():
+            features[name]["teacher"] = teacher_features
         return features, encoder_state
 
-    def taught(self, teacher, batch, key):
-        """{term: what its head makes of the teacher's passes}, of terms that have such; no gradient."""
-        return self._taught(teacher, self._inputs(batch, key, train=True))
+    def teacher_features(self, teacher, batch, key):
+        """{objective: its head's features of the teacher's calls}, of those that have such; no gradient."""
+        return self._teacher_features(teacher, self._view_inputs(batch, key, train=True), batch)
 
-    def combine(self, features, batch, kept, step):
-        """The weighted sum of the terms that `features` holds: (float32[], (metrics, kept)).
+    def losses(self, features, batch, states, step):
+        """Every objective's unweighted loss, for the objectives that `features` holds.
 
-        kept: {term: what it keeps between steps}, before and after. metrics: each term
-        unweighted under its name and weighted under "<name>_weighted", and what the terms
-        report of themselves.
+        states: {objective: its state}. Returns ({objective: Sum}, {"<objective>/<metric>": Sum}, the new
+        states).
         """
-        total, metrics, after = jnp.zeros(()), {}, {}
+        losses, metrics, after = {}, {}, {}
         for name in features:
             term = self.terms[name]
-            value, own, after[name] = term.objective.loss(
-                features[name], batch[term.stream], kept[name], step
+            losses[name], own, after[name] = term.objective.loss(
+                features[name], term.fields(batch), states[name], step
             )
-            weighted = term.weight(step) * value
-            total += weighted
-            metrics |= own | {name: value, f"{name}_weighted": weighted}
-        return total, (metrics, after)
+            metrics |= {f"{name}/{metric}": value for metric, value in own.items()}
+        return losses, metrics, after
+
+    def total(self, losses: Mapping[str, Sum], step):
+        """The weighted sum of these losses: float32[]."""
+        return sum(
+            (self.terms[name].weight(step) * loss.mean for name, loss in losses.items()), jnp.zeros(())
+        )
+
+    def metrics(self, losses: Mapping[str, Sum], metrics: Mapping[str, Sum], step):
+        """{name: float32[]}: each objective's metrics, its "loss", and its "weighted_loss"."""
+        values = {name: x.mean for name, x in metrics.items()}
+        for name, loss in losses.items():
+            weighted = self.terms[name].weight(step) * loss.mean
+            values |= {f"{name}/loss": loss.mean, f"{name}/weighted_loss": weighted}
+        return values
 
     def encode(self, variables, name, views):
-        """What the encoders make of the given views for term `name`, in evaluation mode.
+        """The encoders' outputs of the given views for objective `name`, in evaluation mode.
 
-        variables: {"params", "encoders"} as state.evaluation_variables gives; views: {view:
-        batch}, any part of what the term needs; without a name the image encoder is asked about the
-        view "image". Returns {pass: encoder output}.
+        variables: {"params", "encoders"} as state.evaluation_variables returns; views: {input of the
+        objective: batch}, any part of its encoder calls. Without a name the image encoder is called on
+        views["image"]. Returns {input: encoder outputs}.
         """
         outputs, params = {}, self._gathered(variables["params"])
-        for item in self.terms[name].objective.needs if name else (Pass("image", "image"),):
-            if item.view in views:
-                collections = {"params": params["encoders"][item.encoder]}
-                collections |= variables["encoders"][item.encoder]
-                given = self._input(item.view, views[item.view], None)
-                apply = functools.partial(self.encoders[item.encoder].apply, collections, train=False)
-                outputs[item] = _run(apply, given, item)
+        calls = self.terms[name].calls if name else dict(image=EncoderCall("image", "image"))
+        for each in views:
+            call = calls[each]._replace(masked=False, high_res=False)
+            collections = {"params": params["encoders"][call.encoder]} | variables["encoders"][call.encoder]
+            # Evaluation prepares images as the view "image" does, whatever view the objective trains on.
+            arguments = self._view_input("image" if each == "image" else call.view, views[each], None)
+            apply = functools.partial(self.encoders[call.encoder].apply, collections, train=False)
+            outputs[each] = _run(apply, arguments, call)
         return outputs
 
-    def head(self, variables, name, outputs):
-        """The dict of features that term `name`'s head makes of what `encode` returned."""
-        return self._apply_head(name, self._gathered(variables["params"]), outputs)
+    def head(self, variables, name, inputs):
+        """The features of objective `name`'s head, in evaluation mode, of what `encode` returned."""
+        return self._apply_head(name, self._gathered(variables["params"]), inputs)
 
     def image_tower(self, variables, images):
-        """(the image encoder, its variables, its input: float32[B, H, W, 3]), for who looks inside it.
+        """(the image encoder, its variables, its input: float32[B, H, W, 3]), to probe its inside.
 
         variables: as in `encode`; images: uint8[B, H, W, 3].
         """
         params = self._gathered(variables["params"])["encoders"]["image"]
         collections = {"params": params} | variables["encoders"]["image"]
-        return self.encoders["image"], collections, self._input("image", images, None)["images"]
+        return self.encoders["image"], collections, self._view_input("image", images, None)["images"]
 
     def project(self, params):
         """Each objective's constraint on its head, applied after an update."""
         heads = {name: self.terms[name].objective.project(head) for name, head in params["heads"].items()}
         return params | {"heads": heads}
 
-    def passes(self) -> Iterator[tuple[str, Pass]]:
-        """Every (stream, pass) that some term needs, once each, in the terms' order."""
-        needed = ((term.stream, item) for term in self.terms.values() for item in term.objective.needs)
-        return iter(dict.fromkeys(needed))
+    def encoder_calls(self) -> Iterator[tuple[str, EncoderCall]]:
+        """Every distinct run, as (stream, EncoderCall.run), in the objectives' order."""
+        runs = ((term.stream, call.run) for term in self.terms.values() for call in term.calls.values())
+        return iter(dict.fromkeys(runs))
 
-    @property
-    def embedding_term(self) -> str:
-        """The term whose head embeds whole images; "" where there is none, and pooled outputs have to do."""
-        found = (n for n, t in self.terms.items() if any(i.view == "image" for i in t.objective.needs))
-        return next(found, "")
+    def provider(self, method: str) -> str:
+        """The objective whose head provides this method of a predictor; "" for none.
+
+        Raises ValueError if several do and `predictors` chooses none of them.
+        """
+        names = [name for name, term in self.terms.items() if method in term.objective.provides]
+        if len(names) > 1 and self.predictors.get(method) not in names:
+            raise ValueError(
+                f"predictors.{method} must be one of {', '.join(names)}: each of these objectives provides it"
+            )
+        return self.predictors[method] if len(names) > 1 else "".join(names)
 
     @property
     def has_teacher(self) -> bool:
-        """Whether some pass is the teacher's."""
-        return any(item.teacher for _, item in self.passes())
+        """Whether some call is the EMA teacher's."""
+        return any(call.teacher for _, call in self.encoder_calls())
 
-    def _student_outputs(self, params, encoder_state, inputs, key, still):
-        """Each distinct pass once, in training mode but for the encoders in `still`, frozen whole.
+    def _student_outputs(self, params, encoder_state, inputs, key, not_training):
+        """Each distinct run once, in training mode except for encoders that are frozen whole.
 
-        Returns ({(stream, pass): encoder output}, the encoders' new state).
+        Returns ({(stream, run): encoder outputs}, the encoders' new state).
         """
         outputs = {}
-        for stream, items in self._student_passes():
-            encoder = items[0].encoder
-            state, tower = encoder_state[encoder], params["encoders"][encoder]
-            views = "+".join(item.view for item in items)
+        for stream, calls in self._student_runs():
+            encoder = calls[0].encoder
+            state = encoder_state[encoder]
+            views = "+".join(call.view for call in calls)
             apply = functools.partial(
                 self.encoders[encoder].apply,
-                {"params": tower, **state},
-                train=encoder not in still,
+                {"params": params["encoders"][encoder], **state},
+                train=encoder not in not_training,
                 mutable=list(state),
                 rngs={"dropout": named_key(key, f"{stream}/{encoder}/{views}")},
             )
-            found, state = _run_together(apply, [inputs[stream, item.view] for item in items], items)
-            outputs |= {(stream, item): output for item, output in zip(items, found, strict=True)}
+            together, state = _run_together(apply, [inputs[stream, call.view] for call in calls], calls)
+            outputs |= {(stream, call): output for call, output in zip(calls, together, strict=True)}
             encoder_state = encoder_state | {encoder: state}
         return outputs, encoder_state
 
-    def _student_passes(self) -> list[tuple[str, list[Pass]]]:
-        """(stream, passes that are run together): all of an encoder's that can take several sizes."""
+    def _student_runs(self) -> list[tuple[str, list[EncoderCall]]]:
+        """(stream, calls that run together): all of an encoder's, if it takes several sizes at once."""
         groups: dict = {}
-        for stream, item in self.passes():
-            # Where an encoder takes one size at a time, each pass is a group of its own.
-            apart = None if isinstance(self.encoders[item.encoder], ViT) else item
-            if not item.teacher:
-                groups.setdefault((stream, item.encoder, apart), []).append(item)
-        return [(stream, items) for (stream, *_), items in groups.items()]
+        for stream, call in self.encoder_calls():
+            alone = None if isinstance(self.encoders[call.encoder], ViT) else call
+            if not call.teacher:
+                groups.setdefault((stream, call.encoder, alone), []).append(call)
+        return [(stream, calls) for (stream, *_), calls in groups.items()]
 
-    def _taught(self, teacher, inputs):
+    def _teacher_features(self, teacher, inputs, batch):
         if not self.has_teacher:
             return {}
         teacher = jax.lax.stop_gradient(teacher | dict(params=self._gathered(teacher["params"])))
         outputs = {}
-        for stream, item in self.passes():
-            if item.teacher:
-                tower = {"params": teacher["params"]["encoders"][item.encoder]}
-                tower |= teacher["encoders"][item.encoder]
-                apply = functools.partial(self.encoders[item.encoder].apply, tower, train=False)
-                outputs[stream, item] = _run(apply, inputs[stream, item.view], item)
-        taught = (n for n, t in self.terms.items() if any(item.teacher for item in t.objective.needs))
-        found = {name: self._features(name, teacher["params"], outputs, teacher=True) for name in taught}
-        return jax.lax.stop_gradient(found)
+        for stream, call in self.encoder_calls():
+            if call.teacher:
+                variables = {"params": teacher["params"]["encoders"][call.encoder]}
+                variables |= teacher["encoders"][call.encoder]
+                apply = functools.partial(self.encoders[call.encoder].apply, variables, train=False)
+                outputs[stream, call] = _run(apply, inputs[stream, call.view], call)
+        features = {}
+        for name, term in self.terms.items():
+            if any(call.teacher for call in term.calls.values()):
+                head_inputs = self._head_inputs(term, outputs, batch, teacher=True)
+                features[name] = self._apply_head(name, teacher["params"], head_inputs)
+        return jax.lax.stop_gradient(features)
 
-    def _features(self, name, params, outputs, teacher):
-        """What a term's head makes of its student's, or its teacher's passes."""
-        stream, needs = self.terms[name].stream, self.terms[name].objective.needs
-        return self._apply_head(name, params, {i: outputs[stream, i] for i in needs if i.teacher == teacher})
-
-    def _apply_head(self, name, params, outputs):
-        objective = self.terms[name].objective
-        return objective.head.apply({"params": params["heads"][objective.head_of or name]}, outputs)
-
-    def _inputs(self, batch, key, train):
-        """{(stream, view): an encoder's arguments, and the mask and the share where the view has them}."""
+    def _head_inputs(self, term, outputs, batch, teacher):
+        """What a head is called with: outputs of the student's or the EMA teacher's calls, and fields."""
         inputs = {}
-        for stream, view in dict.fromkeys((stream, item.view) for stream, item in self.passes()):
-            own = named_key(key, f"{stream}/{view}")
-            inputs[stream, view] = self._input(view, batch[stream][view], own if train else None)
+        for name, call in term.calls.items():
+            if call.teacher == teacher:
+                available = outputs[term.stream, call.run]
+                inputs[name] = {key: available[key] for key in call.outputs}
+                inputs[name] |= {key: available[key] for key in _VIEW_OUTPUTS if key in available}
+        return inputs | term.fields(batch)
+
+    def _apply_head(self, name, params, inputs, key=None):
+        """key: of its dropout, in training; None in evaluation."""
+        objective = self.terms[name].objective
+        variables = {"params": params["heads"][objective.shares_head_with or name]}
+        rngs = None if key is None else {"dropout": key}
+        return objective.head.apply(variables, inputs, train=key is not None, rngs=rngs)
+
+    def _view_inputs(self, batch, key, train):
+        """{(stream, view): an encoder's arguments, and the mask and mix_ratio if the view has them}."""
+        inputs = {}
+        for stream, view in dict.fromkeys((stream, call.view) for stream, call in self.encoder_calls()):
+            view_key = named_key(key, f"{stream}/{view}")
+            inputs[stream, view] = self._view_input(view, batch[stream][view], view_key if train else None)
             if view in self.masks:
                 crops = batch[stream][view].shape[:2]
-                inputs[stream, view]["mask"] = self.masks[view](named_key(own, "mask"), *crops)
+                inputs[stream, view]["mask"] = self.masks[view](named_key(view_key, "mask"), *crops)
         return inputs
 
-    def _input(self, view, given, key):
+    def _view_input(self, view, field, key):
         if view not in self.views:
-            return dict(given)
-        prepared, found = self.views[view], {}
-        images = prepared(given, key)
-        if key is not None and prepared.mixes:
-            images, found["share"] = prepared.mix(images, named_key(key, "mix"))
-        if prepared.shrink > 1:
-            found["large"], images = images, prepared.shrunk(images)
-        return found | dict(images=images)
+            return dict(field)
+        transform, inputs = self.views[view], {}
+        images = transform(field, key)
+        if key is not None and transform.mixes:
+            images, inputs["mix_ratio"] = transform.mix(images, named_key(key, "mix"))
+        if transform.shrink > 1:
+            inputs["high_res"], images = images, transform.shrunk(images)
+        return inputs | dict(images=images)
 
     def _gathered(self, params):
         if self.specs is None:
             return params
         dtypes = jax.tree.map(lambda x: x.dtype, params) | dict(
             encoders={
-                name: encoders.compute_dtypes(tower, self.encoders[name].dtype)
-                for name, tower in params["encoders"].items()
+                name: encoders.compute_dtypes(tree, self.encoders[name].dtype)
+                for name, tree in params["encoders"].items()
             }
         )
         return fsdp.gather(params, self.specs, dtypes)
@@ -254,40 +305,40 @@ class System:
         return all(self.frozen(f"encoders/{encoder}/{path}") for path in paths)
 
 
-def _run(apply, given, item):
-    """apply(**given), whose crops [B, n, ...] are examples to the encoder; outputs [B, n, ...] again.
+def _run(apply, inputs, call):
+    """apply(**inputs), with crops [B, n, ...] as examples of the encoder; outputs are [B, n, ...] again.
 
-    What comes with the output, variables or state, is passed on.
+    Variables or state that come with the outputs are passed on.
     """
-    if "images" not in given:
-        return apply(**given)
-    found = apply(**_flat(given, item))
-    output, rest = found if isinstance(found, tuple) else (found, None)
-    output = _shaped(output, given)
-    return (output, rest) if isinstance(found, tuple) else output
+    if "images" not in inputs:
+        return apply(**inputs)
+    result = apply(**_flat(inputs, call))
+    outputs, variables = result if isinstance(result, tuple) else (result, None)
+    outputs = _shaped(outputs, inputs)
+    return (outputs, variables) if isinstance(result, tuple) else outputs
 
 
-def _run_together(apply, given, items):
-    """(the outputs of one run of an encoder over all of these, its state)."""
-    if len(items) == 1:
-        output, state = _run(apply, given[0], items[0])
-        return [output], state
-    flat = [_flat(*each) for each in zip(given, items, strict=True)]
+def _run_together(apply, inputs, calls):
+    """(the outputs of one run of an encoder on the views of all these calls, its state)."""
+    if len(calls) == 1:
+        outputs, state = _run(apply, inputs[0], calls[0])
+        return [outputs], state
+    flat = [_flat(*pair) for pair in zip(inputs, calls, strict=True)]
     images, masks = (tuple(x.get(key) for x in flat) for key in ("images", "mask"))
     outputs, state = apply(images=images, mask=masks)
-    return [_shaped(*each) for each in zip(outputs, given, strict=True)], state
+    return [_shaped(*pair) for pair in zip(outputs, inputs, strict=True)], state
 
 
-def _flat(given, item):
-    images = given["large" if item.large else "images"]
+def _flat(inputs, call):
+    images = inputs["high_res" if call.high_res else "images"]
     arguments = dict(images=images.reshape(-1, *images.shape[-3:]))
-    if item.masked:
-        mask = given["mask"]["mask"]
+    if call.masked:
+        mask = inputs["mask"]["mask"]
         arguments["mask"] = mask.reshape(-1, mask.shape[-1])
     return arguments
 
 
-def _shaped(output, given):
-    crops = given["images"].shape[:-3]
-    output = jax.tree.map(lambda x: x.reshape(*crops, *x.shape[1:]), output)
-    return output | {key: given[key] for key in ("mask", "share") if key in given}
+def _shaped(outputs, inputs):
+    crops = inputs["images"].shape[:-3]
+    outputs = jax.tree.map(lambda x: x.reshape(*crops, *x.shape[1:]), outputs)
+    return outputs | {key: inputs[key] for key in _VIEW_OUTPUTS if key in inputs}

@@ -15,7 +15,7 @@ from big_ssl.config import ConfigError, validate
 from big_ssl.models import encoders
 from big_ssl.models.layer_layouts import unstack_layers
 from big_ssl.objectives.contrastive import ContrastiveHead
-from big_ssl.training import requirements
+from big_ssl.training import build, requirements
 from big_ssl.weights.format import Config
 
 
@@ -23,7 +23,7 @@ def read(workdir) -> tuple[Config, dict]:
     """(Config, variables) of what a run has trained; see `load` and `describe`."""
     config, variables = load(workdir)
     described = describe(config)
-    return described, _described(described, variables)
+    return described, _described(config, described, variables)
 
 
 def load(workdir) -> tuple[Config, dict]:
@@ -109,33 +109,38 @@ def describe(config: Mapping) -> Config:
 
     Raises ValueError where no stream says how pictures are prepared, by its view "image".
     """
-    streams = config["streams"].values()
-    objectives = {name: each for stream in streams for name, each in stream["objectives"].items()}
+    streams, heads = config["streams"].values(), _heads(config)
     seen = [stream for stream in streams if "image" in stream["data"]["views"]]
-    seen.sort(key=lambda stream: "contrastive" not in stream["objectives"])
+    seen.sort(key=lambda stream: heads.get("contrastive") not in stream["objectives"])
     if not seen or "image" not in config["encoders"]:
         raise ValueError(f"{config['name']} has no image tower, or no stream with a view of that name")
+    objectives = {name: each for stream in streams for name, each in stream["objectives"].items()}
     common = streams.preparation(seen[0]["data"])
-    if "classification" in objectives:
-        common["classes"] = objectives["classification"]["classes"]
-    if "contrastive" not in objectives:
+    if "classification" in heads:
+        common["classes"] = objectives[heads["classification"]]["classes"]
+    if "contrastive" not in heads:
         alone = dict(encoders=dict(image=config["encoders"]["image"]), head=None, tokenizer=None)
         return alone | dict(views=dict(image=config["views"]["image"])) | common
     known = ContrastiveHead.__dataclass_fields__
     return dict(
         encoders=config["encoders"],
-        head={key: value for key, value in objectives["contrastive"].items() if key in known},
+        head={key: value for key, value in objectives[heads["contrastive"]].items() if key in known},
         views=config["views"],
         tokenizer=config["tokenizer"],
         **common,
     )
 
 
-def _described(config, variables):
+def _heads(config) -> dict[str, str]:
+    """{a head of a Config: the objective that trains it}."""
+    providers = build.providers(config)
+    heads = dict(contrastive=providers["encode_text"], classification=providers["classify"])
+    return {head: name for head, name in heads.items() if name}
+
+
+def _described(config, described, variables):
     """Of variables what embeds and classifies; heads of self-distillation stay in the run, for init_from."""
-    heads = {"contrastive": config["head"], "classification": config.get("classes")}
-    params = {
-        "encoders": {name: variables["params"]["encoders"][name] for name in config["encoders"]},
-        "heads": {name: variables["params"]["heads"][name] for name, there in heads.items() if there},
-    }
-    return dict(params=params, encoders={name: variables["encoders"][name] for name in config["encoders"]})
+    names = described["encoders"]
+    heads = {head: variables["params"]["heads"][name] for head, name in _heads(config).items()}
+    params = {"encoders": {name: variables["params"]["encoders"][name] for name in names}, "heads": heads}
+    return dict(params=params, encoders={name: variables["encoders"][name] for name in names})

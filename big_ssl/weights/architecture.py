@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from big_ssl.models import encoders
 from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.classification import ClassifierHead
-from big_ssl.objectives.contrastive import IMAGE, TEXT, ContrastiveHead
+from big_ssl.objectives.contrastive import ContrastiveHead
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import Config
 
@@ -77,13 +77,13 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     seen, image_variables = jax.eval_shape(image.init_with_output, key, images)
     towers, heads = dict(image=image_variables), {}
     if classifier is not None:
-        heads["classification"] = jax.eval_shape(classifier.init, key, {IMAGE: seen})["params"]
+        heads["classification"] = jax.eval_shape(classifier.init, key, dict(image=seen))["params"]
     for name, projection in projections.items():
         heads[name] = dict(projection=jax.eval_shape(projection.init, key, seen["pooled"])["params"])
     if head is not None and text is not None:
         ids = jnp.zeros((1, 1), int)
         read, towers["text"] = jax.eval_shape(text.init_with_output, key, ids, ids == 0)
-        heads["contrastive"] = jax.eval_shape(head.init, key, {IMAGE: seen, TEXT: read})["params"]
+        heads["contrastive"] = jax.eval_shape(head.init, key, dict(image=seen, text=read))["params"]
     return _flat(joined(towers, heads))
 
 

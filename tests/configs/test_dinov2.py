@@ -142,7 +142,7 @@ def test_a_distilled_student_has_a_frozen_teacher_that_sees_the_large_crops():
             module = importlib.import_module(f"configs.dinov2_distill_{student}")
             config = module.get_config(preset).to_dict()
             validate(config)
-            passes = [(i.encoder, i.view, i.masked, i.teacher) for _, i in system(config).passes()]
+            passes = [(i.encoder, i.view, i.masked, i.teacher) for _, i in system(config).encoder_calls()]
             assert passes == [
                 ("image", "global_crops", False, False),
                 ("image", "local_crops", False, False),
@@ -183,13 +183,13 @@ def test_gram_is_one_more_term():
     """Beside the others it reads passes that are there; with a frozen encoder for a teacher, one more."""
     config = get("vitl14", "tiny")
     objectives = config["streams"]["images"]["objectives"]
-    before = list(system(config).passes())
+    before = list(system(config).encoder_calls())
     objectives["gram"] = dict(kind="gram", weight=2.0)
     validate(config)
-    assert list(system(config).passes()) == before
+    assert list(system(config).encoder_calls()) == before
     config["encoders"]["gram"] = dict(config["encoders"]["image"])
     objectives["gram"].update(teacher="gram")
-    added = [item for _, item in system(config).passes() if ("images", item) not in before]
+    added = [item for _, item in system(config).encoder_calls() if ("images", item) not in before]
     assert [(item.encoder, item.masked, item.teacher) for item in added] == [("gram", False, False)]
 
 
@@ -199,7 +199,7 @@ def test_grams_teacher_may_see_larger_crops():
     images = config["streams"]["images"]
     images["objectives"] = dict(gram=dict(kind="gram", weight=2.0, teacher="gram", large=True))
     config["encoders"]["gram"] = dict(config["encoders"]["image"])
-    with pytest.raises(ValueError, match=r"^gram reads global_crops large; views.global_crops.shrink must"):
+    with pytest.raises(ValueError, match=r"^gram reads global_crops high_res; views.global_crops.shr"):
         system(config)
     images["data"]["views"]["global_crops"].update(size=64)
     config["views"]["global_crops"].update(shrink=2)

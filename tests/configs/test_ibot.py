@@ -92,7 +92,7 @@ def test_a_teachers_arithmetic_is_counted_once():
         )  # fmt: skip
         total = flops.model_flops_per_step(made, state, batch)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        teacher = flops.forward_flops(made.taught, state.ema, batch, key)
+        teacher = flops.forward_flops(made.teacher_features, state.ema, batch, key)
         # The teacher sees two crops of 16 patches, the student those and two of 4.
         tokens = {"teacher": 2 * 17, "student": 2 * 17 + 2 * 5}
         layer = 2 * 12 * width**2

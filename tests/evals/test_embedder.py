@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from big_ssl.evals.embedder import Towers
-from big_ssl.objectives.contrastive import IMAGE, TEXT
 from big_ssl.parallel import mesh as mesh_lib
 
 WEIGHTS = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
@@ -22,14 +21,14 @@ class _Linear:
         ((name, inputs),) = views.items()
         rows = inputs["ids"] if name == "text" else inputs.reshape(len(inputs), -1)
         self.traced.append((term, name, len(rows)))
-        return {IMAGE if name == "image" else TEXT: dict(pooled=rows.astype(jnp.float32) @ variables["w"])}
+        return {name: dict(pooled=rows.astype(jnp.float32) @ variables["w"])}
 
     def image_tower(self, variables, images):
         return self, variables, images.astype(jnp.float32) / 255
 
     def head(self, variables, term, outputs):
-        ((item, output),) = outputs.items()
-        return {item.view: output["pooled"] / jnp.linalg.norm(output["pooled"], axis=1, keepdims=True)}
+        ((name, output),) = outputs.items()
+        return {name: output["pooled"] / jnp.linalg.norm(output["pooled"], axis=1, keepdims=True)}
 
 
 def _tokenizer(texts):

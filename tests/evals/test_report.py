@@ -117,10 +117,10 @@ def training(step):
     return {
         "step": step,
         "train/loss": loss if step != 20 else None,
-        "train/contrastive": loss * 0.9,
-        "train/temperature": 0.07 - step / 20000,
+        "train/contrastive/loss": loss * 0.9,
+        "train/contrastive/temperature": 0.07 - step / 20000,
         "train/learning_rate": 1e-3,
-        "train/image_to_text_accuracy": step / 600,
+        "train/contrastive/image_to_text_accuracy": step / 600,
     }
 
 
@@ -264,9 +264,9 @@ def test_a_run_without_scenes(tmp_path):
 
 def self_supervised(step):
     """A line of a run that learns from pictures alone; a set of unseen concepts beside the whole."""
-    line = training(step) | {"train/dino": 2.0, "train/ibot": 1.0}
+    line = training(step) | {"train/dino/loss": 2.0, "train/ibot/loss": 1.0}
     for term in ("dino", "ibot"):
-        line |= {f"train/{term}_{name}": 1.0 for name in ("teacher_entropy", "target_kl", "target_spread")}
+        line |= {f"train/{term}/{name}": 1.0 for name in ("teacher_entropy", "target_kl", "target_spread")}
     for i, name in enumerate(("twemoji", "twemoji_unseen")):
         base = f"eval/knn/{name}/"
         line |= {f"{base}k10_top1": 0.3, f"{base}k20_top1": step / 100 - i / 10, f"{base}majority": 0.2}
@@ -292,8 +292,8 @@ def test_a_run_without_texts(tmp_path):
     titles = [attrs["alt"] for tag, attrs in page.elements if tag == "img"]
     curves = ["Neighbours vote, twemoji", "Neighbours vote, twemoji unseen", "Linear heads, heads"]
     curves += [
-        "Teacher's entropy, class tokens",
-        "Teacher's entropy, masked patches",
+        "Teacher's entropy, dino",
+        "Teacher's entropy, ibot",
         "Student behind teacher",
     ]
     assert titles[-7:] == [*(f"{curve} over training steps" for curve in curves), "Where it looks"]

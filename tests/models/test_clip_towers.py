@@ -11,7 +11,7 @@ import pytest
 from big_ssl.models import encoders, resnet, text_transformer, transformer, vit
 from big_ssl.models.batch_norm import BatchNorm
 from big_ssl.models.position_embedding import resize_position_embedding
-from big_ssl.objectives.contrastive import IMAGE, TEXT, ContrastiveHead
+from big_ssl.objectives.contrastive import ContrastiveHead
 
 KEY = jax.random.key(0)
 # Halves the time to compile.
@@ -29,7 +29,7 @@ def parameters(image, text, head, image_size):
     images = jnp.zeros((1, image_size, image_size, 3))
     seen, of_image = jax.eval_shape(image.init_with_output, KEY, images)
     read, of_text = jax.eval_shape(text.init_with_output, KEY, IDS[:, : text.max_len])
-    of_head = jax.eval_shape(head.init, KEY, {IMAGE: seen, TEXT: read})
+    of_head = jax.eval_shape(head.init, KEY, dict(image=seen, text=read))
     return size(of_image["params"]) + size(of_text["params"]) + size(of_head["params"])
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import accumulation, batches, build, evaluation, loop, requirements, streams
+from big_ssl.training import batches, build, evaluation, loop, requirements, streams, train_step
 from configs import emoji, ibot_imagenet
 from tests import compiling
 
@@ -43,7 +43,7 @@ def gradients(devices, count=1):
     """((loss, (metrics, mutable)), gradients)."""
     made, mesh = system(devices)
     params, mutable, batch = example()
-    function = accumulation.value_and_grad(made, count, mesh)
+    function = train_step.value_and_grad(made, count, mesh)
     function = jax.jit(fsdp.within(mesh, function))
     with compiling.quickly():
         return jax.device_get(
@@ -71,8 +71,8 @@ def test_eight_devices_give_the_loss_and_gradient_of_one():
 
 def by_hand(made, params, batch, key):
     """The term from its parts: the mixed pictures are the encoder's, the labels mixed by the same shares."""
-    given = made._inputs(batch, key, train=True)["images", "crops"]
-    images, share = given["images"], given["share"]
+    given = made._view_inputs(batch, key, train=True)["images", "crops"]
+    images, share = given["images"], given["mix_ratio"]
     tower = made.encoders["image"].apply(
         {"params": params["encoders"]["image"]}, images.reshape(-1, 32, 32, 3)
     )
@@ -124,7 +124,7 @@ def test_microbatches_give_the_mean_of_their_own_mixtures():
 
 def test_evaluation_mixes_nothing():
     made, (_, _, batch) = system()[0], example()
-    given = made._inputs(batch, KEY, train=False)["images", "crops"]
+    given = made._view_inputs(batch, KEY, train=False)["images", "crops"]
     assert set(given) == {"images"}
 
 
@@ -138,14 +138,19 @@ def test_it_goes_with_another_objective_on_one_pass():
         kind="classification", weight=0.5, classes=10, label="category"
     )
     made = system(config=config)[0]
-    assert len(list(made.passes())) == 2
+    assert len(list(made.encoder_calls())) == 2
     batch = batches.abstract_global_batch(config, None)
     assert batch["pairs"]["label"].shape == (16,)
     shapes = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(config)))
     _, (metrics, _) = jax.eval_shape(
         lambda params, mutable, batch: made.loss(params, mutable, batch, KEY, 0), *shapes, batch
     )
-    assert {"classification", "classification_weighted", "accuracy", "contrastive"} < set(metrics)
+    assert {
+        "classification/loss",
+        "classification/weighted_loss",
+        "classification/accuracy",
+        "contrastive/loss",
+    } < set(metrics)
 
 
 def test_the_data_bring_labels():

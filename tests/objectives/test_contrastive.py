@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from big_ssl.objectives import build
-from big_ssl.objectives.build import Context
-from big_ssl.objectives.contrastive import IMAGE, TEXT
+from big_ssl.objectives.base import Context, EncoderCall
 
 B, WIDTH, DIM = 4, 5, 3
 
@@ -18,7 +17,7 @@ B, WIDTH, DIM = 4, 5, 3
 def towers(image_width=DIM):
     rng = np.random.default_rng(0)
     image, text = rng.normal(size=(B, image_width)), rng.normal(size=(B, WIDTH))
-    return {tower: dict(pooled=jnp.float32(x)) for tower, x in ((IMAGE, image), (TEXT, text))}
+    return {tower: dict(pooled=jnp.float32(x)) for tower, x in (("image", image), ("text", text))}
 
 
 def make(**options):
@@ -57,7 +56,7 @@ def test_a_unit_of_the_log_form_divides_the_temperature_by_e():
 def gradient(objective, params):
     def loss(params):
         features = objective.head.apply(dict(params=params), towers())
-        return objective.loss(features, None, {}, 0)[0]
+        return objective.loss(features, {}, {}, 0)[0].mean
 
     return jax.grad(loss)(params)
 
@@ -131,17 +130,17 @@ def test_features_are_the_normalised_towers():
     params["text_projection"]["bias"] += jnp.arange(DIM, dtype=jnp.float32)
     features = objective.head.apply(dict(params=params), outputs)
     dense = params["text_projection"]
-    expected = outputs[TEXT]["pooled"] @ dense["kernel"] + dense["bias"]
-    for found, raw in ((features["image"], outputs[IMAGE]["pooled"]), (features["text"], expected)):
+    expected = outputs["text"]["pooled"] @ dense["kernel"] + dense["bias"]
+    for found, raw in ((features["image"], outputs["image"]["pooled"]), (features["text"], expected)):
         unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
         np.testing.assert_allclose(found, unit, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("tower", "name"), [(IMAGE, "image"), (TEXT, "text")])
-def test_one_tower_alone_gives_its_features_as_both_do(tower, name):
+@pytest.mark.parametrize("name", ["image", "text"])
+def test_one_tower_alone_gives_its_features_as_both_do(name):
     objective, outputs = make(), towers()
     variables = dict(params=init(objective, outputs))
-    alone = objective.head.apply(variables, {tower: outputs[tower]})
+    alone = objective.head.apply(variables, {name: outputs[name]})
     assert set(alone) == {name, "temperature"}
     np.testing.assert_array_equal(alone[name], objective.head.apply(variables, outputs)[name])
 
@@ -151,29 +150,30 @@ def test_loss_is_that_of_the_features_and_reports_the_temperature():
     objective = make(label_smoothing=0.1)
     unit = jnp.ones((B, 1))
     features = dict(image=unit, text=unit, temperature=jnp.float32(0.5))
-    value, metrics, mutable = objective.loss(features, None, objective.initial_mutable(), 0)
-    np.testing.assert_allclose(value, 2 * math.log(B), rtol=1e-6)
-    assert metrics["temperature"] == 0.5
-    assert mutable == {}
+    loss, metrics, state = objective.loss(features, {}, objective.initial_state(), 0)
+    np.testing.assert_allclose(loss.mean, 2 * math.log(B), rtol=1e-6)
+    assert metrics["temperature"].mean == 0.5
+    assert state == {}
     eye = dict(image=jnp.eye(B), text=jnp.eye(B), temperature=jnp.float32(0.05))
-    smooth, sharp = (make(label_smoothing=e).loss(eye, None, {}, 0)[0] for e in (0.1, 0.0))
+    smooth, sharp = (make(label_smoothing=e).loss(eye, {}, {}, 0)[0].mean for e in (0.1, 0.0))
     # Logits 20 on the pair, 0 elsewhere: smoothing moves 0.1 * 3/4 of the target to the zeros.
     np.testing.assert_allclose(smooth - sharp, 2 * 0.1 * 3 / 4 * 20, rtol=1e-5)
 
 
 def test_it_couples_examples_and_needs_one_pass_of_each_tower():
-    assert (make().scope, make().needs) == ("batch", (IMAGE, TEXT))
+    calls = dict(image=EncoderCall("image", "image"), text=EncoderCall("text", "text"))
+    assert (make().scope, make().inputs) == ("batch", calls)
 
 
 def test_a_logit_bias_makes_the_loss_siglips():
     objective = make(temperature=0.1, temperature_form="log", logit_bias=-10.0)
     params = init(objective, towers())
     features = objective.head.apply(dict(params=params), towers())
-    loss, metrics, _ = objective.loss(features, None, {}, 0)
+    loss, metrics, _ = objective.loss(features, {}, {}, 0)
     logits = features["image"] @ features["text"].T / 0.1 - 10
     signs = 2 * jnp.eye(B) - 1
-    np.testing.assert_allclose(loss, -jax.nn.log_sigmoid(signs * logits).sum() / B, rtol=1e-5)
-    assert metrics["logit_bias"] == -10
+    np.testing.assert_allclose(loss.mean, -jax.nn.log_sigmoid(signs * logits).sum() / B, rtol=1e-5)
+    assert metrics["logit_bias"].mean == -10
     # SigLIP's temperature has no bound.
     params["logit_scale"] += 7
     assert objective.project(params) == params

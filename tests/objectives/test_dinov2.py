@@ -10,7 +10,7 @@ import pytest
 
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import accumulation, batches, build, requirements
+from big_ssl.training import batches, build, requirements, train_step
 from big_ssl.training.setup import set_up
 from configs import dinov2_vitl14
 from tests import compiling
@@ -42,7 +42,7 @@ def gradients(devices, count):
     """((loss, (metrics, mutable)), gradients) in `count` microbatches."""
     made, mesh = system(devices)
     params, mutable, teacher, batch = example()
-    function = jax.jit(fsdp.within(mesh, accumulation.value_and_grad(made, count, mesh)))
+    function = jax.jit(fsdp.within(mesh, train_step.value_and_grad(made, count, mesh)))
     with compiling.quickly():
         placed = mesh_lib.global_batch(mesh, batch)
         return jax.device_get(function(params, mutable, placed, KEY, STEP, teacher))
@@ -67,7 +67,7 @@ def test_two_heads_and_nothing_kept():
 
 
 def test_koleo_reads_the_pass_that_is_there_already():
-    passes = [item for _, item in system(1)[0].passes()]
+    passes = [item for _, item in system(1)[0].encoder_calls()]
     assert [(item.view, item.masked, item.teacher) for item in passes] == [
         ("global_crops", True, False),
         ("local_crops", False, False),

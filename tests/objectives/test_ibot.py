@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from big_ssl.models.vit import ViT
-from big_ssl.objectives.base import Pass
 from big_ssl.objectives.ibot import PatchHead
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
@@ -19,9 +18,7 @@ from configs import ibot_vits16
 from tests import compiling
 
 CONFIG = ibot_vits16.get_config("tiny").to_dict()
-STUDENT, LOCAL = Pass("image", "global_crops", masked=True), Pass("image", "local_crops")
 KEY = jax.random.key(1)
-TEACHER = Pass("image", "global_crops", teacher=True)
 
 
 # Both terms; at step 1 the first alone, at step 2 the second alone: one compilation for all three.
@@ -61,8 +58,8 @@ def compiled(devices):
 
     def loss(params, teacher, batch, step):
         features, _ = made.features(params, mutable["encoders"], batch, KEY, teacher)
-        total, (metrics, kept) = made.combine(features, batch, mutable["objectives"], step)
-        return total, (features, metrics, kept)
+        losses, metrics, kept = made.losses(features, batch, mutable["objectives"], step)
+        return made.total(losses, step), (features, made.metrics(losses, metrics, step), kept)
 
     function = jax.jit(fsdp.within(mesh, jax.value_and_grad(loss, (0, 1), has_aux=True)))
     placed = mesh_lib.global_batch(mesh, batch)
@@ -80,7 +77,9 @@ def prepared():
     made, batch = system()[0], example()[3]
     with compiling.quickly():
         return jax.jit(
-            lambda batch: {view: given for (_, view), given in made._inputs(batch, KEY, train=True).items()}
+            lambda batch: {
+                view: given for (_, view), given in made._view_inputs(batch, KEY, train=True).items()
+            }
         )(batch)
 
 
@@ -152,7 +151,7 @@ def test_the_targets_are_the_teachers_of_unmasked_crops(whole):
     targets = jax.nn.softmax((known - centre) / 0.04)
     log = jax.nn.log_softmax(said / 0.1)
     each = [-(targets[:, t] * log[:, s]).sum(-1) for t in range(2) for s in range(4) if s != t]
-    np.testing.assert_allclose(metrics["dino"], np.mean(each), rtol=1e-4)
+    np.testing.assert_allclose(metrics["dino/loss"], np.mean(each), rtol=1e-4)
     moved = 0.9 * centre + 0.1 * known.mean((0, 1))
     np.testing.assert_allclose(kept["dino"]["centre"], moved, rtol=1e-4, atol=1e-6)
 
@@ -187,12 +186,12 @@ def test_the_patch_term_averages_over_masked_patches_and_all_crops(whole):
     targets = jax.nn.softmax((known - centre) / 0.04)
     each = -np.asarray((targets * jax.nn.log_softmax(said / 0.1)).sum(-1))
     expected = sum(each[i][masks[i]].mean() for i in range(32) if masks[i].any()) / 32
-    np.testing.assert_allclose(metrics["ibot"], expected, rtol=1e-4)
+    np.testing.assert_allclose(metrics["ibot/loss"], expected, rtol=1e-4)
     # What is told of the targets is a mean over the 16 masked crops alone.
     own = -np.asarray(jax.scipy.special.xlogy(targets, targets).sum(-1))
     entropy = sum(own[i][masks[i]].mean() for i in range(32) if masks[i].any()) / 16
-    np.testing.assert_allclose(metrics["ibot_teacher_entropy"], entropy, rtol=1e-3)
-    np.testing.assert_allclose(metrics["ibot_target_kl"], 2 * expected - entropy, rtol=1e-3)
+    np.testing.assert_allclose(metrics["ibot/teacher_entropy"], entropy, rtol=1e-3)
+    np.testing.assert_allclose(metrics["ibot/target_kl"], 2 * expected - entropy, rtol=1e-3)
     # The centre is over all patches, not only the masked ones.
     moved = 0.9 * centre + 0.1 * np.asarray(known).mean((0, 1))
     np.testing.assert_allclose(kept["ibot"]["centre"], moved, rtol=1e-3, atol=1e-6)
@@ -234,7 +233,7 @@ def test_masked_patches_are_gathered_in_groups():
     mask = CONFIG["masks"]["global_crops"] | dict(group_size=4)
     drawn = jax.jit(build.BlockMask(**mask), static_argnums=(1, 2))(jax.random.key(0), 8, 2)
     patches = rng.normal(size=(8, 2, 16, 3)).astype(np.float32)
-    found = head.apply({}, {STUDENT: dict(patches=patches, mask=drawn)})["points"]
+    found = head.apply({}, dict(global_crops=dict(patches=patches, mask=drawn)))["points"]
     for group in range(2):
         own = slice(4 * group, 4 * group + 4)
         np.testing.assert_array_equal(found[group], patches[own][np.asarray(drawn["mask"])[own]])

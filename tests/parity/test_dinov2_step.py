@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from benchmarks import dinov2_ours
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import accumulation, batches
+from big_ssl.training import batches, train_step
 from big_ssl.training.random_keys import step_key
 from big_ssl.training.setup import set_up
 from configs import dinov2_vitl14, dinov2_vitl16_short
@@ -82,7 +82,7 @@ class Ours:
         system, mesh = self.setup.system, self.setup.mesh
         self.batch = mesh_lib.global_batch(mesh, batch)
         self._see = dinov2_ours.seer(self.setup, config["seed"])
-        self._gradient = jax.jit(fsdp.within(mesh, accumulation.value_and_grad(system, 1, mesh)))
+        self._gradient = jax.jit(fsdp.within(mesh, train_step.value_and_grad(system, 1, mesh)))
 
     def seen(self, step):
         """What the encoders see in a step, as dinov2_torch takes it."""

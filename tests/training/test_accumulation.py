@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from big_ssl.parallel.mesh import batch_ways, global_batch, make_mesh
-from big_ssl.training import accumulation, batches, build, streams
+from big_ssl.training import batches, build, streams, train_step
 from big_ssl.training.system import System, Term
 from tests.training.toys import Tower, Toy, microbatched
 
@@ -22,7 +22,7 @@ def gradients(config, devices, count):
     iterator = batches.iterate(config, streams.open_streams(config, tokens), 0, mesh)
     batch = global_batch(mesh, next(iterator))
     iterator.close()
-    function = jax.jit(accumulation.value_and_grad(system, count, mesh))
+    function = jax.jit(train_step.value_and_grad(system, count, mesh))
     return jax.device_get(function(params, mutable, batch, jax.random.key(1), jnp.int32(0)))
 
 
@@ -59,11 +59,11 @@ def test_microbatches_give_the_whole_batchs_step(micro_config, whole, devices, c
 
 
 TOYS = dict(coupled=Toy("batch"), separate=Toy("example"))
+WEIGHTS = dict(coupled=0.5, separate=2.0)
 
 
 def toy_system(names):
-    weights = dict(coupled=0.5, separate=2.0)
-    terms = {name: Term("pairs", TOYS[name], lambda step, name=name: weights[name]) for name in names}
+    terms = {name: Term("pairs", TOYS[name], lambda step, name=name: WEIGHTS[name]) for name in names}
     return System({"text": Tower()}, {}, terms)
 
 
@@ -72,7 +72,7 @@ def test_the_two_passes_are_one_function_with_its_gradient(names):
     """Against plain autodiff of the same microbatches, all of their activations kept."""
     system, count, mesh = toy_system(names), 4, make_mesh(dict(data=2, fsdp=1, tensor=1), jax.devices()[:2])
     rng = np.random.default_rng(0)
-    text = dict(ids=rng.integers(0, 5, (16, 3)), mask=np.ones((16, 3), bool))
+    text = dict(ids=rng.integers(0, 5, (16, 3)), mask=rng.random((16, 3)) < 0.6)
     batch = dict(pairs=dict(text=text))
     params, mutable = system.init(jax.random.key(0), batch)
     key, step, ways = jax.random.key(3), jnp.int32(2), batch_ways(mesh)
@@ -81,7 +81,7 @@ def test_the_two_passes_are_one_function_with_its_gradient(names):
         microbatched(system, count, ways), mutable=mutable, batch=batch, key=key, step=step
     )
     (wanted, state), wanted_grads = jax.jit(jax.value_and_grad(plain, has_aux=True))(params)
-    function = jax.jit(accumulation.value_and_grad(system, count, mesh))
+    function = jax.jit(train_step.value_and_grad(system, count, mesh))
     (loss, (metrics, after)), grads = function(params, mutable, global_batch(mesh, batch), key, step)
     np.testing.assert_allclose(loss, wanted, rtol=1e-6)
 
@@ -92,8 +92,8 @@ def test_the_two_passes_are_one_function_with_its_gradient(names):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after["encoders"], state)
     assert set(after["objectives"]) == set(names)
     for name in names:
-        mean = metrics[f"{TOYS[name].scope}_mean"]
-        np.testing.assert_allclose(after["objectives"][name]["centre"], mean, rtol=1e-5)
+        np.testing.assert_allclose(after["objectives"][name]["centre"], metrics[f"{name}/mean"], rtol=1e-5)
+        np.testing.assert_allclose(metrics[f"{name}/loss"] * WEIGHTS[name], metrics[f"{name}/weighted_loss"])
 
 
 def test_a_batch_that_cannot_be_split_is_named(micro_config, set_up):

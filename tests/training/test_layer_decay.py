@@ -15,7 +15,7 @@ from big_ssl.training import optimizers
 from big_ssl.training import state as state_lib
 from big_ssl.training.layer_decay import LayerDecay, build
 from big_ssl.training.rates import Rates
-from big_ssl.training.step import make_step
+from big_ssl.training.train_step import make_step
 from tests import compiling
 
 DEPTH, DECAY = 3, 0.75

@@ -9,8 +9,8 @@ import pytest
 from big_ssl.data.pipeline import DATA_ERRORS
 from big_ssl.training import state as state_lib
 from big_ssl.training.rates import Rates
-from big_ssl.training.step import make_step
 from big_ssl.training.system import System, Term
+from big_ssl.training.train_step import make_step
 from tests.training.toys import Tower, Toy
 
 PARAMS = dict(encoders=dict(image=dict(a=jnp.ones(3), b=jnp.ones(2)), text=dict(a=jnp.ones(4))))

@@ -199,7 +199,7 @@ def test_the_temperature_is_kept_above_a_hundredth(setup, initial, batch):
     state, _ = _step(setup, _with_scale(initial, np.log(100) + 0.1), batch)
     assert state.params["heads"]["contrastive"]["logit_scale"] == pytest.approx(np.log(100))
     _, metrics = _step(setup, state, batch)
-    assert metrics["temperature"] == pytest.approx(0.01, rel=1e-5)
+    assert metrics["contrastive/temperature"] == pytest.approx(0.01, rel=1e-5)
 
 
 def test_the_state_is_donated(setup, batch):

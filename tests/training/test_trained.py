@@ -41,7 +41,7 @@ def test_a_run_of_images_alone_is_described(recipe, classes):
     described = trained.describe(config)
     assert (described["head"], described["tokenizer"], described.get("classes")) == (None, None, classes)
     assert (described["image_size"], described["resize"]) == (32, "crop 32")
-    kept = trained._described(described, variables(config))
+    kept = trained._described(config, described, variables(config))
     shapes = {path: leaf.shape for path, leaf in flatten_dict(kept, sep="/").items()}
     assert shapes == architecture.shapes(described)
     assert any("classification" in path for path in shapes) == bool(classes)
@@ -52,7 +52,7 @@ def test_of_a_mixture_both_heads_are_kept():
     options = dict(kind="classification", weight=1.0, classes=7, label="category")
     config["streams"]["pairs"]["objectives"]["classification"] = options
     described = trained.describe(config)
-    kept = trained._described(described, variables(config))
+    kept = trained._described(config, described, variables(config))
     assert set(kept["params"]["heads"]) == {"contrastive", "classification"}
     assert {p: x.shape for p, x in flatten_dict(kept, sep="/").items()} == architecture.shapes(described)
 
@@ -68,7 +68,7 @@ def test_a_loaded_classifier_is_the_runs():
     """The logits of the modules applied by hand; a model without a classifier has none."""
     config = tiny()
     described = trained.describe(config)
-    kept = trained._described(described, variables(config))
+    kept = trained._described(config, described, variables(config))
     model = inference.Model(described, kept)
     images = RNG.integers(0, 256, (3, 32, 32, 3), np.uint8)
     pooled = model.encode_image(images, normalize=False)

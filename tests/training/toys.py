@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_ssl.objectives.base import Pass
-from big_ssl.training import accumulation
+from big_ssl.objectives.base import BatchField, EncoderCall, StatelessObjective, Sum
+from big_ssl.training import train_step
 
 
 class Tower(nn.Module):
@@ -25,34 +25,40 @@ class Tower(nn.Module):
 
 class Head(nn.Module):
     @nn.compact
-    def __call__(self, outputs):
-        (output,) = outputs.values()
+    def __call__(self, inputs, train=False):
         scale = self.param("scale", nn.initializers.ones, (5,))
         factor = self.param("factor", nn.initializers.ones, ())
-        return dict(x=nn.Dense(5)(output["pooled"]), factor=factor, shared=dict(scale=scale))
+        return dict(x=nn.Dense(5)(inputs["text"]["pooled"]), factor=factor, shared=dict(scale=scale))
 
 
 @dataclasses.dataclass(frozen=True)
-class Toy:
-    """Not linear in the batch where the scope is "batch", a mean over examples where "example"."""
+class Toy(StatelessObjective):
+    """Not linear in the batch with scope "batch", a weighted mean over examples with scope "example"."""
 
     scope: str
     head: nn.Module = dataclasses.field(default_factory=Head)
-    needs: tuple = (Pass("text", "text"),)
-    head_of: str = ""
 
-    def loss(self, features, batch, mutable, step):
+    @property
+    def inputs(self):
+        return dict(text=EncoderCall("text", "text"), tokens=BatchField("text"))
+
+    def loss(self, features, fields, state, step):
         x = features["factor"] * features["shared"]["scale"] * jnp.tanh(features["x"])
-        target = batch["text"]["ids"][:, :1] + step
+        target = fields["tokens"]["ids"][:, :1] + step
         per_example = ((x - target) ** 2).sum(1)
-        value = jnp.log(per_example.sum()) if self.scope == "batch" else per_example.mean()
-        return value, {f"{self.scope}_mean": x.mean()}, dict(centre=mutable["centre"] + x.mean())
+        # As many as an example has tokens: microbatches differ in it, so that a mean of their means is wrong.
+        weights = fields["tokens"]["mask"].sum(1)
+        if self.scope == "batch":
+            value = Sum(jnp.log(per_example.sum()))
+        else:
+            value = Sum((weights * per_example).sum(), weights.sum())
+        metrics = dict(
+            mean=Sum.of_mean(x.mean(), len(x)), weighted=Sum((weights * x[:, 0]).sum(), weights.sum())
+        )
+        return value, metrics, dict(centre=state["centre"] + x.mean())
 
-    def initial_mutable(self):
+    def initial_state(self):
         return dict(centre=jnp.zeros(()))
-
-    def project(self, head_params):
-        return head_params
 
 
 def microbatched(system, count, ways):
@@ -69,17 +75,18 @@ def microbatched(system, count, ways):
         return jnp.concatenate(parts)[np.argsort(order(sum(map(len, parts))).ravel())]
 
     def loss(params, mutable, batch, key, step, teacher=None):
-        found, values, states = [], [], []
+        found, losses, states = [], [], []
         for i, part_key in enumerate(jax.random.split(key, count)):
             piece = jax.tree.map(lambda x, i=i: x[order(len(x))[i]], batch)
             features, encoders = system.features(params, mutable["encoders"], piece, part_key, teacher)
             coupled = [name for name in features if system.terms[name].objective.scope == "batch"]
-            found.append(accumulation._parted({name: features.pop(name) for name in coupled}))
+            found.append(train_step._partition({name: features.pop(name) for name in coupled}))
             states.append(encoders)
-            values.append(system.combine(features, piece, mutable["objectives"], step)[0])
-        own = jax.tree.map(merge, *(part[0] for part in found))
-        whole = accumulation._whole(own, found[0][1])
-        value, _ = system.combine(whole, batch, mutable["objectives"], step)
-        return value + sum(values) / count, jax.tree.map(lambda *s: sum(s) / count, *states)
+            losses.append(system.losses(features, piece, mutable["objectives"], step)[0])
+        per_example = jax.tree.map(merge, *(part[0] for part in found))
+        whole = train_step._merge(per_example, found[0][1])
+        coupled_losses = system.losses(whole, batch, mutable["objectives"], step)[0]
+        total = system.total(coupled_losses | jax.tree.map(lambda *x: sum(x), *losses), step)
+        return total, jax.tree.map(lambda *s: sum(s) / count, *states)
 
     return loss
