@@ -16,7 +16,7 @@ from big_ssl.models.vit import ViT
 from big_ssl.objectives.base import BatchField, EncoderCall, Objective, Sum
 from big_ssl.parallel import fsdp
 from big_ssl.parallel.sharding import path_name
-from big_ssl.training.random_keys import named_key
+from big_ssl.random_keys import named_key
 
 # What an encoder's outputs contain beside those that it computes, if the view has them.
 _VIEW_OUTPUTS = ("mask", "mix_ratio")

@@ -18,7 +18,7 @@ from big_ssl.objectives.base import Sum
 from big_ssl.parallel.mesh import BATCH_AXES, batch_ways
 from big_ssl.parallel.sharding import path_name
 from big_ssl.training import state as state_lib
-from big_ssl.training.random_keys import step_key
+from big_ssl.random_keys import step_key
 from big_ssl.training.state import TrainState
 
 

@@ -15,7 +15,7 @@ from benchmarks import dinov2_ours
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import batches, train_step
-from big_ssl.training.random_keys import step_key
+from big_ssl.random_keys import step_key
 from big_ssl.training.setup import set_up
 from configs import dinov2_vitl14, dinov2_vitl16_short
 from tests import compiling
