@@ -31,19 +31,20 @@ class Setup(NamedTuple):
     abstract_state: state_lib.TrainState
 
 
-def set_up(config: Mapping, devices=None) -> Setup:
+def set_up(config: Mapping, devices=None, first: int = 0) -> Setup:
     """Everything up to the first compilation; nothing is computed yet.
 
-    Raises requirements.RequirementsError where parts do not fit together: the mesh and the devices or a
-    batch, a vocabulary and its size, widths, lengths, the groups of a batch norm.
+    devices: all by default; first: the steps that the run took in earlier stages. Raises
+    requirements.RequirementsError where parts do not fit together: the mesh and the devices or a batch, a
+    vocabulary and its size, widths, lengths, the groups of a batch norm.
     """
     try:
-        return _set_up(config, _mesh(config, devices))
+        return _set_up(config, _mesh(config, devices), first)
     except (ValueError, OSError) as error:
         raise requirements.RequirementsError(str(error)) from error
 
 
-def _set_up(config, mesh):
+def _set_up(config, mesh, first):
     system, optimizer, rates, init = build_model(config, mesh)
     rate = schedules.build(config["learning_rate"], config["total_steps"])
     shapes = jax.eval_shape(init)
@@ -60,7 +61,7 @@ def _set_up(config, mesh):
     momentum = averaging.build(config["ema"], config["total_steps"])
     window = config["failure_limits"]["window_examples"]
     step = train_step.make_step(
-        grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"], window
+        grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"], window, first
     )
     step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     # Traced now, for its errors; what is traced is kept for the first step.

@@ -19,10 +19,10 @@ from big_ssl.data.masking import BlockMask
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import path_name
 from big_ssl.training import batches, build, streams
-from configs import align_l2, clip_vitb32, ibot_imagenet, ibot_vits16
+from configs import align_l2, clip, finetune_ibot_imagenet, ibot
 
 PATH = pathlib.Path(__file__).with_suffix(".json")
-CONFIGS = dict(align_l2=align_l2, clip=clip_vitb32, ibot=ibot_vits16, ibot_imagenet=ibot_imagenet)
+CONFIGS = dict(align_l2=align_l2, clip=clip, ibot=ibot, ibot_imagenet=finetune_ibot_imagenet)
 # The first steps of a run, and the first of a later epoch: the 627 drawings make 39 batches of 16.
 STARTS = (0, 77)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.random_keys import named_key, step_key
 from big_ssl.training import batches, streams
 from big_ssl.training import state as state_lib
-from big_ssl.random_keys import named_key, step_key
 
 
 @pytest.fixture(scope="module")
