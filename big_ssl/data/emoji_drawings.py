@@ -51,10 +51,10 @@ class EmojiPairs(Sequence[Record]):
     def __getitem__(self, index):
         row = self.rows[index]
         names = [name.replace("_", " ") for name in row["short_names"]]
-        record = {"image": self._images[index].as_py(), "short_names": names, "tags": row["tags"]}
-        if self._noisy:
-            record["noisy"] = self._noisy[index]
-        return record | {key: row[key] for key in ("label", "name", "category", "subcategory")}
+        texts = {key: row[key] for key in ("label", "name", "category", "subcategory")}
+        noisy = {"noisy": self._noisy[index]} if self._noisy else {}
+        image = {"image": self._images[index].as_py()}
+        return image | texts | noisy | {"short_names": names, "tags": row["tags"]}
 
     def record_name(self, index: int) -> str:
         """The style and the concept of a drawing."""

@@ -9,7 +9,7 @@ import collections
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NewType
+from typing import NamedTuple, NewType
 
 import numpy as np
 import pyarrow.compute
@@ -231,6 +231,31 @@ SOURCES = {
     "parquet": ParquetPairs,
     "image_folder": ImageFolder,
 }
+
+
+class Entry(NamedTuple):
+    """One source of a stream.
+
+    path: its key under the stream's `data`. source: its config. weight: relative to the other sources.
+    fields: {field: options}, with the source's own changes. fields_path: the key of these, or of the
+    stream's.
+    """
+
+    path: str
+    source: Mapping
+    weight: float
+    fields: Mapping[str, Mapping]
+    fields_path: str = "fields"
+
+
+def entries(data: Mapping) -> Iterator[Entry]:
+    """Yields the sources of a stream's `data`: its `source`, or those of its mixture, `sources`."""
+    if "source" in data:
+        yield Entry("source", data["source"], 1.0, data["fields"])
+    for i, entry in enumerate(data.get("sources", ())):
+        changes = entry.get("fields", {})
+        options = {name: {**each, **changes.get(name, {})} for name, each in data["fields"].items()}
+        yield Entry(f"sources.{i}.source", entry["source"], entry["weight"], options, f"sources.{i}.fields")
 
 
 def build(config: Mapping) -> Sequence[Record]:

@@ -1,56 +1,48 @@
 """The batches of a run: their shapes before there are any, and their iterator."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from big_ssl.data import host_views, pipeline
-from big_ssl.data.pipeline import LoadExample
+from big_ssl.data import pipeline
+from big_ssl.data.pipeline import Part
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import streams
+from big_ssl.training import build
 
 
 def abstract_batch(config: Mapping) -> dict:
-    """Zeros of the shapes of one example of every stream, to initialise the parameters with."""
-    return {name: _example(streams.loaded_data(name, config), config) for name in config["streams"]}
-
-
-def _example(data, config):
-    views = host_views.build(data["views"])
-    example: dict = {name: np.zeros((1, *view.shape), np.uint8) for name, view in views.items()}
-    if data["captions"]:
-        length = config["tokenizer"]["length"]
-        example["text"] = dict(ids=np.zeros((1, length), np.int32), mask=np.ones((1, length), bool))
-    if data["label"]:
-        example["label"] = np.zeros(1, np.int32)
-    return example
+    """{stream: {field: zeros of one example}}, to initialise the parameters with."""
+    return {
+        name: jax.tree.map(lambda x: np.asarray(x)[None], pipeline.zeros(build.stream_fields(name, config)))
+        for name in config["streams"]
+    }
 
 
 def abstract_global_batch(config: Mapping, sharding) -> dict:
     """Shapes and dtypes of a global batch as `iterate` gives it, each array with this sharding."""
 
     def place(size, leaf):
-        return jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct((size, *np.shape(leaf)), np.asarray(leaf).dtype, sharding=sharding)
 
-    data_errors = {name: np.zeros(1, bool) for name in pipeline.DATA_ERRORS}
-    return {
-        name: jax.tree.map(
-            functools.partial(place, config["streams"][name]["batch_size"]),
-            views | dict(data_errors=data_errors),
-        )
-        for name, views in abstract_batch(config).items()
-    }
+    batch = {}
+    for name, stream in config["streams"].items():
+        fields = build.stream_fields(name, config)
+        example = pipeline.zeros(fields) | dict(data_errors=pipeline.data_errors(fields))
+        batch[name] = jax.tree.map(functools.partial(place, stream["batch_size"]), example)
+    return batch
 
 
-def iterate(config: Mapping, loaders: Mapping[str, LoadExample], start: int, mesh: Mesh):
-    """An endless iterator of {stream: batch}, NumPy, this process's rows, from step `start`."""
+def iterate(config: Mapping, parts: Mapping[str, Sequence[Part]], start: int, mesh: Mesh):
+    """An endless iterator of {stream: batch}, NumPy, this process's rows, from step `start`.
+
+    parts: what streams.open_streams returns.
+    """
     iterators = {
         name: pipeline.batches(
-            loaders[name],
-            len(loaders[name].source),
+            parts[name],
             stream["batch_size"],
             config["seed"],
             start,

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 
 from jax.sharding import Mesh
 
-from big_ssl.data import tokenizers
-from big_ssl.data.device_views import ImageView
-from big_ssl.data.masking import BlockMask
+from big_ssl.data import fields, preprocessing, tokenizers
+from big_ssl.data.fields import Field, Image
 from big_ssl.data.tokenizers import Tokenizer
 from big_ssl.models import encoders
 from big_ssl.objectives import build as objectives
-from big_ssl.objectives.base import Context
+from big_ssl.objectives.base import BatchField, Context
 from big_ssl.training import schedules
 from big_ssl.training.system import System, Term
 
@@ -25,23 +24,65 @@ def tokenizer(config: Mapping) -> Tokenizer | None:
 
 
 def system(config: Mapping, mesh: Mesh) -> System:
-    """The encoders, views and weighted terms of the config, for batches split over mesh."""
+    """The encoders, fields and weighted terms of the config, for batches split over mesh."""
     length, vocab_size = config["tokenizer"]["length"], config["tokenizer"]["size"]
     towers = {
         name: encoders.build(options, config["dtype"], vocab_size, length, config["remat"])
         for name, options in config["encoders"].items()
     }
-    views = {name: ImageView(**options) for name, options in config["views"].items()}
-    masks = {name: BlockMask(**options) for name, options in config["masks"].items()}
     terms = {
         name: term
         for stream, parts in config["streams"].items()
         for name, term in _terms(stream, parts, config, mesh)
     }
+    read = {stream: stream_fields(stream, config) for stream in config["streams"]}
     for name, term in terms.items():
         for call in term.calls.values():
-            _check_call(name, call, views, masks)
-    return System(towers, views, terms, masks)
+            _check_call(f"streams.{term.stream}", name, call, read[term.stream][call.view])
+    return System(towers, read, terms, preprocessing.Pixels.of(config["eval_transform"]))
+
+
+def stream_fields(
+    stream: str, config: Mapping, options: Mapping[str, Mapping] | None = None
+) -> dict[str, Field]:
+    """The fields that a stream's batches have: those that its objectives read, and the images that these
+    belong to, in the order of the config; without their source.
+
+    Args:
+      stream: the stream's name.
+      config: the run's config.
+      options: {field: options} instead of the config's, of one source of several.
+
+    Raises:
+      ValueError: if an objective reads a field that there is not.
+    """
+    parts = config["streams"][stream]
+    known = fields.build(options or parts["data"]["fields"], config["tokenizer"]["length"])
+    read = set()
+    for name, term in _terms(stream, parts, config, None):
+        for field in term.field_names:
+            if field not in known:
+                raise ValueError(
+                    f"streams.{stream}.objectives.{name} reads the field {field!r}; "
+                    f"streams.{stream}.data.fields has {', '.join(known)}"
+                )
+            read |= {field, known[field].image_field()}
+    return {name: field for name, field in known.items() if name in read}
+
+
+def batch_fields(stream: str, config: Mapping) -> dict[str, list[str]]:
+    """{objective of the stream: the fields of the batch that its loss reads itself}."""
+    terms = _terms(stream, config["streams"][stream], config, None)
+    return {
+        name: [each.name for each in term.objective.inputs.values() if isinstance(each, BatchField)]
+        for name, term in terms
+    }
+
+
+def reads_texts(config: Mapping) -> bool:
+    """Whether a field of some stream needs a tokenizer."""
+    fields = (each for name in config["streams"] for each in stream_fields(name, config).values())
+    return any(field.needs_tokenizer for field in fields)
 
 
 def providers(config: Mapping) -> dict[str, str]:
@@ -55,14 +96,12 @@ def providers(config: Mapping) -> dict[str, str]:
     return {method: made.provider(method) for method in ("encode_image", "encode_text", "classify")}
 
 
-def _check_call(name, call, views, masks):
-    shrink = views[call.view].shrink if call.view in views else 1
-    if call.masked and call.view not in masks:
-        raise ValueError(f"{name} reads {call.view} masked; masks.{call.view} is missing")
-    if call.high_res and shrink < 2:
-        raise ValueError(f"{name} reads {call.view} high_res; views.{call.view}.shrink must be at least 2")
-    if call.view == "image" and shrink > 1:
-        raise ValueError("views.image.shrink must be 1: evaluation shows pictures as they are")
+def _check_call(path, name, call, field):
+    key = f"{path}.data.fields.{call.view}"
+    if call.masked and not (isinstance(field, Image) and field.mask):
+        raise ValueError(f"{name} reads {call.view} masked; {key}.mask is missing")
+    if call.high_res and not (isinstance(field, Image) and field.downsample > 1):
+        raise ValueError(f"{name} reads {call.view} high_res; {key}.downsample must be at least 2")
 
 
 def _terms(stream, parts, config, mesh):

@@ -233,7 +233,9 @@ class _Run:
         self._check(metrics, step)
         line = {f"train/{key}": value for key, value in metrics.items()}
         self.writer.write(step, line | self.time.metrics() | self._speed(step))
-        counts = (f"{name} {int(metrics[name])}" for name in state_lib.COUNTERS if metrics[name])
+        counts = (
+            f"{name} {int(metrics[name])}" for name in self.setup.abstract_state.counters if metrics[name]
+        )
         self.progress.report(step, "  ".join([f"loss {metrics['loss']:.4f}", *counts]))
 
     def _speed(self, step):

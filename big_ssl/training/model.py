@@ -9,6 +9,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from big_ssl.data import pipeline
 from big_ssl.training import batches, build, optimizers, schedules
 from big_ssl.training import state as state_lib
 from big_ssl.training.rates import Rates
@@ -36,11 +37,11 @@ def build_model(config: Mapping, mesh: Mesh) -> Model:
     if system.has_teacher and not config["ema"]:
         raise ValueError("ema is 0; the average is the teacher of this config's objectives")
 
+    counters = {stream: pipeline.counters(fields) for stream, fields in system.fields.items()}
+
     def init():
         key = jax.random.key(config["seed"])
         params, mutable = system.init(key, batches.abstract_batch(config))
-        return state_lib.create(
-            params, mutable, optimizer, bool(config["ema"]), rates.frozen, config["streams"]
-        )
+        return state_lib.create(params, mutable, optimizer, bool(config["ema"]), rates.frozen, counters)
 
     return Model(system, optimizer, rates, init)

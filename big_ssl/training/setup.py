@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from big_ssl.data.fields import Image
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated, state_shardings
@@ -89,15 +90,16 @@ def _mesh(config, devices):
                 f"it must be a multiple of data x fsdp x grad_accum = {ways} x {parts}"
             )
         if parts > 1:
-            _check_groups(config["masks"], name, stream, stream["batch_size"] // parts, ways)
+            _check_groups(name, build.stream_fields(name, config), stream["batch_size"] // parts, ways)
     return mesh
 
 
-def _check_groups(masks, name, stream, part, ways):
-    """Of a microbatch of `part` examples every device has whole groups, whose masked patches are joined."""
-    for view, mask in masks.items():
-        if view in stream["data"]["views"] and part // min(mask["group_size"], part) % ways:
+def _check_groups(stream, fields, part, ways):
+    """Every device has whole groups of a microbatch of `part` examples, whose masked patches are joined."""
+    for name, field in fields.items():
+        mask = field.block_mask if isinstance(field, Image) else None
+        if mask is not None and part // min(mask.mask_group, part) % ways:
             raise requirements.RequirementsError(
-                f"masks.{view}.group_size is {mask['group_size']}; with grad_accum it must divide a "
-                f"device's part of a microbatch, {part // ways} of streams.{name}"
+                f"streams.{stream}.data.fields.{name}.mask.mask_group is {mask.mask_group}; with grad_accum "
+                f"it must divide a device's part of a microbatch, {part // ways}"
             )

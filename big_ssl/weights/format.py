@@ -128,7 +128,7 @@ def siglip_config(image: dict, text: dict, image_size: int, **changes) -> Config
     config["head"] |= dict(image_projection=False, text_bias=True, temperature=0.1, logit_bias=-10.0)
     gemma = text["vocab_size"] == GEMMA_SIZE
     config["tokenizer"] |= dict(kind="sentencepiece_gemma" if gemma else "sentencepiece", vocabulary="")
-    return config | dict(views=dict(image=HALF_PIXELS), resize="squash") | changes
+    return config | dict(views=dict(image=HALF_PIXELS), resize="stretch") | changes
 
 
 CLIP_PIXELS = dict(

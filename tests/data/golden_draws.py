@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from big_ssl.data.device_views import ImageView
+from big_ssl.data import mixing
+from big_ssl.data.fields import Image
 from big_ssl.data.masking import BlockMask
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import path_name
@@ -51,9 +52,9 @@ TRANSFORMS: dict[str, dict] = dict(
         std=(0.229, 0.224, 0.225),
         flip=True,
         jitter=(0.4, 0.4, 0.2, 0.1),
-        grey_chance=0.2,
-        blur_chance=(1.0, 0.1),
-        solarise_chance=(0.0, 0.2),
+        grayscale_prob=0.2,
+        blur_prob=(1.0, 0.1),
+        solarize_prob=(0.0, 0.2),
         mixup=0.8,
         cutmix=1.0,
         mix_group=4,
@@ -66,17 +67,18 @@ def transforms() -> dict[str, list]:
     images = np.random.default_rng(0).integers(0, 256, (8, 2, 16, 16, 3), np.uint8)
     found = {}
     for name, options in TRANSFORMS.items():
-        view = ImageView(**options)
-        x = view(images, jax.random.key(1))
-        if view.mixes:
-            x, _ = view.mix(x, jax.random.key(2))
+        crop = dict(kind="random_resized_crop", size=16, scale=(0.5, 1.0), count=2)
+        image = Image(crop, **options)
+        x = image.transform(images, jax.random.key(1))
+        if image.mixes:
+            x, _ = mixing.mix(jax.random.key(2), x, image.mixup, image.cutmix, image.mix_group)
         found[name] = np.asarray(x[..., :8, :].mean((2, 3))).tolist()
     return found
 
 
 def masks() -> str:
     """The digest of a batch's masks."""
-    drawn = BlockMask(grid=6, share=0.5, ratio=(0.1, 0.5), min_patches=4, group_size=4)(
+    drawn = BlockMask(grid=6, mask_prob=0.5, ratio=(0.1, 0.5), min_patches=4, mask_group=4)(
         jax.random.key(3), 8, 2
     )
     content = np.asarray(drawn["mask"]).tobytes() + np.asarray(drawn["indices"]).tobytes()

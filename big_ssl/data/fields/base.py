@@ -45,6 +45,7 @@ class Field:
 
     counter: where replaced records are counted, if a value of this kind was bad.
     shown: whether a report can show its values to a person.
+    needs_tokenizer: whether context.tokenizer must be there to load it.
     load_order: fields of a lower one are loaded, and draw their random numbers, first; within one, in the
       order of the config.
     """
@@ -54,6 +55,7 @@ class Field:
 
     counter: ClassVar[str]
     shown: ClassVar[bool] = False
+    needs_tokenizer: ClassVar[bool] = False
     load_order: ClassVar[int] = 0
 
     def image_field(self) -> str:
@@ -82,17 +84,26 @@ class Field:
     def check(self) -> None:
         """Raises ValueError, in a line, if the opened source or tokenizer can't provide this field."""
 
-    def classes(self) -> int | None:
-        """How many classes its values have in the opened source; None if it has none."""
+    def class_names(self) -> Sequence[str] | None:
+        """The names of its classes in the opened source; None if it has none."""
         return None
+
+    def classes(self) -> int | None:
+        """How many classes its values have; None if they have none."""
+        names = self.class_names()
+        return None if names is None else len(names)
+
+    def device_options(self) -> dict[str, Any]:
+        """{option: value} of what happens on the device, where a stream's sources can't differ."""
+        return {}
 
     def encoder_inputs(self, value, key, train: bool) -> dict:
         """The device transform: an encoder's arguments, of a batch of values.
 
         Args:
           value: a batch's values, traced.
-          key: this step's random key of the field; None without train.
-          train: whether to draw random changes.
+          key: this step's random key of the field.
+          train: whether to change images at random; masks of patches are drawn anyway.
 
         Raises:
           ValueError: if no encoder reads this kind.
@@ -100,8 +111,8 @@ class Field:
         raise ValueError(f"no encoder reads the field {self.context.name}")
 
     def flip(self, value, flips):
-        """The device transform of a field with an `image_field`: mirrors, as its image is, the values for which
-        flips, bool[B, ...], is True."""
+        """The device transform of a field with an `image_field`: mirrors, as its image is, those values for
+        which flips, bool[B, ...], is True."""
         raise NotImplementedError
 
 

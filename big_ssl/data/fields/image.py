@@ -85,6 +85,10 @@ class Image(Field):
     def _per_crop(self):
         return range(self.cropper.shape[0] if len(self.cropper.shape) == 4 else 1)
 
+    def device_options(self):
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in options.items() if name not in ("context", "crop", "key")}
+
     def zeros(self):
         return np.zeros(self.cropper.shape, np.uint8)
 

@@ -32,8 +32,8 @@ class Label(Field):
     def check(self):
         _ = self._labels
 
-    def classes(self):
-        return len(self._labels.names)
+    def class_names(self):
+        return self._labels.names
 
     @functools.cached_property
     def _labels(self) -> Labels:
@@ -68,8 +68,8 @@ class MultiLabel(Field):
         if len(names) != self.num_classes:
             raise ValueError(f"num_classes is {self.num_classes}; {self.key!r} of the data has {len(names)}")
 
-    def classes(self):
-        return self.num_classes
+    def class_names(self):
+        return self._labels.names
 
     @functools.cached_property
     def _labels(self) -> Labels:

@@ -85,8 +85,8 @@ class Boxes(Spatial):
     def check(self):
         _ = self._labels
 
-    def classes(self):
-        return len(self._labels.names) if self._labels else None
+    def class_names(self):
+        return self._labels.names if self._labels else None
 
     def zeros(self):
         rows = (*self.crop_shape[:-2], self.max_boxes)

@@ -22,6 +22,7 @@ class Text(Field):
     captions: Mapping[str, float]
 
     counter: ClassVar[str] = "replaced_texts"
+    needs_tokenizer: ClassVar[bool] = True
 
     def __post_init__(self):
         if not self.captions or not any(self.captions.values()):
@@ -41,9 +42,6 @@ class Text(Field):
         missing = super().missing_keys(present)
         return {"captions": ", ".join(missing.values())} if len(missing) == len(self.keys()) else {}
 
-    def check(self):
-        _check_tokenizer(self.context.tokenizer)
-
     def encoder_inputs(self, value, key, train):
         del key, train
         return dict(value)
@@ -61,6 +59,7 @@ class Answers(Field):
     count: int = 10
 
     counter: ClassVar[str] = "replaced_answers"
+    needs_tokenizer: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.count < 1:
@@ -82,9 +81,6 @@ class Answers(Field):
                 value[name][place] = row
             value["valid"][place] = True
         return value
-
-    def check(self):
-        _check_tokenizer(self.context.tokenizer)
 
 
 def draw_caption(record: records.Record, captions: Mapping[str, float], rng: np.random.Generator) -> str:
@@ -118,8 +114,3 @@ def _tokens(tokenizer, text):
 def _empty(length):
     # All tokens are seen: attention to none at all would be NaN.
     return dict(ids=np.zeros(length, np.int32), mask=np.ones(length, bool))
-
-
-def _check_tokenizer(tokenizer):
-    if tokenizer is None:
-        raise ValueError("it needs config.tokenizer.vocabulary, which is not set")
