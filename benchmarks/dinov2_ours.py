@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from big_ssl.random_keys import step_key
 from big_ssl.training import schedules
-from big_ssl.training.random_keys import step_key
 from big_ssl.weights import architecture, dino_heads, dinov2, rules
 from big_ssl.weights.formats import read_checkpoint
 from big_ssl.weights.tensor_files import read_tensors

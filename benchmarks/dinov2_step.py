@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from benchmarks import dinov2_ours, dinov2_peer, turns
 from big_ssl.models import vit
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, flops
+from big_ssl.training import batches, flops
 from big_ssl.training.setup import set_up
 from configs import dinov2
 
@@ -72,7 +72,7 @@ def compare(batch: int, steps: int) -> dict:
     """What turns.compare returns."""
     config = step_config(batch)
     setup = set_up(config, jax.devices()[:1])
-    crops = dinov2_ours.random_batch(build.abstract_global_batch(config, None))
+    crops = dinov2_ours.random_batch(batches.abstract_global_batch(config, None))
     given = mesh_lib.global_batch(setup.mesh, crops)
     count = flops.model_flops_per_step(setup.system, setup.abstract_state, given)
     seen = dinov2_ours.seer(setup, config["seed"])(given, 0)

@@ -10,7 +10,7 @@ from flax.traverse_util import unflatten_dict
 
 from big_ssl import io
 from big_ssl.data import preprocessing, tokenizers
-from big_ssl.data.device_views import ImageView
+from big_ssl.data.preprocessing import Pixels
 from big_ssl.evals import prompts, reading
 from big_ssl.evals.embedder import Embedder, in_batches, looking, sharded
 from big_ssl.losses.contrastive import l2_normalize
@@ -51,7 +51,7 @@ class Model:
         self._batch_size = _BATCH * mesh_lib.batch_ways(self._mesh)
         self.variables = jax.device_put(variables, replicated(self._mesh))
         self._image, self._text, self._head, self._classifier, _ = architecture.modules(config, dtype)
-        self._view = ImageView(**(config["views"]["image"] | dict(flip=False)))
+        self._pixels = Pixels.of(config["views"]["image"])
         self._run_image = sharded(self._image_outputs, self._mesh)
         self._run_text = sharded(self._text_outputs, self._mesh)
         self._looking = looking(self._image_tower, self._mesh)
@@ -134,7 +134,7 @@ class Model:
         )
 
     def _image_tower(self, variables, images):
-        return self._image, architecture.tower_variables(variables, "image"), self._view(images, None)
+        return self._image, architecture.tower_variables(variables, "image"), self._pixels(images)
 
     def _image_outputs(self, variables, images):
         module, tower, given = self._image_tower(variables, images)

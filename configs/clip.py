@@ -70,21 +70,15 @@ def full(model: str) -> dict:
     """32 epochs of 400M pairs, 32,768 a step."""
     published, is_vit = MODELS[model], model.startswith("vit")
     size = published["size"]
+    pixels = dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
     return dict(
         name=f"clip_{model}",
         seed=0,
         total_steps=12_207 if model == "vitl14_336" else 390_625,
         dtype="bfloat16",
-        streams=dict(pairs=_pairs(published["embed_dim"], size, is_vit)),
+        streams=dict(pairs=_pairs(published["embed_dim"], size, pixels, is_vit)),
         tokenizer=dict(kind="clip_bpe", vocabulary="clip", size=49_408, length=77),
-        views=dict(
-            image=dict(
-                mean=(0.48145466, 0.4578275, 0.40821073),
-                std=(0.26862954, 0.26130258, 0.27577711),
-                flip=False,
-            )
-        ),
-        masks=dict(),
+        eval_transform=dict(size=size, resize=size, resize_mode="crop", filter="bicubic", **pixels),
         encoders=dict(
             image=_vit(published) if is_vit else _resnet(published),
             text=dict(
@@ -136,7 +130,7 @@ def full(model: str) -> dict:
     )
 
 
-def _pairs(embed_dim, size, image_projection):
+def _pairs(embed_dim, size, pixels, image_projection):
     return dict(
         batch_size=32_768,
         data=dict(
@@ -149,8 +143,15 @@ def _pairs(embed_dim, size, image_projection):
                 text_keys=("text",),
             ),
             # A random square of the resized image is the only augmentation.
-            views=dict(image=dict(kind="window", resize=size, crop=size, fit="crop")),
-            captions=dict(text=1.0),
+            fields=dict(
+                image=dict(
+                    kind="image",
+                    crop=dict(kind="random_crop", resize=size, size=size, resize_mode="crop"),
+                    **pixels,
+                    flip=False,
+                ),
+                text=dict(kind="text", captions=dict(text=1.0)),
+            ),
             cache_mib=0,
             threads=64,
         ),
@@ -205,7 +206,9 @@ def demo(model: str) -> dict:
     config["learning_rate"].update(peak=1e-3, warmup_steps=100)
     size = 32 if is_vit else 64
     pairs = config["streams"]["pairs"]
-    pairs.update(batch_size=128, data=emoji.pairs(resize=size + size // 8, crop=size))
+    resize = size + size // 8
+    pairs.update(batch_size=128, data=emoji.pairs(pairs["data"]["fields"], resize=resize, size=size))
+    config["eval_transform"].update(size=size, resize=resize)
     pairs["objectives"]["contrastive"].update(embed_dim=128)
     small: dict = dict(width=16, blocks=(1, 1, 1, 1), pooled_dim=128)
     if is_vit:
@@ -223,7 +226,8 @@ def tiny(model: str) -> dict:
     config["checkpoint"].update(every=10)
     config["learning_rate"].update(warmup_steps=5)
     pairs = config["streams"]["pairs"]
-    pairs.update(batch_size=16, data=emoji.few_pairs(resize=36, crop=32))
+    pairs.update(batch_size=16, data=emoji.few_pairs(pairs["data"]["fields"], resize=36, size=32))
+    config["eval_transform"].update(size=32, resize=36)
     pairs["objectives"]["contrastive"].update(embed_dim=32)
     is_vit = config["encoders"]["image"]["kind"] == "vit"
     small = dict(patch=16, width=32, depth=1) if is_vit else dict(width=8, pooled_dim=32)

@@ -93,31 +93,19 @@ def full(model: str) -> dict:
     """Two global and eight local crops of each image."""
     published = MODELS[model]
     pixels = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_chance=0.8, grey_chance=0.2)
-    patch, batch_size = published["encoder"]["patch"], published["batch_size"]
+    batch_size = published["batch_size"]
     return dict(
         name=f"dinov2_{model}",
         seed=0,
         total_steps=published["steps"],
         dtype="bfloat16",
         streams=dict(
-            images=dict(batch_size=batch_size, data=_data(published), objectives=_objectives(published))
-        ),
-        tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
-        views=dict(
-            global_crops=dict(**colour, blur_chance=(1.0, 0.1), solarise_chance=(0.0, 0.2)),
-            local_crops=dict(**colour, blur_chance=(0.5,) * 8, solarise_chance=()),
-            image=dict(pixels),
-        ),
-        masks=dict(
-            global_crops=dict(
-                grid=224 // patch,
-                mask_prob=0.5,
-                ratio=(0.1, 0.5),
-                min_patches=4,
-                mask_group=min(16, published["per_device"]),
+            images=dict(
+                batch_size=batch_size, data=_data(published, pixels), objectives=_objectives(published)
             )
         ),
+        tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
+        eval_transform=dict(size=224, resize=256, resize_mode="crop", filter="bicubic", **pixels),
         encoders=dict(image=_encoder(published)),
         optimizer=dict(
             name="adamw",
@@ -189,7 +177,10 @@ def _encoder(published):
     )
 
 
-def _data(published):
+def _data(published, pixels):
+    patch = published["encoder"]["patch"]
+    mask_group = min(16, published["per_device"])
+    colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8, grayscale_prob=0.2)
     return dict(
         source=dict(
             kind="tfds",
@@ -199,14 +190,27 @@ def _data(published):
             image_key="image",
             text_keys=(),
         ),
-        views=dict(
-            global_crops=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
-            local_crops=dict(
-                kind="random_resized_crop", size=published["local_size"], scale=(0.05, 0.32), count=8
+        fields=dict(
+            global_crops=dict(
+                kind="image",
+                crop=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
+                **colour,
+                blur_prob=(1.0, 0.1),
+                solarize_prob=(0.0, 0.2),
+                mask=dict(
+                    grid=224 // patch, mask_prob=0.5, ratio=(0.1, 0.5), min_patches=4, mask_group=mask_group
+                ),
             ),
-            image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
+            local_crops=dict(
+                kind="image",
+                crop=dict(
+                    kind="random_resized_crop", size=published["local_size"], scale=(0.05, 0.32), count=8
+                ),
+                **colour,
+                blur_prob=(0.5,) * 8,
+                solarize_prob=(),
+            ),
         ),
-        captions={},
         cache_mib=0,
         threads=64,
     )
@@ -241,9 +245,9 @@ def _objectives(published):
 
 
 def as_released(model: str) -> dict:
-    """With the blur of the published code, which takes the complement of the paper's chances."""
+    """With the blur of the published code, which takes the complement of the paper's probabilities."""
     config = full(model)
-    config["views"]["global_crops"].update(blur_chance=(0.0, 0.9))
+    config["streams"]["images"]["data"]["fields"]["global_crops"].update(blur_prob=(0.0, 0.9))
     return config
 
 
@@ -264,12 +268,13 @@ def highres(model: str) -> dict:
     # open: the paper's learning rate is "lower"; ours is a tenth.
     rate.update(peak=rate["peak"] / 10, warmup_steps=rate["warmup_steps"] * steps // total)
     images = config["streams"]["images"]
-    images["data"]["views"]["global_crops"].update(size=side)
-    images["data"]["views"]["image"].update(resize=side, crop=side)
+    global_crops = images["data"]["fields"]["global_crops"]
+    global_crops["crop"].update(size=side)
+    global_crops["mask"].update(grid=37)
+    config["eval_transform"].update(size=side, resize=side)
     for name in ("dino", "ibot"):
         schedule = images["objectives"][name]["teacher_temperature"]
         schedule["warmup_steps"] = schedule["warmup_steps"] * steps // total
-    config["masks"]["global_crops"].update(grid=37)
     config["encoders"]["image"].update(image_size=side)
     return config
 
@@ -281,7 +286,12 @@ def demo(model: str) -> dict:
     config["learning_rate"].update(peak=1e-3, warmup_steps=40, final=1e-5)
     config["optimizer"].update(b2=0.98)
     images = config["streams"]["images"]
-    images.update(batch_size=128, data=emoji.images(size=48, local_size=24, local_count=4))
+    images.update(
+        batch_size=128,
+        data=emoji.images(images["data"]["fields"], size=48, local_size=24, local_count=4),
+    )
+    fields = images["data"]["fields"]
+    config["eval_transform"].update(size=48, resize=48)
     for name in ("dino", "ibot"):
         objective = images["objectives"][name]
         # Sinkhorn for all models: a moving center comes too late for so quick a teacher.
@@ -289,10 +299,10 @@ def demo(model: str) -> dict:
         if objective["head"] != "dino":
             objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True)
     images["objectives"]["koleo"].update(koleo_group=0)
-    config["masks"]["global_crops"].update(grid=4, min_patches=2, mask_group=16)
+    fields["global_crops"]["mask"].update(grid=4, min_patches=2, mask_group=16)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
-    for view in ("global_crops", "local_crops"):
-        config["views"][view].update(jitter=(), grey_chance=0.0, blur_chance=(), solarise_chance=())
+    for name in ("global_crops", "local_crops"):
+        fields[name].update(jitter=(), grayscale_prob=0.0, blur_prob=(), solarize_prob=())
     config["encoders"]["image"].update(
         patch=12, width=128, depth=4, heads=4, image_size=48, drop_path=0.0, drop_path_groups=1, scan=False
     )
@@ -308,7 +318,11 @@ def tiny(model: str) -> dict:
     config.update(name=f"dinov2_{model}_tiny", **emoji.few_images_run())
     config["learning_rate"].update(peak=2e-3, warmup_steps=2)
     images = config["streams"]["images"]
-    images.update(batch_size=16, data=emoji.few_images(size=32, local_size=16, local_count=2))
+    images.update(
+        batch_size=16,
+        data=emoji.few_images(images["data"]["fields"], size=32, local_size=16, local_count=2),
+    )
+    config["eval_transform"].update(size=32, resize=32)
     for name in ("dino", "ibot"):
         objective = images["objectives"][name]
         objective.update(centering=published["streams"]["images"]["objectives"][name]["centering"])

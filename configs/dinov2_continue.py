@@ -50,7 +50,6 @@ def get_config(arg: str = "") -> ConfigDict:
 def full(model: str) -> dict:
     """25,000 steps of 512 images, with two global and eight local crops of each."""
     pixels = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_chance=0.8, grey_chance=0.2)
     return dict(
         name=f"dinov2_continue_{model.removesuffix('_reg')}",
         seed=0,
@@ -59,17 +58,12 @@ def full(model: str) -> dict:
         streams=dict(
             images=dict(
                 batch_size=512,  # open
-                data=_data(),
+                data=_data(pixels),
                 objectives=_objectives(),
             )
         ),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
-        views=dict(
-            global_crops=dict(**colour, blur_chance=(1.0, 0.1), solarise_chance=(0.0, 0.2)),
-            local_crops=dict(**colour, blur_chance=(0.5,) * 8, solarise_chance=()),
-            image=dict(pixels),
-        ),
-        masks=dict(global_crops=dict(grid=16, mask_prob=0.5, ratio=(0.1, 0.5), min_patches=4, mask_group=16)),
+        eval_transform=dict(size=224, resize=256, resize_mode="crop", filter="bicubic", **pixels),
         encoders=dict(image=_encoder(model)),
         optimizer=dict(
             name="adamw",
@@ -130,15 +124,27 @@ def _encoder(model):
     )
 
 
-def _data():
+def _data(pixels):
+    colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8, grayscale_prob=0.2)
     return dict(
         source=dict(kind="image_folder", path=""),
-        views=dict(
-            global_crops=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
-            local_crops=dict(kind="random_resized_crop", size=98, scale=(0.05, 0.32), count=8),
-            image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
+        fields=dict(
+            global_crops=dict(
+                kind="image",
+                crop=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
+                **colour,
+                blur_prob=(1.0, 0.1),
+                solarize_prob=(0.0, 0.2),
+                mask=dict(grid=16, mask_prob=0.5, ratio=(0.1, 0.5), min_patches=4, mask_group=16),
+            ),
+            local_crops=dict(
+                kind="image",
+                crop=dict(kind="random_resized_crop", size=98, scale=(0.05, 0.32), count=8),
+                **colour,
+                blur_prob=(0.5,) * 8,
+                solarize_prob=(),
+            ),
         ),
-        captions={},
         cache_mib=0,
         threads=16,
     )
@@ -186,7 +192,12 @@ def demo() -> dict:
     config["learning_rate"].update(peak=1e-3, warmup_steps=40, final=1e-5)
     config["optimizer"].update(b2=0.98)
     images = config["streams"]["images"]
-    images.update(batch_size=128, data=emoji.images(size=48, local_size=24, local_count=4))
+    images.update(
+        batch_size=128,
+        data=emoji.images(images["data"]["fields"], size=48, local_size=24, local_count=4),
+    )
+    fields = images["data"]["fields"]
+    config["eval_transform"].update(size=48, resize=48)
     for name in ("dino", "ibot"):
         # A moving center comes too late for so quick a teacher.
         images["objectives"][name].update(
@@ -196,10 +207,10 @@ def demo() -> dict:
         prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True
     )
     images["objectives"]["koleo"].update(koleo_group=0)
-    config["masks"]["global_crops"].update(grid=4, min_patches=2)
+    fields["global_crops"]["mask"].update(grid=4, min_patches=2)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
-    for view in ("global_crops", "local_crops"):
-        config["views"][view].update(jitter=(), grey_chance=0.0, blur_chance=(), solarise_chance=())
+    for name in ("global_crops", "local_crops"):
+        fields[name].update(jitter=(), grayscale_prob=0.0, blur_prob=(), solarize_prob=())
     config["encoders"]["image"].update(
         patch=12, width=128, depth=4, heads=4, image_size=48, drop_path=0.0, drop_path_groups=1, scan=False
     )
@@ -214,7 +225,11 @@ def tiny() -> dict:
     config.update(lr_multipliers=_lr_multipliers(5), init_from=dict(path="", exclude=(), remap=()))
     config["learning_rate"].update(peak=2e-3, warmup_steps=2)
     images = config["streams"]["images"]
-    images.update(batch_size=16, data=emoji.few_images(size=32, local_size=16, local_count=2))
+    images.update(
+        batch_size=16,
+        data=emoji.few_images(images["data"]["fields"], size=32, local_size=16, local_count=2),
+    )
+    config["eval_transform"].update(size=32, resize=32)
     for name in ("dino", "ibot"):
         images["objectives"][name].update(centering=dict(kind="center", momentum=0.9))
     images["objectives"]["dino"]["head"].update(prototypes=64, hidden=32, bottleneck=16)

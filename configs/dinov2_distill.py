@@ -42,20 +42,14 @@ def get_config(arg: str = "") -> ConfigDict:
 def full(model: str) -> dict:
     """Two global and eight local crops of each image; the teacher sees the global ones."""
     pixels = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_chance=0.8, grey_chance=0.2)
     return dict(
         name=f"dinov2_distill_{model}",
         seed=0,
         total_steps=625_000,  # open: as many as the teacher's
         dtype="bfloat16",
-        streams=dict(images=dict(batch_size=2_048, data=_data(), objectives=_objectives())),
+        streams=dict(images=dict(batch_size=2_048, data=_data(pixels), objectives=_objectives())),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
-        views=dict(
-            global_crops=dict(**colour, blur_chance=(1.0, 0.1), solarise_chance=(0.0, 0.2)),
-            local_crops=dict(**colour, blur_chance=(0.5,) * 8, solarise_chance=()),
-            image=dict(pixels),
-        ),
-        masks={},
+        eval_transform=dict(size=224, resize=256, resize_mode="crop", filter="bicubic", **pixels),
         encoders=dict(image=_encoder(MODELS[model]), teacher=_encoder(_TEACHER)),
         optimizer=dict(
             name="adamw",
@@ -125,7 +119,8 @@ def _encoder(size):
     )
 
 
-def _data():
+def _data(pixels):
+    colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8, grayscale_prob=0.2)
     return dict(
         source=dict(
             kind="tfds",
@@ -135,12 +130,22 @@ def _data():
             image_key="image",
             text_keys=(),
         ),
-        views=dict(
-            global_crops=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
-            local_crops=dict(kind="random_resized_crop", size=98, scale=(0.05, 0.32), count=8),
-            image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
+        fields=dict(
+            global_crops=dict(
+                kind="image",
+                crop=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
+                **colour,
+                blur_prob=(1.0, 0.1),
+                solarize_prob=(0.0, 0.2),
+            ),
+            local_crops=dict(
+                kind="image",
+                crop=dict(kind="random_resized_crop", size=98, scale=(0.05, 0.32), count=8),
+                **colour,
+                blur_prob=(0.5,) * 8,
+                solarize_prob=(),
+            ),
         ),
-        captions={},
         cache_mib=0,
         threads=64,
     )
@@ -186,7 +191,12 @@ def demo(model: str) -> dict:
     config["learning_rate"].update(peak=1e-3, warmup_steps=40, final=1e-5)
     config["optimizer"].update(b2=0.98)
     images = config["streams"]["images"]
-    images.update(batch_size=128, data=emoji.images(size=48, local_size=24, local_count=4))
+    images.update(
+        batch_size=128,
+        data=emoji.images(images["data"]["fields"], size=48, local_size=24, local_count=4),
+    )
+    fields = images["data"]["fields"]
+    config["eval_transform"].update(size=48, resize=48)
     for name in ("dino", "ibot"):
         objective = images["objectives"][name]
         objective.update(teacher_temperature=0.04)
@@ -194,8 +204,8 @@ def demo(model: str) -> dict:
     images["objectives"]["ibot"].update(chunk=128)
     images["objectives"]["koleo"].update(koleo_group=0)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
-    for view in ("global_crops", "local_crops"):
-        config["views"][view].update(jitter=(), grey_chance=0.0, blur_chance=(), solarise_chance=())
+    for name in ("global_crops", "local_crops"):
+        fields[name].update(jitter=(), grayscale_prob=0.0, blur_prob=(), solarize_prob=())
     small = dict(patch=12, depth=4, image_size=48, layer_scale=0.1, scan=False, feed_forward="swiglu")
     config["encoders"]["image"].update(small, width=64, heads=2)
     config["encoders"]["teacher"].update(small, width=128, heads=4)
@@ -209,7 +219,11 @@ def tiny(model: str) -> dict:
     config.update(lr_multipliers=(("/teacher", 0.0),), init_from=dict(path="", exclude=(), remap=()))
     config["learning_rate"].update(peak=2e-3, warmup_steps=2)
     images = config["streams"]["images"]
-    images.update(batch_size=16, data=emoji.few_images(size=32, local_size=16, local_count=2))
+    images.update(
+        batch_size=16,
+        data=emoji.few_images(images["data"]["fields"], size=32, local_size=16, local_count=2),
+    )
+    config["eval_transform"].update(size=32, resize=32)
     for name in ("dino", "ibot"):
         images["objectives"][name]["head"].update(prototypes=64, hidden=32, bottleneck=16)
     small = dict(patch=8, depth=1, heads=2, image_size=32, layer_scale=1e-5)

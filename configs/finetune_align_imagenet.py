@@ -47,13 +47,9 @@ def full(model: str) -> dict:
         seed=0,
         total_steps=_EPOCHS * imagenet.EPOCH,
         dtype="bfloat16",
-        streams=dict(images=_images(train=475, evaluate=600)),
+        streams=dict(images=_images(size=475)),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
-        views=dict(
-            crops=dict(mean=(0.5,), std=(0.5,), flip=True),  # open: the scaling
-            image=dict(mean=(0.5,), std=(0.5,), flip=False),
-        ),
-        masks=dict(),
+        eval_transform=_eval_transform(size=600),
         encoders=dict(
             image=dict(
                 kind="efficientnet",
@@ -101,17 +97,28 @@ def full(model: str) -> dict:
     )
 
 
-def _images(train, evaluate):
-    """Trains on `train` pixels, and evaluates on the central 0.875 of an image, `evaluate` pixels wide."""
+def _eval_transform(size):
+    """The central 0.875 of an image, `size` pixels wide."""
+    return dict(
+        size=size,
+        resize=round(size / 0.875),
+        resize_mode="crop",
+        filter="bicubic",
+        mean=(0.5,),
+        std=(0.5,),
+    )
+
+
+def _images(size):
+    """Random crops of `size` pixels."""
     return dict(
         batch_size=imagenet.BATCH,
-        data=imagenet.data(size=train, resize=round(evaluate / 0.875), crop=evaluate),
+        data=imagenet.data(size=size, mean=(0.5,), std=(0.5,), flip=True),  # open: the scaling
         objectives=dict(
             classification=dict(
                 kind="classification",
                 weight=1.0,
                 classes=imagenet.CLASSES,
-                label="label",
                 view="crops",
                 loss="softmax",
             )
@@ -128,7 +135,8 @@ def frozen(model: str) -> dict:
         learning_rate=_decayed(0.1),
         lr_multipliers=(("encoders/", 0.0),),
     )
-    config["streams"].update(images=_images(train=289, evaluate=360))
+    config["streams"].update(images=_images(size=289))
+    config["eval_transform"] = _eval_transform(size=360)
     return config
 
 
@@ -157,8 +165,9 @@ def demo() -> dict:
         evals=emoji.classified(),
     )
     images = config["streams"]["images"]
-    images.update(batch_size=128, data=emoji.crops(size=32))
-    images["objectives"]["classification"].update(classes=emoji.CATEGORIES, label="category")
+    images.update(batch_size=128, data=emoji.crops(images["data"]["fields"], size=32))
+    images["objectives"]["classification"].update(classes=emoji.CATEGORIES)
+    config["eval_transform"].update(size=32, resize=32)
     config["encoders"]["image"].update(
         width=0.75, depth=1.0, drop_connect=0.0, bn_group=0, bn_momentum=0.9, scan=False
     )
@@ -172,6 +181,8 @@ def tiny() -> dict:
     config.update(evals=emoji.classified(("fxemoji",)))
     config["checkpoint"].update(every=5, best="eval/classification/fxemoji/top1")
     config["learning_rate"].update(values=((0, 0.05), (8, 0.01)))
-    config["streams"]["images"].update(batch_size=16, data=emoji.few_crops(size=16))
+    images = config["streams"]["images"]
+    images.update(batch_size=16, data=emoji.few_crops(images["data"]["fields"], size=16))
+    config["eval_transform"].update(size=16, resize=16)
     config["encoders"]["image"].update(width=0.25, depth=0.3)
     return config

@@ -57,8 +57,9 @@ def coco(model: str) -> dict:
         dtype="bfloat16",
         streams=dict(pairs=_pairs(sizes["embed_dim"])),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=sizes["vocabulary"], length=64),
-        views=dict(image=dict(mean=(0.5,), std=(0.5,), flip=True)),  # open: as COYO scales
-        masks=dict(),
+        eval_transform=dict(
+            size=289, resize=346, resize_mode="stretch", filter="bicubic", mean=(0.5,), std=(0.5,)
+        ),
         encoders=dict(
             image=dict(
                 kind="efficientnet",
@@ -121,8 +122,16 @@ def _pairs(embed_dim):
                 text_keys=("captions/text",),
             ),
             # Resized to 346 x 346 without regard to the aspect ratio, as TensorFlow resizes.
-            views=dict(image=dict(kind="window", resize=346, crop=289, fit="squash")),
-            captions={"captions/text": 1.0},
+            fields=dict(
+                image=dict(
+                    kind="image",
+                    crop=dict(kind="random_crop", resize=346, size=289, resize_mode="stretch"),
+                    mean=(0.5,),  # open: as COYO scales
+                    std=(0.5,),
+                    flip=True,
+                ),
+                text=dict(kind="text", captions={"captions/text": 1.0}),
+            ),
             cache_mib=0,
             threads=64,
         ),
@@ -159,11 +168,12 @@ def tiny() -> dict:
     config["learning_rate"].update(kind="cosine")
     config["evals"] = emoji.evals(("twemoji",), ("fxemoji",))
     pairs = config["streams"]["pairs"]
-    pairs.update(batch_size=16, data=emoji.few_pairs(resize=18, crop=16))
+    pairs.update(batch_size=16, data=emoji.few_pairs(pairs["data"]["fields"], resize=18, size=16))
+    config["eval_transform"].update(size=16, resize=18, resize_mode="crop")
     pairs["objectives"]["contrastive"].update(
         embed_dim=80, text_projection_bias=False, temperature=0.07, temperature_form="log"
     )
-    config["views"]["image"]["flip"] = False
+    pairs["data"]["fields"]["image"]["flip"] = False
     config["encoders"]["image"].update(
         width=0.25, depth=0.3, drop_connect=0.0, bn_group=0, bn_momentum=0.9, scan=False
     )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from big_ssl.curation.filters import Item, Verdict
 from big_ssl.data import tfds_writer
-from big_ssl.data.records import Record
+from big_ssl.data.records import IMAGE, Record, values
 
 # Of the set written: its name for TFDS, its only split, and the kind of its texts.
 NAME, SPLIT, KIND = "curated_pairs", "train", "text"
@@ -40,8 +40,8 @@ class Items(Sequence[Item]):
 
     def __getitem__(self, index):
         record = self.source[index]
-        digest = hashlib.blake2b(record.image, digest_size=16).hexdigest()
-        width, height = _stated(record, self.sides) if self.sides else picture_size(record.image)
+        digest = hashlib.blake2b(record[IMAGE], digest_size=16).hexdigest()
+        width, height = _stated(record, self.sides) if self.sides else picture_size(record[IMAGE])
         duplicate = self.duplicates is not None and bool(self.duplicates[index])
         return Item(index, digest, width, height, tuple(_captions(record, self.kinds)), duplicate)
 
@@ -62,7 +62,7 @@ def examples(source: Sequence[Record], verdicts: Iterable[Verdict]) -> Iterator[
 
 def example(source: Sequence[Record], verdict: Verdict) -> tuple[int, dict]:
     """One of `examples`."""
-    return verdict.id, {"image": BytesIO(source[verdict.id].image), KIND: list(verdict.kept)}
+    return verdict.id, {"image": BytesIO(source[verdict.id][IMAGE]), KIND: list(verdict.kept)}
 
 
 def write(folder: str, made, beam_options=None) -> int:
@@ -79,11 +79,11 @@ def write(folder: str, made, beam_options=None) -> int:
 
 def _captions(record, kinds):
     """Those that are texts and not empty."""
-    candidates = (text for kind in kinds for text in record.texts.get(kind, ()))
+    candidates = (text for kind in kinds for text in values(record, kind))
     return (text for text in candidates if isinstance(text, str) and text.strip())
 
 
 def _stated(record, sides):
     """The width and height that a record states of its original."""
-    values = [next(iter(record.texts.get(side, ())), None) for side in sides]
-    return tuple(int(value) if isinstance(value, int | np.integer) else 0 for value in values)
+    stated = [next(iter(values(record, side)), None) for side in sides]
+    return tuple(int(value) if isinstance(value, int | np.integer) else 0 for value in stated)

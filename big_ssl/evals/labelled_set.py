@@ -24,7 +24,7 @@ class LabelledSet:
         self._source = sources.build(data)
         # What equal sets share.
         self._key = json.dumps([data, label, classes], sort_keys=True, default=repr)
-        self._own = sources.labels(data, self._source, label)
+        self._own = sources.labels(self._source, label)
         self._set = label_sets.build(classes, self._own.names)
         self.names, self.imagenet = self._set.names, self._set.imagenet
 

@@ -20,7 +20,7 @@ import optax
 
 from big_ssl import io
 from big_ssl.data import pipeline
-from big_ssl.data.host_views import RandomResizedCrop
+from big_ssl.data.crops import RandomResizedCrop
 from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import ranking
 from big_ssl.evals.embedder import in_batches
@@ -160,17 +160,22 @@ class _Load(grain.transforms.RandomMap):
 
     def __init__(self, data: LabelledSet, side: int):
         # DINOv2's views for this: torchvision's areas, bicubic.
-        self._data, self._view = data, RandomResizedCrop(side, scale=(0.08, 1.0))
+        self._data, self._cropper = data, RandomResizedCrop(side, scale=(0.08, 1.0))
 
     def random_map(self, index: int, rng: np.random.Generator):
-        (window,), label = self._data.picture(index, lambda picture: self._view.draw(picture, rng))
+        (window,), label = self._data.picture(index, lambda image: self._crop(image, rng))
         # Here, not in the tower, which sees what it would in any evaluation.
         return dict(image=window[:, ::-1] if rng.random() < 0.5 else window, label=label)
+
+    def _crop(self, image, rng):
+        prepared = self._cropper.prepare(image)
+        return self._cropper.render(prepared, self._cropper.draw(prepared, rng))
 
 
 def _random_windows(data, side, size, rows):
     threads = os.cpu_count() or 1
-    return pipeline.batches(_Load(data, side), len(data), size, seed=0, start=0, threads=threads, rows=rows)
+    part = pipeline.Part(_Load(data, side), len(data))
+    return pipeline.batches([part], size, seed=0, start=0, threads=threads, rows=rows)
 
 
 def fixed_batches(features, labels, steps: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

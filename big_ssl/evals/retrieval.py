@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from big_ssl.data import sources
-from big_ssl.data.sources import Record, SourceConfig
+from big_ssl.data import records, sources
+from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import ranking, reading
 
 KS = (1, 5, 10)
@@ -32,7 +32,7 @@ class Retrieval:
         name: str,
     ):
         self._source, self._name = sources.build(data), name
-        if not isinstance(self._source[0], Record):
+        if isinstance(self._source[0], list):
             raise ValueError(f"data: the source {data['kind']} groups its records; use single ones")
         self._captions = (captions,) if isinstance(captions, str) else tuple(captions)
         self._per_image, self._prefix = per_image or None, f"{prefix} " if prefix else ""
@@ -55,11 +55,11 @@ class Retrieval:
         return {f"retrieval/{self._name}/{metric}": value for metric, value in found.items()}
 
     def _texts(self, record):
-        missing = [kind for kind in self._captions if kind not in record.texts]
+        missing = [kind for kind in self._captions if kind not in record]
         if missing:
-            known = ", ".join(record.texts)
+            known = ", ".join(key for key in record if key != records.IMAGE)
             raise ValueError(f"captions: the records have no {missing[0]!r}; there are {known}")
-        texts = [text for kind in self._captions for text in record.texts[kind]][: self._per_image]
+        texts = [text for kind in self._captions for text in records.values(record, kind)][: self._per_image]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"captions: {texts!r} of a record are no captions")
         return [self._prefix + text for text in texts]

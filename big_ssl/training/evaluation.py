@@ -13,7 +13,6 @@ from big_ssl.evals.classification import Classifier
 from big_ssl.evals.embedder import Towers
 from big_ssl.parallel import distributed
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build
 from big_ssl.training.checkpoints import parse_best
 from big_ssl.training.requirements import RequirementsError
 from big_ssl.training.stopping import TrainingFailed
@@ -77,10 +76,9 @@ def _check_classifier(name, classes, objective):
 
 
 def towers(config: Mapping, setup) -> Towers:
-    """Of the term that embeds whole pictures, which are prepared as its stream prepares them."""
+    """Of the objective that embeds whole images, which are prepared by config.eval_transform."""
     term = setup.system.provider("encode_image")
-    stream = setup.system.terms[term].stream if term else next(iter(config["streams"]))
-    prepare = preprocessing.of(build.preparation(config["streams"][stream]["data"]))
+    prepare = preprocessing.of(preprocessing.model_keys(config["eval_transform"]))
     classifier = setup.system.provider("classify")
     # Enough for each device of a large mesh to be worth its while.
     size = max(256, 32 * mesh_lib.batch_ways(setup.mesh))

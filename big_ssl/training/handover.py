@@ -45,7 +45,7 @@ def hand_over(stage: Stage, before: TrainState, after: TrainState) -> TrainState
         opt_state=_placed(moments, after.opt_state),
         mutable=dict(encoders=weights["encoders"], objectives=states),
         ema=_average(stage, before, after, weights),
-        counters=before.counters,
+        counters={name: before.counters.get(name, x) for name, x in after.counters.items()},
         replaced_fraction=fractions,
     )
 

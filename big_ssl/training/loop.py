@@ -14,7 +14,7 @@ from big_ssl.evals.embedder import Towers
 from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import (
-    build,
+    batches,
     evaluation,
     flops,
     handover,
@@ -174,11 +174,10 @@ class _Run:
     def go(self, state):
         """Steps until the stage's end or a request to stop. Returns (state, whether it is the end)."""
         data = self.config | dict(seed=self.stage.data_seed)
-        with contextlib.closing(
-            build.batches(data, self.loaders, self.start - self.stage.start, self.setup.mesh)
-        ) as batches:
+        iterator = batches.iterate(data, self.loaders, self.start - self.stage.start, self.setup.mesh)
+        with contextlib.closing(iterator):
             self._catch_up(state)
-            return self._steps(state, batches)
+            return self._steps(state, iterator)
 
     def _catch_up(self, state):
         """Evaluates the step of a checkpoint whose evaluation the run before did not survive."""
@@ -190,12 +189,12 @@ class _Run:
             else:
                 self.progress.report(self.start, "its evaluation ended the run too often: left out")
 
-    def _steps(self, state, batches):
+    def _steps(self, state, iterator):
         previous = None
         for step in range(self.start + 1, self.total + 1):
             self.profile.before(step)
             with self.time.part("data"):
-                batch = mesh_lib.global_batch(self.setup.mesh, next(batches))
+                batch = mesh_lib.global_batch(self.setup.mesh, next(iterator))
             with self.time.part("compute") if previous else self._compiling():
                 state, metrics = self.setup.step(state, batch)
             # Waiting for the step before keeps one step in flight, and bad ones from passing by.
@@ -238,7 +237,9 @@ class _Run:
         self._check(metrics, step)
         line = {f"train/{key}": value for key, value in metrics.items()}
         self.writer.write(step, line | self.time.metrics() | self._speed(step))
-        counts = (f"{name} {int(metrics[name])}" for name in state_lib.COUNTERS if metrics[name])
+        counts = (
+            f"{name} {int(metrics[name])}" for name in self.setup.abstract_state.counters if metrics[name]
+        )
         self.progress.report(step, "  ".join([f"loss {metrics['loss']:.4f}", *counts]))
 
     def _speed(self, step):
@@ -295,5 +296,5 @@ def _peak_steps_per_second(config, setup):
     peak = hardware.peak_flops(devices.flat[0])
     if peak is None:
         return None
-    batch = build.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
+    batch = batches.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
     return peak * devices.size / flops.model_flops_per_step(setup.system, setup.abstract_state, batch)

@@ -9,7 +9,8 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from big_ssl.training import build, optimizers, schedules
+from big_ssl.data import pipeline
+from big_ssl.training import batches, build, optimizers, schedules
 from big_ssl.training import state as state_lib
 from big_ssl.training.lr_multipliers import LrMultipliers
 from big_ssl.training.system import System
@@ -36,11 +37,13 @@ def build_model(config: Mapping, mesh: Mesh) -> Model:
     if system.has_teacher and not config["ema"]:
         raise ValueError("ema is 0; the average is the teacher of this config's objectives")
 
+    counters = {stream: pipeline.counters(fields) for stream, fields in system.fields.items()}
+
     def init():
         key = jax.random.key(config["seed"])
-        params, mutable = system.init(key, build.abstract_batch(config))
+        params, mutable = system.init(key, batches.abstract_batch(config))
         return state_lib.create(
-            params, mutable, optimizer, bool(config["ema"]), lr_multipliers.frozen, config["streams"]
+            params, mutable, optimizer, bool(config["ema"]), lr_multipliers.frozen, counters
         )
 
     return Model(system, optimizer, lr_multipliers, init)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import jax
 
 from big_ssl import io
+from big_ssl.data import sources
 from big_ssl.parallel import distributed
 from big_ssl.parallel.notices import warn_once
-from big_ssl.training import memory
+from big_ssl.training import build, memory
 from big_ssl.training.state import TrainState
 
 # An estimate that is wrong by this much was never seen (docs/plan.md).
@@ -63,14 +64,15 @@ def check_requirements(config, config_file: str, machine: Machine | None = None)
     elif step.total > _CERTAINLY_TOO_MUCH * machine.memory:
         lacking.append(_likely(step, machine))
     for name, stream in config["streams"].items():
-        lacking.extend(_lacking_data(f"streams.{name}.data.source", stream["data"]["source"]))
+        for entry in sources.entries(stream["data"]):
+            lacking.extend(_lacking_data(f"streams.{name}.data.{entry.path}", entry.source))
     for name, options in config["evals"].items():
         for key, value in options.items():
             if isinstance(value, Mapping) and "kind" in value:
                 lacking.extend(_lacking_data(f"evals.{name}.{key}", value))
     if needs["weights"] and not config["init_from"]["path"]:
         lacking.append("weights to start from, config.init_from.path (not set)")
-    texts = any(stream["data"]["captions"] for stream in config["streams"].values())
+    texts = build.reads_texts(config)
     if texts and not config["tokenizer"]["vocabulary"]:
         lacking.append(f"a {config['tokenizer']['kind']} vocabulary, config.tokenizer.vocabulary (not set)")
     if lacking:

@@ -11,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint.utils import checkpoint_steps
 
 from big_ssl import io, stored_config
+from big_ssl.data import preprocessing
 from big_ssl.models import encoders
 from big_ssl.models.layer_layouts import unstack_layers
 from big_ssl.objectives.contrastive import ContrastiveHead
@@ -103,25 +104,21 @@ def _unstacked(variables, name, stacks):
 def describe(config: Mapping) -> Config:
     """What is trained by a training config, a model of images alone where no objective reads texts too.
 
-    Raises ValueError where no stream says how pictures are prepared, by its view "image".
+    Raises ValueError if there is no image encoder.
     """
-    streams, heads = config["streams"].values(), _heads(config)
-    seen = [stream for stream in streams if "image" in stream["data"]["views"]]
-    seen.sort(key=lambda stream: heads.get("contrastive") not in stream["objectives"])
-    if not seen or "image" not in config["encoders"]:
-        raise ValueError(f"{config['name']} has no image tower, or no stream with a view of that name")
-    objectives = {name: each for stream in streams for name, each in stream["objectives"].items()}
-    common = build.preparation(seen[0]["data"])
+    if "image" not in config["encoders"]:
+        raise ValueError(f"{config['name']} has no encoder named image")
+    heads = _heads(config)
+    objectives = {name: each for s in config["streams"].values() for name, each in s["objectives"].items()}
+    common = preprocessing.model_keys(config["eval_transform"])
     if "classification" in heads:
         common["classes"] = objectives[heads["classification"]]["classes"]
     if "contrastive" not in heads:
-        alone = dict(encoders=dict(image=config["encoders"]["image"]), head=None, tokenizer=None)
-        return alone | dict(views=dict(image=config["views"]["image"])) | common
+        return common | dict(encoders=dict(image=config["encoders"]["image"]), head=None, tokenizer=None)
     known = ContrastiveHead.__dataclass_fields__
     return dict(
         encoders=config["encoders"],
         head={key: value for key, value in objectives[heads["contrastive"]].items() if key in known},
-        views=config["views"],
         tokenizer=config["tokenizer"],
         **common,
     )

@@ -130,7 +130,7 @@ def siglip_config(image: dict, text: dict, image_size: int, **changes) -> Config
     )
     gemma = text["vocab_size"] == GEMMA_SIZE
     config["tokenizer"] |= dict(kind="sentencepiece_gemma" if gemma else "sentencepiece", vocabulary="")
-    return config | dict(views=dict(image=HALF_PIXELS), resize="squash") | changes
+    return config | dict(views=dict(image=HALF_PIXELS), resize="stretch") | changes
 
 
 CLIP_PIXELS = dict(

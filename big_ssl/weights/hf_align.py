@@ -122,7 +122,7 @@ def _config(tensors, files, options) -> Config:
         logit_bias=None,
     )
     image_size = vision_config.get("image_size", 600)  # AlignVisionConfig's own
-    seen = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize="squash 346 bilinear")
+    seen = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize="stretch 346 bilinear")
     return dict(
         encoders=dict(image=image, text=text),
         head=head,

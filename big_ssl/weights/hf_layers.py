@@ -122,7 +122,7 @@ def read_preprocessing(files: Mapping[str, dict], default: Config) -> Config:
     number = settings.get("resample", _RESAMPLE[parse_resize(default["resize"], 0).filter])
     if number not in filters:
         raise WeightsError(f"preprocessor_config.json: resample is {number}; 2 and 3 are known")
-    size, resize = _side(settings, "size"), "squash"
+    size, resize = _side(settings, "size"), "stretch"
     kept = _side(settings, "crop_size") if settings.get("do_center_crop") else size
     if settings.get("do_center_crop") and not _says_both_sides(settings["size"]):
         resize = "crop"

@@ -35,7 +35,7 @@ def _config(tensors, files, options) -> Config:
     if config["encoders"]["image"]["kind"] == "vit":
         config["encoders"]["image"]["activation"] = activation
     preprocessing = described.get("preprocess_cfg", {})
-    resize = _choose(preprocessing, "resize_mode", dict(shortest="crop", squash="squash"))
+    resize = _choose(preprocessing, "resize_mode", dict(shortest="crop", squash="stretch"))
     _choose(preprocessing, "interpolation", dict(bicubic=None))
     pixels = {key: tuple(preprocessing.get(key, CLIP_PIXELS[key])) for key in ("mean", "std")}
     return config | dict(

@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from big_ssl.config import validate
 from big_ssl.models.vit import ViT
 from big_ssl.parallel.mesh import make_mesh
-from big_ssl.training import build, initial, schedules
+from big_ssl.training import batches, build, initial, schedules
 from big_ssl.training.lr_multipliers import LrMultipliers
 from configs import dinov2, dinov2_continue, dinov2_distill, hybrid_clip_dinov2
 
@@ -27,7 +27,7 @@ def system(config):
 def counts(config):
     """{part: number of parameters}."""
     made = system(config)
-    params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
+    params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(config)))
     parts = params["encoders"] | params["heads"]
     return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
 
@@ -102,8 +102,8 @@ def test_the_hybrid_runs_each_pass_once(monkeypatch):
     """Four objectives: the picture with its text, masked crops, small crops, and the teacher's crops."""
     config = hybrid_clip_dinov2.get_config("tiny").to_dict()
     made = system(config)
-    params, mutable = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
-    batch = build.abstract_global_batch(config, None)
+    params, mutable = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(config)))
+    batch = batches.abstract_global_batch(config, None)
     seen, original = [], ViT.__call__
 
     def spy(self, images, train=False, mask=None, **rest):
@@ -154,9 +154,9 @@ def test_a_student_starts_from_its_teachers_run():
     config = dinov2_distill.get_config("tiny").to_dict()
     rules = dinov2_distill.get_config("demo").to_dict()["init_from"]
     made = system(config)
-    params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
+    params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(config)))
     taught = get("vitg14", "tiny")
-    weights, _ = jax.jit(lambda: system(taught).init(jax.random.key(1), build.abstract_batch(taught)))()
+    weights, _ = jax.jit(lambda: system(taught).init(jax.random.key(1), batches.abstract_batch(taught)))()
     flat = flatten_dict(dict(params=weights), sep="/")
     found = initial._matched(
         flatten_dict(initial._remapped(unflatten_dict(flat, sep="/"), rules["remap"]), sep="/"),
@@ -200,7 +200,7 @@ def test_grams_teacher_may_see_larger_crops():
     config["views"]["global_crops"].update(shrink=2)
     made, seen = system(config), {}
     batch = {"images": {"global_crops": np.zeros((2, 2, 64, 64, 3), np.uint8)}}
-    params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
+    params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(config)))
 
     def loss(params):
         kept = dict(encoders=dict(image={}, gram={}), objectives=dict(gram={}))

@@ -5,7 +5,7 @@ import pytest
 
 from big_ssl.config import validate
 from big_ssl.parallel.mesh import make_mesh
-from big_ssl.training import build, flops, schedules
+from big_ssl.training import batches, build, flops, schedules, streams
 from big_ssl.training import state as state_lib
 from configs import ibot
 
@@ -30,7 +30,7 @@ def test_the_published_values(model, epochs, peak, millions):
     assert config["views"]["global_crops"]["solarise_chance"] == (0.0, 0.2)
     assert images["objectives"]["dino"]["head"]["prototypes"] == 8_192
     system = build.system(config, make_mesh(config["mesh"], jax.devices()[:1]))
-    params, _ = jax.eval_shape(lambda: system.init(jax.random.key(0), build.abstract_batch(config)))
+    params, _ = jax.eval_shape(lambda: system.init(jax.random.key(0), batches.abstract_batch(config)))
     tower = params["encoders"]["image"]
     assert sum(leaf.size for leaf in jax.tree.leaves(tower)) / 1e6 == pytest.approx(millions, abs=0.06)
 
@@ -69,10 +69,10 @@ def test_presets_have_the_keys_of_the_recipe_and_are_valid(model, preset):
 def test_what_no_objective_reads_is_not_loaded():
     """The window is there for evaluation; with the first objective's small crops off, those aren't either."""
     config = get("tiny")
-    assert set(build.loaded_data("images", config)["views"]) == {"global_crops", "local_crops"}
+    assert set(streams.loaded_data("images", config)["views"]) == {"global_crops", "local_crops"}
     config["streams"]["images"]["objectives"]["dino"]["local"] = False
-    assert set(build.loaded_data("images", config)["views"]) == {"global_crops"}
-    assert set(build.abstract_batch(config)["images"]) == {"global_crops"}
+    assert set(streams.loaded_data("images", config)["views"]) == {"global_crops"}
+    assert set(batches.abstract_batch(config)["images"]) == {"global_crops"}
 
 
 def test_a_teachers_arithmetic_is_counted_once():
@@ -81,9 +81,9 @@ def test_a_teachers_arithmetic_is_counted_once():
     for width in (64, 128):
         config["encoders"]["image"]["width"] = width
         made = build.system(config, make_mesh(config["mesh"], jax.devices()[:1]))
-        batch = build.abstract_global_batch(config, None)
+        batch = batches.abstract_global_batch(config, None)
         params, mutable = jax.eval_shape(
-            lambda made=made: made.init(jax.random.key(0), build.abstract_batch(config))
+            lambda made=made: made.init(jax.random.key(0), batches.abstract_batch(config))
         )
         state = state_lib.TrainState(
             step=jax.ShapeDtypeStruct((), int), params=params, opt_state=(), mutable=mutable,

@@ -8,7 +8,7 @@ import pytest
 
 from big_ssl.config import validate
 from big_ssl.parallel.mesh import make_mesh
-from big_ssl.training import build, requirements, schedules
+from big_ssl.training import batches, build, requirements, schedules
 from big_ssl.training.lr_multipliers import LrMultipliers
 from configs import align_base, align_l2, finetune_align_imagenet, finetune_ibot_imagenet
 
@@ -18,7 +18,7 @@ EPOCH = 1_251
 
 def shapes(config):
     made = build.system(config, make_mesh(config["mesh"], jax.devices()[:1]))
-    return jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))[0]
+    return jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(config)))[0]
 
 
 @pytest.mark.parametrize(

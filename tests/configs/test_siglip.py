@@ -7,13 +7,13 @@ import pytest
 
 from big_ssl.config import validate
 from big_ssl.parallel.mesh import make_mesh
-from big_ssl.training import build
+from big_ssl.training import batches, build
 from configs import siglip
 
 
 def params_of(config):
     system = build.system(config, make_mesh(config["mesh"], jax.devices()[:1]))
-    return jax.eval_shape(lambda: system.init(jax.random.key(0), build.abstract_batch(config)))[0]
+    return jax.eval_shape(lambda: system.init(jax.random.key(0), batches.abstract_batch(config)))[0]
 
 
 def test_the_published_values():

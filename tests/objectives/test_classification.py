@@ -11,7 +11,7 @@ import pytest
 
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, evaluation, loop, requirements, train_step
+from big_ssl.training import batches, build, evaluation, loop, requirements, streams, train_step
 from configs import emoji, finetune_ibot_imagenet
 from tests import compiling
 
@@ -30,10 +30,10 @@ def system(devices=1, config=CONFIG):
 def example():
     """(params, mutable, batch): a head whose start is not almost zero, labels of all classes."""
     made, rng = system()[0], np.random.default_rng(0)
-    shapes = build.abstract_global_batch(CONFIG, None)
+    shapes = batches.abstract_global_batch(CONFIG, None)
     batch = jax.tree.map(lambda x: rng.integers(0, 256, x.shape).astype(x.dtype), shapes)
     batch["images"]["label"] = np.arange(16, dtype=np.int32) % emoji.CATEGORIES
-    like = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(CONFIG)))
+    like = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(CONFIG)))
     params = jax.tree.map(lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32), like[0])
     return params, like[1], batch
 
@@ -139,9 +139,9 @@ def test_it_goes_with_another_objective_on_one_pass():
     )
     made = system(config=config)[0]
     assert len(list(made.encoder_calls())) == 2
-    batch = build.abstract_global_batch(config, None)
+    batch = batches.abstract_global_batch(config, None)
     assert batch["pairs"]["label"].shape == (16,)
-    shapes = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
+    shapes = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(config)))
     _, (metrics, _) = jax.eval_shape(
         lambda params, mutable, batch: made.loss(params, mutable, batch, KEY, 0), *shapes, batch
     )
@@ -154,15 +154,15 @@ def test_it_goes_with_another_objective_on_one_pass():
 
 
 def test_the_data_bring_labels():
-    batches = build.batches(CONFIG, build.loaders(CONFIG, None), 0, system()[1])
-    found = next(batches)["images"]
-    batches.close()
+    iterator = batches.iterate(CONFIG, streams.open_streams(CONFIG, None), 0, system()[1])
+    found = next(iterator)["images"]
+    iterator.close()
     assert found["label"].dtype == np.int32
     assert found["label"].shape == (16,)
     assert 0 <= found["label"].min() < found["label"].max() < emoji.CATEGORIES
     without = copy.deepcopy(CONFIG)
     without["streams"]["images"]["objectives"] = {}
-    assert build.loaded_data("images", without)["label"] == ""
+    assert streams.loaded_data("images", without)["label"] == ""
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, requirements, train_step
+from big_ssl.training import batches, build, requirements, train_step
 from big_ssl.training.setup import set_up
 from configs import dinov2
 from tests import compiling
@@ -30,9 +30,9 @@ def system(devices):
 def example():
     """(params, mutable, teacher, batch): a teacher of other weights than the student's."""
     made, rng = system(1)[0], np.random.default_rng(0)
-    shapes = build.abstract_global_batch(CONFIG, None)
+    shapes = batches.abstract_global_batch(CONFIG, None)
     batch = jax.tree.map(lambda x: rng.integers(0, 256, x.shape).astype(x.dtype), shapes)
-    params, mutable = jax.eval_shape(lambda: made.init(KEY, build.abstract_batch(CONFIG)))
+    params, mutable = jax.eval_shape(lambda: made.init(KEY, batches.abstract_batch(CONFIG)))
     drawn = lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32)  # noqa: E731
     params, other = jax.tree.map(drawn, params), jax.tree.map(drawn, params)
     return params, mutable, dict(params=other, encoders=mutable["encoders"]), batch

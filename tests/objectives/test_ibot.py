@@ -12,7 +12,7 @@ from big_ssl.models.vit import ViT
 from big_ssl.objectives.ibot import PatchHead
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build
+from big_ssl.training import batches, build
 from big_ssl.training.setup import set_up
 from configs import ibot
 from tests import compiling
@@ -37,9 +37,9 @@ def system(devices=1):
 def example():
     """(params, mutable, teacher, batch): a teacher of other weights than the student's, centers not zero."""
     made, rng = system()[0], np.random.default_rng(0)
-    shapes = build.abstract_global_batch(CONFIG, None)
+    shapes = batches.abstract_global_batch(CONFIG, None)
     batch = jax.tree.map(lambda x: rng.integers(0, 256, x.shape).astype(x.dtype), shapes)
-    like = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(CONFIG)))
+    like = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(CONFIG)))
 
     def drawn(tree, scale):
         return jax.tree.map(lambda x: (scale * rng.normal(size=x.shape)).astype(np.float32), tree)

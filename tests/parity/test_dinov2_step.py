@@ -14,8 +14,8 @@ from flax.traverse_util import flatten_dict
 from benchmarks import dinov2_ours
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, train_step
-from big_ssl.training.random_keys import step_key
+from big_ssl.random_keys import step_key
+from big_ssl.training import batches, train_step
 from big_ssl.training.setup import set_up
 from configs import dinov2
 from tests import compiling
@@ -78,7 +78,7 @@ class Ours:
 
     def __init__(self, config):
         self.config, self.setup = config, set_up(config, jax.devices()[:1])
-        batch = dinov2_ours.random_batch(build.abstract_global_batch(config, None))
+        batch = dinov2_ours.random_batch(batches.abstract_global_batch(config, None))
         system, mesh = self.setup.system, self.setup.mesh
         self.batch = mesh_lib.global_batch(mesh, batch)
         self._see = dinov2_ours.seer(self.setup, config["seed"])

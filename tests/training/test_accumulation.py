@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from big_ssl.parallel.mesh import batch_ways, global_batch, make_mesh
-from big_ssl.training import build, train_step
+from big_ssl.training import batches, build, streams, train_step
 from big_ssl.training.system import System, Term
 from tests.training.toys import Tower, Toy, microbatched
 
@@ -18,10 +18,10 @@ def gradients(config, devices, count):
     mesh = make_mesh(config["mesh"], jax.devices()[:devices])
     tokens = build.tokenizer(config)
     system = build.system(config, mesh)
-    params, mutable = jax.jit(lambda: system.init(jax.random.key(0), build.abstract_batch(config)))()
-    batches = build.batches(config, build.loaders(config, tokens), 0, mesh)
-    batch = global_batch(mesh, next(batches))
-    batches.close()
+    params, mutable = jax.jit(lambda: system.init(jax.random.key(0), batches.abstract_batch(config)))()
+    iterator = batches.iterate(config, streams.open_streams(config, tokens), 0, mesh)
+    batch = global_batch(mesh, next(iterator))
+    iterator.close()
     function = jax.jit(train_step.value_and_grad(system, count, mesh))
     return jax.device_get(function(params, mutable, batch, jax.random.key(1), jnp.int32(0)))
 

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from big_ssl.models import convolutions, efficientnet
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, flops
+from big_ssl.training import batches, flops
 
 
 def _array(*shape):
@@ -141,7 +141,7 @@ def test_efficientnet_l2_has_its_known_count():
 def test_a_step_is_three_times_the_loss(set_up, micro_config):
     config = micro_config()
     setup = set_up(config)
-    batch = build.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
+    batch = batches.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
     total = flops.model_flops_per_step(setup.system, setup.abstract_state, batch)
     halved = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // 2, *x.shape[1:]), x.dtype), batch)
     half = flops.model_flops_per_step(setup.system, setup.abstract_state, halved)

@@ -9,8 +9,8 @@ import pytest
 from big_ssl.data.pipeline import DATA_ERRORS
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.random_keys import step_key
 from big_ssl.training import setup
-from big_ssl.training.random_keys import step_key
 from configs import clip
 
 REAL = 32_768

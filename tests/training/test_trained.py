@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 
 import big_ssl
 from big_ssl import convert, evaluate, inference
-from big_ssl.training import build, loop, trained
+from big_ssl.training import batches, build, loop, trained
 from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.metrics import read_lines
 from big_ssl.training.state import TrainState
@@ -29,7 +29,7 @@ def tiny(recipe=finetune_ibot_imagenet):
 def variables(config):
     """Random, of all that the run would keep."""
     made = build.system(config, None)
-    params, mutable = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
+    params, mutable = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(config)))
     given = dict(params=params, encoders=mutable["encoders"])
     return jax.tree.map(lambda x: RNG.normal(size=x.shape).astype(np.float32), given)
 
