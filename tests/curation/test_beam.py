@@ -53,7 +53,7 @@ def test_the_command_writes_the_same_set_and_funnel(tmp_path):
         folder = tmp_path / name
         curate.curate(items, limits, str(folder), options)
         written = sources.TfdsPairs(records.NAME, records.SPLIT, str(folder))
-        pairs = sorted((record.image, record.texts["text"]) for record in sources.records(written))
+        pairs = sorted((record["image"], list(record["text"])) for record in sources.records(written))
         found.append((pairs, json.loads((folder / "funnel.json").read_text())))
     assert found[0] == found[1]
     assert len(found[0][0]) > 20
