@@ -42,7 +42,7 @@ def test_parquet_and_folders_of_pictures_are_read(bucket):
     for name, index in (("cat/1", 0), ("cat/deep/2", 1), ("dog/3", 2)):
         io.write_atomically(bucket / "pictures" / f"{name}.png", here[index]["image"])
     folder = sources.build(dict(kind="image_folder", path=str(bucket / "pictures")))
-    assert [record["label"] for record in map(folder.__getitem__, range(3))] == [
+    assert [[record["label"]] for record in map(folder.__getitem__, range(3))] == [
         ["cat"],
         ["cat"],
         ["dog"],

@@ -9,6 +9,7 @@ from PIL import Image
 from big_ssl.curation import counting, records
 from big_ssl.curation.limits import Limits
 from big_ssl.data import fields, pipeline, sources, tokenizers
+from big_ssl.data.records import values
 from big_ssl.data.sources import ParquetPairs
 
 SAMPLE = str(pathlib.Path(__file__).parents[1] / "data" / "openclipart_sample.parquet")
@@ -49,7 +50,7 @@ def test_training_reads_what_was_kept(tmp_path):
     count = records.write(str(tmp_path), records.examples(source, judged))
     written = sources.TfdsPairs(records.NAME, records.SPLIT, str(tmp_path))
     expected = {(source[v.id]["image"], v.kept) for v in judged if v.kept}
-    found = [(record["image"], tuple(record["text"])) for record in sources.records(written)]
+    found = [(record["image"], tuple(values(record, "text"))) for record in sources.records(written)]
     assert len(found) == count == sum(bool(verdict.kept) for verdict in judged) > 20
     assert set(found) == expected
     again = counting.verdicts(records.Items(written, ("text",)), LIMITS)
