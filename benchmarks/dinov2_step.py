@@ -44,8 +44,8 @@ def step_config(batch: int) -> dict:
     images.update(batch_size=batch)
     fields = images["data"]["fields"]
     fields["local_crops"]["crop"].update(size=98)
-    images["objectives"]["dino"].update(head=dict(HEAD, layers=3, learn_lengths=True))
-    images["objectives"]["koleo"].update(group_size=batch)
+    images["objectives"]["dino"].update(head=dict(HEAD, layers=3, norm_last_layer=False))
+    images["objectives"]["koleo"].update(koleo_group=batch)
     for name, options in fields.items():
         kept = ("kind", "crop", "mean", "std", "mask")
         fields[name] = {key: options[key] for key in kept if key in options}
@@ -53,8 +53,8 @@ def step_config(batch: int) -> dict:
     config["encoders"]["image"].update(
         **TOWER, drop_path=0.0, drop_path_groups=1, position_resize="hf_dinov2", scan=False
     )
-    rates = tuple(rule for rule in config["rates"] if rule[0] == "encoders/")
-    return config | dict(dtype="float32", remat="none", rates=rates)
+    lr_multipliers = tuple(rule for rule in config["lr_multipliers"] if rule[0] == "encoders/")
+    return config | dict(dtype="float32", remat="none", lr_multipliers=lr_multipliers)
 
 
 def make_ours(config, setup, batch, folder):

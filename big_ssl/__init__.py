@@ -1,6 +1,6 @@
 """Vision foundation models in JAX: CLIP, ALIGN, iBOT, DINOv2 and Florence, trained by one step."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(path, dtype: str = "float32"):

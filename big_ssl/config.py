@@ -16,7 +16,7 @@ from big_ssl.evals.suite import EVALUATORS
 from big_ssl.models.encoders import ENCODERS
 from big_ssl.models.layer_stack import REMAT_POLICIES
 from big_ssl.objectives.build import OBJECTIVES
-from big_ssl.training import averaging, rates, schedules, stages
+from big_ssl.training import lr_multipliers, schedules, stages
 from big_ssl.training.optimizers import CLIPS, NAMES
 
 
@@ -40,7 +40,7 @@ SCHEMA: Mapping = dict(
     mesh_rules=TEXTS,
     sharding=TEXTS,
     requires=dict(weights=bool, preset_here=str),
-    init_from=dict(path=str, skip=TEXTS, copy=TEXTS),
+    init_from=dict(path=str, exclude=TEXTS, remap=TEXTS),
     tokenizer=dict(kind=str, vocabulary=str, size=int, length=int),
     streams=ANY,
     eval_transform=dict(size=int, resize=int, resize_mode=str, filter=str, mean=TEXTS, std=TEXTS),
@@ -57,7 +57,7 @@ SCHEMA: Mapping = dict(
         clip_scope=str,
     ),
     learning_rate=ANY,
-    rates=TEXTS,
+    lr_multipliers=TEXTS,
     ema=(int, float, Mapping),
     profile=int,
     log_every=int,
@@ -103,13 +103,13 @@ def validate(config: Mapping) -> None:
     for i, rule in enumerate(config["sharding"]):
         _check_rule(rule, f"sharding.{i}", "mesh axes")
         _check_type(rule[1], TEXTS, f"sharding.{i}.1")
-    for i, rule in enumerate(config["init_from"]["copy"]):
-        _check_rule(rule, f"init_from.copy.{i}", "its replacement, or a triple with a folder", sizes=(2, 3))
+    for i, rule in enumerate(config["init_from"]["remap"]):
+        _check_rule(rule, f"init_from.remap.{i}", "its replacement, or a triple with a folder", sizes=(2, 3))
         for k, text in enumerate(rule[1:], 1):
-            _check_type(text, str, f"init_from.copy.{i}.{k}")
-    for i, rule in enumerate(config["rates"]):
-        _check_rule(rule, f"rates.{i}", "a factor")
-        _check_schedule(rule[1], config["total_steps"], f"rates.{i}.1", rates.build_factor)
+            _check_type(text, str, f"init_from.remap.{i}.{k}")
+    for i, rule in enumerate(config["lr_multipliers"]):
+        _check_rule(rule, f"lr_multipliers.{i}", "a factor")
+        _check_schedule(rule[1], config["total_steps"], f"lr_multipliers.{i}.1", lr_multipliers.build_factor)
     for name, encoder in config["encoders"].items():
         given = ("dtype", "remat", "vocab_size", "max_len")
         _check_choice(encoder, ENCODERS, f"encoders.{name}", given)
@@ -244,7 +244,7 @@ def _check_values(config):
         )
     if config["tokenizer"]["kind"] not in TOKENIZERS:
         raise ConfigError(f"tokenizer.kind is {config['tokenizer']['kind']!r}; use {', '.join(TOKENIZERS)}")
-    _check_schedule(config["ema"], config["total_steps"], "ema", averaging.build)
+    _check_schedule(config["ema"], config["total_steps"], "ema", schedules.ema_momentum)
     _check_schedule(config["learning_rate"], config["total_steps"], "learning_rate")
     _check_schedule(config["optimizer"]["weight_decay"], config["total_steps"], "optimizer.weight_decay")
 

@@ -35,12 +35,12 @@ _RULES = tuple(
         (r"mesh\.(data|fsdp|tensor)|mesh_rules\.\d+\.1\.(data|fsdp|tensor)", AXIS),
         (r"seed|profile|warmup_steps|cache_mib|threads", NOT_NEGATIVE),
         # Of optimisers and objectives.
-        (r"learning_rate|rates|weight_decay|clip_norm|weight", NOT_NEGATIVE),
+        (r"learning_rate|lr_multipliers|rates|weight_decay|clip_norm|weight", NOT_NEGATIVE),
         (r"b1|b2|momentum|bn_momentum|label_smoothing", FRACTION),
         (r"eps|epsilon|temperature|\w+_temperature", POSITIVE),
-        (r"dim|classes|prototypes|hidden|bottleneck|layers|crops|iterations", COUNT),
+        (r"embed_dim|classes|prototypes|hidden|bottleneck|layers|crops|iterations", COUNT),
         (r"mask_group|downsample|max_boxes|num_classes|eval_transform\.(size|resize)", COUNT),
-        (r"chunk|group_size|koleo_group", NOT_NEGATIVE),
+        (r"chunk|koleo_group|bn_group", NOT_NEGATIVE),
         # Of encoders.
         (r"heads|patch|image_size|mlp_dim|pooled_dim|blocks|drop_path_groups", COUNT),
         (r"width|depth|rope_base|rope_rescale", POSITIVE),

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from big_ssl import io
 from big_ssl.command_line import CONFIG, OUTPUT, parse_flags
 from big_ssl.config import ConfigError, validate
-from big_ssl.training import averaging, schedules, stages
+from big_ssl.training import schedules, stages
 from big_ssl.training.layer_decay import is_layer_decay
 
 _COLUMNS, _POINTS = 3, 400
@@ -65,10 +65,10 @@ def _schedules(config):
     yield "learning_rate", schedules.build(config["learning_rate"], total)
     yield "optimizer.weight_decay", schedules.build(config["optimizer"]["weight_decay"], total)
     if config["ema"]:
-        yield "ema", averaging.build(config["ema"], total)
-    for pattern, value in config["rates"]:
+        yield "ema", schedules.ema_momentum(config["ema"], total)
+    for pattern, value in config["lr_multipliers"]:
         if not is_layer_decay(value):
-            yield f"rates: {pattern}", schedules.build(value, total)
+            yield f"lr_multipliers: {pattern}", schedules.build(value, total)
     for stream, parts in config["streams"].items():
         for name, options in parts["objectives"].items():
             for key, value in options.items():

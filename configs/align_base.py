@@ -46,7 +46,7 @@ def full() -> dict:
                 strides=(1, 2, 2, 2, 1, 2, 1),
                 padding="fixed",  # as in Keras, if a feature map has an odd side
                 drop_connect=0.2,  # open: EfficientNet's default
-                group_size=16,  # open: as in configs/align_l2.py
+                bn_group=16,  # open: as in configs/align_l2.py
                 bn_momentum=0.99,  # open: EfficientNet's default
                 scan=True,
             ),
@@ -64,9 +64,9 @@ def full() -> dict:
             clip_scope="all",
         ),
         learning_rate=dict(kind="linear", peak=2e-3, warmup_steps=40_000, start=0.0, final=0.0),
-        rates=(),
+        lr_multipliers=(),
         ema=0.0,
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
@@ -118,9 +118,9 @@ def _pairs():
             contrastive=dict(
                 kind="contrastive",
                 weight=1.0,
-                dim=640,  # the width of the pooled image, which is not projected
+                embed_dim=640,  # the width of the pooled image, which is not projected
                 image_projection=False,
-                text_bias=True,
+                text_projection_bias=True,
                 temperature=1.0,
                 temperature_form="raw",
                 label_smoothing=0.1,
@@ -144,12 +144,12 @@ def demo() -> dict:
     # The logarithm of the temperature is learned: at this learning rate the temperature itself would first
     # triple, and training would start more slowly.
     pairs["objectives"]["contrastive"].update(
-        dim=240, text_bias=False, temperature=0.07, temperature_form="log"
+        embed_dim=240, text_projection_bias=False, temperature=0.07, temperature_form="log"
     )
     pairs["data"]["fields"]["image"]["flip"] = False  # a flipped left arrow is a right arrow
     # Layers are not scanned: a scan saves the compilation of many layers, and few run faster without it.
     config["encoders"]["image"].update(
-        width=0.75, depth=1.0, drop_connect=0.0, group_size=0, bn_momentum=0.9, scan=False
+        width=0.75, depth=1.0, drop_connect=0.0, bn_group=0, bn_momentum=0.9, scan=False
     )
     config["encoders"]["text"].update(width=128, depth=2, heads=2, dropout=0.0, scan=False)
     config["optimizer"].update(
@@ -170,7 +170,7 @@ def tiny() -> dict:
     pairs = config["streams"]["pairs"]
     # Padding of fixed size leaves nothing of 16 pixels.
     pairs.update(batch_size=16, data=emoji.few_pairs(pairs["data"]["fields"], resize=36, size=32))
-    pairs["objectives"]["contrastive"].update(dim=80)
+    pairs["objectives"]["contrastive"].update(embed_dim=80)
     config["encoders"]["image"].update(width=0.25, depth=0.3)
     config["encoders"]["text"].update(width=32, depth=1, heads=1)
     config["evals"] = emoji.evals(("twemoji",), ("fxemoji",))

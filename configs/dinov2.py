@@ -41,7 +41,7 @@ _LONG: dict[str, Any] = dict(
     prototypes=131_072,
     dino_bottleneck=384,
     two_heads=True,
-    centring=dict(kind="sinkhorn", iterations=3),
+    centering=dict(kind="sinkhorn", iterations=3),
     local_size=98,
 )
 MODELS: dict[str, dict[str, Any]] = {
@@ -75,7 +75,7 @@ MODELS: dict[str, dict[str, Any]] = {
         prototypes=65_536,
         dino_bottleneck=256,
         two_heads=False,
-        centring=dict(kind="centre", momentum=0.9),
+        centering=dict(kind="center", momentum=0.9),
         local_size=96,
     ),
 }
@@ -128,12 +128,12 @@ def full(model: str) -> dict:
             start=0.0,
             final=1e-6,
         ),
-        rates=(
+        lr_multipliers=(
             ("/prototype", dict(kind="steps", values=((0, 0.0), (_EPOCH, 1.0)))),
             ("encoders/", dict(kind="layer_decay", decay=published["layer_decay"], patch_embedding=0.2)),
         ),
         ema=dict(kind="cosine", peak=published["ema"], warmup_steps=0, start=0.0, final=1.0),
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed. Eight shards are enough for the state of ViT-g, and keep
         # its exchanges short (docs/performance.md); on fewer devices nothing is sharded.
         mesh=dict(data=-1, fsdp=8, tensor=1),
@@ -219,7 +219,7 @@ def _data(published, pixels):
 def _objectives(published):
     """chunk: how many crops' or patches' logits are in memory at a time; no result depends on it."""
     head = dict(
-        prototypes=published["prototypes"], hidden=2_048, bottleneck=256, layers=3, learn_lengths=True
+        prototypes=published["prototypes"], hidden=2_048, bottleneck=256, layers=3, norm_last_layer=False
     )
     temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=30 * _EPOCH, final=0.07)
     return dict(
@@ -228,7 +228,7 @@ def _objectives(published):
             weight=1.0,
             head=dict(head, bottleneck=published["dino_bottleneck"]),
             teacher_temperature=dict(temperature),
-            centring=dict(published["centring"]),
+            centering=dict(published["centering"]),
             chunk=2,
         ),
         ibot=dict(
@@ -236,11 +236,11 @@ def _objectives(published):
             weight=1.0,
             head=head if published["two_heads"] else "dino",
             teacher_temperature=dict(temperature),
-            centring=dict(published["centring"]),
-            centre_over="masked",
+            centering=dict(published["centering"]),
+            center_over="masked",
             chunk=128,
         ),
-        koleo=dict(kind="koleo", weight=0.1, group_size=published["per_device"], crops=2),
+        koleo=dict(kind="koleo", weight=0.1, koleo_group=published["per_device"], crops=2),
     )
 
 
@@ -261,7 +261,7 @@ def highres(model: str) -> dict:
         total_steps=steps,
         remat="full",
         eval_every=2_500,
-        rates=config["rates"][1:],  # the prototypes are not frozen again
+        lr_multipliers=config["lr_multipliers"][1:],  # the prototypes are not frozen again
     )
     config["requires"].update(weights=True)
     rate = config["learning_rate"]
@@ -294,11 +294,11 @@ def demo(model: str) -> dict:
     config["eval_transform"].update(size=48, resize=48)
     for name in ("dino", "ibot"):
         objective = images["objectives"][name]
-        # Sinkhorn for all models: a moving centre comes too late for so quick a teacher.
-        objective.update(teacher_temperature=0.04, centring=dict(kind="sinkhorn", iterations=3))
+        # Sinkhorn for all models: a moving center comes too late for so quick a teacher.
+        objective.update(teacher_temperature=0.04, centering=dict(kind="sinkhorn", iterations=3))
         if objective["head"] != "dino":
-            objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False)
-    images["objectives"]["koleo"].update(group_size=0)
+            objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True)
+    images["objectives"]["koleo"].update(koleo_group=0)
     fields["global_crops"]["mask"].update(grid=4, min_patches=2, mask_group=16)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
     for name in ("global_crops", "local_crops"):
@@ -313,7 +313,7 @@ def demo(model: str) -> dict:
 
 
 def tiny(model: str) -> dict:
-    """Seconds, for tests, with the centring and the layer scale of the recipe."""
+    """Seconds, for tests, with the centering and the layer scale of the recipe."""
     config, published = demo(model), full(model)
     config.update(name=f"dinov2_{model}_tiny", **emoji.few_images_run())
     config["learning_rate"].update(peak=2e-3, warmup_steps=2)
@@ -325,7 +325,7 @@ def tiny(model: str) -> dict:
     config["eval_transform"].update(size=32, resize=32)
     for name in ("dino", "ibot"):
         objective = images["objectives"][name]
-        objective.update(centring=published["streams"]["images"]["objectives"][name]["centring"])
+        objective.update(centering=published["streams"]["images"]["objectives"][name]["centering"])
         if objective["head"] != "dino":
             objective["head"].update(prototypes=64, hidden=32, bottleneck=16)
     config["encoders"]["image"].update(patch=8, width=32, depth=1, heads=2, image_size=32, layer_scale=1e-5)

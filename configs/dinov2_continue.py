@@ -13,7 +13,7 @@ The published backbones come without their heads, and randomly initialised heads
 So only the heads train for the first 1,250 steps; then the backbone does too, at a tenth of their learning
 rate. Nobody has published a recipe for this: values are those of the short run in configs/dinov2.py, and the
 ones marked `# open` are ours, untried at full size. A file teacher_checkpoint.pth of the published code has
-heads, which --from=dinov2 keeps: give the heads their sizes here, and set init_from.skip to ().
+heads, which --from=dinov2 keeps: give the heads their sizes here, and set init_from.exclude to ().
 """
 
 from collections.abc import Callable
@@ -80,9 +80,9 @@ def full(model: str) -> dict:
         learning_rate=dict(
             kind="cosine", peak=1e-3, warmup_steps=_HEADS_ALONE, start=0.0, final=1e-6
         ),  # open
-        rates=_rates(_HEADS_ALONE),
+        lr_multipliers=_lr_multipliers(_HEADS_ALONE),
         ema=dict(kind="cosine", peak=0.994, warmup_steps=0, start=0.0, final=1.0),  # open: of the long run
-        init_from=dict(path="", skip=("heads/",), copy=()),
+        init_from=dict(path="", exclude=("heads/",), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=8, tensor=1),
         mesh_rules=(),
@@ -152,7 +152,7 @@ def _data(pixels):
 
 def _objectives():
     """chunk: how many crops' or patches' logits are in memory at a time; no result depends on it."""
-    head = dict(prototypes=65_536, hidden=2_048, bottleneck=256, layers=3, learn_lengths=True)
+    head = dict(prototypes=65_536, hidden=2_048, bottleneck=256, layers=3, norm_last_layer=False)
     temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=2 * _HEADS_ALONE, final=0.07)
     return dict(
         dino=dict(
@@ -160,7 +160,7 @@ def _objectives():
             weight=1.0,
             head=head,
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
+            centering=dict(kind="center", momentum=0.9),
             chunk=2,
         ),
         ibot=dict(
@@ -168,15 +168,15 @@ def _objectives():
             weight=1.0,
             head="dino",
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
-            centre_over="masked",
+            centering=dict(kind="center", momentum=0.9),
+            center_over="masked",
             chunk=128,
         ),
-        koleo=dict(kind="koleo", weight=0.1, group_size=16, crops=2),
+        koleo=dict(kind="koleo", weight=0.1, koleo_group=16, crops=2),
     )
 
 
-def _rates(heads_alone):
+def _lr_multipliers(heads_alone):
     """The backbone waits for the heads, and then has a tenth of their learning rate."""
     return (("encoders/", dict(kind="steps", values=((0, 0.0), (heads_alone, 0.1)))),)
 
@@ -185,7 +185,10 @@ def demo() -> dict:
     """The small model of configs/dinov2.py:vitl16_short,demo with new heads, on the same emoji drawings."""
     config = full("vits14")
     config.update(name="dinov2_continue_demo", **emoji.images_run())
-    config.update(rates=_rates(50), init_from=dict(path="runs/dinov2_demo", skip=("heads/",), copy=()))
+    config.update(
+        lr_multipliers=_lr_multipliers(50),
+        init_from=dict(path="runs/dinov2_demo", exclude=("heads/",), remap=()),
+    )
     config["learning_rate"].update(peak=1e-3, warmup_steps=40, final=1e-5)
     config["optimizer"].update(b2=0.98)
     images = config["streams"]["images"]
@@ -196,14 +199,14 @@ def demo() -> dict:
     fields = images["data"]["fields"]
     config["eval_transform"].update(size=48, resize=48)
     for name in ("dino", "ibot"):
-        # A moving centre comes too late for so quick a teacher.
+        # A moving center comes too late for so quick a teacher.
         images["objectives"][name].update(
-            teacher_temperature=0.04, centring=dict(kind="sinkhorn", iterations=3)
+            teacher_temperature=0.04, centering=dict(kind="sinkhorn", iterations=3)
         )
     images["objectives"]["dino"]["head"].update(
-        prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False
+        prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True
     )
-    images["objectives"]["koleo"].update(group_size=0)
+    images["objectives"]["koleo"].update(koleo_group=0)
     fields["global_crops"]["mask"].update(grid=4, min_patches=2)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
     for name in ("global_crops", "local_crops"):
@@ -216,10 +219,10 @@ def demo() -> dict:
 
 
 def tiny() -> dict:
-    """Seconds, for tests, from scratch, with the centring and the layer scale of the recipe."""
+    """Seconds, for tests, from scratch, with the centering and the layer scale of the recipe."""
     config = demo()
     config.update(name="dinov2_continue_tiny", **emoji.few_images_run())
-    config.update(rates=_rates(5), init_from=dict(path="", skip=(), copy=()))
+    config.update(lr_multipliers=_lr_multipliers(5), init_from=dict(path="", exclude=(), remap=()))
     config["learning_rate"].update(peak=2e-3, warmup_steps=2)
     images = config["streams"]["images"]
     images.update(
@@ -228,7 +231,7 @@ def tiny() -> dict:
     )
     config["eval_transform"].update(size=32, resize=32)
     for name in ("dino", "ibot"):
-        images["objectives"][name].update(centring=dict(kind="centre", momentum=0.9))
+        images["objectives"][name].update(centering=dict(kind="center", momentum=0.9))
     images["objectives"]["dino"]["head"].update(prototypes=64, hidden=32, bottleneck=16)
     config["encoders"]["image"].update(patch=8, width=32, depth=1, heads=2, image_size=32, layer_scale=1e-5)
     return config

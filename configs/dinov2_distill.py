@@ -64,7 +64,7 @@ def full(model: str) -> dict:
             clip_scope="part",
         ),
         learning_rate=dict(kind="cosine", peak=1e-3, warmup_steps=100_000, start=0.0, final=1e-6),
-        rates=(
+        lr_multipliers=(
             ("/teacher", 0.0),
             ("/prototype", dict(kind="steps", values=((0, 0.0), (_EPOCH, 1.0)))),
             ("encoders/", dict(kind="layer_decay", decay=1.0, patch_embedding=0.2)),
@@ -73,8 +73,8 @@ def full(model: str) -> dict:
         # The encoder and the heads of the run become the teacher's; the student starts from scratch.
         init_from=dict(
             path="",
-            skip=("encoders/image/", "/projection/"),
-            copy=(("encoders/image/", "encoders/teacher/"), ("/projection/", "/teacher_projection/")),
+            exclude=("encoders/image/", "/projection/"),
+            remap=(("encoders/image/", "encoders/teacher/"), ("/projection/", "/teacher_projection/")),
         ),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=8, tensor=1),
@@ -153,7 +153,7 @@ def _data(pixels):
 
 def _objectives():
     """chunk: how many examples' logits are in memory at a time; no result depends on it."""
-    head = dict(prototypes=131_072, hidden=2_048, bottleneck=256, layers=3, learn_lengths=True)
+    head = dict(prototypes=131_072, hidden=2_048, bottleneck=256, layers=3, norm_last_layer=False)
     temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=30 * _EPOCH, final=0.07)
     return dict(
         dino=dict(
@@ -163,7 +163,7 @@ def _objectives():
             masked=False,
             head=dict(head, bottleneck=384),
             teacher_temperature=dict(temperature),
-            centring=dict(kind="sinkhorn", iterations=3),
+            centering=dict(kind="sinkhorn", iterations=3),
             chunk=2,
         ),
         ibot=dict(
@@ -173,12 +173,12 @@ def _objectives():
             masked=False,
             head=head,
             teacher_temperature=dict(temperature),
-            centring=dict(kind="sinkhorn", iterations=3),
-            centre_over="masked",
+            centering=dict(kind="sinkhorn", iterations=3),
+            center_over="masked",
             chunk=4,
         ),
         # open: 64 are the examples of a device, if 32 share the batch.
-        koleo=dict(kind="koleo", weight=0.1, masked=False, group_size=64, crops=2),
+        koleo=dict(kind="koleo", weight=0.1, masked=False, koleo_group=64, crops=2),
     )
 
 
@@ -186,7 +186,7 @@ def demo(model: str) -> dict:
     """A thinner student of the model of configs/dinov2.py:vitg14,demo, on the same emoji drawings."""
     config = full(model)
     config.update(name=f"dinov2_distill_{model}_demo", **emoji.images_run())
-    config.update(rates=(("/teacher", 0.0),))
+    config.update(lr_multipliers=(("/teacher", 0.0),))
     config["requires"].update(weights=True)
     config["learning_rate"].update(peak=1e-3, warmup_steps=40, final=1e-5)
     config["optimizer"].update(b2=0.98)
@@ -200,9 +200,9 @@ def demo(model: str) -> dict:
     for name in ("dino", "ibot"):
         objective = images["objectives"][name]
         objective.update(teacher_temperature=0.04)
-        objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False)
+        objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True)
     images["objectives"]["ibot"].update(chunk=128)
-    images["objectives"]["koleo"].update(group_size=0)
+    images["objectives"]["koleo"].update(koleo_group=0)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
     for name in ("global_crops", "local_crops"):
         fields[name].update(jitter=(), grayscale_prob=0.0, blur_prob=(), solarize_prob=())
@@ -216,7 +216,7 @@ def tiny(model: str) -> dict:
     """The demo with narrower encoders and small batches, in seconds; its teacher is untrained."""
     config = demo(model)
     config.update(name=f"dinov2_distill_{model}_tiny", **emoji.few_images_run())
-    config.update(rates=(("/teacher", 0.0),), init_from=dict(path="", skip=(), copy=()))
+    config.update(lr_multipliers=(("/teacher", 0.0),), init_from=dict(path="", exclude=(), remap=()))
     config["learning_rate"].update(peak=2e-3, warmup_steps=2)
     images = config["streams"]["images"]
     images.update(

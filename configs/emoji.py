@@ -151,7 +151,7 @@ def images_run() -> dict:
         requires=dict(weights=False, preset_here="tiny"),
         # In so few steps a slower teacher would remain the random network that it starts as.
         ema=dict(kind="cosine", peak=0.95, warmup_steps=0, start=0.0, final=0.99),
-        rates=(),
+        lr_multipliers=(),
         log_every=20,
         eval_every=200,
         checkpoint=dict(every=100, keep=2, best=""),

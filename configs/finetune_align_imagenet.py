@@ -56,7 +56,7 @@ def full(model: str) -> dict:
                 **MODELS[model]["encoder"],
                 strides=(1, 2, 2, 2, 1, 2, 1),
                 drop_connect=0.2,  # open
-                group_size=16,  # open
+                bn_group=16,  # open
                 bn_momentum=0.99,  # open
                 scan=True,
             )
@@ -73,9 +73,9 @@ def full(model: str) -> dict:
             clip_scope="all",
         ),
         learning_rate=_decayed(0.01),
-        rates=(("encoders/", 0.1),),
+        lr_multipliers=(("encoders/", 0.1),),
         ema=0.0,
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=MODELS[model]["fsdp"], tensor=1),
         mesh_rules=(),
@@ -131,9 +131,9 @@ def frozen(model: str) -> dict:
     config = full(model)
     config.update(
         name=f"align_{model}_imagenet_frozen",
-        init_from=dict(path="", skip=("heads/",), copy=()),
+        init_from=dict(path="", exclude=("heads/",), remap=()),
         learning_rate=_decayed(0.1),
-        rates=(("encoders/", 0.0),),
+        lr_multipliers=(("encoders/", 0.0),),
     )
     config["streams"].update(images=_images(size=289))
     config["eval_transform"] = _eval_transform(size=360)
@@ -156,9 +156,9 @@ def demo() -> dict:
         remat="none",
         mesh=dict(data=-1, fsdp=1, tensor=1),
         requires=dict(weights=False, preset_here="tiny"),
-        init_from=dict(path="", skip=("heads/",), copy=()),
+        init_from=dict(path="", exclude=("heads/",), remap=()),
         learning_rate=dict(kind="steps", values=((0, 0.05), (300, 0.01))),
-        rates=(),  # from scratch all layers learn alike
+        lr_multipliers=(),  # from scratch all layers learn alike
         log_every=20,
         eval_every=100,
         checkpoint=dict(every=100, keep=2, best="eval/classification/twemoji/top1"),
@@ -169,7 +169,7 @@ def demo() -> dict:
     images["objectives"]["classification"].update(classes=emoji.CATEGORIES)
     config["eval_transform"].update(size=32, resize=32)
     config["encoders"]["image"].update(
-        width=0.75, depth=1.0, drop_connect=0.0, group_size=0, bn_momentum=0.9, scan=False
+        width=0.75, depth=1.0, drop_connect=0.0, bn_group=0, bn_momentum=0.9, scan=False
     )
     return config
 

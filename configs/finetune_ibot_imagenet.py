@@ -101,10 +101,10 @@ def full(model: str) -> dict:
             start=0.0,
             final=1e-6,
         ),
-        rates=(("encoders/", dict(kind="layer_decay", decay=published["decay"])),),
+        lr_multipliers=(("encoders/", dict(kind="layer_decay", decay=published["decay"])),),
         ema=0.0,
         # The heads of a run are of no use here, and published backbones have no mask token.
-        init_from=dict(path="", skip=("heads/", "mask_token$"), copy=()),
+        init_from=dict(path="", exclude=("heads/", "mask_token$"), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
@@ -154,7 +154,7 @@ def demo() -> dict:
         dtype="float32",
         remat="none",
         requires=dict(weights=False, preset_here="tiny"),
-        rates=(("encoders/", dict(kind="layer_decay", decay=0.9)),),
+        lr_multipliers=(("encoders/", dict(kind="layer_decay", decay=0.9)),),
         log_every=20,
         eval_every=150,
         checkpoint=dict(every=150, keep=2, best="eval/classification/twemoji/top1"),

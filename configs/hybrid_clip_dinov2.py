@@ -70,9 +70,9 @@ def full() -> dict:
             clip_scope="part",
         ),
         learning_rate=dict(kind="cosine", peak=5e-4, warmup_steps=2_000, start=0.0, final=0.0),
-        rates=(("/prototype", dict(kind="steps", values=((0, 0.0), (_EPOCH, 1.0)))),),
+        lr_multipliers=(("/prototype", dict(kind="steps", values=((0, 0.0), (_EPOCH, 1.0)))),),
         ema=dict(kind="linear", peak=0.996, warmup_steps=0, start=0.996, final=0.996),
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
@@ -175,15 +175,15 @@ def _pairs(pixels):
 
 def _objectives():
     """chunk: how many crops' or patches' logits are in memory at a time; no result depends on it."""
-    head = dict(prototypes=65_536, hidden=2_048, bottleneck=256, layers=3, learn_lengths=True)
+    head = dict(prototypes=65_536, hidden=2_048, bottleneck=256, layers=3, norm_last_layer=False)
     temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=30 * _EPOCH, final=0.07)
     return dict(
         contrastive=dict(
             kind="contrastive",
             weight=0.5,  # the mean of both directions
-            dim=512,
+            embed_dim=512,
             image_projection=True,
-            text_bias=False,
+            text_projection_bias=False,
             temperature=0.07,
             temperature_form="log",
             logit_bias=placeholder(float),
@@ -194,7 +194,7 @@ def _objectives():
             weight=1.0,
             head=head,
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
+            centering=dict(kind="center", momentum=0.9),
             chunk=2,
         ),
         ibot=dict(
@@ -202,11 +202,11 @@ def _objectives():
             weight=1.0,
             head="dino",
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
-            centre_over="masked",
+            centering=dict(kind="center", momentum=0.9),
+            center_over="masked",
             chunk=128,
         ),
-        koleo=dict(kind="koleo", weight=0.1, group_size=64, crops=2),
+        koleo=dict(kind="koleo", weight=0.1, koleo_group=64, crops=2),
     )
 
 
@@ -217,7 +217,7 @@ def contrastive(config: dict) -> dict:
         del pairs["objectives"][name]
     for name in ("global_crops", "local_crops"):
         del pairs["data"]["fields"][name]
-    config.update(name=f"{config['name']}_contrastive", rates=())
+    config.update(name=f"{config['name']}_contrastive", lr_multipliers=())
     return config
 
 
@@ -247,12 +247,12 @@ def demo() -> dict:
     fields = pairs["data"]["fields"]
     config["eval_transform"].update(size=48, resize=54)
     objectives = pairs["objectives"]
-    objectives["contrastive"].update(dim=128)
+    objectives["contrastive"].update(embed_dim=128)
     for name in ("dino", "ibot"):
-        # A moving centre comes too late for so quick a teacher.
-        objectives[name].update(teacher_temperature=0.04, centring=dict(kind="sinkhorn", iterations=3))
-    objectives["dino"]["head"].update(prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False)
-    objectives["koleo"].update(group_size=0)
+        # A moving center comes too late for so quick a teacher.
+        objectives[name].update(teacher_temperature=0.04, centering=dict(kind="sinkhorn", iterations=3))
+    objectives["dino"]["head"].update(prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True)
+    objectives["koleo"].update(koleo_group=0)
     fields["global_crops"]["mask"].update(grid=4, min_patches=2)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
     for name in ("global_crops", "local_crops"):
@@ -268,7 +268,7 @@ def demo() -> dict:
 
 
 def tiny() -> dict:
-    """Seconds, for tests, with the centring and the layer scale of the recipe."""
+    """Seconds, for tests, with the centering and the layer scale of the recipe."""
     config = demo()
     config.update(name="hybrid_tiny", **emoji.few_images_run())
     config["evals"] = emoji.evals(("twemoji",), ("fxemoji",)) | config["evals"]
@@ -279,9 +279,9 @@ def tiny() -> dict:
     pairs["data"].update(fields=crops | pairs["data"]["fields"])
     config["eval_transform"].update(size=32, resize=36)
     objectives = pairs["objectives"]
-    objectives["contrastive"].update(dim=32)
+    objectives["contrastive"].update(embed_dim=32)
     for name in ("dino", "ibot"):
-        objectives[name].update(centring=dict(kind="centre", momentum=0.9))
+        objectives[name].update(centering=dict(kind="center", momentum=0.9))
     objectives["dino"]["head"].update(prototypes=64, hidden=32, bottleneck=16)
     config["encoders"]["image"].update(patch=8, width=32, depth=1, heads=2, image_size=32, layer_scale=1e-5)
     config["encoders"]["text"].update(width=32, depth=1)

@@ -7,7 +7,7 @@
 Models: `vits16` (the default), `vitb16` and `vitl16`. Presets: `demo` trains a small model on the embedded
 emoji drawings without their names, in minutes on two CPU cores; `tiny` is the demo in seconds, for tests;
 `rehearsal` is for launch/rehearse.sh. With the weight of one objective at 0 the other remains: DINO, or
-masked image modelling alone. The demo has DINOv2's KoLeo too, and its Sinkhorn in place of a moving centre.
+masked image modelling alone. The demo has DINOv2's KoLeo too, and its Sinkhorn in place of a moving center.
 
 Values are from the paper and the README of the published code; for B and L also from what others report of
 their argument files, which are no longer public. What differs from the published code, and why:
@@ -26,7 +26,7 @@ from configs.rehearsal import shrink
 
 # peak: the learning rate for 256 images a step. scale: the smallest area of a global crop. rise, frozen: the
 # epochs in which the teacher's temperature rises, and in which the prototypes are frozen.
-_LARGE = dict(peak=7.5e-4, final=2e-6, scale=0.32, learn_lengths=False, rise=50, frozen=3, clip_norm=0.3)
+_LARGE = dict(peak=7.5e-4, final=2e-6, scale=0.32, norm_last_layer=True, rise=50, frozen=3, clip_norm=0.3)
 MODELS: dict[str, dict[str, Any]] = {
     "vits16": dict(
         encoder=dict(patch=16, width=384, depth=12, heads=6),
@@ -34,7 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
         peak=5e-4,
         final=1e-6,
         scale=0.25,
-        learn_lengths=True,
+        norm_last_layer=False,
         rise=30,
         frozen=1,
         clip_norm=3.0,
@@ -88,9 +88,11 @@ def full(model: str) -> dict:
             start=0.0,
             final=published["final"],
         ),
-        rates=(("/prototype", dict(kind="steps", values=((0, 0.0), (published["frozen"] * _EPOCH, 1.0)))),),
+        lr_multipliers=(
+            ("/prototype", dict(kind="steps", values=((0, 0.0), (published["frozen"] * _EPOCH, 1.0)))),
+        ),
         ema=dict(kind="cosine", peak=0.996, warmup_steps=0, start=0.0, final=1.0),
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
@@ -173,18 +175,18 @@ def _objectives(published):
                 hidden=2_048,
                 bottleneck=256,
                 layers=3,
-                learn_lengths=published["learn_lengths"],
+                norm_last_layer=published["norm_last_layer"],
             ),
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
+            centering=dict(kind="center", momentum=0.9),
         ),
         ibot=dict(
             kind="ibot",
             weight=1.0,
             head="dino",  # one head for both, as in all published runs
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
-            centre_over="all",
+            centering=dict(kind="center", momentum=0.9),
+            center_over="all",
         ),
     )
 
@@ -202,13 +204,13 @@ def demo(model: str) -> dict:
     )
     fields = images["data"]["fields"]
     config["eval_transform"].update(size=48, resize=48)
-    # DINOv2's Sinkhorn: a moving centre comes too late for so quick a teacher, and after 50 steps few
+    # DINOv2's Sinkhorn: a moving center comes too late for so quick a teacher, and after 50 steps few
     # prototypes are in use. DINOv2's KoLeo: without it drawings crowd together.
-    changes = dict(teacher_temperature=0.04, centring=dict(kind="sinkhorn", iterations=3))
-    head = dict(prototypes=4_096, hidden=512, bottleneck=128, layers=3, learn_lengths=False)
+    changes = dict(teacher_temperature=0.04, centering=dict(kind="sinkhorn", iterations=3))
+    head = dict(prototypes=4_096, hidden=512, bottleneck=128, layers=3, norm_last_layer=True)
     images["objectives"]["dino"].update(changes, head=head)
     images["objectives"]["ibot"].update(changes)
-    images["objectives"]["koleo"] = dict(kind="koleo", weight=0.1, group_size=0)
+    images["objectives"]["koleo"] = dict(kind="koleo", weight=0.1, koleo_group=0)
     fields["global_crops"]["mask"].update(grid=4, min_patches=2)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
     for name in ("global_crops", "local_crops"):
@@ -220,7 +222,7 @@ def demo(model: str) -> dict:
 
 
 def tiny(model: str) -> dict:
-    """Seconds, for tests: the recipe's two objectives and its moving centre, on drawings of one style."""
+    """Seconds, for tests: the recipe's two objectives and its moving center, on drawings of one style."""
     config = demo(model)
     config.update(name=f"ibot_{model}_tiny", **emoji.few_images_run())
     config["learning_rate"].update(warmup_steps=2)
@@ -232,7 +234,7 @@ def tiny(model: str) -> dict:
     config["eval_transform"].update(size=32, resize=32)
     images["objectives"]["dino"]["head"].update(prototypes=64, hidden=32, bottleneck=16)
     for name in ("dino", "ibot"):
-        images["objectives"][name].update(centring=dict(kind="centre", momentum=0.9))
+        images["objectives"][name].update(centering=dict(kind="center", momentum=0.9))
     del images["objectives"]["koleo"]
     config["encoders"]["image"].update(patch=8, width=32, depth=1, heads=2, image_size=32)
     return config

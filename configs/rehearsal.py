@@ -105,13 +105,13 @@ def _shrink_size(options, patch):
 
 def _shrink_objective(options, pooled):
     if options["kind"] == "contrastive":
-        options.update(dim=pooled)  # what the image encoder returns, since not all recipes project it
+        options.update(embed_dim=pooled)  # what the image encoder returns, since not all recipes project it
     if isinstance(options.get("head"), Mapping):
         options["head"].update(_HEAD)
     if options.get("chunk"):
         options.update(chunk=2)
-    if options.get("group_size"):
-        options.update(group_size=_PER_DEVICE)
+    if options.get("koleo_group"):
+        options.update(koleo_group=_PER_DEVICE)
     if "classes" in options:
         options.update(classes=CLASSES)
 
@@ -122,8 +122,8 @@ def _narrow(encoder, patch):
         encoder.update(image_size=_side(encoder["image_size"], patch))
     if encoder.get("drop_path_groups", 1) > 1:
         encoder.update(drop_path_groups=BATCH // _PER_DEVICE)
-    if encoder.get("group_size"):
-        encoder.update(group_size=_PER_DEVICE)
+    if encoder.get("bn_group"):
+        encoder.update(bn_group=_PER_DEVICE)
 
 
 def _evals(config):

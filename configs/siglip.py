@@ -57,9 +57,9 @@ def full() -> dict:
         ),
         # SigLIP 2: the peak, the warm-up and the cosine.
         learning_rate=dict(kind="cosine", peak=1e-3, warmup_steps=20_000, start=0.0, final=0.0),
-        rates=(),
+        lr_multipliers=(),
         ema=0.0,
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
@@ -144,9 +144,9 @@ def _pairs():
             contrastive=dict(
                 kind="contrastive",
                 weight=1.0,
-                dim=768,  # the pooled image is the embedding
+                embed_dim=768,  # the pooled image is the embedding
                 image_projection=False,
-                text_bias=True,
+                text_projection_bias=True,
                 temperature=0.1,  # t' = log 10
                 temperature_form="log",
                 logit_bias=-10.0,
@@ -164,7 +164,7 @@ def demo() -> dict:
     pairs = config["streams"]["pairs"]
     pairs.update(batch_size=128, data=emoji.pairs(pairs["data"]["fields"], resize=36, size=32))
     config["eval_transform"].update(size=32, resize=36, resize_mode="crop")
-    pairs["objectives"]["contrastive"].update(dim=128)
+    pairs["objectives"]["contrastive"].update(embed_dim=128)
     # Layers are not scanned: a scan saves the compilation of many layers, and few run faster without it.
     config["encoders"]["image"].update(patch=4, width=128, depth=4, heads=2, image_size=32, scan=False)
     config["encoders"]["text"].update(width=128, depth=2, heads=2, scan=False)
@@ -179,7 +179,7 @@ def tiny() -> dict:
     config["learning_rate"].update(warmup_steps=5)
     pairs = config["streams"]["pairs"]
     pairs.update(batch_size=16, data=emoji.few_pairs(pairs["data"]["fields"], resize=36, size=32))
-    pairs["objectives"]["contrastive"].update(dim=32)
+    pairs["objectives"]["contrastive"].update(embed_dim=32)
     config["encoders"]["image"].update(patch=16, width=32, depth=1)
     config["encoders"]["text"].update(width=32, depth=1)
     config["evals"] = emoji.evals(("twemoji",), ("fxemoji",))

@@ -127,8 +127,8 @@ def test_an_unknown_choice_is_named(path, value, message):
         ("streams/pairs/objectives/contrastive/image_projection", 1, "streams.pairs.objectives.contrastive."),
         ("mesh_rules", (("v5", 3),), "mesh_rules.0.1 is 3; it must be a dict of data, fsdp, tensor"),
         ("mesh_rules", ("v5",), "mesh_rules.0 is 'v5'; it must be a pair of a pattern and mesh sizes"),
-        ("init_from/copy", (("a",),), "init_from.copy.0 is ('a',); it must be a pair of a pattern and"),
-        ("init_from/copy", (("a", "b", 1),), "init_from.copy.0.2 is 1, of type int; it must be str"),
+        ("init_from/remap", (("a",),), "init_from.remap.0 is ('a',); it must be a pair of a pattern and"),
+        ("init_from/remap", (("a", "b", 1),), "init_from.remap.0.2 is 1, of type int; it must be str"),
         ("sharding", (("(", ()),), "sharding.0: the pattern '(' is not a regular expression"),
         ("sharding", (("word", "fsdp"),), "sharding.0.1 is 'fsdp', of type str; it must be tuple or list"),
     ],
@@ -143,7 +143,8 @@ def test_a_wrong_type_is_named(path, value, message):
     ["seed", "remat", "optimizer/b2", "streams/pairs/data/fields/text/captions",
      "streams/pairs/data/fields/image/std", "streams/pairs/data/fields/image/crop", "encoders/image/kind",
      "eval_transform/filter", "streams/pairs/data/source",
-     "streams/pairs/data/source/styles", "streams/pairs/objectives/contrastive/dim", "evals/emoji/kind"],
+     "streams/pairs/data/source/styles", "streams/pairs/objectives/contrastive/embed_dim",
+     "evals/emoji/kind"],
 )  # fmt: skip
 def test_a_missing_key_is_named(path):
     with pytest.raises(ConfigError, match=rf"^{re.escape(path.replace('/', '.'))} is missing"):
@@ -177,8 +178,16 @@ def test_a_missing_key_is_named(path):
             "pad",
             "streams.pairs.data.fields.image.crop: resize_mode is 'pad'; use crop or stretch",
         ),
-        ("rates", (("x", dict(kind="step", values=())),), "rates.0.1: schedule: kind 'step' is unknown"),
-        ("rates", (("x", dict(kind="layer_decay", decay=2)),), "rates.0.1: layer_decay: decay is 2; it must"),
+        (
+            "lr_multipliers",
+            (("x", dict(kind="step", values=())),),
+            "lr_multipliers.0.1: schedule: kind 'step' is unknown",
+        ),
+        (
+            "lr_multipliers",
+            (("x", dict(kind="layer_decay", decay=2)),),
+            "lr_multipliers.0.1: layer_decay: decay is 2; it must",
+        ),
         ("learning_rate", dict(kind="steps"), "learning_rate.values is missing"),
         ("learning_rate", dict(kind="steps", values=((1, 0.1),)), "learning_rate: schedule: steps [1] must"),
         ("learning_rate", dict(kind="steps", values=(), peak=1), "learning_rate.peak is no known key"),
@@ -254,8 +263,8 @@ def _steps(*values):
         ("learning_rate/peak", NAN, "", "be a finite number"),
         ("learning_rate/peak", -1e-3, "", "be at least 0"),
         ("learning_rate", _steps((0, 0.1), (5, -0.1)), ".values.1.1", "be at least 0"),
-        ("rates", (("x", -0.5),), ".0.1", "be at least 0"),
-        ("rates", (("x", _steps((0, INF))),), ".0.1.values.0.1", "be a finite number"),
+        ("lr_multipliers", (("x", -0.5),), ".0.1", "be at least 0"),
+        ("lr_multipliers", (("x", _steps((0, INF))),), ".0.1.values.0.1", "be a finite number"),
         ("optimizer/b1", 1.0, "", "lie in [0, 1)"),
         ("optimizer/b2", -0.1, "", "lie in [0, 1)"),
         ("optimizer/eps", 0.0, "", "be above 0"),
@@ -297,7 +306,7 @@ def test_a_ratio_of_a_crop_may_be_above_one_and_a_masks_may_not():
 def test_a_mask_group_has_an_example():
     (line,) = broken_rules(dict(crops=dict(mask=dict(mask_group=0))))
     assert line == "crops.mask.mask_group is 0; it must be at least 1"
-    assert not list(broken_rules(0, "encoders.image.group_size"))
+    assert not list(broken_rules(0, "encoders.image.bn_group"))
 
 
 def test_two_objectives_of_one_name_are_refused():

@@ -67,7 +67,7 @@ def clip_config():
         image=dict(kind="vit", patch=8, image_size=16, **shape, **vit.CLIP),
         text=dict(kind="text_transformer", eot_id=3, **shape, **text_transformer.CLIP),
     )
-    config["streams"]["pairs"]["objectives"]["contrastive"].update(dim=8, image_projection=True)
+    config["streams"]["pairs"]["objectives"]["contrastive"].update(embed_dim=8, image_projection=True)
     return config
 
 

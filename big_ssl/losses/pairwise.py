@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from big_ssl.parallel.mesh import BATCH, BATCH_AXES, batch_ways
 from big_ssl.parallel.ring import sweep
 
-FORMS = ("ring", "gathered", "dense")
+IMPLEMENTATIONS = ("ring", "gathered", "dense")
 
 
 class Reduced(NamedTuple):
@@ -35,10 +35,10 @@ class Reduced(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Pairwise:
-    """How the N x N pairs are gone through. form: one of FORMS; mesh: that the batch is split
-    over, None for one device; tile: rows of a tile of the ring at most."""
+    """Reductions of the N x N logits. implementation: one of IMPLEMENTATIONS; mesh: shards the batch, None
+    for one device; tile: the largest number of rows in a tile of the ring."""
 
-    form: str = "ring"
+    implementation: str = "ring"
     mesh: Mesh | None = None
     tile: int = 1024
 
@@ -57,12 +57,13 @@ class Pairwise:
         return self._reduce(_SOFTPLUS, x, y, scale, bias, positives)
 
     def _reduce(self, kind, x, y, scale, bias, positives):
-        if self.form not in FORMS:
-            raise ValueError(f"contrastive: form is {self.form!r}; there are {', '.join(FORMS)}")
+        if self.implementation not in IMPLEMENTATIONS:
+            known = ", ".join(IMPLEMENTATIONS)
+            raise ValueError(f"contrastive: implementation is {self.implementation!r}; there are {known}")
         row, column = positive_parts(positives, len(x))
-        if self.form == "ring":
+        if self.implementation == "ring":
             return _ring(kind, self.mesh, self.tile, x, y, scale, bias, row, column)
-        if self.form == "gathered" and self.mesh is not None and batch_ways(self.mesh) > 1:
+        if self.implementation == "gathered" and self.mesh is not None and batch_ways(self.mesh) > 1:
             return _gathered(kind, self.mesh, x, y, scale, bias, row, column)
         return _dense(kind, x, y, scale, bias, row, column)
 

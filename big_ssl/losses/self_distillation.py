@@ -52,9 +52,9 @@ class Agreement(NamedTuple):
     mean_target: jax.Array
 
 
-def moved_centre(centre, mean, momentum: float):
-    """The centre after a step, from the mean of this step's teacher scores (arXiv 2104.14294, equation 4)."""
-    return momentum * centre + (1 - momentum) * mean
+def update_center(center, mean, momentum: float):
+    """The center after a step, from the mean of this step's teacher logits (arXiv 2104.14294, equation 4)."""
+    return momentum * center + (1 - momentum) * mean
 
 
 def sinkhorn_offset(teacher: Scores, iterations: int, chunk: int):

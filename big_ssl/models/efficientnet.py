@@ -132,7 +132,7 @@ class EfficientNet(nn.Module):
     padding: "same", of an image of 289 a map of 10 x 10, or "fixed", as COYO's ALIGN was trained and is
       published, 9 x 9; see models/convolutions.py.
     drop_connect: rate at the last block; block i of n has drop_connect * i / n.
-    group_size: of batch norm; 0 is the global batch.
+    bn_group: of batch norm; 0 is the global batch.
     scan: of a stage's blocks but the first; remat: of all blocks; see models/layer_stack.py.
 
     images: float[B, H, W, 3], normalised -> dict(
@@ -145,7 +145,7 @@ class EfficientNet(nn.Module):
     stem_stride: int = 2
     padding: str = "same"
     drop_connect: float = 0.2
-    group_size: int = 0
+    bn_group: int = 0
     bn_momentum: float = 0.99
     scan: bool = False
     remat: str = "none"
@@ -153,7 +153,7 @@ class EfficientNet(nn.Module):
 
     @nn.compact
     def __call__(self, images, train: bool = False):
-        norm = functools.partial(BatchNorm, self.group_size, self.bn_momentum)
+        norm = functools.partial(BatchNorm, self.bn_group, self.bn_momentum)
         x = images.astype(self.dtype).transpose(3, 0, 1, 2)
         kernel = self.param("stem", _dense_init, (3, 3, 3, round_channels(32, self.width)))
         padding = convolutions.spatial_padding(x, 3, self.stem_stride, self.padding)

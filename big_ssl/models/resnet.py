@@ -104,7 +104,7 @@ class ModifiedResNet(nn.Module):
     width: of the first stage's insides; image_size: of the attention pool's position table, in
       pixels of a square image; for images of another size it is resized.
     pooled_dim: of the embedding, which attention pooling projects to by itself.
-    group_size, bn_momentum: see models/batch_norm.py. scan: of a stage's blocks but the first;
+    bn_group, bn_momentum: see models/batch_norm.py. scan: of a stage's blocks but the first;
     remat: of all blocks; see models/layer_stack.py.
 
     images: float[B, H, W, 3], normalised -> dict(
@@ -116,7 +116,7 @@ class ModifiedResNet(nn.Module):
     blocks: Sequence[int] = (3, 4, 6, 3)
     image_size: int = 224
     pooled_dim: int = 1024
-    group_size: int = 0
+    bn_group: int = 0
     bn_momentum: float = 0.9
     scan: bool = False
     remat: str = "none"
@@ -129,7 +129,7 @@ class ModifiedResNet(nn.Module):
                 f"resnet: images are {list(images.shape)}; they must be [B, H, W, 3] with H and W "
                 f"at least {_STRIDE}"
             )
-        norm = functools.partial(BatchNorm, self.group_size, self.bn_momentum, 1e-5)
+        norm = functools.partial(BatchNorm, self.bn_group, self.bn_momentum, 1e-5)
         x = self._stem(images.astype(self.dtype).transpose(3, 0, 1, 2), norm, train)
         for i, blocks in enumerate(self.blocks):
             x = self._stage(i, blocks, norm, x, train)

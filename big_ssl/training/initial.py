@@ -1,11 +1,11 @@
 """Starting from weights: config.init_from.
 
-path: a folder that `python -m big_ssl.convert` wrote, or that another run trained in. skip: patterns of
-the paths ("encoders/text/", "heads/") that start from scratch all the same. copy: pairs of a pattern and
-what takes its place in a path: the arrays fill that place too, so that a run's tower can be a teacher's;
-with a third, a folder, they are that folder's arrays, so that each tower can come from elsewhere.
+path: a folder that `python -m big_ssl.convert` wrote, or that another run trained in. exclude: patterns of
+the paths ("encoders/text/", "heads/") that start from scratch nevertheless. remap: pairs of a pattern and its
+replacement in a path: the arrays fill the new path too, so that a run's encoder can be a teacher's; with a
+third item, a folder, they are that folder's arrays, so that each encoder can come from elsewhere.
 Position tables of another image size are resized, BERT's of longer texts cut. Encoders and heads are
-filled whole or skipped whole, but for single skipped paths.
+filled whole or excluded whole, but for single excluded paths.
 """
 
 import math
@@ -31,16 +31,16 @@ def read(config: Mapping, abstract_state: state_lib.TrainState):
 
     Raises requirements.RequirementsError that names what does not fit.
     """
-    path, skip, copies = (config["init_from"][key] for key in ("path", "skip", "copy"))
+    path, exclude, remap = (config["init_from"][key] for key in ("path", "exclude", "remap"))
     if not path:
         return None
     wanted = state_lib.averaged(abstract_state.params, abstract_state.mutable)
     try:
-        given = _restacked(_copied(_read(path), copies), config["encoders"])
-        given = flatten_dict(given, sep="/")
+        source = _restacked(_remapped(_read(path), remap), config["encoders"])
+        source = flatten_dict(source, sep="/")
         # A tower without running statistics has an empty node, which must stay.
         wanted = flatten_dict(wanted, keep_empty_nodes=True, sep="/")
-        return _matched(given, wanted, skip, config["encoders"])
+        return _matched(source, wanted, exclude, config["encoders"])
     except (ValueError, OSError) as error:
         raise requirements.RequirementsError(f"init_from: {error}") from error
 
@@ -76,46 +76,46 @@ def _read(path):
     return unflatten_dict(formats.read_checkpoint("big_ssl", folder)[1], sep="/")
 
 
-def _copied(given, rules):
-    """The tree with arrays of its own, or of the folder that a rule names, under another path besides."""
-    found = flatten_dict(given, keep_empty_nodes=True, sep="/")
-    for pattern, place, *folder in rules:
-        source = flatten_dict(_read(*folder), keep_empty_nodes=True, sep="/") if folder else found
-        matched = {re.sub(pattern, place, name): x for name, x in source.items() if re.search(pattern, name)}
+def _remapped(source, rules):
+    """The tree, with the arrays that a rule matches under their new path too."""
+    flat = flatten_dict(source, keep_empty_nodes=True, sep="/")
+    for pattern, replacement, *folder in rules:
+        other = flatten_dict(_read(*folder), keep_empty_nodes=True, sep="/") if folder else flat
+        matched = {re.sub(pattern, replacement, k): x for k, x in other.items() if re.search(pattern, k)}
         if not matched:
             origin = folder[0] if folder else "path"
-            raise ValueError(f"the weights of {origin} have nothing for copy's {pattern!r}")
-        found |= matched
-    return unflatten_dict(found, sep="/")
+            raise ValueError(f"the weights of {origin} have nothing for remap's {pattern!r}")
+        flat |= matched
+    return unflatten_dict(flat, sep="/")
 
 
-def _restacked(given, towers):
-    """Layers in stacks for the towers that are scanned here; in weights they are apart."""
+def _restacked(source, towers):
+    """Stacks the layers of the encoders that are scanned here; in weights they are apart."""
     for name, tower in towers.items():
-        if tower.get("scan") and name in given["params"]["encoders"]:
+        if tower.get("scan") and name in source["params"]["encoders"]:
             stacks = encoders.STACKS[tower["kind"]]
-            params = stack_layers(given["params"]["encoders"][name], stacks)
-            given["params"]["encoders"][name] = params
-            for collection, tree in given.get("encoders", {}).get(name, {}).items():
-                given["encoders"][name][collection] = stack_layers(tree, stacks)
-    return given
+            params = stack_layers(source["params"]["encoders"][name], stacks)
+            source["params"]["encoders"][name] = params
+            for collection, tree in source.get("encoders", {}).get(name, {}).items():
+                source["encoders"][name][collection] = stack_layers(tree, stacks)
+    return source
 
 
-def _matched(given, wanted, skip, towers):
-    """A tree like wanted of given arrays, None for what is skipped."""
-    skipped = re.compile("|".join(f"(?:{p})" for p in skip)) if skip else None
+def _matched(source, wanted, exclude, towers):
+    """The source arrays in the structure of wanted; None where excluded."""
+    excluded = re.compile("|".join(f"(?:{p})" for p in exclude)) if exclude else None
     found = {}
     for name, leaf in wanted.items():
         if leaf is empty_node:
             found[name] = leaf
-        elif skipped and skipped.search(name):
+        elif excluded and excluded.search(name):
             found[name] = None
-        elif name not in given:
-            raise ValueError(f"the weights have no {name}; skip=({module(name)!r},) starts it from scratch")
+        elif name not in source:
+            raise ValueError(f"the weights have no {name}; exclude={(module(name),)} starts it from scratch")
         else:
-            found[name] = fitted(name, given[name], leaf.shape, towers)
+            found[name] = fitted(name, source[name], leaf.shape, towers)
     filled = {module(name) for name, value in found.items() if isinstance(value, np.ndarray)}
-    for name in given:
+    for name in source:
         if name not in wanted and module(name) in filled:
             raise ValueError(f"{name} of the weights has no place in this model")
     return unflatten_dict(found, sep="/")

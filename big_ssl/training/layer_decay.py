@@ -1,4 +1,4 @@
-"""Rates that fall from layer to layer towards a transformer's input, as a value in config.rates.
+"""Layer-wise learning-rate decay towards a transformer's input, as a value in config.lr_multipliers.
 
 dict(kind="layer_decay", decay=0.75): of L layers, layer i, counted from 0, learns decay ** (L - i) times as
 fast, what stands before the layers decay ** (L + 1), the final norm, a pooling and heads at the full rate
@@ -75,5 +75,5 @@ def _count(name, tower):
         return len(next(iter(jax.tree.leaves(tower[_STACK]))))
     layers = sum(bool(_LAYER.fullmatch(key)) for key in tower)
     if not layers:
-        raise ValueError(f"rates: layer_decay is for transformers; encoders/{name} has no layers")
+        raise ValueError(f"lr_multipliers: layer_decay is for transformers; encoders/{name} has no layers")
     return layers

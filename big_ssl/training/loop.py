@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from big_ssl import io
+from big_ssl import io, stored_config, version
 from big_ssl.evals import suite
 from big_ssl.evals.embedder import Towers
 from big_ssl.parallel import hardware
@@ -69,6 +69,9 @@ def train(config: Mapping, workdir) -> Result:
     """
     began = time.monotonic()
     with ownership.owned(workdir):
+        with phase(f"reading {workdir}/config.json"):
+            if jax.process_index() == 0:
+                stored_config.check_workdir(workdir)
         prepared = _prepare(config, workdir)
         options = config["checkpoint"]
         with (
@@ -140,6 +143,7 @@ def _start(config, workdir, prepared, checkpoints):
     with phase(f"writing {workdir}/config.json"):
         if jax.process_index() == 0:
             io.write_atomically(io.as_path(workdir) / "config.json", json.dumps(config, indent=2).encode())
+            version.write(workdir)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
     progress.print_parameters(setup.abstract_state.params, shardings, workdir)
     if state is None:

@@ -11,7 +11,7 @@ from big_ssl.data.fields import Image
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated, state_shardings
-from big_ssl.training import averaging, batches, build, requirements, schedules, train_step
+from big_ssl.training import batches, build, requirements, schedules, train_step
 from big_ssl.training import state as state_lib
 from big_ssl.training.model import build_model
 from big_ssl.training.system import System
@@ -46,10 +46,10 @@ def set_up(config: Mapping, devices=None, first: int = 0) -> Setup:
 
 
 def _set_up(config, mesh, first):
-    system, optimizer, rates, init = build_model(config, mesh)
+    system, optimizer, lr_multipliers, init = build_model(config, mesh)
     rate = schedules.build(config["learning_rate"], config["total_steps"])
     shapes = jax.eval_shape(init)
-    rates.check(shapes.params)
+    lr_multipliers.check(shapes.params)
     shardings = state_shardings(mesh, shapes, config["sharding"])
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -59,10 +59,18 @@ def _set_up(config, mesh, first):
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
     system = dataclasses.replace(system, specs=specs)
     grad_fn = train_step.value_and_grad(system, config["grad_accum"], mesh)
-    momentum = averaging.build(config["ema"], config["total_steps"])
+    momentum = schedules.ema_momentum(config["ema"], config["total_steps"])
     window = config["failure_limits"]["window_examples"]
     step = train_step.make_step(
-        grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"], window, first
+        grad_fn,
+        system.project,
+        optimizer,
+        rate,
+        lr_multipliers.factors,
+        momentum,
+        config["seed"],
+        window,
+        first,
     )
     step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     # Traced now, for its errors; what is traced is kept for the first step.

@@ -17,7 +17,7 @@ class TrainState(flax.struct.PyTreeNode):
     params: {"encoders": {name: ...}, "heads": {objective: ...}}, float32.
     opt_state: the optimiser's.
     mutable: {"encoders": {name: collections}, "objectives": {name: ...}}: batch statistics,
-      centres, and what else changes without a gradient.
+      centers, and what else changes without a gradient.
     ema: None, or the average of {"params": params, "encoders": mutable["encoders"]}, without the parameters
       that are frozen: their average is what they are.
     counters: int32[] each: skipped, skipped_in_a_row, and the replaced records of data.pipeline.counters.

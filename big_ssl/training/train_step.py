@@ -36,7 +36,7 @@ def make_step(
       project: System.project.
       optimizer: gives updates for a learning rate of 1.
       learning_rate, ema_momentum: functions of the step; the latter is read only if the state has an average.
-      factors: Rates.factors, of each parameter's learning rate.
+      factors: LrMultipliers.factors, of each parameter's learning rate.
       seed: of the run.
       window: the number of a stream's last examples over which the fraction of replaced records is taken.
       first: the steps that the run took in earlier stages; schedules and objectives count from there.

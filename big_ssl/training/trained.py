@@ -10,8 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint.utils import checkpoint_steps
 
-from big_ssl import io
-from big_ssl.config import ConfigError, validate
+from big_ssl import io, stored_config
 from big_ssl.data import preprocessing
 from big_ssl.models import encoders
 from big_ssl.models.layer_layouts import unstack_layers
@@ -38,10 +37,7 @@ def load(workdir) -> tuple[Config, dict]:
     workdir = io.absolute(workdir)
     # What the run was evaluated on while it trained is nothing that the model depends on.
     config = json.loads((workdir / "config.json").read_text()) | dict(evals={})
-    try:
-        validate(config)
-    except ConfigError as error:
-        raise ValueError(f"{workdir}/config.json: {error}") from error
+    stored_config.check(config, workdir)
     return _unrolled(config, _evaluation_variables(_newest(workdir)))
 
 

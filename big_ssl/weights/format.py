@@ -98,15 +98,15 @@ def image_config(image: dict, image_size: int, **changes) -> Config:
     )
 
 
-def clip_config(image: dict, text: dict, dim: int, image_size: int, **changes) -> Config:
+def clip_config(image: dict, text: dict, embed_dim: int, image_size: int, **changes) -> Config:
     """CLIP's model around its two towers' configs; changes: to the keys below."""
     return (
         dict(
             encoders=dict(image=image, text=dict(kind="text_transformer", **text)),
             head=dict(
-                dim=dim,
+                embed_dim=embed_dim,
                 image_projection=image["kind"] == "vit",  # a ResNet's attention pool projects by itself
-                text_bias=False,
+                text_projection_bias=False,
                 temperature=0.07,
                 temperature_form="log",
                 logit_bias=None,
@@ -125,7 +125,9 @@ def clip_config(image: dict, text: dict, dim: int, image_size: int, **changes) -
 def siglip_config(image: dict, text: dict, image_size: int, **changes) -> Config:
     """SigLIP's model: its pooled image is the embedding, its text head has a bias."""
     config = clip_config(image, text, image["width"], image_size)
-    config["head"] |= dict(image_projection=False, text_bias=True, temperature=0.1, logit_bias=-10.0)
+    config["head"] |= dict(
+        image_projection=False, text_projection_bias=True, temperature=0.1, logit_bias=-10.0
+    )
     gemma = text["vocab_size"] == GEMMA_SIZE
     config["tokenizer"] |= dict(kind="sentencepiece_gemma" if gemma else "sentencepiece", vocabulary="")
     return config | dict(views=dict(image=HALF_PIXELS), resize="stretch") | changes

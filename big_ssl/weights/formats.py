@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from big_ssl import io
+from big_ssl import io, version
 from big_ssl.weights import (
     architecture,
     dino_heads,
@@ -71,7 +71,8 @@ def read_checkpoint(kind: str, path, options: Mapping | None = None) -> tuple[Co
         config = format_.config(tensors, _json_files(file.parent, format_), options or {})
         ours = rules.read(format_.rules(config), format_.ignored, tensors, architecture.shapes(config))
     except ValueError as error:  # a module's own, where the architecture is none it can have
-        raise WeightsError(f"{file}, as {kind}: {error}".split("\n")[0]) from error
+        writer = f" of version {version.written_by(file.parent)}" if kind == "big_ssl" else ""
+        raise WeightsError(f"{file}, as {kind}{writer}: {error}".split("\n")[0]) from error
     return config, ours
 
 
@@ -98,6 +99,8 @@ def write_checkpoint(kind: str, folder, config: Config, ours: Mapping[str, np.nd
     write_safetensors(folder / format_.weights[0], tensors, dict(format="pt"))
     for name, content in described.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if kind == "big_ssl":
+        version.write(folder)
     return dict(ours)
 
 

@@ -114,9 +114,9 @@ def _config(tensors, files, options) -> Config:
     text, image = _text(tensors, text_config), _image(vision_config)
     _check_shortcuts(image)
     head = dict(
-        dim=shape_of(tensors, "text_projection.weight", 2)[0],
+        embed_dim=shape_of(tensors, "text_projection.weight", 2)[0],
         image_projection=False,
-        text_bias=True,
+        text_projection_bias=True,
         temperature=1.0,
         temperature_form="raw",
         logit_bias=None,
@@ -207,7 +207,7 @@ def _describe(config: Config) -> dict[str, dict]:
         width_coefficient=image["width"],
         depth_coefficient=image["depth"],
         strides=list(image["strides"]),
-        hidden_dim=head["dim"],
+        hidden_dim=head["embed_dim"],
         drop_connect_rate=image["drop_connect"],
     )
     text_config = _FIXED_TEXT | dict(
@@ -223,7 +223,7 @@ def _describe(config: Config) -> dict[str, dict]:
     described = dict(
         model_type="align",
         architectures=["AlignModel"],
-        projection_dim=head["dim"],
+        projection_dim=head["embed_dim"],
         temperature_init_value=head["temperature"],
         text_config=text_config,
         vision_config=vision_config,
@@ -238,7 +238,7 @@ def _check_is_align(image, text, head):
     kinds = image["kind"], text["kind"]
     if kinds != ("efficientnet", "bert"):
         raise WeightsError(f"hf_align holds an efficientnet and a bert, not {kinds[0]} and {kinds[1]}")
-    wanted = dict(image_projection=False, text_bias=True, temperature_form="raw", logit_bias=None)
+    wanted = dict(image_projection=False, text_projection_bias=True, temperature_form="raw", logit_bias=None)
     check_options("hf_align", "head", head, "AlignModel", wanted)
     check_options("hf_align", "image", image, "AlignModel", dict(stem_stride=2, padding="fixed"))
     _check_shortcuts(image)

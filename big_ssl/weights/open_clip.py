@@ -73,7 +73,7 @@ def _describe(config: Config) -> dict[str, dict]:
     activation = text["activation"]
     if activation not in ("quick_gelu", "gelu") or image.get("activation", activation) != activation:
         raise WeightsError(f"open_clip: the activation {activation} in both towers is not one it can name")
-    model = dict(embed_dim=head["dim"], quick_gelu=activation == "quick_gelu")
+    model = dict(embed_dim=head["embed_dim"], quick_gelu=activation == "quick_gelu")
     model["vision_cfg"] = _describe_vit(image) if image["kind"] == "vit" else _describe_resnet(image)
     model["vision_cfg"]["image_size"] = config["image_size"]
     model["text_cfg"] = dict(

@@ -42,6 +42,6 @@ def test_another_config_is_said_by_both(found):
 
 
 def test_a_run_starts_from_a_run_on_both(found):
-    """Weights, and those of a folder that config.init_from.copy names, on all devices; and trains."""
+    """Weights, and those of a folder that config.init_from.remap names, on all devices; and trains."""
     assert [each["init_from"] for each in found] == [True, True]
     assert [each["second"][0] for each in found] == [0, 0], found

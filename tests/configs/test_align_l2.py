@@ -38,7 +38,7 @@ def test_the_towers_are_built_for_their_size(preset, scan, remat):
 def test_the_embedding_is_as_wide_as_the_image_tower(preset):
     config = get_config(preset).to_dict()
     width = config["encoders"]["image"]["width"]
-    dim = config["streams"]["pairs"]["objectives"]["contrastive"]["dim"]
+    dim = config["streams"]["pairs"]["objectives"]["contrastive"]["embed_dim"]
     assert dim == efficientnet.round_channels(320, width)
     variant = efficientnet.VARIANTS["l2"]
     assert preset or (width, config["encoders"]["image"]["depth"]) == variant

@@ -9,7 +9,7 @@ from big_ssl.config import validate
 from big_ssl.models.vit import ViT
 from big_ssl.parallel.mesh import make_mesh
 from big_ssl.training import batches, build, initial, schedules
-from big_ssl.training.rates import Rates
+from big_ssl.training.lr_multipliers import LrMultipliers
 from configs import dinov2, dinov2_continue, dinov2_distill, hybrid_clip_dinov2
 
 PRESETS = ("", "as_released", "highres", "demo", "tiny")
@@ -144,10 +144,10 @@ def test_a_distilled_student_has_a_frozen_teacher_that_sees_the_large_crops():
                 ("image", "local_crops", False, False),
                 ("teacher", "global_crops", False, False),
             ]
-            rates = Rates.build(config["rates"], config["total_steps"])
-            assert rates.frozen("encoders/teacher/class_token")
-            assert rates.frozen("heads/ibot/teacher_projection/prototypes")
-            assert not rates.frozen("heads/ibot/projection/prototypes")
+            lr_multipliers = LrMultipliers.build(config["lr_multipliers"], config["total_steps"])
+            assert lr_multipliers.frozen("encoders/teacher/class_token")
+            assert lr_multipliers.frozen("heads/ibot/teacher_projection/prototypes")
+            assert not lr_multipliers.frozen("heads/ibot/projection/prototypes")
 
 
 def test_a_student_starts_from_its_teachers_run():
@@ -160,9 +160,9 @@ def test_a_student_starts_from_its_teachers_run():
     weights, _ = jax.jit(lambda: system(taught).init(jax.random.key(1), batches.abstract_batch(taught)))()
     flat = flatten_dict(dict(params=weights), sep="/")
     found = initial._matched(
-        flatten_dict(initial._copied(unflatten_dict(flat, sep="/"), rules["copy"]), sep="/"),
+        flatten_dict(initial._remapped(unflatten_dict(flat, sep="/"), rules["remap"]), sep="/"),
         flatten_dict(dict(params=params, encoders={}), keep_empty_nodes=True, sep="/"),
-        rules["skip"],
+        rules["exclude"],
         config["encoders"],
     )["params"]
     table = found["encoders"]["teacher"]["position_embedding"]
@@ -225,9 +225,9 @@ def test_published_models_train_on_heads_first(preset, registers):
     assert (tower["registers"], tower["image_size"]) == (registers, 518)
     expected = dict(vits14=22_056_576, vitb14=86_580_480, vitl14=304_368_640, vitg14=1_136_480_768)
     assert counts(config)["image"] == expected[preset.partition("_")[0]] + registers * tower["width"]
-    rates = Rates.build(config["rates"], config["total_steps"])
+    lr_multipliers = LrMultipliers.build(config["lr_multipliers"], config["total_steps"])
     params = dict(encoders=dict(image=0.0), heads=dict(dino=0.0))
-    factors = [rates.factors(params, step) for step in (0, 1_249, 1_250)]
+    factors = [lr_multipliers.factors(params, step) for step in (0, 1_249, 1_250)]
     assert [(float(f["encoders"]["image"]), float(f["heads"]["dino"])) for f in factors] == [
         (0, 1),
         (0, 1),

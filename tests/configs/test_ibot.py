@@ -47,7 +47,7 @@ def test_the_schedules_of_the_small_model():
     assert [float(patch(step)) for step in (0, 15 * epoch, 30 * epoch, total)] == pytest.approx(
         [0.04, 0.055, 0.07, 0.07]
     )
-    ((pattern, factor),) = config["rates"]
+    ((pattern, factor),) = config["lr_multipliers"]
     last_layer = schedules.build(factor, total)
     assert (pattern, [float(last_layer(step)) for step in (0, epoch - 1, epoch)]) == (
         "/prototype",

@@ -9,7 +9,7 @@ import pytest
 from big_ssl.config import validate
 from big_ssl.parallel.mesh import make_mesh
 from big_ssl.training import batches, build, requirements, schedules
-from big_ssl.training.rates import Rates
+from big_ssl.training.lr_multipliers import LrMultipliers
 from configs import align_base, align_l2, finetune_align_imagenet, finetune_ibot_imagenet
 
 RECIPES = {"ibot": finetune_ibot_imagenet, "align": finetune_align_imagenet}
@@ -41,7 +41,7 @@ def test_ibots_values(preset, epochs, warmup, decay, drop_path, depth, group):
     view = config["streams"]["images"]["data"]["fields"]["crops"]
     assert (view["mixup"], view["cutmix"], view["mix_group"]) == (0.8, 1.0, group)
     assert config["streams"]["images"]["objectives"]["classification"]["label_smoothing"] == 0.1
-    found = Rates.build(config["rates"], config["total_steps"]).factors(shapes(config), 0)
+    found = LrMultipliers.build(config["lr_multipliers"], config["total_steps"]).factors(shapes(config), 0)
     tower = found["encoders"]["image"]
     assert tower["class_token"] == pytest.approx(decay ** (depth + 1))
     stack = tower["layer_stack"]["mlp_in"]["kernel"]
@@ -76,9 +76,9 @@ def test_aligns_values(preset, rate, train, evaluate, tower):
     crop, transform = config["streams"]["images"]["data"]["fields"]["crops"]["crop"], config["eval_transform"]
     assert (crop["size"], transform["size"]) == (train, evaluate)
     assert evaluate / transform["resize"] == pytest.approx(0.875, abs=2e-3)
-    assert config["rates"] == (("encoders/", tower),)
+    assert config["lr_multipliers"] == (("encoders/", tower),)
     # The second run goes on with the first one's classifier.
-    assert config["init_from"]["skip"] == (("heads/",) if preset == "frozen" else ())
+    assert config["init_from"]["exclude"] == (("heads/",) if preset == "frozen" else ())
     pretraining = (align_base if preset == "base" else align_l2).get_config().to_dict()
     assert config["encoders"]["image"] == pretraining["encoders"]["image"]
 

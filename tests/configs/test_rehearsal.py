@@ -62,7 +62,7 @@ def test_schedules_keep_their_shapes():
     long, brief = schedules.build(full, total), schedules.build(short, rehearsal.STEPS)
     for step in range(2, rehearsal.STEPS):
         assert float(brief(step)) == pytest.approx(float(long(step * total / rehearsal.STEPS)), rel=0.2)
-    frozen = get("ibot", "rehearsal")["rates"][0][1]["values"]
+    frozen = get("ibot", "rehearsal")["lr_multipliers"][0][1]["values"]
     assert frozen == ((0, 0.0), (1, 1.0))
 
 

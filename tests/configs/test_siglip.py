@@ -49,6 +49,6 @@ def test_presets_are_valid_and_embed_at_the_width_of_the_image_encoder(preset):
     small = siglip.get_config(preset).to_dict()
     validate(small)
     # The image has no projection, so that the encoder's width is the embedding's.
-    dim = small["streams"]["pairs"]["objectives"]["contrastive"]["dim"]
+    dim = small["streams"]["pairs"]["objectives"]["contrastive"]["embed_dim"]
     assert dim == small["encoders"]["image"]["width"]
     params_of(small)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from big_ssl.losses.contrastive import sigmoid_contrastive, softmax_contrastive
-from big_ssl.losses.pairwise import FORMS, Pairwise
+from big_ssl.losses.pairwise import IMPLEMENTATIONS, Pairwise
 from big_ssl.parallel.mesh import global_batch, make_mesh
 
 N, D, SMOOTHING = 32, 12, 0.1
@@ -87,17 +87,17 @@ def expected(loss, positives):
 
 
 @functools.cache
-def computed(loss, positives, form, devices, tile=3):
+def computed(loss, positives, implementation, devices, tile=3):
     """((value, metrics), gradients) on so many devices, fsdp two of them where there are four."""
-    return jax.device_get(gradient(loss, positives, form, devices, tile)(1.0))
+    return jax.device_get(gradient(loss, positives, implementation, devices, tile)(1.0))
 
 
 @functools.cache
-def gradient(loss, positives, form, devices, tile=3):
+def gradient(loss, positives, implementation, devices, tile=3):
     """A function, compiled once, of the factor in front of the loss."""
     sizes = dict(data=-1, fsdp=2 if devices >= 4 else 1, tensor=1)
     mesh = make_mesh(sizes, jax.devices()[:devices])
-    pairwise = Pairwise(form, mesh, tile)
+    pairwise = Pairwise(implementation, mesh, tile)
 
     def value(image, text, temperature, bias, positives, scale):
         result, metrics = LOSSES[loss][0](image, text, temperature, bias, positives, pairwise)
@@ -115,11 +115,11 @@ def assert_close(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
-# Each form with each kind of positives that it treats in a way of its own, and rings of 2, 4 and 8: what
-# test_metrics compiles is among them. A ring of one device: test_contrastive.
+# Each implementation with each kind of positives that it treats in a way of its own, and rings of 2, 4 and 8;
+# what test_metrics compiles is among them. A ring of one device: test_contrastive.
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(
-    ("positives", "form", "devices"),
+    ("positives", "implementation", "devices"),
     [
         ("labels", "dense", 1),
         ("labels", "dense", 8),
@@ -131,8 +131,8 @@ def assert_close(found, wanted):
         ("mask", "ring", 4),
     ],
 )
-def test_value_and_gradients_agree_with_the_equations(loss, positives, form, devices):
-    (value, _), grads = computed(loss, positives, form, devices)
+def test_value_and_gradients_agree_with_the_equations(loss, positives, implementation, devices):
+    (value, _), grads = computed(loss, positives, implementation, devices)
     wanted, wanted_grads = expected(loss, positives)
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
     for found, grad in zip(grads, wanted_grads, strict=True):
@@ -143,10 +143,10 @@ def test_value_and_gradients_agree_with_the_equations(loss, positives, form, dev
 def test_metrics_agree_in_every_form(loss):
     (_, wanted), _ = computed(loss, "labels", "dense", 1)
     assert 0 < wanted["image_to_text_accuracy"] < 1
-    for form in FORMS:
-        (_, found), _ = computed(loss, "labels", form, 8)
+    for implementation in IMPLEMENTATIONS:
+        (_, found), _ = computed(loss, "labels", implementation, 8)
         for name, value in wanted.items():
-            np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=f"{form} {name}")
+            np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=f"{implementation} {name}")
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -177,14 +177,14 @@ def test_rows_far_below_the_best_of_their_tile_keep_their_sums():
 
 def test_a_collapsed_model_has_no_accuracy():
     x = jnp.ones((N, 1))
-    for form in FORMS:
-        _, metrics = softmax_contrastive(x, x, 0.07, pairwise=Pairwise(form, None, 4))
-        assert metrics["image_to_text_accuracy"] == metrics["text_to_image_accuracy"] == 0, form
+    for implementation in IMPLEMENTATIONS:
+        _, metrics = softmax_contrastive(x, x, 0.07, pairwise=Pairwise(implementation, None, 4))
+        assert metrics["image_to_text_accuracy"] == metrics["text_to_image_accuracy"] == 0, implementation
 
 
-def temporary_bytes(form, batch):
+def temporary_bytes(implementation, batch):
     mesh = make_mesh(dict(data=-1, fsdp=1, tensor=1))
-    pairwise = Pairwise(form, mesh, tile=32)
+    pairwise = Pairwise(implementation, mesh, tile=32)
     x = jax.ShapeDtypeStruct((batch, 16), jnp.float32)
 
     def loss(x, y):

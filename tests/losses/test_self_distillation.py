@@ -15,9 +15,9 @@ from big_ssl.losses.self_distillation import (
     agreement,
     between_views,
     cross_agreement,
-    moved_centre,
     sinkhorn_offset,
     target_metrics,
+    update_center,
 )
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.fsdp import within
@@ -99,8 +99,8 @@ def test_chunks_never_hold_all_scores():
     assert kept(8) < whole
 
 
-def test_the_centre_follows_its_recurrence():
-    np.testing.assert_allclose(moved_centre(np.array([1.0, 2.0]), np.array([3.0, 0.0]), 0.9), [1.2, 1.8])
+def test_the_center_follows_its_recurrence():
+    np.testing.assert_allclose(update_center(np.array([1.0, 2.0]), np.array([3.0, 0.0]), 0.9), [1.2, 1.8])
 
 
 @pytest.mark.parametrize("chunk", [0, 2])
@@ -257,5 +257,5 @@ def test_koleo_of_equal_points_has_a_finite_gradient():
 
 @pytest.mark.parametrize(("count", "size"), [(1, 0), (6, 4), (6, 1)])
 def test_koleo_needs_others(count, size):
-    with pytest.raises(ValueError, match=r"^koleo: group_size"):
+    with pytest.raises(ValueError, match=r"^koleo: koleo_group"):
         koleo(jnp.ones((count, 3)), size)

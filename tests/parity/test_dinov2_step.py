@@ -1,7 +1,7 @@
 """A whole step of DINOv2 against PyTorch in float64: terms, gradients, AdamW, average, from the same crops.
 
 PyTorch's side is benchmarks/dinov2_torch.py. The second step starts from what the first one left: moments,
-centres and a teacher that has moved.
+centers and a teacher that has moved.
 """
 
 import copy
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.parity
 FIRST = 3
 STUDENT, TEACHER = 5, 6
 HEAD = dict(hidden=20, bottleneck=8, prototypes=40)
-# Separate heads, Sinkhorn, SwiGLU, neighbours in the whole batch; one head, centres, neighbours in pairs.
+# Separate heads, Sinkhorn, SwiGLU, neighbours in the whole batch; one head, centers, neighbours in pairs.
 CASES = {
     "vitl14": (dict(use_swiglu_ffn=True), dict(bottleneck=6, prototypes=50), 4),
     "vitl16_short": ({}, None, 2),
@@ -59,8 +59,8 @@ def recipe(model, weights, group):
         images["objectives"][name].update(teacher_temperature=rise)
     for name, options in weights["projections"].items():
         images["objectives"][name].update(head=options)
-    images["objectives"]["koleo"].update(group_size=group)
-    config["rates"] = (("encoders/", dict(kind="layer_decay", decay=0.9, patch_embedding=0.2)),)
+    images["objectives"]["koleo"].update(koleo_group=group)
+    config["lr_multipliers"] = (("encoders/", dict(kind="layer_decay", decay=0.9, patch_embedding=0.2)),)
     # With the usual one the first update is hardly more than the gradient's sign.
     config["optimizer"].update(eps=1e-2)
     return config

@@ -33,7 +33,7 @@ def whole(micro_config):
 
 def grouped(config):
     """Batch norm over pairs of neighbours, so that no group is cut by a microbatch."""
-    config["encoders"]["image"]["group_size"] = 2
+    config["encoders"]["image"]["bn_group"] = 2
     return config
 
 
@@ -92,7 +92,7 @@ def test_the_two_passes_are_one_function_with_its_gradient(names):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after["encoders"], state)
     assert set(after["objectives"]) == set(names)
     for name in names:
-        np.testing.assert_allclose(after["objectives"][name]["centre"], metrics[f"{name}/mean"], rtol=1e-5)
+        np.testing.assert_allclose(after["objectives"][name]["center"], metrics[f"{name}/mean"], rtol=1e-5)
         np.testing.assert_allclose(metrics[f"{name}/loss"] * WEIGHTS[name], metrics[f"{name}/weighted_loss"])
 
 

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import averaging
+from big_ssl.training import schedules
 from big_ssl.training.model import build_model
 from configs import dinov2_distill
 
@@ -18,7 +18,7 @@ from configs import dinov2_distill
     ],
 )
 def test_momentum(value, expected):
-    momentum = averaging.build(value, 1000)
+    momentum = schedules.ema_momentum(value, 1000)
     assert [float(momentum(step)) for step in (0, 1, 1000)] == pytest.approx(expected, abs=1e-5)
 
 

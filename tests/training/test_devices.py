@@ -90,7 +90,7 @@ def test_overrides_in_a_scanned_tower_do_not_change_the_loss(micro_config, set_u
 
 @pytest.mark.slow
 def test_batch_norm_groups_do_not_follow_the_devices(micro_config, set_up, initial, on_eight):
-    config = micro_config(encoders__image__group_size=4)
+    config = micro_config(encoders__image__bn_group=4)
     losses = {n: _on(n, set_up, config, initial)[0] for n in (1, 8)}
     # Of 16 examples on eight devices, a group of four spans two of them.
     np.testing.assert_allclose(losses[1], losses[8], rtol=TOLERANCE)

@@ -147,5 +147,5 @@ def test_a_step_is_three_times_the_loss(set_up, micro_config):
     half = flops.model_flops_per_step(setup.system, setup.abstract_state, halved)
     assert total % 3 == 0
     # The similarities, [16, 16] of `dim` products, grow with the square; all else with the batch.
-    dim = config["streams"]["pairs"]["objectives"]["contrastive"]["dim"]
+    dim = config["streams"]["pairs"]["objectives"]["contrastive"]["embed_dim"]
     assert total - 2 * half == 3 * 2 * (16 * 16 - 2 * 8 * 8) * dim

@@ -27,7 +27,7 @@ def weights(tmp_path_factory):
     return where / "out", config, ours
 
 
-def read(weights, skip=(), copies=(), **image):
+def read(weights, exclude=(), remap=(), **image):
     """What initial.read gives a model like the weights', but for its image tower's options."""
     folder, config, _ = weights
     config = copy.deepcopy(architecture.completed(config))
@@ -37,7 +37,8 @@ def read(weights, skip=(), copies=(), **image):
     mutable = dict(encoders={"image": {}, "text": {}}, objectives={})
     state = TrainState(step=0, params=tree["params"], opt_state=(), mutable=mutable, ema=None, counters={})
     return initial.read(
-        dict(init_from=dict(path=str(folder), skip=skip, copy=copies), encoders=config["encoders"]), state
+        dict(init_from=dict(path=str(folder), exclude=exclude, remap=remap), encoders=config["encoders"]),
+        state,
     )
 
 
@@ -49,7 +50,7 @@ def test_every_array_comes_through(weights):
 
 
 def test_without_a_path_there_is_nothing(weights):
-    assert initial.read(dict(init_from=dict(path="", skip=(), copy=())), None) is None
+    assert initial.read(dict(init_from=dict(path="", exclude=(), remap=())), None) is None
     state = object()
     assert initial.replace(state, None) is state
 
@@ -70,7 +71,7 @@ def test_layers_go_into_a_stack(weights):
 
 
 def test_what_is_skipped_starts_from_scratch(weights):
-    found = read(weights, skip=("encoders/text/", "heads/"))
+    found = read(weights, exclude=("encoders/text/", "heads/"))
     assert all(leaf is None for leaf in flatten_dict(found["params"]["encoders"]["text"]).values())
     assert found["params"]["heads"]["contrastive"]["logit_scale"] is None
     assert all(leaf is not None for leaf in flatten_dict(found["params"]["encoders"]["image"]).values())
@@ -78,7 +79,7 @@ def test_what_is_skipped_starts_from_scratch(weights):
 
 def test_arrays_fill_another_place_too(weights):
     """The second layer from the first one's, whose own place is filled as well."""
-    found = read(weights, copies=(("image/layer0/", "image/layer1/"),))["params"]["encoders"]["image"]
+    found = read(weights, remap=(("image/layer0/", "image/layer1/"),))["params"]["encoders"]["image"]
     expected = weights[2]["params/encoders/image/layer0/mlp_in/kernel"]
     for layer in ("layer0", "layer1"):
         np.testing.assert_array_equal(found[layer]["mlp_in"]["kernel"], expected)
@@ -90,14 +91,14 @@ def test_a_tower_can_come_from_another_folder(weights, tmp_path):
     others = {name: array + 1 for name, array in ours.items()}
     write_checkpoint("big_ssl", tmp_path, config, others)
     rule = ("encoders/image/", "encoders/image/", str(tmp_path))
-    found = flatten_dict(read(weights, copies=(rule,))["params"], sep="/")
+    found = flatten_dict(read(weights, remap=(rule,))["params"], sep="/")
     for name, array in found.items():
         origin = others if name.startswith("encoders/image/") else ours
         np.testing.assert_array_equal(array, origin[f"params/{name}"])
     rule = ("encoders/audio/", "encoders/image/", str(tmp_path))
-    message = f"{tmp_path} have nothing for copy's 'encoders/audio"
+    message = f"{tmp_path} have nothing for remap's 'encoders/audio"
     with pytest.raises(requirements.RequirementsError, match=message):
-        read(weights, copies=(rule,))
+        read(weights, remap=(rule,))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_what_does_not_fit_is_named(weights, options, message):
 
 
 def test_a_folder_without_weights_is_named(tmp_path):
-    config = dict(init_from=dict(path=str(tmp_path), skip=(), copy=()), encoders={})
+    config = dict(init_from=dict(path=str(tmp_path), exclude=(), remap=()), encoders={})
     state = TrainState(0, {}, (), dict(encoders={}, objectives={}), None, {})
     with pytest.raises(requirements.RequirementsError, match=f"^init_from: {tmp_path} is a folder"):
         initial.read(config, state)
@@ -129,7 +130,7 @@ def test_positions_of_longer_texts_are_left_out(tmp_path):
     tree = unflatten_dict({k: jax.ShapeDtypeStruct(s, np.float32) for k, s in shapes.items()}, sep="/")
     mutable = dict(encoders=tree["encoders"] | dict(text={}), objectives={})
     state = TrainState(step=0, params=tree["params"], opt_state=(), mutable=mutable, ema=None, counters={})
-    asked = dict(init_from=dict(path=str(tmp_path), skip=(), copy=()), encoders=config["encoders"])
+    asked = dict(init_from=dict(path=str(tmp_path), exclude=(), remap=()), encoders=config["encoders"])
     found = initial.read(asked, state)["params"]["encoders"]["text"]
     np.testing.assert_array_equal(found["position"]["embedding"], table[:5])
 

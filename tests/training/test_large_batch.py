@@ -20,13 +20,13 @@ TOLERANCE = 1e-5
 GATHERED_BYTES = 26 * 2**30
 
 
-def config_of(form, size):
+def config_of(implementation, size):
     """The tiny preset with narrower encoders still, small pictures and short texts."""
     config = clip.get_config("tiny").to_dict()
     pairs = config["streams"]["pairs"]
     pairs.update(batch_size=size)
     pairs["data"]["fields"]["image"]["crop"].update(resize=18, size=16)
-    pairs["objectives"]["contrastive"].update(dim=8, form=form)
+    pairs["objectives"]["contrastive"].update(embed_dim=8, implementation=implementation)
     config["encoders"]["image"].update(patch=16, width=8, depth=1, heads=1, image_size=16)
     config["encoders"]["text"].update(width=8, depth=1, heads=1, eot_id=None)
     config["learning_rate"].update(kind="linear", peak=1e-3, warmup_steps=0)
@@ -44,9 +44,9 @@ def random_batch(config):
     return dict(pairs=dict(image=images, text=texts, data_errors=marks))
 
 
-def step_of(form, size):
+def step_of(implementation, size):
     """(metrics of the first step, the gradient's norm among them; the features that the loss was made of)."""
-    config = config_of(form, size)
+    config = config_of(implementation, size)
     parts = setup.set_up(config)
     state, batch = parts.init(), mesh_lib.global_batch(parts.mesh, random_batch(config))
     features = jax.jit(fsdp.within(parts.mesh, parts.system.features))
@@ -77,7 +77,7 @@ def available_bytes():
 
 
 @pytest.mark.parametrize(
-    ("form", "size"),
+    ("implementation", "size"),
     [
         pytest.param("ring", REAL, marks=pytest.mark.slow),
         pytest.param("gathered", REAL // 4, marks=pytest.mark.slow),
@@ -91,8 +91,8 @@ def available_bytes():
         ),
     ],
 )
-def test_a_step_at_the_real_batch(form, size):
-    metrics, features = step_of(form, size)
+def test_a_step_at_the_real_batch(implementation, size):
+    metrics, features = step_of(implementation, size)
     assert metrics["loss"] == pytest.approx(plain_loss(features), rel=TOLERANCE)
     assert np.isfinite(metrics["grad_norm"])
     assert metrics["skipped"] == 0
@@ -102,7 +102,7 @@ def test_a_step_at_the_real_batch(form, size):
 def test_the_forms_agree_at_a_batch_that_fits():
     dense, features = step_of("dense", 4_096)
     assert dense["loss"] == pytest.approx(plain_loss(features), rel=TOLERANCE)
-    for form in ("ring", "gathered"):
-        metrics, _ = step_of(form, 4_096)
+    for implementation in ("ring", "gathered"):
+        metrics, _ = step_of(implementation, 4_096)
         assert metrics["loss"] == pytest.approx(dense["loss"], rel=TOLERANCE)
         assert metrics["grad_norm"] == pytest.approx(dense["grad_norm"], rel=TOLERANCE)

@@ -138,8 +138,8 @@ def test_from_a_run_to_the_next_and_to_the_commands(tmp_path):
     np.testing.assert_array_equal(*logits)
 
     # ALIGN's first phase: the tower as it was, its layers apart this time, and a classifier that goes on.
-    config["init_from"] = dict(path=str(tmp_path / "run"), skip=(), copy=())
-    config["rates"] = (("encoders/", 0.0),)
+    config["init_from"] = dict(path=str(tmp_path / "run"), exclude=(), remap=())
+    config["lr_multipliers"] = (("encoders/", 0.0),)
     config["encoders"]["image"].update(scan=False)
     second = loop.train(config, tmp_path / "second")
     before, after = (flatten_dict(trained.load(tmp_path / name)[1], sep="/") for name in ("run", "second"))

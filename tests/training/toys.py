@@ -31,7 +31,8 @@ class Head(nn.Module):
     def __call__(self, inputs, train=False):
         scale = self.param("scale", nn.initializers.ones, (5,))
         factor = self.param("factor", nn.initializers.ones, ())
-        return dict(x=nn.Dense(5)(inputs["text"]["pooled"]), factor=factor, shared=dict(scale=scale))
+        x = nn.Dropout(0.25, deterministic=not train)(nn.Dense(5)(inputs["text"]["pooled"]))
+        return dict(x=x, factor=factor, shared=dict(scale=scale))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +59,10 @@ class Toy(StatelessObjective):
         metrics = dict(
             mean=Sum.of_mean(x.mean(), len(x)), weighted=Sum((weights * x[:, 0]).sum(), weights.sum())
         )
-        return value, metrics, dict(centre=state["centre"] + x.mean())
+        return value, metrics, dict(center=state["center"] + x.mean())
 
     def initial_state(self):
-        return dict(centre=jnp.zeros(()))
+        return dict(center=jnp.zeros(()))
 
 
 def microbatched(system, count, ways):

@@ -108,7 +108,7 @@ def test_what_is_written_is_read_as_the_same(align, tmp_path):
             dict(vision_config__depth_coefficient=1.0),
             r"as hf_align: vision_model.encoder.blocks.\d+.*(is missing|; the architecture has)",
         ),
-        (dict(vision_config__width_coefficient=0.5), "dim is 64 but the image tower gives 160"),
+        (dict(vision_config__width_coefficient=0.5), "embed_dim is 64 but the image tower gives 160"),
     ],
 )
 def test_what_does_not_fit_is_named(changes, message, tmp_path):
@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_named(changes, message, tmp_path):
         ("image", dict(stem_stride=1), "image.stem_stride is 1"),
         ("image", dict(strides=(1, 2, 2, 1, 1, 2, 1)), "stage 0 keeps stride 1 and 8 channels"),
         ("head", dict(temperature_form="log"), "head.temperature_form is 'log'"),
-        ("head", dict(text_bias=False), "head.text_bias is False"),
+        ("head", dict(text_projection_bias=False), "head.text_projection_bias is False"),
     ],
 )
 def test_what_has_no_place_there_is_not_written(part, changes, message, align, tmp_path):
