@@ -42,12 +42,14 @@ def step_config(batch: int) -> dict:
     config = dinov2.get_config("vitl16_short").to_dict()
     images = config["streams"]["images"]
     images.update(batch_size=batch)
-    images["data"]["views"]["local_crops"].update(size=98)
+    fields = images["data"]["fields"]
+    fields["local_crops"]["crop"].update(size=98)
     images["objectives"]["dino"].update(head=dict(HEAD, layers=3, norm_last_layer=False))
     images["objectives"]["koleo"].update(koleo_group=batch)
-    for view, options in config["views"].items():
-        config["views"][view] = {key: options[key] for key in ("mean", "std")}
-    config["masks"]["global_crops"].update(grid=16, mask_group=batch)
+    for name, options in fields.items():
+        kept = ("kind", "crop", "mean", "std", "mask")
+        fields[name] = {key: options[key] for key in kept if key in options}
+    fields["global_crops"]["mask"].update(grid=16, mask_group=batch)
     config["encoders"]["image"].update(
         **TOWER, drop_path=0.0, drop_path_groups=1, position_resize="hf_dinov2", scan=False
     )

@@ -79,7 +79,8 @@ def run_config(base: Mapping, run: Run, data: Data, steps: int) -> dict:
     rate = config["learning_rate"]
     rate.update(warmup_steps=min(rate["warmup_steps"], steps // 4))
     stream = config["streams"]["pairs"]["data"]
-    stream.update(source=part(data.source, run.size), captions={data.kinds[run.text]: 1.0})
+    stream.update(source=part(data.source, run.size))
+    stream["fields"]["text"].update(captions={data.kinds[run.text]: 1.0})
     validate(config)
     return config
 

@@ -74,5 +74,6 @@ def test_gains_biases_and_the_temperature_are_not_decayed():
 def test_the_high_resolution_epoch_asks_for_weights():
     config = get("vitl14_336")
     assert config["requires"]["weights"]
-    window = config["streams"]["pairs"]["data"]["views"]["image"]
-    assert config["encoders"]["image"]["image_size"] == window["resize"] == window["crop"] == 336
+    crop = config["streams"]["pairs"]["data"]["fields"]["image"]["crop"]
+    assert config["encoders"]["image"]["image_size"] == crop["resize"] == crop["size"] == 336
+    assert config["eval_transform"]["size"] == 336

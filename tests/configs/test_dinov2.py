@@ -48,8 +48,8 @@ def test_the_published_values(model, batch, steps, peak, drop_path, average, dec
     assert config["encoders"]["image"]["drop_path"] == drop_path
     assert float(schedules.build(config["ema"], steps)(0)) == pytest.approx(average)
     assert float(schedules.build(config["optimizer"]["weight_decay"], steps)(steps)) == pytest.approx(decay)
-    views = images["data"]["views"]
-    assert (views["global_crops"]["count"], views["local_crops"]["count"]) == (2, 8)
+    fields = images["data"]["fields"]
+    assert [fields[name]["crop"]["count"] for name in ("global_crops", "local_crops")] == [2, 8]
     assert {name: term["weight"] for name, term in images["objectives"].items()} == dict(
         dino=1.0, ibot=1.0, koleo=0.1
     )
@@ -83,14 +83,15 @@ def test_presets_have_the_keys_of_the_recipe_and_are_valid(model, preset):
     full, config = get(model), get(model, preset)
     validate(config)
     assert full.keys() == config.keys()
-    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits", "masks", "views"):
+    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits", "eval_transform"):
         assert full[key].keys() == config[key].keys()
     assert full["encoders"]["image"].keys() == config["encoders"]["image"].keys()
 
 
 def test_the_released_codes_blur_is_the_papers_turned_round():
-    assert get("vitl14")["views"]["global_crops"]["blur_chance"] == (1.0, 0.1)
-    assert get("vitl14", "as_released")["views"]["global_crops"]["blur_chance"] == (0.0, 0.9)
+    for preset, probs in (("", (1.0, 0.1)), ("as_released", (0.0, 0.9))):
+        fields = get("vitl14", preset)["streams"]["images"]["data"]["fields"]
+        assert fields["global_crops"]["blur_prob"] == probs
 
 
 @pytest.mark.parametrize("preset", ["", "contrastive", "self_supervised", "demo", "tiny", *HALVES])
@@ -189,15 +190,15 @@ def test_gram_is_one_more_term():
 
 
 def test_grams_teacher_may_see_larger_crops():
-    """Its pass has the crops as they come, all others the same at half the size; shrink has to be set."""
+    """Its pass has the crops as they come, all others the same at half the size; downsample has to be set."""
     config = get("vitl14", "tiny")
     images = config["streams"]["images"]
     images["objectives"] = dict(gram=dict(kind="gram", weight=2.0, teacher="gram", large=True))
     config["encoders"]["gram"] = dict(config["encoders"]["image"])
-    with pytest.raises(ValueError, match=r"^gram reads global_crops high_res; views.global_crops.shr"):
+    with pytest.raises(ValueError, match=r"^gram reads global_crops high_res; .*crops.downsample must"):
         system(config)
-    images["data"]["views"]["global_crops"].update(size=64)
-    config["views"]["global_crops"].update(shrink=2)
+    images["data"]["fields"]["global_crops"]["crop"].update(size=64)
+    images["data"]["fields"]["global_crops"].update(downsample=2)
     made, seen = system(config), {}
     batch = {"images": {"global_crops": np.zeros((2, 2, 64, 64, 3), np.uint8)}}
     params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(config)))

@@ -5,7 +5,7 @@ import pytest
 
 from big_ssl.config import validate
 from big_ssl.parallel.mesh import make_mesh
-from big_ssl.training import batches, build, flops, schedules, streams
+from big_ssl.training import batches, build, flops, schedules
 from big_ssl.training import state as state_lib
 from configs import ibot
 
@@ -24,10 +24,10 @@ def test_the_published_values(model, epochs, peak, millions):
     images = config["streams"]["images"]
     assert (images["batch_size"], config["total_steps"] // 1_251) == (1_024, epochs)
     assert config["learning_rate"]["peak"] == peak
-    views = images["data"]["views"]
-    assert (views["global_crops"]["count"], views["local_crops"]["count"]) == (2, 10)
-    assert config["views"]["global_crops"]["blur_chance"] == (1.0, 0.1)
-    assert config["views"]["global_crops"]["solarise_chance"] == (0.0, 0.2)
+    fields = images["data"]["fields"]
+    assert [fields[name]["crop"]["count"] for name in ("global_crops", "local_crops")] == [2, 10]
+    assert fields["global_crops"]["blur_prob"] == (1.0, 0.1)
+    assert fields["global_crops"]["solarize_prob"] == (0.0, 0.2)
     assert images["objectives"]["dino"]["head"]["prototypes"] == 8_192
     system = build.system(config, make_mesh(config["mesh"], jax.devices()[:1]))
     params, _ = jax.eval_shape(lambda: system.init(jax.random.key(0), batches.abstract_batch(config)))
@@ -61,17 +61,17 @@ def test_presets_have_the_keys_of_the_recipe_and_are_valid(model, preset):
     full, small = get(model), get(f"{model},{preset}")
     validate(small)
     assert full.keys() == small.keys()
-    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits", "masks", "views"):
+    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits", "eval_transform"):
         assert full[key].keys() == small[key].keys()
     assert full["encoders"]["image"].keys() == small["encoders"]["image"].keys()
 
 
 def test_what_no_objective_reads_is_not_loaded():
-    """The window is there for evaluation; with the first objective's small crops off, those aren't either."""
+    """With the first objective's small crops off, nothing reads them."""
     config = get("tiny")
-    assert set(streams.loaded_data("images", config)["views"]) == {"global_crops", "local_crops"}
+    assert set(build.stream_fields("images", config)) == {"global_crops", "local_crops"}
     config["streams"]["images"]["objectives"]["dino"]["local"] = False
-    assert set(streams.loaded_data("images", config)["views"]) == {"global_crops"}
+    assert set(build.stream_fields("images", config)) == {"global_crops"}
     assert set(batches.abstract_batch(config)["images"]) == {"global_crops"}
 
 

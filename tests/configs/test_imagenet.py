@@ -38,7 +38,7 @@ def test_ibots_values(preset, epochs, warmup, decay, drop_path, depth, group):
     assert (rate["warmup_steps"], rate["peak"], rate["final"]) == (warmup * EPOCH, 1e-3, 1e-6)
     assert config["encoders"]["image"]["drop_path"] == drop_path
     assert config["optimizer"]["weight_decay"] == 0.05
-    view = config["views"]["crops"]
+    view = config["streams"]["images"]["data"]["fields"]["crops"]
     assert (view["mixup"], view["cutmix"], view["mix_group"]) == (0.8, 1.0, group)
     assert config["streams"]["images"]["objectives"]["classification"]["label_smoothing"] == 0.1
     found = LrMultipliers.build(config["lr_multipliers"], config["total_steps"]).factors(shapes(config), 0)
@@ -73,9 +73,9 @@ def test_aligns_values(preset, rate, train, evaluate, tower):
     epochs = {0: 1, 29: 1, 30: 0.2, 60: 0.04, 90: 0.008, 99: 0.008}
     for epoch, factor in epochs.items():
         assert schedule(epoch * EPOCH) == pytest.approx(rate * factor), epoch
-    views = config["streams"]["images"]["data"]["views"]
-    assert (views["crops"]["size"], views["image"]["crop"]) == (train, evaluate)
-    assert evaluate / views["image"]["resize"] == pytest.approx(0.875, abs=2e-3)
+    crop, transform = config["streams"]["images"]["data"]["fields"]["crops"]["crop"], config["eval_transform"]
+    assert (crop["size"], transform["size"]) == (train, evaluate)
+    assert evaluate / transform["resize"] == pytest.approx(0.875, abs=2e-3)
     assert config["lr_multipliers"] == (("encoders/", tower),)
     # The second run goes on with the first one's classifier.
     assert config["init_from"]["exclude"] == (("heads/",) if preset == "frozen" else ())
@@ -89,7 +89,7 @@ def test_presets_have_the_keys_of_the_recipe_and_are_valid(recipe, preset):
     full, small = (RECIPES[recipe].get_config(name).to_dict() for name in ("", preset))
     validate(small)
     assert full.keys() == small.keys()
-    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits", "views"):
+    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits", "eval_transform"):
         assert full[key].keys() == small[key].keys()
     assert full["encoders"]["image"].keys() == small["encoders"]["image"].keys()
     assert not small["requires"]["weights"]

@@ -50,7 +50,7 @@ def test_a_rehearsal_keeps_the_path_of_its_recipe(recipe):
             assert short["encoders"][name].get(key) == encoder.get(key)
     for name, stream in full["streams"].items():
         assert short["streams"][name]["objectives"].keys() == stream["objectives"].keys()
-        assert short["streams"][name]["data"]["views"].keys() == stream["data"]["views"].keys()
+        assert short["streams"][name]["data"]["fields"].keys() == stream["data"]["fields"].keys()
         assert short["streams"][name]["data"]["source"]["kind"] == "tfds"
     assert short["mesh"]["fsdp"] == 2
     assert short["evals"]

@@ -70,7 +70,7 @@ def captioned(folder, monkeypatch):
 
         class Source(sources.ImageFolder):
             def __getitem__(self, index):
-                return super().__getitem__(index)._replace(texts=dict(text=list(texts.values())[index]))
+                return super().__getitem__(index) | dict(text=list(texts.values())[index])
 
         monkeypatch.setitem(sources.SOURCES, "captioned", Source)
         return Retrieval(dict(kind="captioned", path=path), **options, name="x")

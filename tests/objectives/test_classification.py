@@ -134,9 +134,8 @@ def test_it_goes_with_another_objective_on_one_pass():
 
     config = align_l2.get_config("tiny").to_dict()
     pairs = config["streams"]["pairs"]
-    pairs["objectives"]["classification"] = dict(
-        kind="classification", weight=0.5, classes=10, label="category"
-    )
+    pairs["objectives"]["classification"] = dict(kind="classification", weight=0.5, classes=10)
+    pairs["data"]["fields"]["label"] = dict(kind="label", key="category")
     made = system(config=config)[0]
     assert len(list(made.encoder_calls())) == 2
     batch = batches.abstract_global_batch(config, None)
@@ -162,7 +161,7 @@ def test_the_data_bring_labels():
     assert 0 <= found["label"].min() < found["label"].max() < emoji.CATEGORIES
     without = copy.deepcopy(CONFIG)
     without["streams"]["images"]["objectives"] = {}
-    assert streams.loaded_data("images", without)["label"] == ""
+    assert build.stream_fields("images", without) == {}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from tests import compiling
 from tests.training.toys import microbatched
 
 CONFIG = dinov2.get_config("vitl14,tiny").to_dict()
-CONFIG["masks"]["global_crops"].update(mask_group=2)
+_MASK = CONFIG["streams"]["images"]["data"]["fields"]["global_crops"]["mask"]
+_MASK.update(mask_group=2)
 KEY, STEP = jax.random.key(1), jnp.int32(0)
 
 
@@ -78,12 +79,14 @@ def test_koleo_reads_the_pass_that_is_there_already():
 def test_a_mask_that_does_not_fit_is_named():
     """No mask for a masked pass, and groups that microbatches would cut."""
     config = copy.deepcopy(CONFIG)
-    config["masks"] = {}
-    with pytest.raises(ValueError, match=r"^dino reads global_crops masked; masks\.global_crops is missing$"):
+    config["streams"]["images"]["data"]["fields"]["global_crops"]["mask"] = None
+    with pytest.raises(ValueError, match=r"^dino reads global_crops masked; streams.*crops.mask is missing$"):
         build.system(config, None)
     config = copy.deepcopy(CONFIG) | dict(grad_accum=2)
-    config["masks"]["global_crops"].update(mask_group=4)
-    message = r"^masks\.global_crops\.mask_group is 4; with grad_accum .* microbatch, 1 of streams\.images$"
+    config["streams"]["images"]["data"]["fields"]["global_crops"]["mask"].update(mask_group=4)
+    message = (
+        r"^streams.images.data.fields.global_crops.mask.mask_group is 4; with grad_accum .* microbatch, 1$"
+    )
     with pytest.raises(requirements.RequirementsError, match=message):
         set_up(config, jax.devices()[:8])
 

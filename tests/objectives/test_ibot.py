@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from big_ssl.data.masking import BlockMask
 from big_ssl.models.vit import ViT
 from big_ssl.objectives.ibot import PatchHead
 from big_ssl.parallel import fsdp
@@ -230,8 +231,8 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(whole):
 
 def test_masked_patches_are_gathered_in_groups():
     head, rng = PatchHead(_Identity(), all_patches=False), np.random.default_rng(0)
-    mask = CONFIG["masks"]["global_crops"] | dict(mask_group=4)
-    drawn = jax.jit(build.BlockMask(**mask), static_argnums=(1, 2))(jax.random.key(0), 8, 2)
+    mask = CONFIG["streams"]["images"]["data"]["fields"]["global_crops"]["mask"] | dict(mask_group=4)
+    drawn = jax.jit(BlockMask(**mask), static_argnums=(1, 2))(jax.random.key(0), 8, 2)
     patches = rng.normal(size=(8, 2, 16, 3)).astype(np.float32)
     found = head.apply({}, dict(global_crops=dict(patches=patches, mask=drawn)))["points"]
     for group in range(2):

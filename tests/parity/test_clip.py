@@ -298,7 +298,7 @@ def test_preprocessing_is_transformers_own(shape):
     raw = dict(do_rescale=False, do_normalize=False, return_tensors="np")
     square = dict(height=24, width=24)
     squash = SiglipImageProcessorPil(size=square)(list(images), **raw)["pixel_values"]
-    np.testing.assert_array_equal(preprocessing.resize(images, 24, "squash"), squash.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(preprocessing.resize(images, 24, "stretch"), squash.transpose(0, 2, 3, 1))
     crop = CLIPImageProcessorPil(size=dict(shortest_edge=24), crop_size=square)(list(images), **raw)
     found, expected = preprocessing.resize(images, 24, "crop"), crop["pixel_values"].transpose(0, 2, 3, 1)
     margin = (max(24 * max(shape) // min(shape), 24) - 24) % 4

@@ -291,5 +291,5 @@ def test_preprocessing_is_transformers_own():
         found = preprocessing.resize(images, 28, "crop 32")
         np.testing.assert_array_equal(found, crop["pixel_values"].transpose(0, 2, 3, 1))
         squash = ViTImageProcessorPil(size=square)(list(images), **raw)["pixel_values"]
-        found = preprocessing.resize(images, 28, "squash bilinear")
+        found = preprocessing.resize(images, 28, "stretch bilinear")
         np.testing.assert_array_equal(found, squash.transpose(0, 2, 3, 1))

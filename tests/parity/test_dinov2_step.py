@@ -51,9 +51,9 @@ def recipe(model, weights, group):
     config = dinov2.get_config(f"{model},tiny").to_dict()
     images = config["streams"]["images"]
     images.update(batch_size=4)
-    images["data"]["views"]["local_crops"].update(count=8)
+    images["data"]["fields"]["local_crops"]["crop"].update(count=8)
+    images["data"]["fields"]["global_crops"]["mask"].update(mask_group=2)
     config["encoders"]["image"].update(weights["encoders"]["image"])
-    config["masks"]["global_crops"].update(mask_group=2)
     rise = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=6, final=0.07)
     for name in ("dino", "ibot"):
         images["objectives"][name].update(teacher_temperature=rise)

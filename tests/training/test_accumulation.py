@@ -10,7 +10,7 @@ import pytest
 from big_ssl.parallel.mesh import batch_ways, global_batch, make_mesh
 from big_ssl.training import batches, build, streams, train_step
 from big_ssl.training.system import System, Term
-from tests.training.toys import Tower, Toy, microbatched
+from tests.training.toys import FIELDS, Tower, Toy, microbatched
 
 
 def gradients(config, devices, count):
@@ -64,7 +64,7 @@ WEIGHTS = dict(coupled=0.5, separate=2.0)
 
 def toy_system(names):
     terms = {name: Term("pairs", TOYS[name], lambda step, name=name: WEIGHTS[name]) for name in names}
-    return System({"text": Tower()}, {}, terms)
+    return System({"text": Tower()}, FIELDS, terms)
 
 
 @pytest.mark.parametrize("names", [("coupled",), ("separate",), ("coupled", "separate")])

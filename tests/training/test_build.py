@@ -33,8 +33,11 @@ def test_without_a_vocabulary_there_is_no_tokenizer():
     assert build.tokenizer(config) is None
 
 
-def test_what_is_evaluated_is_not_shrunk():
+def test_a_field_that_an_objective_reads_must_be_there():
     config = get_config("tiny").to_dict()
-    config["views"]["image"]["shrink"] = 2
-    with pytest.raises(RequirementsError, match=r"^views\.image\.shrink must be 1"):
+    del config["streams"]["pairs"]["data"]["fields"]["text"]
+    message = (
+        r"^streams.pairs.objectives.contrastive reads the field 'text'; streams.pairs.data.fields has image$"
+    )
+    with pytest.raises(RequirementsError, match=message):
         loop.set_up(config)

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from big_ssl.data.pipeline import DATA_ERRORS
+from big_ssl.data import pipeline
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.random_keys import step_key
-from big_ssl.training import setup
+from big_ssl.training import build, setup
 from configs import clip
 
 REAL = 32_768
@@ -25,7 +25,7 @@ def config_of(implementation, size):
     config = clip.get_config("tiny").to_dict()
     pairs = config["streams"]["pairs"]
     pairs.update(batch_size=size)
-    pairs["data"]["views"]["image"].update(resize=18, crop=16)
+    pairs["data"]["fields"]["image"]["crop"].update(resize=18, size=16)
     pairs["objectives"]["contrastive"].update(embed_dim=8, implementation=implementation)
     config["encoders"]["image"].update(patch=16, width=8, depth=1, heads=1, image_size=16)
     config["encoders"]["text"].update(width=8, depth=1, heads=1, eot_id=None)
@@ -38,7 +38,8 @@ def random_batch(config):
     """Pictures and texts without meaning."""
     rng, size = np.random.default_rng(0), config["streams"]["pairs"]["batch_size"]
     texts = dict(ids=rng.integers(0, 4096, (size, 4), dtype=np.int32), mask=np.ones((size, 4), bool))
-    marks = {name: np.zeros(size, bool) for name in DATA_ERRORS}
+    fields = build.stream_fields("pairs", config)
+    marks = {name: np.zeros(size, bool) for name in pipeline.data_errors(fields)}
     images = rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8)
     return dict(pairs=dict(image=images, text=texts, data_errors=marks))
 

@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from big_ssl.data.pipeline import DATA_ERRORS
+from big_ssl.data import pipeline
 from big_ssl.training import state as state_lib
 from big_ssl.training.lr_multipliers import LrMultipliers
 from big_ssl.training.system import System, Term
 from big_ssl.training.train_step import make_step
-from tests.training.toys import Tower, Toy
+from tests.training.toys import FIELDS, Tower, Toy
 
 PARAMS = dict(encoders=dict(image=dict(a=jnp.ones(3), b=jnp.ones(2)), text=dict(a=jnp.ones(4))))
 STEPS = dict(kind="steps", values=((0, 0.0), (5, 0.5), (8, 1.0)))
@@ -58,13 +58,13 @@ def moved(rules):
     """How far three steps move each parameter, the encoders' state before and after, and the last state."""
     lr_multipliers = LrMultipliers.build(rules, 10)
     terms = dict(toy=Term("pairs", Toy("example"), lambda step: 1.0))
-    system = System({"text": Tower()}, {}, terms, frozen=lr_multipliers.frozen)
+    system = System({"text": Tower()}, FIELDS, terms, frozen=lr_multipliers.frozen)
     ids = np.random.default_rng(0).integers(0, 5, (16, 3))
-    marks = {name: np.zeros(16, bool) for name in DATA_ERRORS}
+    marks = {name: np.zeros(16, bool) for name in pipeline.data_errors(FIELDS["pairs"])}
     batch = dict(pairs=dict(text=dict(ids=ids, mask=ids >= 0), data_errors=marks))
     params, mutable = system.init(jax.random.key(0), batch)
     optimizer = lr_multipliers.mask(optax.scale_by_adam())
-    first = state_lib.create(params, mutable, optimizer, True, lr_multipliers.frozen, streams=("pairs",))
+    first = state_lib.create(params, mutable, optimizer, True, lr_multipliers.frozen, dict(pairs=()))
     grad_fn = jax.value_and_grad(system.loss, has_aux=True)
     step = make_step(
         grad_fn, system.project, optimizer, lambda _: 0.01, lr_multipliers.factors, lambda _: 0.5, 0, 100

@@ -34,7 +34,9 @@ def open_with(micro_config):
 
     def opened(captions=None, **source):
         config = micro_config()
-        config["streams"]["pairs"]["data"].update(source=source, captions=captions or {"text": 1.0})
+        data = config["streams"]["pairs"]["data"]
+        data.update(source=source)
+        data["fields"]["text"].update(captions=captions or {"text": 1.0})
         return streams.open_streams(config, build.tokenizer(config))
 
     return opened
@@ -43,7 +45,7 @@ def open_with(micro_config):
 def test_what_there_is_is_printed(open_with, tmp_path, capsys):
     loaders = open_with(kind="parquet", path=str(_parquet(tmp_path / "a.parquet", 20)))
     assert capsys.readouterr().out == "streams.pairs: 20 of 20 rows in 1 Parquet files\n"
-    assert len(loaders["pairs"].source) == 20
+    assert loaders["pairs"][0].records == 20
 
 
 def _broken(folder):
@@ -86,7 +88,9 @@ def test_a_source_that_will_not_do_is_one_line(make, source, message, open_with,
 
 def test_captions_that_no_record_has_are_named(open_with, tmp_path):
     path = str(_parquet(tmp_path / "a.parquet", 20))
-    with pytest.raises(RequirementsError, match=r"captions: the records have no text 'alt'; there are text$"):
+    with pytest.raises(
+        RequirementsError, match=r"fields.text.captions: the records have no 'alt'; there are image, text$"
+    ):
         open_with({"alt": 1.0}, kind="parquet", path=path)
 
 
@@ -95,7 +99,7 @@ def test_a_few_bad_records_are_no_reason_not_to_begin(open_with, tmp_path):
     table = pyarrow.parquet.read_table(path).to_pydict()
     table["image"][0] = b"no picture"
     pyarrow.parquet.write_table(pyarrow.table(table), path)
-    assert len(open_with(kind="parquet", path=str(path))["pairs"].source) == 20
+    assert len(open_with(kind="parquet", path=str(path))["pairs"]) == 1
 
 
 def test_a_record_that_cannot_be_read_is_named(open_with, tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def test_a_run_of_images_alone_is_described(recipe, classes):
     config = tiny(recipe)
     described = trained.describe(config)
     assert (described["head"], described["tokenizer"], described.get("classes")) == (None, None, classes)
-    assert (described["image_size"], described["resize"]) == (32, "crop 32")
+    assert (described["image_size"], described["resize"]) == (32, "crop 32 bicubic")
     kept = trained._described(config, described, variables(config))
     shapes = {path: leaf.shape for path, leaf in flatten_dict(kept, sep="/").items()}
     assert shapes == architecture.shapes(described)
@@ -49,7 +49,8 @@ def test_a_run_of_images_alone_is_described(recipe, classes):
 
 def test_of_a_mixture_both_heads_are_kept():
     config = align_l2.get_config("tiny").to_dict()
-    options = dict(kind="classification", weight=1.0, classes=7, label="category")
+    options = dict(kind="classification", weight=1.0, classes=7)
+    config["streams"]["pairs"]["data"]["fields"]["label"] = dict(kind="label", key="category")
     config["streams"]["pairs"]["objectives"]["classification"] = options
     described = trained.describe(config)
     kept = trained._described(config, described, variables(config))
@@ -57,10 +58,10 @@ def test_of_a_mixture_both_heads_are_kept():
     assert {p: x.shape for p, x in flatten_dict(kept, sep="/").items()} == architecture.shapes(described)
 
 
-def test_a_run_that_prepares_no_pictures_is_named():
+def test_a_run_without_an_image_encoder_is_named():
     config = tiny()
-    del config["streams"]["images"]["data"]["views"]["image"]
-    with pytest.raises(ValueError, match=r"^ibot_imagenet_tiny has no image tower, or no stream with a view"):
+    config["encoders"]["other"] = config["encoders"].pop("image")
+    with pytest.raises(ValueError, match=r"^ibot_imagenet_tiny has no encoder named image"):
         trained.describe(config)
 
 

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_ssl.data.fields.text import Text
 from big_ssl.objectives.base import BatchField, EncoderCall, StatelessObjective, Sum
 from big_ssl.training import train_step
+
+FIELDS = dict(pairs=dict(text=Text(dict(text=1.0))))
 
 
 class Tower(nn.Module):

@@ -50,7 +50,7 @@ def test_the_architecture(align):
     text = dict(kind="bert", vocab_size=50, width=16, depth=2, heads=2, mlp_dim=40, max_len=12, dropout=0.1)
     assert config["encoders"]["text"] == text
     assert config["tokenizer"] == dict(kind="wordpiece", vocabulary="", size=50, length=12)
-    assert (config["image_size"], config["resize"]) == (75, "squash 346 bilinear")
+    assert (config["image_size"], config["resize"]) == (75, "stretch 346 bilinear")
 
 
 def test_a_tower_keeps_more_positions_than_its_texts_are_long(align):
@@ -75,7 +75,7 @@ def test_the_preprocessing(changes, mean, std, tmp_path):
     path = written(tmp_path)
     (path / "preprocessor_config.json").write_text(json.dumps(PUBLISHED | changes))
     config, _ = read_checkpoint("hf_align", path)
-    assert (config["image_size"], config["resize"]) == (289, "squash 346 bilinear")
+    assert (config["image_size"], config["resize"]) == (289, "stretch 346 bilinear")
     view = config["views"]["image"]
     np.testing.assert_allclose(view["mean"], mean, rtol=1e-12)
     np.testing.assert_allclose(view["std"], std, rtol=1e-12)
