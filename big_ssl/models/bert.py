@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from big_ssl.models import layer_stack
-
-# For models/layer_layouts.py: the scanned encoder keeps all its layers in one stack.
-STACKS = {"layer": 0}
+from big_ssl.models.encoder import TransformerEncoder
 
 _init = nn.initializers.normal(0.02)
 
@@ -52,7 +50,7 @@ def layer_norm(name, dtype):
     return nn.LayerNorm(epsilon=1e-12, dtype=dtype, name=name)
 
 
-class Bert(nn.Module):
+class Bert(TransformerEncoder):
     """BERT encoder with learned positions.
 
     scan, remat: of its layers, see models/layer_stack.py.
@@ -72,6 +70,18 @@ class Bert(nn.Module):
     scan: bool = False
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
+
+    input = "text"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Both always."""
+        return ("pooled", "tokens")
+
+    def resize_params(self, name, array, shape):
+        """Positions of shorter texts: each is learned on its own, and those that remain stay."""
+        cut = array[: shape[0]] if name == "position/embedding" else array
+        return cut if cut.shape == shape else None
 
     @nn.compact
     def __call__(self, ids, mask, train: bool = False):

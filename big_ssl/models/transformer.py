@@ -12,9 +12,6 @@ import jax.numpy as jnp
 from big_ssl.models.random_subsets import add_on_subset
 from big_ssl.models.rotary import Rotation, rotate
 
-# For models/layer_layouts.py: a scanned tower keeps all its layers in one stack.
-STACKS = {"layer": 0}
-
 
 def quick_gelu(x):
     """x * sigmoid(1.702 x), the approximation (Hendrycks and Gimpel 2016) of all OpenAI's CLIP weights."""

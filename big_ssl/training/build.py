@@ -13,6 +13,7 @@ from big_ssl.data.masking import BlockMask
 from big_ssl.data.pipeline import LoadExample
 from big_ssl.data.tokenizers import Tokenizer
 from big_ssl.models import encoders
+from big_ssl.models.encoder import Encoder
 from big_ssl.objectives import build as objectives
 from big_ssl.objectives.base import Context
 from big_ssl.parallel import mesh as mesh_lib
@@ -29,12 +30,11 @@ def tokenizer(config: Mapping) -> Tokenizer | None:
 
 
 def system(config: Mapping, mesh: Mesh) -> System:
-    """The encoders, views and weighted terms of the config, for batches split over mesh."""
-    length, vocab_size = config["tokenizer"]["length"], config["tokenizer"]["size"]
-    towers = {
-        name: encoders.build(options, config["dtype"], vocab_size, length, config["remat"])
-        for name, options in config["encoders"].items()
-    }
+    """The encoders, views and weighted terms of the config, for batches split over mesh.
+
+    Raises ValueError for encoder calls that encoders, views and masks do not fit.
+    """
+    modules = encoder_modules(config)
     views = {name: ImageView(**options) for name, options in config["views"].items()}
     masks = {name: BlockMask(**options) for name, options in config["masks"].items()}
     terms = {
@@ -44,8 +44,18 @@ def system(config: Mapping, mesh: Mesh) -> System:
     }
     for name, term in terms.items():
         for call in term.calls.values():
+            _check_encoder_call(name, call, modules)
             _check_call(name, call, views, masks)
-    return System(towers, views, terms, masks)
+    return System(modules, views, terms, masks)
+
+
+def encoder_modules(config: Mapping) -> dict[str, Encoder]:
+    """{name: module} of config.encoders."""
+    length, vocab_size = config["tokenizer"]["length"], config["tokenizer"]["size"]
+    return {
+        name: encoders.build(options, config["dtype"], vocab_size, length, config["remat"])
+        for name, options in config["encoders"].items()
+    }
 
 
 def providers(config: Mapping) -> dict[str, str]:
@@ -57,6 +67,20 @@ def providers(config: Mapping) -> dict[str, str]:
     }
     made = System({}, {}, terms)
     return {method: made.provider(method) for method in ("encode_image", "encode_text", "classify")}
+
+
+def _check_encoder_call(name, call, modules):
+    if call.encoder not in modules:
+        raise ValueError(f"{name} reads encoders.{call.encoder}, which is missing; there are {list(modules)}")
+    encoder = modules[call.encoder]
+    # Layers are returned to a caller that lists them, which no EncoderCall does.
+    available = [output for output in encoder.outputs if output != "layers"]
+    for output in call.outputs:
+        if output not in available:
+            raise ValueError(
+                f"{name} reads {output} of encoders.{call.encoder}, a {type(encoder).__name__}; "
+                f"its outputs are {', '.join(available)}"
+            )
 
 
 def _check_call(name, call, views, masks):

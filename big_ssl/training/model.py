@@ -29,8 +29,9 @@ def build_model(config: Mapping, mesh: Mesh) -> Model:
 
     Raises ValueError where parts do not fit together, as far as that shows before they are traced.
     """
-    rates = Rates.build(config["rates"], config["total_steps"])
-    system = dataclasses.replace(build.system(config, mesh), frozen=rates.frozen)
+    system = build.system(config, mesh)
+    rates = Rates.build(config["rates"], config["total_steps"], system.encoders)
+    system = dataclasses.replace(system, frozen=rates.frozen)
     schedule = functools.partial(schedules.build, total_steps=config["total_steps"])
     optimizer = rates.mask(optimizers.build(config["optimizer"], schedule))
     if system.has_teacher and not config["ema"]:

@@ -5,14 +5,13 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from big_ssl.data.device_views import ImageView
 from big_ssl.data.masking import BlockMask
 from big_ssl.models import encoders
-from big_ssl.models.vit import ViT
+from big_ssl.models.encoder import Encoder
 from big_ssl.objectives.base import BatchField, EncoderCall, Objective, Sum
 from big_ssl.parallel import fsdp
 from big_ssl.parallel.sharding import path_name
@@ -45,7 +44,7 @@ class Term:
 class System:
     """All that is trained, as pure functions of (params, mutable, batch, key).
 
-    encoders: {name: linen module}. views: {view: ImageView}, what happens on the device to a batch's images
+    encoders: {name: module}. views: {view: ImageView}, what happens on the device to a batch's images
     before an encoder sees them. masks: {view: BlockMask}, drawn anew in each step. terms: {objective's name:
     Term}. specs: the PartitionSpec of each parameter on the mesh that all of it is traced within, None on one
     device. frozen: whether the parameter of a path is never trained. predictors: {method: the objective that
@@ -54,7 +53,7 @@ class System:
     of texts, labels.
     """
 
-    encoders: Mapping[str, nn.Module]
+    encoders: Mapping[str, Encoder]
     views: Mapping[str, ImageView]
     terms: Mapping[str, Term]
     masks: Mapping[str, BlockMask] = dataclasses.field(default_factory=dict)
@@ -227,7 +226,7 @@ class System:
         """(stream, calls that run together): all of an encoder's, if it takes several sizes at once."""
         groups: dict = {}
         for stream, call in self.encoder_calls():
-            alone = None if isinstance(self.encoders[call.encoder], ViT) else call
+            alone = None if self.encoders[call.encoder].takes_several_sizes else call
             if not call.teacher:
                 groups.setdefault((stream, call.encoder, alone), []).append(call)
         return [(stream, calls) for (stream, *_), calls in groups.items()]

@@ -35,9 +35,7 @@ def layers(deep):
     images = np.random.default_rng(1).integers(0, 256, (5, 4, 4, 3), np.uint8)
     order = (2, 0, 3, 1)
     module, variables, _ = deep
-    seen = jax.jit(lambda x: module.apply(variables, x, intermediate=order))(images / 64.0 - 2)[
-        "intermediate"
-    ]
+    seen = jax.jit(lambda x: module.apply(variables, x, intermediate=order))(images / 64.0 - 2)["layers"]
     return images, {
         i: (np.asarray(seen["cls"][n]), np.asarray(seen["patches"][n])) for n, i in enumerate(order)
     }

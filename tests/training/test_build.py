@@ -2,6 +2,8 @@
 
 import pytest
 
+from big_ssl.objectives.base import EncoderCall
+from big_ssl.objectives.contrastive import Contrastive
 from big_ssl.training import build, loop
 from big_ssl.training.requirements import RequirementsError
 from configs.align_l2 import get_config
@@ -38,3 +40,22 @@ def test_what_is_evaluated_is_not_shrunk():
     config["views"]["image"]["shrink"] = 2
     with pytest.raises(RequirementsError, match=r"^views\.image\.shrink must be 1"):
         loop.set_up(config)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            EncoderCall("image", "image", ("pooled", "cls")),
+            "contrastive reads cls of encoders.image, a EfficientNet; its outputs are pooled, patches",
+        ),
+        (
+            EncoderCall("photo", "image"),
+            r"contrastive reads encoders.photo, which is missing; there are \['image', 'text'\]",
+        ),
+    ],
+)
+def test_an_encoder_call_that_cannot_be_is_named(call, message, monkeypatch):
+    monkeypatch.setattr(Contrastive, "inputs", dict(image=call))
+    with pytest.raises(RequirementsError, match=f"^{message}$"):
+        loop.set_up(get_config("tiny").to_dict())
