@@ -3,10 +3,10 @@
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from big_ssl.models import layer_stack
+from big_ssl.models.attention import attention, of_encoder
 from big_ssl.models.encoder import TransformerEncoder
 
 _init = nn.initializers.normal(0.02)
@@ -18,6 +18,7 @@ class BertLayer(nn.Module):
     heads: int
     mlp_dim: int
     dropout: float
+    attention: str  # a name in attention.IMPLEMENTATIONS
     dtype: jnp.dtype
 
     @nn.compact
@@ -35,7 +36,7 @@ class BertLayer(nn.Module):
             nn.Dense(x.shape[-1], kernel_init=_init, dtype=self.dtype, name=name)(x).reshape(split)
             for name in ("query", "key", "value")
         )
-        y = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        y = attention(query, key, value, mask=mask, implementation=self.attention)
         return nn.Dense(x.shape[-1], kernel_init=_init, dtype=self.dtype, name="out")(y.reshape(x.shape))
 
     def _drop(self, x, train):
@@ -53,7 +54,8 @@ def layer_norm(name, dtype):
 class Bert(TransformerEncoder):
     """BERT encoder with learned positions.
 
-    scan, remat: of its layers, see models/layer_stack.py.
+    attention: its implementation, see models/attention.py. scan, remat: of the layers, see
+      models/layer_stack.py.
 
     ids: int32[B, L], mask: bool[B, L], True where a token stands -> dict(
       pooled: float32[B, D], the last layer's [CLS] state; tokens: dtype[B, L, D]).
@@ -67,6 +69,7 @@ class Bert(TransformerEncoder):
     mlp_dim: int | None = None  # 4 * width
     max_len: int = 512
     dropout: float = 0.1
+    attention: str = "auto"
     scan: bool = False
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
@@ -96,7 +99,7 @@ class Bert(TransformerEncoder):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         mlp_dim = self.mlp_dim or 4 * self.width
         x = layer_stack.apply_layers(
-            functools.partial(BertLayer, self.heads, mlp_dim, self.dropout, self.dtype),
+            functools.partial(BertLayer, self.heads, mlp_dim, self.dropout, of_encoder(self), self.dtype),
             "layer",
             range(self.depth),
             lambda layer, x, _: layer(x, mask[:, None, None, :], train),

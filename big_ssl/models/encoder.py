@@ -68,10 +68,8 @@ class Encoder(nn.Module):
     def flops(self, *shape: int) -> int:
         """FLOPs of a forward pass on a batch of this shape, [B, H, W, 3] or [B, L], two a multiply-add; the
         same for every implementation of attention."""
-        if self.input == "image":
-            inputs = (jax.ShapeDtypeStruct(shape, jnp.float32),)
-        else:
-            inputs = (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_))
+        dtypes = (jnp.float32,) if self.input == "image" else (jnp.int32, jnp.bool_)
+        inputs = [jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes]
         variables = jax.eval_shape(self.init, jax.random.key(0), *inputs)
         return forward_flops(self.apply, variables, *inputs)
 

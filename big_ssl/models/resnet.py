@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from big_ssl.models import convolutions, layer_stack
+from big_ssl.models.attention import attention, of_encoder
 from big_ssl.models.batch_norm import BatchNorm
 from big_ssl.models.encoder import Encoder
 from big_ssl.models.position_embedding import resize_position_embedding, resize_square_table
@@ -78,6 +78,7 @@ class AttentionPool(nn.Module):
     side: int
     heads: int
     dim: int
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x):
@@ -92,7 +93,7 @@ class AttentionPool(nn.Module):
             dense(channels, name=name)(tokens).reshape(batch, -1, self.heads, channels // self.heads)
             for name, tokens in (("query", x[:, :1]), ("key", x), ("value", x))
         )
-        y = jax.nn.dot_product_attention(query, key, value)
+        y = attention(query, key, value, implementation=self.attention)
         return dense(self.dim, name="out")(y.reshape(batch, channels))
 
 
@@ -102,6 +103,7 @@ class ModifiedResNet(Encoder):
     width: of the first stage's insides; image_size: of the attention pool's position table, in
       pixels of a square image; for images of another size it is resized.
     pooled_dim: of the embedding, which attention pooling projects to by itself.
+    attention: its implementation in the pool, see models/attention.py.
     group_size, bn_momentum: see models/batch_norm.py. scan: of a stage's blocks but the first;
     remat: of all blocks; see models/layer_stack.py.
 
@@ -116,6 +118,7 @@ class ModifiedResNet(Encoder):
     pooled_dim: int = 1024
     group_size: int = 0
     bn_momentum: float = 0.9
+    attention: str = "auto"
     scan: bool = False
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
@@ -144,7 +147,11 @@ class ModifiedResNet(Encoder):
         for i, blocks in enumerate(self.blocks):
             x = self._stage(i, blocks, norm, x, train)
         pool = AttentionPool(
-            self.image_size // _STRIDE, max(1, len(x) // 64), self.pooled_dim, name="pooling"
+            self.image_size // _STRIDE,
+            max(1, len(x) // 64),
+            self.pooled_dim,
+            of_encoder(self),
+            name="pooling",
         )
         return dict(pooled=pool(x).astype(jnp.float32), patches=x.transpose(1, 2, 3, 0))
 

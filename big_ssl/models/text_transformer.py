@@ -22,7 +22,8 @@ class TextTransformer(TransformerEncoder):
     eot_id: None is the vocabulary's last id, CLIP's own. Its first occurrence is where OpenAI's
       argmax over ids finds it. A text without it is pooled at its first token.
     activation, kernel_init: names in models.transformer; mlp_dim: None is 4 * width.
-    scan, remat: of the layers, see models/layer_stack.py.
+    attention: its implementation, see models/attention.py. scan, remat: of the layers, see
+      models/layer_stack.py.
 
     ids: int32[B, L]; mask: bool[B, L], unread: causal attention never sees what follows the end,
     and SigLIP was trained to see its padding -> dict(pooled: float32[B, D], tokens: dtype[B, L, D]),
@@ -41,6 +42,7 @@ class TextTransformer(TransformerEncoder):
     activation: str = "quick_gelu"
     epsilon: float = 1e-5
     kernel_init: str = "clip"
+    attention: str = "auto"
     scan: bool = False
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_ssl.models import layer_stack
-from big_ssl.models.encoder import Encoder, TransformerEncoder
+from big_ssl.models.attention import attention_weights
+from big_ssl.models.encoder import TransformerEncoder
 from big_ssl.models.patch_embedding import PatchEmbedding
 from big_ssl.models.position_embedding import (
     RESIZES,
@@ -83,7 +84,8 @@ class ViT(TransformerEncoder):
       of the batch (DINOv2), chosen within each of drop_path_groups groups of neighbours: with a
       multiple of the devices that share the batch, no example leaves its device.
     patch_dropout: the part of the patches that is left out in training (FLIP, arXiv 2212.00794).
-    scan, remat: of the layers, see models/layer_stack.py.
+    attention: its implementation, see models/attention.py. scan, remat: of the layers, see
+      models/layer_stack.py.
     """
 
     patch: int = 16
@@ -110,6 +112,7 @@ class ViT(TransformerEncoder):
     drop_path_mode: str = "linear"
     drop_path_groups: int = 1
     patch_dropout: float = 0.0
+    attention: str = "auto"
     scan: bool = False
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
@@ -326,7 +329,7 @@ def layer_tokens(model: ViT, variables: Mapping, images, count: int):
     return jnp.concatenate([between["cls"], mean[None]]).swapaxes(0, 1)
 
 
-def check_layers(model: Encoder, count: int) -> None:
+def check_layers(model: nn.Module, count: int) -> None:
     """Raises ValueError if a model does not have class tokens after its last `count` layers."""
     if not {"cls", "layers"} <= set(model.outputs):
         raise ValueError(
@@ -358,4 +361,4 @@ def last_attention(model: ViT, variables: Mapping, images):
         grid = [side // model.patch for side in images.shape[1:3]]
         places = rotation(grid, query.shape[-1], model.rope_base)
         query, key = rotate(query, places), rotate(key, places)
-    return nn.dot_product_attention_weights(query, key)
+    return attention_weights(query, key)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.sharding import AxisType, PartitionSpec
 
 from big_ssl.models import convolutions, efficientnet, flops
@@ -131,3 +132,26 @@ def test_efficientnet_b0_has_its_published_count():
 def test_efficientnet_l2_has_its_known_count():
     # 69.8 GMAC at 289 px: the layers' shapes added up apart from this code.
     assert _tower_flops("l2", 289) / 2 == pytest.approx(69.8e9, rel=0.005)
+
+
+def _kernel(x_ref, y_ref, out_ref):
+    out_ref[...] = x_ref[...] @ y_ref[...]
+
+
+def test_a_pallas_kernel_counts_as_often_as_its_grid_runs():
+    def product(x, y, **options):
+        return pl.pallas_call(
+            _kernel,
+            out_shape=jax.ShapeDtypeStruct((16, 8), jnp.float32),
+            grid=(4,),
+            in_specs=[pl.BlockSpec((4, 8), lambda i: (i, 0)), pl.BlockSpec((8, 8), lambda i: (0, 0))],
+            out_specs=pl.BlockSpec((4, 8), lambda i: (i, 0)),
+            **options,
+        )(x, y)
+
+    arrays = _array(16, 8), _array(8, 8)
+    assert flops.forward_flops(product, *arrays) == 2 * 16 * 8 * 8
+    estimate = pl.CostEstimate(flops=77, transcendentals=0, bytes_accessed=0)
+    assert flops.forward_flops(lambda x, y: product(x, y, cost_estimate=estimate), *arrays) == 77
+    batch = jax.ShapeDtypeStruct((3, 16, 8), jnp.float32)
+    assert flops.forward_flops(jax.vmap(product, (0, None)), batch, arrays[1]) == 3 * 2 * 16 * 8 * 8
