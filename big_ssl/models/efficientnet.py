@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from big_ssl.models import convolutions, layer_stack
 from big_ssl.models.batch_norm import BatchNorm
+from big_ssl.models.encoder import Encoder
 
 
 class Stage(NamedTuple):
@@ -58,10 +59,6 @@ def round_repeats(repeats: int, depth: float) -> int:
     """Scales a stage's number of blocks, rounded up."""
     return math.ceil(depth * repeats)
 
-
-# For models/layer_layouts.py: the scanned network keeps a stage's blocks in a stack, all but the
-# first, which alone changes stride and width.
-STACKS = {r"stage\d+_block": 1}
 
 # Normal with variance 2 / fan_out, as in the published code; a depthwise kernel [k, k, C]
 # has fan-out k * k.
@@ -124,7 +121,7 @@ class MBConv(nn.Module):
         return x * (mask / keep).astype(x.dtype)
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(Encoder):
     """The network up to the last block's output and its spatial mean, without the top 1x1
     convolution: ALIGN pools the block output itself (arXiv 2102.05918 section 4.1).
 
@@ -150,6 +147,14 @@ class EfficientNet(nn.Module):
     scan: bool = False
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
+
+    # All of a stage's blocks but the first, which alone changes stride and width.
+    stacks: ClassVar[Mapping[str, int]] = {r"stage\d+_block": 1}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Both always."""
+        return ("pooled", "patches")
 
     @nn.compact
     def __call__(self, images, train: bool = False):

@@ -9,11 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_ssl.models import attention as attention_lib
 from big_ssl.models.random_subsets import add_on_subset
 from big_ssl.models.rotary import Rotation, rotate
-
-# For models/layer_layouts.py: a scanned tower keeps all its layers in one stack.
-STACKS = {"layer": 0}
 
 
 def quick_gelu(x):
@@ -85,11 +83,12 @@ class Style(NamedTuple):
     dtype: jnp.dtype
     feed_forward: str  # a name in FEED_FORWARDS
     layer_scale: float | None  # the start of LayerScale, None for none
+    attention: str  # a name in attention.IMPLEMENTATIONS
 
 
 def make_style(tower, feed_forward: str = "mlp", layer_scale: float | None = None) -> Style:
     """The style of a module with the fields width, depth, heads, mlp_dim (None is what feed_forward
-    has by default), activation, epsilon, kernel_init (a name in INITIALISERS) and dtype.
+    has by default), activation, epsilon, kernel_init (a name in INITIALISERS), attention and dtype.
 
     Raises ValueError for unknown names and where heads does not divide width.
     """
@@ -100,7 +99,9 @@ def make_style(tower, feed_forward: str = "mlp", layer_scale: float | None = Non
     mlp_dim = tower.mlp_dim or default(tower.width)
     deviations = choose(INITIALISERS, tower.kernel_init, "kernel_init")(tower.width, mlp_dim, tower.depth)
     common = (tower.activation, tower.epsilon, deviations, tower.dtype)
-    return Style(tower.heads, mlp_dim, *common, feed_forward, layer_scale)
+    return Style(
+        tower.heads, mlp_dim, *common, feed_forward, layer_scale, attention=attention_lib.of_encoder(tower)
+    )
 
 
 def layer_norm(name: str, style: Style) -> nn.LayerNorm:
@@ -108,7 +109,7 @@ def layer_norm(name: str, style: Style) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=style.epsilon, dtype=style.dtype, name=name)
 
 
-def attention(width: int, style: Style) -> Callable:
+def multi_head_attention(width: int, style: Style) -> Callable:
     """Multi-head attention: f(x: [B, Q, D], context: [B, K, D], causal=False, places=None) -> [B, Q, D].
 
     causal: a position sees itself and those before it; places: of the patches at their end, by which
@@ -126,14 +127,14 @@ def attention(width: int, style: Style) -> Callable:
         )
         if places is not None:
             query, key = rotate(query, places), rotate(key, places)
-        y = jax.nn.dot_product_attention(query, key, value, is_causal=causal)
+        y = attention_lib.attention(query, key, value, causal=causal, implementation=style.attention)
         return out(y.reshape(x.shape))
 
     return attend
 
 
 def mlp(width: int, style: Style) -> Callable:
-    """Two products with the activation between them; see `attention` for where it may stand."""
+    """Two products with the activation between them; see `multi_head_attention` for where it may stand."""
     inside = dense("mlp_in", style.mlp_dim, style.deviations.mlp_in, style)
     out = dense("mlp_out", width, style.deviations.mlp_out, style)
     return lambda x: out(ACTIVATIONS[style.activation](inside(x)))
@@ -163,7 +164,7 @@ FEED_FORWARDS = {
 
 
 def feed_forward(width: int, style: Style) -> Callable:
-    """The style's own; see `attention` for where it may stand."""
+    """The style's own; see `multi_head_attention` for where it may stand."""
     return FEED_FORWARDS[style.feed_forward].make(width, style)
 
 
@@ -183,7 +184,7 @@ class Layer(nn.Module):
     training (stochastic depth, Huang et al. 2016); None where there is no such chance, nor a key.
     subset_groups: None, and every example has its own chance; else that part of each of so many groups
     of the batch skips the branch, exactly, and saves its work; drop_rate is then a Python number.
-    places: one for each array of x, see `attention`.
+    places: one for each array of x, see `multi_head_attention`.
     """
 
     style: Style
@@ -197,7 +198,7 @@ class Layer(nn.Module):
         return self._add(x, self._feed_forward(width), drop_rate, train)
 
     def _attention(self, width, places):
-        norm, attend = layer_norm("attention_norm", self.style), attention(width, self.style)
+        norm, attend = layer_norm("attention_norm", self.style), multi_head_attention(width, self.style)
         scaled = self._scale("attention_scale", width)
 
         def branch(x):
@@ -244,6 +245,6 @@ class AttentionPooling(nn.Module):
         batch, _, width = x.shape
         probe = self.param("probe", nn.initializers.normal(math.sqrt(2 / (1 + width))), (width,))
         query = jnp.broadcast_to(probe.astype(self.style.dtype), (batch, 1, width))
-        y = attention(width, self.style)(query, x)
+        y = multi_head_attention(width, self.style)(query, x)
         y = y + feed_forward(width, self.style)(layer_norm("mlp_norm", self.style)(y))
         return y[:, 0]

@@ -12,12 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_ssl.models import layer_stack
+from big_ssl.models.attention import attention_weights
+from big_ssl.models.encoder import TransformerEncoder
 from big_ssl.models.patch_embedding import PatchEmbedding
-from big_ssl.models.position_embedding import RESIZES, resize_position_embedding
+from big_ssl.models.position_embedding import (
+    RESIZES,
+    resize_position_embedding,
+    resize_square_table,
+)
 from big_ssl.models.random_subsets import random_subsets, take
 from big_ssl.models.rotary import rotate, rotation
 from big_ssl.models.transformer import (
-    STACKS,
     AttentionPooling,
     Layer,
     Style,
@@ -25,19 +30,6 @@ from big_ssl.models.transformer import (
     layer_norm,
     make_style,
 )
-
-__all__ = [
-    "CLIP",
-    "DINO",
-    "DINOV2",
-    "SIGLIP",
-    "STACKS",
-    "VARIANTS",
-    "ViT",
-    "check_layers",
-    "last_attention",
-    "layer_tokens",
-]
 
 # Shapes by their usual names: ViT's own Table 1; So400m of Alabdulmohsin et al. 2023 (2305.13035);
 # S of Touvron et al. 2021 (2012.12877); g of DINOv2, not the g of other papers.
@@ -70,7 +62,7 @@ _DEVIATIONS = {"dino": (0.02, 0.02), "dinov2": (1e-6, 0.02)}
 _PYTORCHS_PATCHES = ("torch", "dino", "dinov2")
 
 
-class ViT(nn.Module):
+class ViT(TransformerEncoder):
     """The transformer over an image's patches; VARIANTS, CLIP, SIGLIP, DINO, DINOV2 are published options.
 
     image_size: of the position table, in pixels of a square image; for images of another size it
@@ -92,7 +84,8 @@ class ViT(nn.Module):
       of the batch (DINOv2), chosen within each of drop_path_groups groups of neighbours: with a
       multiple of the devices that share the batch, no example leaves its device.
     patch_dropout: the part of the patches that is left out in training (FLIP, arXiv 2212.00794).
-    scan, remat: of the layers, see models/layer_stack.py.
+    attention: its implementation, see models/attention.py. scan, remat: of the layers, see
+      models/layer_stack.py.
     """
 
     patch: int = 16
@@ -119,9 +112,23 @@ class ViT(nn.Module):
     drop_path_mode: str = "linear"
     drop_path_groups: int = 1
     patch_dropout: float = 0.0
+    attention: str = "auto"
     scan: bool = False
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
+
+    takes_several_sizes = True
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Depend on the class token."""
+        return ("pooled", *(("cls",) if self.class_token else ()), "patches", "layers")
+
+    def resize_params(self, name, array, shape):
+        """The position table, whose first row is the class token's, if there is one."""
+        if name != "position_embedding":
+            return None
+        return resize_square_table(array, shape, int(self.class_token))
 
     @nn.compact
     def __call__(self, images, train: bool = False, mask=None, intermediate: Sequence[int] = ()):
@@ -129,9 +136,9 @@ class ViT(nn.Module):
         replaces, before they get their positions; intermediate: layers to see, as indices of a list.
 
         Returns dict(pooled: float32[B, D], patches: dtype[B, N, D]), both after the final norm, N row
-        by row, in training those that patch_dropout leaves; cls: float32[B, D] where there is a class
-        token and pooled is not it; and with intermediate of length n the same norm of what those
-        layers give: intermediate: dict(cls: float32[n, B, D] where there is one, patches: [n, B, N, D]).
+        by row, in training those that patch_dropout leaves; cls: float32[B, D] if there is a class
+        token; and with intermediate of length n the same norm of those layers' outputs:
+        layers: dict(cls: float32[n, B, D] if there is a class token, patches: [n, B, N, D]).
         images may be a tuple of such of several B, H and W, which go through the layers side by side;
         mask is then a tuple too, of masks and None, and so is what is returned.
         Raises ValueError for options, images and masks that do not fit.
@@ -151,7 +158,7 @@ class ViT(nn.Module):
         outputs = [self._outputs(norm(tokens), pool) for tokens in x]
         if intermediate:
             for output, seen in zip(outputs, between, strict=True):
-                output["intermediate"] = self._apart(norm(seen))
+                output["layers"] = self._apart(norm(seen))
         return tuple(outputs) if isinstance(images, tuple) else outputs[0]
 
     def _embed(self, sizes, masks, train):
@@ -288,8 +295,6 @@ class ViT(nn.Module):
         """What is returned of one size's tokens after the final norm."""
         outputs = self._apart(x)
         pooled = pool(x, outputs["patches"]).astype(jnp.float32)
-        if self.pooling == "cls":
-            del outputs["cls"]  # it is the pooled output
         return dict(pooled=pooled) | outputs
 
 
@@ -319,19 +324,19 @@ def layer_tokens(model: ViT, variables: Mapping, images, count: int):
     """
     check_layers(model, count)
     outputs: Any = model.apply(variables, images, intermediate=range(-count, 0))
-    between = outputs["intermediate"]
+    between = outputs["layers"]
     mean = between["patches"][-1].astype(jnp.float32).mean(1)
     return jnp.concatenate([between["cls"], mean[None]]).swapaxes(0, 1)
 
 
 def check_layers(model: nn.Module, count: int) -> None:
-    """Raises ValueError where a model is no ViT that has class tokens after `count` layers."""
-    if not isinstance(model, ViT) or not model.class_token:
+    """Raises ValueError if a model does not have class tokens after its last `count` layers."""
+    if not {"cls", "layers"} <= set(model.outputs):
         raise ValueError(
             f"the image tower, {type(model).__name__}, has no class token; it must be a ViT with one"
         )
-    if count > model.depth:
-        raise ValueError(f"the last {count} layers are asked for; the image tower has {model.depth}")
+    if count > model.num_layers:
+        raise ValueError(f"the last {count} layers are asked for; the image tower has {model.num_layers}")
 
 
 def last_attention(model: ViT, variables: Mapping, images):
@@ -356,4 +361,4 @@ def last_attention(model: ViT, variables: Mapping, images):
         grid = [side // model.patch for side in images.shape[1:3]]
         places = rotation(grid, query.shape[-1], model.rope_base)
         query, key = rotate(query, places), rotate(key, places)
-    return nn.dot_product_attention_weights(query, key)
+    return attention_weights(query, key)

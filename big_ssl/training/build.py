@@ -9,6 +9,7 @@ from big_ssl.data import fields, preprocessing, tokenizers
 from big_ssl.data.fields import Field, Image
 from big_ssl.data.tokenizers import Tokenizer
 from big_ssl.models import encoders
+from big_ssl.models.encoder import Encoder
 from big_ssl.objectives import build as objectives
 from big_ssl.objectives.base import BatchField, Context
 from big_ssl.training import schedules
@@ -24,12 +25,11 @@ def tokenizer(config: Mapping) -> Tokenizer | None:
 
 
 def system(config: Mapping, mesh: Mesh) -> System:
-    """The encoders, fields and weighted terms of the config, for batches split over mesh."""
-    length, vocab_size = config["tokenizer"]["length"], config["tokenizer"]["size"]
-    towers = {
-        name: encoders.build(options, config["dtype"], vocab_size, length, config["remat"])
-        for name, options in config["encoders"].items()
-    }
+    """The encoders, fields and weighted terms of the config, for batches split over mesh.
+
+    Raises ValueError for encoder calls that encoders and fields do not fit.
+    """
+    modules = encoder_modules(config)
     terms = {
         name: term
         for stream, parts in config["streams"].items()
@@ -38,8 +38,9 @@ def system(config: Mapping, mesh: Mesh) -> System:
     read = {stream: stream_fields(stream, config) for stream in config["streams"]}
     for name, term in terms.items():
         for call in term.calls.values():
+            _check_encoder_call(name, call, modules)
             _check_call(f"streams.{term.stream}", name, call, read[term.stream][call.view])
-    return System(towers, read, terms, preprocessing.Pixels.of(config["eval_transform"]))
+    return System(modules, read, terms, preprocessing.Pixels.of(config["eval_transform"]))
 
 
 def stream_fields(
@@ -85,6 +86,15 @@ def reads_texts(config: Mapping) -> bool:
     return any(field.needs_tokenizer for field in fields)
 
 
+def encoder_modules(config: Mapping) -> dict[str, Encoder]:
+    """{name: module} of config.encoders."""
+    length, vocab_size = config["tokenizer"]["length"], config["tokenizer"]["size"]
+    return {
+        name: encoders.build(options, config["dtype"], vocab_size, length, config["remat"])
+        for name, options in config["encoders"].items()
+    }
+
+
 def providers(config: Mapping) -> dict[str, str]:
     """{method of a predictor: the objective whose head provides it, "" for none}, see System.provider."""
     terms = {
@@ -102,6 +112,20 @@ def _check_call(path, name, call, field):
         raise ValueError(f"{name} reads {call.view} masked; {key}.mask is missing")
     if call.high_res and not (isinstance(field, Image) and field.downsample > 1):
         raise ValueError(f"{name} reads {call.view} high_res; {key}.downsample must be at least 2")
+
+
+def _check_encoder_call(name, call, modules):
+    if call.encoder not in modules:
+        raise ValueError(f"{name} reads encoders.{call.encoder}, which is missing; there are {list(modules)}")
+    encoder = modules[call.encoder]
+    # Layers are returned to a caller that lists them, which no EncoderCall does.
+    available = [output for output in encoder.outputs if output != "layers"]
+    for output in call.outputs:
+        if output not in available:
+            raise ValueError(
+                f"{name} reads {output} of encoders.{call.encoder}, a {type(encoder).__name__}; "
+                f"its outputs are {', '.join(available)}"
+            )
 
 
 def _terms(stream, parts, config, mesh):

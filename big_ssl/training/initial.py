@@ -8,7 +8,6 @@ Position tables of another image size are resized, BERT's of longer texts cut. E
 filled whole or excluded whole, but for single excluded paths.
 """
 
-import math
 import re
 from collections.abc import Mapping
 
@@ -17,10 +16,9 @@ import numpy as np
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
 from big_ssl import io
-from big_ssl.models import encoders
+from big_ssl.models.encoder import Encoder
 from big_ssl.models.layer_layouts import stack_layers
-from big_ssl.models.position_embedding import resize_position_embedding
-from big_ssl.training import requirements, trained
+from big_ssl.training import build, requirements, trained
 from big_ssl.training import state as state_lib
 from big_ssl.weights import formats
 
@@ -34,13 +32,14 @@ def read(config: Mapping, abstract_state: state_lib.TrainState):
     path, exclude, remap = (config["init_from"][key] for key in ("path", "exclude", "remap"))
     if not path:
         return None
+    modules = build.encoder_modules(config)
     wanted = state_lib.averaged(abstract_state.params, abstract_state.mutable)
     try:
-        source = _restacked(_remapped(_read(path), remap), config["encoders"])
+        source = _restacked(_remapped(_read(path), remap), modules)
         source = flatten_dict(source, sep="/")
         # A tower without running statistics has an empty node, which must stay.
         wanted = flatten_dict(wanted, keep_empty_nodes=True, sep="/")
-        return _matched(source, wanted, exclude, config["encoders"])
+        return _matched(source, wanted, exclude, modules)
     except (ValueError, OSError) as error:
         raise requirements.RequirementsError(f"init_from: {error}") from error
 
@@ -89,19 +88,18 @@ def _remapped(source, rules):
     return unflatten_dict(flat, sep="/")
 
 
-def _restacked(source, towers):
+def _restacked(source, modules):
     """Stacks the layers of the encoders that are scanned here; in weights they are apart."""
-    for name, tower in towers.items():
-        if tower.get("scan") and name in source["params"]["encoders"]:
-            stacks = encoders.STACKS[tower["kind"]]
-            params = stack_layers(source["params"]["encoders"][name], stacks)
+    for name, encoder in modules.items():
+        if getattr(encoder, "scan", False) and name in source["params"]["encoders"]:
+            params = stack_layers(source["params"]["encoders"][name], encoder.stacks)
             source["params"]["encoders"][name] = params
             for collection, tree in source.get("encoders", {}).get(name, {}).items():
-                source["encoders"][name][collection] = stack_layers(tree, stacks)
+                source["encoders"][name][collection] = stack_layers(tree, encoder.stacks)
     return source
 
 
-def _matched(source, wanted, exclude, towers):
+def _matched(source, wanted, exclude, modules):
     """The source arrays in the structure of wanted; None where excluded."""
     excluded = re.compile("|".join(f"(?:{p})" for p in exclude)) if exclude else None
     found = {}
@@ -113,7 +111,7 @@ def _matched(source, wanted, exclude, towers):
         elif name not in source:
             raise ValueError(f"the weights have no {name}; exclude={(module(name),)} starts it from scratch")
         else:
-            found[name] = fitted(name, source[name], leaf.shape, towers)
+            found[name] = fitted(name, source[name], leaf.shape, modules)
     filled = {module(name) for name, value in found.items() if isinstance(value, np.ndarray)}
     for name in source:
         if name not in wanted and module(name) in filled:
@@ -126,20 +124,24 @@ def module(name):
     return "/".join(name.split("/")[: 3 if name.startswith("params/") else 2]) + "/"
 
 
-def fitted(name, array, shape, towers):
-    """The array, a position table resized to the images' size, or cut to the texts' length."""
+def fitted(name: str, array, shape: tuple[int, ...], modules: Mapping[str, Encoder]) -> np.ndarray:
+    """An array of another model, as a parameter of this one.
+
+    Args:
+      name: its path, such as "params/encoders/image/position_embedding".
+      array: its value there.
+      shape: its shape here. An array of another shape is resized by its encoder's resize_params.
+      modules: {name: encoder}.
+
+    Returns:
+      The array of that shape. Raises ValueError if there is no way to resize it.
+    """
     array = np.asarray(array)
     if array.shape == shape:
         return array
-    tower = towers.get(name.split("/")[2], {})
-    if name.endswith("position/embedding") and tower.get("kind") == "bert":
-        cut = array[: shape[0]]  # of positions that are learnt one by one, those that remain stay
-        if cut.shape == shape:
-            return cut
-    if name.endswith("position_embedding") and tower.get("kind") in ("vit", "resnet"):
-        # Before the places stands a ViT's class token, or what a ResNet's pool asks with.
-        before = int(tower.get("class_token", True))
-        old, new = (round(math.sqrt(places - before)) for places in (len(array), shape[0]))
-        if array.shape[1:] == shape[1:] and (before + old**2, before + new**2) == (len(array), shape[0]):
-            return np.asarray(resize_position_embedding(array, (old, old), (new, new)))
+    place = re.fullmatch(r"params/encoders/([^/]+)/(.+)", name)
+    if place and place[1] in modules:
+        resized = modules[place[1]].resize_params(place[2], array, shape)
+        if resized is not None:
+            return resized
     raise ValueError(f"{name} is {list(array.shape)} in the weights and {list(shape)} in this model")

@@ -9,11 +9,13 @@ A locked image encoder (LiT, Zhai et al. 2022, arXiv 2111.07991) is ("encoders/i
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 import optax
 
+from big_ssl.models.encoder import Encoder
 from big_ssl.parallel.sharding import path_name
 from big_ssl.training import layer_decay, schedules
 from big_ssl.training.layer_decay import LayerDecay
@@ -22,19 +24,22 @@ from big_ssl.training.layer_decay import LayerDecay
 @dataclasses.dataclass(frozen=True)
 class LrMultipliers:
     """rules: (compiled pattern, schedule or LayerDecay), None for the number 0: frozen.
+    encoders: {name: module}, whose layers a decay by layers reads.
 
     What is frozen has neither gradient nor moments, and an encoder of which all is frozen runs as in
     evaluation. A schedule that is 0 for a while only stops the updates; the moments go on.
     """
 
     rules: Sequence[tuple]
+    encoders: Mapping[str, Encoder] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def build(cls, config: Sequence, total_steps: int) -> "LrMultipliers":
+    def build(
+        cls, config: Sequence, total_steps: int, encoders: Mapping[str, Encoder] = MappingProxyType({})
+    ) -> "LrMultipliers":
         """From config.lr_multipliers. Raises ValueError for an unknown schedule."""
-        return cls(
-            tuple((re.compile(pattern), build_factor(value, total_steps)) for pattern, value in config)
-        )
+        rules = ((re.compile(pattern), build_factor(value, total_steps)) for pattern, value in config)
+        return cls(tuple(rules), encoders)
 
     def frozen(self, name: str) -> bool:
         """Whether the parameter of this path never changes."""
@@ -47,7 +52,7 @@ class LrMultipliers:
         def factor(path, leaf):
             found = self._rule(path_name(path))[1]
             if isinstance(found, LayerDecay):
-                return found.factor(path, leaf, params)
+                return found.factor(path, leaf, self.encoders)
             return 0.0 if found is None else found(step)
 
         return jax.tree_util.tree_map_with_path(factor, params)

@@ -30,8 +30,9 @@ def build_model(config: Mapping, mesh: Mesh) -> Model:
 
     Raises ValueError where parts do not fit together, as far as that shows before they are traced.
     """
-    lr_multipliers = LrMultipliers.build(config["lr_multipliers"], config["total_steps"])
-    system = dataclasses.replace(build.system(config, mesh), frozen=lr_multipliers.frozen)
+    system = build.system(config, mesh)
+    lr_multipliers = LrMultipliers.build(config["lr_multipliers"], config["total_steps"], system.encoders)
+    system = dataclasses.replace(system, frozen=lr_multipliers.frozen)
     schedule = functools.partial(schedules.build, total_steps=config["total_steps"])
     optimizer = lr_multipliers.mask(optimizers.build(config["optimizer"], schedule))
     if system.has_teacher and not config["ema"]:

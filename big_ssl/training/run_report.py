@@ -8,7 +8,6 @@ from big_ssl.evals import report_pictures
 from big_ssl.evals.emoji_suite import EmojiSuite
 from big_ssl.evals.knn import Knn
 from big_ssl.evals.report import write_report
-from big_ssl.models.vit import ViT
 from big_ssl.training import state as state_lib
 
 # Free texts for the gallery; none of them is the exact name of a concept.
@@ -73,7 +72,7 @@ def _pictures(config, result):
         return []
     embedder = result.towers.at(state_lib.evaluation_variables(result.state))
     tower, found = result.setup.system.encoders["image"], []
-    if isinstance(tower, ViT) and tower.class_token:
+    if {"cls", "layers"} <= set(tower.outputs):
         prepared = preprocessing.model_keys(config["eval_transform"])
         shown = lambda factor: neighbours[0].pictures(  # noqa: E731
             _LOOKED_INTO, preprocessing.enlarged(prepared, factor)

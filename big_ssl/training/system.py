@@ -5,14 +5,13 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from big_ssl.data.fields import Field
 from big_ssl.data.preprocessing import Pixels
 from big_ssl.models import encoders
-from big_ssl.models.vit import ViT
+from big_ssl.models.encoder import Encoder
 from big_ssl.objectives.base import BatchField, EncoderCall, Objective, Sum
 from big_ssl.parallel import fsdp
 from big_ssl.parallel.sharding import path_name
@@ -59,7 +58,7 @@ class System:
     A batch is {stream: {field: its values}}, of the shapes of Field.zeros with a leading [B].
     """
 
-    encoders: Mapping[str, nn.Module]
+    encoders: Mapping[str, Encoder]
     fields: Mapping[str, Mapping[str, Field]]
     terms: Mapping[str, Term]
     eval_pixels: Pixels = dataclasses.field(default_factory=Pixels)
@@ -256,7 +255,7 @@ class System:
         """(stream, calls that run together): all of an encoder's, if it takes several sizes at once."""
         groups: dict = {}
         for stream, call in self.encoder_calls():
-            alone = None if isinstance(self.encoders[call.encoder], ViT) else call
+            alone = None if self.encoders[call.encoder].takes_several_sizes else call
             if not call.teacher:
                 groups.setdefault((stream, call.encoder, alone), []).append(call)
         return [(stream, calls) for (stream, *_), calls in groups.items()]

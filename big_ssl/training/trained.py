@@ -12,7 +12,6 @@ from orbax.checkpoint.utils import checkpoint_steps
 
 from big_ssl import io, stored_config
 from big_ssl.data import preprocessing
-from big_ssl.models import encoders
 from big_ssl.models.layer_layouts import unstack_layers
 from big_ssl.objectives.contrastive import ContrastiveHead
 from big_ssl.training import build, requirements
@@ -88,8 +87,9 @@ def _reading_alone() -> Iterator[None]:
 def _unrolled(config, variables):
     """With layers apart, as all other formats have them."""
     scanned = {name: tower for name, tower in config["encoders"].items() if tower.get("scan")}
-    for name, tower in scanned.items():
-        variables = _unstacked(variables, name, encoders.STACKS[tower["kind"]])
+    modules = build.encoder_modules(config)
+    for name in scanned:
+        variables = _unstacked(variables, name, modules[name].stacks)
     apart = {name: tower | dict(scan=False) for name, tower in scanned.items()}
     return config | dict(encoders=config["encoders"] | apart), variables
 

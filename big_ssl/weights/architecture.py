@@ -57,7 +57,7 @@ def completed(config: Config) -> Config:
 
 def _options(given, module):
     # An EfficientNet's stages are made of the strides that are given.
-    options = dict(kind=given["kind"], **_fields(module, ("dtype", "remat", "stages")))
+    options = dict(kind=given["kind"], **_fields(module, ("dtype", "remat", "attention", "stages")))
     return {key: given[key] for key in given if key == "strides"} | options
 
 

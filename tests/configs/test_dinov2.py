@@ -163,7 +163,7 @@ def test_a_student_starts_from_its_teachers_run():
         flatten_dict(initial._remapped(unflatten_dict(flat, sep="/"), rules["remap"]), sep="/"),
         flatten_dict(dict(params=params, encoders={}), keep_empty_nodes=True, sep="/"),
         rules["exclude"],
-        config["encoders"],
+        made.encoders,
     )["params"]
     table = found["encoders"]["teacher"]["position_embedding"]
     np.testing.assert_array_equal(table, weights["encoders"]["image"]["position_embedding"])

@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from big_ssl.config import validate
+from big_ssl.models.flops import forward_flops
 from big_ssl.parallel.mesh import make_mesh
 from big_ssl.training import batches, build, flops, schedules
 from big_ssl.training import state as state_lib
@@ -91,7 +92,7 @@ def test_a_teachers_arithmetic_is_counted_once():
         )  # fmt: skip
         total = flops.model_flops_per_step(made, state, batch)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        teacher = flops.forward_flops(made.teacher_features, state.ema, batch, key)
+        teacher = forward_flops(made.teacher_features, state.ema, batch, key)
         # The teacher sees two crops of 16 patches, the student those and two of 4.
         tokens = {"teacher": 2 * 17, "student": 2 * 17 + 2 * 5}
         layer = 2 * 12 * width**2

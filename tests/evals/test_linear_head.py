@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from big_ssl.evals import label_sets
 from big_ssl.evals.linear_head import LinearHead, head_input
 from big_ssl.evals.linear_sweep import LinearSweep
 from big_ssl.models import vit
+from big_ssl.models.resnet import ModifiedResNet
 from big_ssl.weights.linear_heads import write_head
 from tests.evals.conftest import seeing
 
@@ -35,9 +35,7 @@ def layers(deep):
     images = np.random.default_rng(1).integers(0, 256, (5, 4, 4, 3), np.uint8)
     order = (2, 0, 3, 1)
     module, variables, _ = deep
-    seen = jax.jit(lambda x: module.apply(variables, x, intermediate=order))(images / 64.0 - 2)[
-        "intermediate"
-    ]
+    seen = jax.jit(lambda x: module.apply(variables, x, intermediate=order))(images / 64.0 - 2)["layers"]
     return images, {
         i: (np.asarray(seen["cls"][n]), np.asarray(seen["patches"][n])) for n, i in enumerate(order)
     }
@@ -128,8 +126,8 @@ def test_a_tower_that_it_was_not_trained_on_is_named(folder, embedder, head):
     LinearHead(head(3, 2 * WIDTH), test, name="x").check(small)
     with pytest.raises(ValueError, match=r"^the last 4 layers are asked for; the image tower has 2$"):
         LinearHead(head(3, 5 * WIDTH), test, name="x").check(small)
-    with pytest.raises(ValueError, match=r"^the image tower, Dense, has no class token"):
-        LinearHead(head(3, 2 * WIDTH), test, name="x").check(nn.Dense(3))
+    with pytest.raises(ValueError, match=r"^the image tower, ModifiedResNet, has no class token"):
+        LinearHead(head(3, 2 * WIDTH), test, name="x").check(ModifiedResNet())
     wrong = LinearHead(head(3, 3 * WIDTH), test, name="x")
     message = (
         r"^linear_head: the head reads 48 numbers; on this image tower, of width 16, "

@@ -11,7 +11,6 @@ import pytest
 from big_ssl.models import encoders
 from big_ssl.models.batch_norm import BatchNorm
 from big_ssl.models.efficientnet import (
-    STACKS,
     VARIANTS,
     EfficientNet,
     MBConv,
@@ -99,7 +98,7 @@ def test_the_scanned_l2_is_the_unrolled_one_in_stacks():
     outputs, variables = shapes("l2", scan=True)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 467_219_796
     assert variables["params"]["stage5_block_stack"]["depthwise"].shape == (21, 5, 5, 824 * 6)
-    unstacked = jax.eval_shape(functools.partial(unstack_layers, stacks=STACKS), variables)
+    unstacked = jax.eval_shape(functools.partial(unstack_layers, stacks=EfficientNet.stacks), variables)
     assert (outputs, unstacked) == shapes("l2")
 
 

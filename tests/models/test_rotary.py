@@ -66,7 +66,7 @@ def test_a_tower_without_a_table():
 
 def test_layers_in_a_loop_know_the_places():
     looped = TINY.clone(scan=True, remat="full")
-    params = stack_layers(variables()["params"], vit.STACKS)
+    params = stack_layers(variables()["params"], vit.ViT.stacks)
     found = jax.jit(looped.apply)({"params": params}, PICTURES)
     expected = jax.jit(TINY.apply)(variables(), PICTURES)
     np.testing.assert_allclose(found["patches"], expected["patches"], rtol=1e-4, atol=1e-4)

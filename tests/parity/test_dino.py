@@ -56,8 +56,8 @@ def assert_same(ours, images, masks, expected, blocks=None):
     np.testing.assert_allclose(found["pooled"], expected[:, 0], **CLOSE)
     np.testing.assert_allclose(found["patches"], expected[:, first:], **CLOSE)
     if blocks is not None:
-        np.testing.assert_allclose(found["intermediate"]["cls"], blocks[:, :, 0], **CLOSE)
-        np.testing.assert_allclose(found["intermediate"]["patches"], blocks[:, :, first:], **CLOSE)
+        np.testing.assert_allclose(found["layers"]["cls"], blocks[:, :, 0], **CLOSE)
+        np.testing.assert_allclose(found["layers"]["patches"], blocks[:, :, first:], **CLOSE)
 
 
 @pytest.mark.parametrize("swiglu", [False, True], ids=["mlp", "swiglu"])

@@ -2,6 +2,8 @@
 
 import pytest
 
+from big_ssl.objectives.base import EncoderCall
+from big_ssl.objectives.contrastive import Contrastive
 from big_ssl.training import build, loop
 from big_ssl.training.requirements import RequirementsError
 from configs.align_l2 import get_config
@@ -41,3 +43,22 @@ def test_a_field_that_an_objective_reads_must_be_there():
     )
     with pytest.raises(RequirementsError, match=message):
         loop.set_up(config)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            EncoderCall("image", "image", ("pooled", "cls")),
+            "contrastive reads cls of encoders.image, a EfficientNet; its outputs are pooled, patches",
+        ),
+        (
+            EncoderCall("photo", "image"),
+            r"contrastive reads encoders.photo, which is missing; there are \['image', 'text'\]",
+        ),
+    ],
+)
+def test_an_encoder_call_that_cannot_be_is_named(call, message, monkeypatch):
+    monkeypatch.setattr(Contrastive, "inputs", dict(image=call))
+    with pytest.raises(RequirementsError, match=f"^{message}$"):
+        loop.set_up(get_config("tiny").to_dict())

@@ -27,6 +27,12 @@ def weights(tmp_path_factory):
     return where / "out", config, ours
 
 
+def run_config(config, **init_from):
+    """What initial.read reads of a run's config, with the encoders of a Config."""
+    keys = dict(encoders=config["encoders"], tokenizer=config["tokenizer"], dtype="float32", remat="none")
+    return keys | dict(init_from=init_from)
+
+
 def read(weights, exclude=(), remap=(), **image):
     """What initial.read gives a model like the weights', but for its image tower's options."""
     folder, config, _ = weights
@@ -36,10 +42,7 @@ def read(weights, exclude=(), remap=(), **image):
     tree = unflatten_dict({k: jax.ShapeDtypeStruct(s, np.float32) for k, s in shapes.items()}, sep="/")
     mutable = dict(encoders={"image": {}, "text": {}}, objectives={})
     state = TrainState(step=0, params=tree["params"], opt_state=(), mutable=mutable, ema=None, counters={})
-    return initial.read(
-        dict(init_from=dict(path=str(folder), exclude=exclude, remap=remap), encoders=config["encoders"]),
-        state,
-    )
+    return initial.read(run_config(config, path=str(folder), exclude=exclude, remap=remap), state)
 
 
 def test_every_array_comes_through(weights):
@@ -115,7 +118,8 @@ def test_what_does_not_fit_is_named(weights, options, message):
 
 
 def test_a_folder_without_weights_is_named(tmp_path):
-    config = dict(init_from=dict(path=str(tmp_path), exclude=(), remap=()), encoders={})
+    config = dict(encoders={}, tokenizer=dict(length=0, size=0))
+    config = run_config(config, path=str(tmp_path), exclude=(), remap=())
     state = TrainState(0, {}, (), dict(encoders={}, objectives={}), None, {})
     with pytest.raises(requirements.RequirementsError, match=f"^init_from: {tmp_path} is a folder"):
         initial.read(config, state)
@@ -130,8 +134,8 @@ def test_positions_of_longer_texts_are_left_out(tmp_path):
     tree = unflatten_dict({k: jax.ShapeDtypeStruct(s, np.float32) for k, s in shapes.items()}, sep="/")
     mutable = dict(encoders=tree["encoders"] | dict(text={}), objectives={})
     state = TrainState(step=0, params=tree["params"], opt_state=(), mutable=mutable, ema=None, counters={})
-    asked = dict(init_from=dict(path=str(tmp_path), exclude=(), remap=()), encoders=config["encoders"])
-    found = initial.read(asked, state)["params"]["encoders"]["text"]
+    run = run_config(config, path=str(tmp_path), exclude=(), remap=())
+    found = initial.read(run, state)["params"]["encoders"]["text"]
     np.testing.assert_array_equal(found["position"]["embedding"], table[:5])
 
 

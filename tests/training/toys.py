@@ -8,14 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_ssl.data.fields.text import Text
+from big_ssl.models.encoder import Encoder
 from big_ssl.objectives.base import BatchField, EncoderCall, StatelessObjective, Sum
 from big_ssl.training import train_step
 
 FIELDS = dict(pairs=dict(text=Text(dict(text=1.0))))
 
 
-class Tower(nn.Module):
+class Tower(Encoder):
     """Random in training, and counting the forward passes that reach its statistics."""
+
+    input = "text"
+    outputs = ("pooled",)
 
     @nn.compact
     def __call__(self, ids, mask, train=False):
