@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_ssl.evals import split_candidates
-from big_ssl.evals.embedder import in_batches
+from big_ssl.evals.batched import in_batches
 from big_ssl.parallel import mesh as mesh_lib
 
 # Queries whose scores are in memory at a time.

@@ -12,6 +12,7 @@ from big_ssl.data.device_views import ImageView
 from big_ssl.data.masking import BlockMask
 from big_ssl.data.pipeline import LoadExample
 from big_ssl.data.tokenizers import Tokenizer
+from big_ssl.evals.capabilities import image_call, listed
 from big_ssl.models import encoders
 from big_ssl.objectives import build as objectives
 from big_ssl.objectives.base import Context
@@ -45,18 +46,22 @@ def system(config: Mapping, mesh: Mesh) -> System:
     for name, term in terms.items():
         for call in term.calls.values():
             _check_call(name, call, views, masks)
-    return System(towers, views, terms, masks)
+    system = System(towers, views, terms, masks, predictors=config.get("predictors", {}))
+    _check_predictors(system)
+    return system
 
 
-def providers(config: Mapping) -> dict[str, str]:
-    """{method of a predictor: the objective whose head provides it, "" for none}, see System.provider."""
-    terms = {
-        name: term
-        for stream, parts in config["streams"].items()
-        for name, term in _terms(stream, parts, config, None)
-    }
-    made = System({}, {}, terms)
-    return {method: made.provider(method) for method in ("encode_image", "encode_text", "classify")}
+def _check_predictors(system):
+    """Raises ValueError unless config.predictors decides which objective provides each method."""
+    provided = {method for term in system.terms.values() for method in term.objective.provides}
+    for method, name in system.predictors.items():
+        providers = [n for n, term in system.terms.items() if method in term.objective.provides]
+        if name not in providers:
+            raise ValueError(
+                f"predictors.{method} is {name!r}; the objectives that provide it: {listed(providers)}"
+            )
+    for method in sorted(provided):
+        system.provider(method)
 
 
 def _check_call(name, call, views, masks):
@@ -92,11 +97,23 @@ def loaded_data(stream: str, config: Mapping) -> dict:
     return dict(parts["data"], views=views, captions=captions, label="".join(labels))
 
 
-def preparation(data: Mapping) -> dict:
-    """How a stream's images are prepared outside of training, in the keys of a weights.format.Config:
-    as the view "image" prepares them, but the middle of each instead of a random part."""
-    window = data["views"]["image"]
-    return dict(image_size=window["crop"], resize=f"{window['fit']} {window['resize']}")
+def eval_transform_config(config: Mapping, system: System) -> dict:
+    """How evaluation preprocesses images, in the keys of a weights.format.Config: like the host view of
+    capabilities.image_call, but with a center crop.
+
+    The view is that of the stream whose objective provides encode_image, else classify, else of the first
+    stream that has it. Raises ValueError without such a view.
+    """
+    call = image_call(system)
+    providers = filter(None, map(system.provider, ("encode_image", "classify")))
+    for stream in (*(system.terms[name].stream for name in providers), *config["streams"]):
+        view = config["streams"][stream]["data"]["views"].get(call.view if call else "")
+        if view and view["kind"] == "window":
+            return dict(image_size=view["crop"], resize=f"{view['fit']} {view['resize']}")
+    raise ValueError(
+        f"{config['name']} has no image encoder, or no stream with a window of its view: evaluation "
+        'preprocesses images as the view "image" does, else as the view of the objective behind encode_image'
+    )
 
 
 def abstract_batch(config: Mapping) -> dict:

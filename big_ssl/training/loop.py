@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 
 from big_ssl import io
-from big_ssl.evals import suite
-from big_ssl.evals.embedder import Towers
+from big_ssl.evals.evaluator import Evaluator
+from big_ssl.evals.predictor import Predictor
 from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build, evaluation, flops, initial, ownership, progress, requirements, streams
@@ -25,13 +25,13 @@ from big_ssl.training.wall_time import WallTime
 
 
 class Result(NamedTuple):
-    """What a run leaves in memory. towers: None without evaluators; finished: False where it was asked
+    """What a run leaves in memory. predictor: None without evaluators; finished: False where it was asked
     to stop before its end."""
 
     state: state_lib.TrainState
     setup: Setup
-    evaluators: Mapping[str, suite.Evaluator]
-    towers: Towers | None
+    evaluators: Mapping[str, Evaluator]
+    predictor: Predictor | None
     finished: bool
 
 
@@ -44,7 +44,7 @@ def train(config: Mapping, workdir) -> Result:
     """
     began = time.monotonic()
     with ownership.owned(workdir):
-        setup, loaders, evaluators = _prepare(config, workdir)
+        setup, loaders, predictor, evaluators = _prepare(config, workdir)
         progress.print_parameters(
             setup.abstract_state.params,
             jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params),
@@ -53,22 +53,25 @@ def train(config: Mapping, workdir) -> Result:
         options = config["checkpoint"]
         with contextlib.closing(Checkpoints(workdir, options["keep"], options["best"])) as checkpoints:
             state = _start(config, workdir, setup, checkpoints)
-            run = _Run(config, workdir, setup, loaders, checkpoints, evaluators, int(state.step), began)
+            run = _Run(
+                config, workdir, setup, loaders, checkpoints, predictor, evaluators, int(state.step), began
+            )
             with contextlib.closing(run):
                 state, finished = run.go(state)
-            return Result(state, setup, evaluators, run.towers, finished)
+            return Result(state, setup, evaluators, predictor, finished)
 
 
 def _prepare(config, workdir):
-    """(Setup, loaders, evaluators). What can be missing is looked for on all hosts at once."""
+    """(Setup, loaders, predictor, evaluators). What can be missing is looked for on all hosts at once."""
     with phase("building the model, opening the data and what it is evaluated on"):
         setup = set_up(config)
         size = requirements.state_bytes(setup.abstract_state)
         requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
         loaders = streams.open_streams(config, setup.tokenizer)
-        evaluators = evaluation.evaluators(config, setup.system.encoders)
+        predictor = evaluation.predictor(config, setup) if config["evals"] else None
+        evaluators = evaluation.evaluators(config, predictor)
     mesh_lib.warm_up_collectives(setup.mesh)
-    return setup, loaders, evaluators
+    return setup, loaders, predictor, evaluators
 
 
 def _start(config, workdir, setup, checkpoints):
@@ -92,7 +95,7 @@ def _start(config, workdir, setup, checkpoints):
 class _Run:
     """One process's stretch of a run, from its first step to its last."""
 
-    def __init__(self, config, workdir, setup, loaders, checkpoints, evaluators, start, began):
+    def __init__(self, config, workdir, setup, loaders, checkpoints, predictor, evaluators, start, began):
         self.config, self.setup, self.loaders, self.checkpoints = config, setup, loaders, checkpoints
         self.start, self.total = start, config["total_steps"]
         with phase("reading the metrics"):
@@ -102,7 +105,7 @@ class _Run:
         self.stop = StopRequest()
         self.batch_sizes = {name: stream["batch_size"] for name, stream in config["streams"].items()}
         self.examples = sum(self.batch_sizes.values())
-        self.towers = evaluation.towers(config, setup) if evaluators else None
+        self.predictor = predictor
         limit = config["failure_limits"]["evaluator_failures_in_a_row"]
         self.evaluation = evaluation.Evaluation(evaluators, limit, self.writer.lines(), start)
         self.progress = progress.Progress(start, self.total, self.examples)
@@ -195,9 +198,10 @@ class _Run:
         self.evaluation.check_health(step)
 
     def _evaluate(self, step, state):
-        if not self.towers:
+        if not self.predictor:
             return {}
-        metrics, problems = self.evaluation.metrics(self.towers.at(state_lib.evaluation_variables(state)))
+        predictor = self.predictor.for_evaluation(state_lib.evaluation_variables(state))
+        metrics, problems = self.evaluation.metrics(predictor)
         self.writer.write(step, metrics)
         self.writer.flush()
         for text in (evaluation.summary(metrics), *problems):
