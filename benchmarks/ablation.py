@@ -35,14 +35,14 @@ class Variant(NamedTuple):
 
 TABLES: dict[str, dict[str, Variant]] = {
     "ibot": {
-        "DINO and masked patches": Variant("ibot_vits16"),
-        "DINO alone": Variant("ibot_vits16", weights=dict(ibot=0.0)),
-        "masked patches alone": Variant("ibot_vits16", weights=dict(dino=0.0)),
+        "DINO and masked patches": Variant("ibot"),
+        "DINO alone": Variant("ibot", weights=dict(ibot=0.0)),
+        "masked patches alone": Variant("ibot", weights=dict(dino=0.0)),
     },
     "dinov2": {
-        "iBOT and KoLeo": Variant("ibot_vits16"),
-        "DINOv2": Variant("dinov2_vitg14"),
-        "DINOv2 without KoLeo": Variant("dinov2_vitg14", weights=dict(koleo=0.0)),
+        "iBOT and KoLeo": Variant("ibot"),
+        "DINOv2": Variant("dinov2"),
+        "DINOv2 without KoLeo": Variant("dinov2", weights=dict(koleo=0.0)),
     },
     "hybrid": {
         "contrastive": Variant("hybrid_clip_dinov2", "_contrastive"),

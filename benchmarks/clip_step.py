@@ -25,7 +25,7 @@ from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import flops
 from big_ssl.training.setup import set_up
 from big_ssl.weights.formats import read_checkpoint
-from configs import clip_vitb32
+from configs import clip
 
 IMAGE_SIZE, LENGTH, VOCABULARY = 224, 77, 49_408
 # The first product of an MLP in the image tower: an image's tokens, in, out.
@@ -37,8 +37,8 @@ _JSON = flags.DEFINE_string("json", None, "Writes what is printed to this file."
 
 
 def clip_config(batch: int) -> dict:
-    """The recipe of configs/clip_vitb32.py, in float32 and with its layers apart, as is best on a CPU."""
-    config = clip_vitb32.get_config().to_dict()
+    """The recipe of configs/clip.py, in float32 and with its layers apart, as is best on a CPU."""
+    config = clip.get_config().to_dict()
     config.update(dtype="float32", remat="none")
     config["tokenizer"].update(vocabulary="")  # none is needed for random words
     config["streams"]["pairs"]["batch_size"] = batch

@@ -24,7 +24,7 @@ from big_ssl.models import vit
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build, flops
 from big_ssl.training.setup import set_up
-from configs import dinov2_vitl16_short
+from configs import dinov2
 
 _BATCH = flags.DEFINE_integer("batch", 4, "Pictures a step.")
 _STEPS = flags.DEFINE_integer("steps", 5, "Steps of each to time.")
@@ -39,7 +39,7 @@ TOKENS = 1 + (224 // 14) ** 2
 def step_config(batch: int) -> dict:
     """The short recipe of configs/dinov2.py for the small tower; in float32 and with its layers apart, as is
     best on a CPU, and without skipped branches, of which transformers' model has another kind."""
-    config = dinov2_vitl16_short.get_config().to_dict()
+    config = dinov2.get_config("vitl16_short").to_dict()
     images = config["streams"]["images"]
     images.update(batch_size=batch)
     images["data"]["views"]["local_crops"].update(size=98)

@@ -5,7 +5,7 @@
 Ours decodes and crops on the host and hands uint8 to the device, where the step does the rest: colours, grey,
 blur, solarisation, flips, normalisation. torchvision does all of it on the host, in two forms: on PIL
 pictures, as the published code of DINO and iBOT does, and on uint8 tensors, as its v2 transforms prefer. All
-decode the same JPEGs with Pillow, with the values of configs/ibot_vits16.py, on one thread, in turns. Counted
+decode the same JPEGs with Pillow, with the values of configs/ibot.py, on one thread, in turns. Counted
 is the process's CPU time. A ratio above 1 means that ours needs less of the host. What ours leaves to the
 device is told beside it, with its CPU time where the device is the host's own CPU.
 
@@ -32,7 +32,7 @@ from big_ssl.data import decode, host_views
 from big_ssl.data.device_views import ImageView
 from big_ssl.data.pipeline import LoadExample
 from big_ssl.data.sources import Record
-from configs import ibot_vits16
+from configs import ibot
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
 CROPS = ("global_crops", "local_crops")
@@ -127,7 +127,7 @@ def main(argv) -> None:
         sys.exit("multicrop compares with torchvision: pip install torch torchvision")
     if os.environ.get("OMP_NUM_THREADS") != "1":
         sys.exit("multicrop compares single threads: set OMP_NUM_THREADS=1 before it starts")
-    config = ibot_vits16.get_config().to_dict()
+    config = ibot.get_config().to_dict()
     pictures = [photograph(seed) for seed in range(_PICTURES.value)]
     print(
         f"{len(pictures)} pictures, {np.mean([len(picture) for picture in pictures]) / 1e3:.0f} kB on average"

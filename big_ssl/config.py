@@ -18,7 +18,7 @@ from big_ssl.evals.suite import EVALUATORS
 from big_ssl.models.encoders import ENCODERS
 from big_ssl.models.layer_stack import REMAT_POLICIES
 from big_ssl.objectives.build import OBJECTIVES
-from big_ssl.training import averaging, rates, schedules
+from big_ssl.training import rates, schedules, stages
 from big_ssl.training.optimizers import CLIPS, NAMES
 
 
@@ -54,10 +54,10 @@ SCHEMA: Mapping = dict(
         b2=NUMBER,
         eps=NUMBER,
         weight_decay=(int, float, Mapping),
-        decay_exclude=TEXTS,
-        adapt_exclude=TEXTS,
+        weight_decay_exclude=TEXTS,
+        trust_ratio_exclude=TEXTS,
         clip_norm=NUMBER,
-        clip_per=str,
+        clip_scope=str,
     ),
     learning_rate=ANY,
     rates=TEXTS,
@@ -81,6 +81,8 @@ _DATA = dict(source=ANY, views=ANY, captions=ANY, cache_mib=NUMBER, threads=int)
 def validate(config: Mapping) -> None:
     """Raises ConfigError for an unknown or missing key (naming the nearest known one), a wrong
     type, or values that cannot go together."""
+    _check_stages(config)
+    config = {key: value for key, value in config.items() if key != "stages"}
     _check(config, SCHEMA, "")
     rate = config["learning_rate"]
     steps = isinstance(rate, Mapping) and rate.get("kind") == "steps"
@@ -127,6 +129,21 @@ def validate(config: Mapping) -> None:
     for name, options in config["evals"].items():
         validate_evaluator(options, f"evals.{name}")
     _check_values(config)
+
+
+def _check_stages(config):
+    """Every stage's config is one itself."""
+    if not config.get("stages"):
+        return
+    try:
+        resolved = stages.resolve(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    for stage in resolved:
+        try:
+            validate(stage.config)
+        except ConfigError as error:
+            raise ConfigError(f"stages.{stage.name}: {error}") from error
 
 
 def validate_evaluator(options: Mapping, path: str) -> None:
@@ -202,13 +219,13 @@ def _check_values(config):
         raise ConfigError(f"remat is {config['remat']!r}; use {', '.join(REMAT_POLICIES)}")
     if config["optimizer"]["name"] not in NAMES:
         raise ConfigError(f"optimizer.name is {config['optimizer']['name']!r}; use {', '.join(NAMES)}")
-    if config["optimizer"]["clip_per"] not in CLIPS:
+    if config["optimizer"]["clip_scope"] not in CLIPS:
         raise ConfigError(
-            f"optimizer.clip_per is {config['optimizer']['clip_per']!r}; use {', '.join(CLIPS)}"
+            f"optimizer.clip_scope is {config['optimizer']['clip_scope']!r}; use {', '.join(CLIPS)}"
         )
     if config["tokenizer"]["kind"] not in TOKENIZERS:
         raise ConfigError(f"tokenizer.kind is {config['tokenizer']['kind']!r}; use {', '.join(TOKENIZERS)}")
-    _check_schedule(config["ema"], config["total_steps"], "ema", averaging.build)
+    _check_schedule(config["ema"], config["total_steps"], "ema", schedules.ema_momentum)
     _check_schedule(config["learning_rate"], config["total_steps"], "learning_rate")
     _check_schedule(config["optimizer"]["weight_decay"], config["total_steps"], "optimizer.weight_decay")
 

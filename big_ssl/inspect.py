@@ -1,7 +1,7 @@
 """Shows a config before it runs: every value as text, every schedule over the run as a plot.
 
-    python -m big_ssl.inspect --config=configs/ibot_vits16.py --print
-    python -m big_ssl.inspect --config=configs/ibot_vits16.py --output=schedules.png
+    python -m big_ssl.inspect --config=configs/ibot.py --print
+    python -m big_ssl.inspect --config=configs/ibot.py --output=schedules.png
 
 The text has one value a line, sorted, after the preset and the changes on the command line: two configs
 compare with diff. The plot shows rates, decay, average, temperatures and weights.
@@ -9,6 +9,7 @@ compare with diff. The plot shows rates, decay, average, temperatures and weight
 Exit code 2, and one line, where the config is wrong.
 """
 
+import functools
 import math
 import pprint
 import sys
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 from big_ssl import io
 from big_ssl.command_line import CONFIG, OUTPUT, parse_flags
 from big_ssl.config import ConfigError, validate
-from big_ssl.training import averaging, schedules
+from big_ssl.training import schedules, stages
 from big_ssl.training.layer_decay import is_layer_decay
 
 _COLUMNS, _POINTS = 3, 400
@@ -42,13 +43,29 @@ def config_text(config: Mapping) -> str:
 
 
 def all_schedules(config: Mapping) -> Iterator[tuple[str, Callable]]:
-    """Yields (key, function of the step) of everything in a config that is a schedule, weights of objectives
-    included where they are plain numbers."""
+    """Yields (key, function of the run's step) of everything in a config that is a schedule, weights of
+    objectives included where they are plain numbers; NaN in stages that do not have it."""
+    parts: dict[str, dict[int, Callable]] = {}
+    resolved = stages.resolve(config)
+    for stage in resolved:
+        for key, schedule in _schedules(stage.config):
+            parts.setdefault(key, {})[stage.index] = schedule
+    for key, of_stage in parts.items():
+        yield key, functools.partial(_value, resolved, of_stage)
+
+
+def _value(resolved, of_stage, step):
+    stage = next((stage for stage in resolved if step < stage.end), resolved[-1])
+    schedule = of_stage.get(stage.index)
+    return math.nan if schedule is None else schedule(step - stage.start)
+
+
+def _schedules(config):
     total = config["total_steps"]
     yield "learning_rate", schedules.build(config["learning_rate"], total)
     yield "optimizer.weight_decay", schedules.build(config["optimizer"]["weight_decay"], total)
     if config["ema"]:
-        yield "ema", averaging.build(config["ema"], total)
+        yield "ema", schedules.ema_momentum(config["ema"], total)
     for pattern, value in config["rates"]:
         if not is_layer_decay(value):
             yield f"rates: {pattern}", schedules.build(value, total)
@@ -60,14 +77,17 @@ def all_schedules(config: Mapping) -> Iterator[tuple[str, Callable]]:
 
 
 def plot(config: Mapping) -> Figure:
-    """A small plot for each schedule, all over the same steps."""
+    """A small plot for each schedule, all over the same steps, dotted where a stage begins."""
     found = list(all_schedules(config))
     rows = math.ceil(len(found) / _COLUMNS)
     figure = Figure(figsize=(4 * _COLUMNS, 2.6 * rows), layout="constrained", facecolor="white")
     steps = np.unique(np.linspace(0, config["total_steps"], _POINTS).astype(int))
+    starts = [stage.start for stage in stages.resolve(config)[1:]]
     for place, (name, schedule) in enumerate(found):
         axes = figure.add_subplot(rows, _COLUMNS, place + 1)
         axes.plot(steps, [float(schedule(step)) for step in steps], linewidth=1.6)
+        for start in starts:
+            axes.axvline(start, color="0.6", linewidth=0.8, linestyle=":")
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
         axes.grid(alpha=0.3)

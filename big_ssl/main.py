@@ -11,7 +11,6 @@ apart. 1: it failed, and says why. 2: it can't run here as asked, said before an
 """
 
 import contextlib
-import os
 import shlex
 import sys
 import traceback
@@ -23,6 +22,7 @@ from big_ssl import io, retry
 from big_ssl.command_line import CONFIG, config_file, parse_flags
 from big_ssl.config import ConfigError, validate
 from big_ssl.parallel import distributed, hardware
+from big_ssl.training import stages
 from big_ssl.training.loop import train
 from big_ssl.training.phases import announced
 from big_ssl.training.requirements import (
@@ -59,7 +59,8 @@ def run(config, workdir: str, config_file: str, command: str, stopped: int = 0) 
         with distributed.raise_on_all_hosts(ConfigError):
             validate(config)
         check_same_config(config)
-        check_requirements(config, config_file)
+        for stage in stages.resolve(config):
+            check_requirements(stage.config, config_file)
         _keep_compiled(path)
         result = train(config, path)
     except (ConfigError, RequirementsError, io.PathError) as error:
@@ -77,7 +78,7 @@ def run(config, workdir: str, config_file: str, command: str, stopped: int = 0) 
         return 1
     if not result.finished:
         return stopped
-    _report(config, path, command, result)
+    _report(result.config, path, command, result)
     return 0
 
 
@@ -137,11 +138,6 @@ def main(argv) -> None:
         code = 2
     finally:
         distributed.shutdown(code)
-    if code == 1:
-        # At a usual exit tensorboardX would write once more where it just could not, with a traceback.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
     sys.exit(code)
 
 

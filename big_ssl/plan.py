@@ -23,18 +23,21 @@ from big_ssl.planning import topology
 from big_ssl.planning.planner import make_plan
 from big_ssl.planning.report import print_plan
 from big_ssl.planning.search import search
+from big_ssl.training import stages
 from big_ssl.training.requirements import RequirementsError
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU: v5e:16x16, v5p:4x8x8, 2xv5e:16x16 ...")
 _JSON = flags.DEFINE_string("json", None, "A file to write the plan to as JSON.")
+_STAGE = flags.DEFINE_string("stage", "", "Which of the config's stages to plan; the first by default.")
 _SEARCH = flags.DEFINE_bool("search", False, "Look for the fastest setting that fits.")
 
 
-def run(config, name: str, json_file: str | None = None, searching: bool = False) -> int:
+def run(config, name: str, json_file: str | None = None, searching: bool = False, stage: str = "") -> int:
     """Plans, prints and writes. Returns the exit code; see the top of this file."""
     try:
         chips = topology.parse(name)
         validate(config)
+        config = _config_of_stage(config, stage)
         if json_file:
             io.make_folder(io.as_path(json_file).parent)
         devices = topology.devices(chips)
@@ -51,9 +54,16 @@ def run(config, name: str, json_file: str | None = None, searching: bool = False
     return 0 if plan.record["fits"] else 1
 
 
+def _config_of_stage(config, name):
+    try:
+        return stages.named(stages.resolve(config), name).config
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def main(argv) -> None:
     del argv
-    sys.exit(run(CONFIG.value.to_dict(), str(_TOPOLOGY.value), _JSON.value, _SEARCH.value))
+    sys.exit(run(CONFIG.value.to_dict(), str(_TOPOLOGY.value), _JSON.value, _SEARCH.value, _STAGE.value))
 
 
 if __name__ == "__main__":

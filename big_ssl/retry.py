@@ -73,6 +73,9 @@ def _passes(error):
         return True
     if isinstance(error, OSError) and error.errno in _ERRNO:
         return True
+    if type(error).__module__ == "google.auth.exceptions":
+        # The server of tokens does not answer, or it answers that it will.
+        return type(error).__name__ == "TransportError" or error.retryable
     # gcsfs calls the number of HTTP code, aiohttp status. A server that refuses will refuse again.
     for code in (getattr(error, name, None) for name in ("status", "code")):
         if isinstance(code, int) and 400 <= code < 600:

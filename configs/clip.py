@@ -1,102 +1,121 @@
-"""CLIP (Radford et al. 2021, arXiv 2103.00020): all nine published models, one recipe.
+"""CLIP (Radford et al. 2021, arXiv 2103.00020): the nine published models, on 400M image-text pairs.
 
-    python -m big_ssl.main --config=configs/clip_vitb32.py --workdir=gs://bucket/clip \
+    python -m big_ssl.main --config=configs/clip.py:vitb32 --workdir=gs://bucket/clip \
         --config.streams.pairs.data.source.data_dir=gs://bucket/tensorflow_datasets
-    python -m big_ssl.main --config=configs/clip_rn50.py:rn50x4 --workdir=...
-    python -m big_ssl.main --config=configs/clip_vitb32.py:demo --workdir=runs/clip_demo
+    python -m big_ssl.main --config=configs/clip.py:vitl14_336 --workdir=... --config.init_from.path=RUN
+    python -m big_ssl.main --config=configs/clip.py:demo --workdir=runs/clip_demo
 
-The files clip_*.py choose a model; what they share is here. Presets: `demo`, the same architecture
-scaled down, on the embedded emoji drawings, minutes on two CPU cores; `tiny`, seconds, for tests.
-What the paper leaves open is marked. Patch dropout (encoders.image.patch_dropout), the sigmoid loss
-(contrastive.logit_bias), an average of the weights (ema), a locked image tower and another resolution
-(init_from, rates) are keys to set.
+Models: `vitb32` (the default), `vitb16`, `vitl14`, `vitl14_336`, `rn50`, `rn101`, `rn50x4`, `rn50x16` and
+`rn50x64`. Presets: `demo` trains a small model of the same kind (`rn50,demo`: a ResNet) on the embedded emoji
+drawings, in minutes on two CPU cores; `tiny` is the demo in seconds, for tests; `rehearsal` is for
+launch/rehearse.sh.
+
+Values are from section 2.5 and Tables 18 to 20 of the paper. `# open` marks a value that the paper leaves
+open, and names the source of ours. Keys for what others have added: encoders.image.patch_dropout (FLIP),
+contrastive.logit_bias (the sigmoid loss), ema, and init_from with rates for a locked image encoder.
 """
 
-import functools
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from big_ssl import recipe
-from big_ssl.models import resnet, text_transformer, vit
-from big_ssl.weights.format import CLIP_PIXELS
 from configs import emoji
-from configs.rehearsal import rehearsal
+from configs.rehearsal import shrink
 
-# Tables 18 to 20: the rate, the joint space, the image's side, both towers.
-MODELS = {
-    "rn50": dict(rate=5e-4, dim=1024, size=224, image="50", text_width=512),
-    "rn101": dict(rate=5e-4, dim=512, size=224, image="101", text_width=512),
-    "rn50x4": dict(rate=5e-4, dim=640, size=288, image="50x4", text_width=640),
-    "rn50x16": dict(rate=4e-4, dim=768, size=384, image="50x16", text_width=768),
-    "rn50x64": dict(rate=3.6e-4, dim=1024, size=448, image="50x64", text_width=1024),
-    "vitb32": dict(rate=5e-4, dim=512, size=224, image="B/32", text_width=512),
-    "vitb16": dict(rate=5e-4, dim=512, size=224, image="B/16", text_width=512),
-    "vitl14": dict(rate=4e-4, dim=768, size=224, image="L/14", text_width=768),
+# Tables 19 and 20. dim: of the embedding; text: the text encoder's width and heads; image: the image encoder.
+_SMALL, _MEDIUM, _LARGE = dict(width=512, heads=8), dict(width=640, heads=10), dict(width=768, heads=12)
+MODELS: dict[str, dict[str, Any]] = {
+    "vitb32": dict(
+        peak=5e-4, dim=512, size=224, text=_SMALL, image=dict(patch=32, width=768, depth=12, heads=12)
+    ),
+    "vitb16": dict(
+        peak=5e-4, dim=512, size=224, text=_SMALL, image=dict(patch=16, width=768, depth=12, heads=12)
+    ),
+    "vitl14": dict(
+        peak=4e-4, dim=768, size=224, text=_LARGE, image=dict(patch=14, width=1024, depth=24, heads=16)
+    ),
+    # One more epoch at 336 pixels, from the weights of vitl14.
+    "vitl14_336": dict(
+        peak=2e-5, dim=768, size=336, text=_LARGE, image=dict(patch=14, width=1024, depth=24, heads=16)
+    ),
+    "rn50": dict(peak=5e-4, dim=1024, size=224, text=_SMALL, image=dict(width=64, blocks=(3, 4, 6, 3))),
+    "rn101": dict(peak=5e-4, dim=512, size=224, text=_SMALL, image=dict(width=64, blocks=(3, 4, 23, 3))),
+    "rn50x4": dict(peak=5e-4, dim=640, size=288, text=_MEDIUM, image=dict(width=80, blocks=(4, 6, 10, 6))),
+    "rn50x16": dict(peak=4e-4, dim=768, size=384, text=_LARGE, image=dict(width=96, blocks=(6, 8, 18, 8))),
+    "rn50x64": dict(
+        peak=3.6e-4,
+        dim=1024,
+        size=448,
+        text=dict(width=1024, heads=16),
+        image=dict(width=128, blocks=(3, 15, 36, 10)),
+    ),
 }
 
-_VITS = ("vitb32", "vitb16", "vitl14")
 
-# OpenAI's Adam: section 2.5 and Table 18, which differ between the families.
-_MOMENTS = {True: dict(b2=0.98, eps=1e-6), False: dict(b2=0.999, eps=1e-8)}
+def get_config(arg: str = "") -> ConfigDict:
+    """The recipe; arg: `[model][,preset][,key=value ...]`, see big_ssl/recipe.py."""
+    presets = {"": full, "demo": demo, "tiny": tiny, "rehearsal": lambda model: shrink(full(model))}
+    return recipe.choose("clip", arg, presets, MODELS)
 
 
 def full(model: str) -> dict:
-    """Section 2.5 and Tables 18 to 20 of the paper: 32 epochs of 400M pairs, 32,768 a step."""
-    chosen = MODELS[model]
+    """32 epochs of 400M pairs, 32,768 a step."""
+    published, is_vit = MODELS[model], model.startswith("vit")
+    size = published["size"]
     return dict(
         name=f"clip_{model}",
         seed=0,
-        total_steps=390_625,
+        total_steps=12_207 if model == "vitl14_336" else 390_625,
         dtype="bfloat16",
-        grad_accum=1,
-        remat="full",  # the paper recomputes activations too, and does not say which
-        mesh=dict(data=-1, fsdp=1, tensor=1),
-        mesh_rules=(),
-        sharding=(),
-        requires=dict(weights=False, preset_here="demo"),
-        init_from=dict(path="", skip=(), copy=()),
+        streams=dict(pairs=_pairs(published["dim"], size, is_vit)),
         tokenizer=dict(kind="clip_bpe", vocabulary="clip", size=49_408, length=77),
-        streams=dict(
-            pairs=dict(
-                batch_size=32_768,
-                data=dict(
-                    source=dict(
-                        kind="tfds",
-                        name="image_text_pairs",
-                        split="train",
-                        data_dir="",
-                        image_key="image",
-                        text_keys=("text",),
-                    ),
-                    # A random square of the resized picture is the only augmentation.
-                    views=dict(
-                        image=dict(kind="window", resize=chosen["size"], crop=chosen["size"], fit="crop")
-                    ),
-                    captions=dict(text=1.0),
-                    cache_mib=0,
-                    threads=64,
-                ),
-                objectives=dict(contrastive=_contrastive(chosen["dim"], model in _VITS)),
+        views=dict(
+            image=dict(
+                mean=(0.48145466, 0.4578275, 0.40821073),
+                std=(0.26862954, 0.26130258, 0.27577711),
+                flip=False,
             )
         ),
-        views=dict(image=dict(CLIP_PIXELS)),
         masks=dict(),
-        encoders=dict(image=_image_tower(model), text=_text_tower(chosen["text_width"])),
+        encoders=dict(
+            image=_vit(published) if is_vit else _resnet(published),
+            text=dict(
+                kind="text_transformer",
+                **published["text"],
+                depth=12,
+                causal=True,
+                pooling="eot",
+                activation="quick_gelu",
+                epsilon=1e-5,
+                kernel_init="clip",
+                eot_id=placeholder(int),  # None: the vocabulary's last word
+                scan=True,
+            ),
+        ),
         optimizer=dict(
             name="adamw",
             b1=0.9,
-            **_MOMENTS[model in _VITS],
+            **(dict(b2=0.98, eps=1e-6) if is_vit else dict(b2=0.999, eps=1e-8)),  # Table 18
             weight_decay=0.2,
             # "All weights that are not gains or biases".
-            decay_exclude=("_norm/", "_bn/", "bias$", "class_token$", "logit_scale$"),
-            adapt_exclude=(),
+            weight_decay_exclude=("_norm/", "_bn/", "bias$", "class_token$", "logit_scale$"),
+            trust_ratio_exclude=(),
             clip_norm=0.0,
-            clip_per="all",
+            clip_scope="all",
         ),
-        learning_rate=dict(kind="cosine", peak=chosen["rate"], warmup_steps=2_000, start=0.0, final=0.0),
+        learning_rate=dict(kind="cosine", peak=published["peak"], warmup_steps=2_000, start=0.0, final=0.0),
         rates=(),
         ema=0.0,
+        init_from=dict(path="", skip=(), copy=()),
+        # The rest changes nothing that is computed.
+        mesh=dict(data=-1, fsdp=1, tensor=1),
+        mesh_rules=(),
+        sharding=(),
+        grad_accum=1,
+        remat="full",  # the paper recomputes activations too, and leaves open which
+        requires=dict(weights=model == "vitl14_336", preset_here="demo"),
         profile=0,
         log_every=100,
         eval_every=10_000,
@@ -111,68 +130,88 @@ def full(model: str) -> dict:
     )
 
 
-def high_resolution() -> dict:
-    """ViT-L/14@336: one more epoch at 336 pixels, from the weights of 224, at a lower rate."""
-    config = full("vitl14")
-    config.update(name="clip_vitl14_336", total_steps=12_207)
-    config["learning_rate"].update(peak=2e-5)
-    config["streams"]["pairs"]["data"]["views"]["image"].update(resize=336, crop=336)
-    config["encoders"]["image"].update(image_size=336)
-    config["requires"].update(weights=True)
-    return config
-
-
-def _contrastive(dim, projection):
+def _pairs(dim, size, image_projection):
     return dict(
-        kind="contrastive",
-        weight=0.5,  # the mean of both directions; ALIGN's weight 1 is their sum
-        dim=dim,
-        image_projection=projection,
-        text_bias=False,
-        temperature=0.07,
-        temperature_form="log",
-        logit_bias=placeholder(float),
-        label_smoothing=0.0,
+        batch_size=32_768,
+        data=dict(
+            source=dict(
+                kind="tfds",
+                name="image_text_pairs",
+                split="train",
+                data_dir="",
+                image_key="image",
+                text_keys=("text",),
+            ),
+            # A random square of the resized image is the only augmentation.
+            views=dict(image=dict(kind="window", resize=size, crop=size, fit="crop")),
+            captions=dict(text=1.0),
+            cache_mib=0,
+            threads=64,
+        ),
+        objectives=dict(
+            contrastive=dict(
+                kind="contrastive",
+                weight=0.5,  # the mean of both directions; ALIGN's 1.0 is their sum
+                dim=dim,
+                image_projection=image_projection,  # a ResNet's attention pool projects
+                text_bias=False,
+                temperature=0.07,
+                temperature_form="log",
+                logit_bias=placeholder(float),
+                label_smoothing=0.0,
+            )
+        ),
     )
 
 
-def _image_tower(model):
-    chosen = MODELS[model]
-    if model in _VITS:
-        tower = dict(vit.VARIANTS[chosen["image"]], **vit.CLIP, image_size=chosen["size"], patch_dropout=0.0)
-        return dict(kind="vit", **tower, scan=True)
-    # Open in the paper: how many examples batch norm sees; 0 is all of them.
-    return dict(kind="resnet", **resnet.VARIANTS[chosen["image"]], group_size=0, bn_momentum=0.9, scan=True)
+def _vit(published):
+    return dict(
+        kind="vit",
+        **published["image"],
+        image_size=published["size"],
+        pre_norm=True,
+        patch_bias=False,
+        activation="quick_gelu",
+        epsilon=1e-5,
+        pooling="cls",
+        kernel_init="torch",
+        patch_dropout=0.0,
+        scan=True,
+    )
 
 
-def _text_tower(width):
-    tower = dict(width=width, depth=12, heads=width // 64, **text_transformer.CLIP, eot_id=placeholder(int))
-    return dict(kind="text_transformer", **tower, scan=True)
+def _resnet(published):
+    return dict(
+        kind="resnet",
+        **published["image"],
+        image_size=published["size"],
+        pooled_dim=published["dim"],
+        group_size=0,  # open: batch norm over the whole batch
+        bn_momentum=0.9,  # open: PyTorch's default
+        scan=True,
+    )
 
 
 def demo(model: str) -> dict:
-    """The same two architectures, thin, on 6,803 emoji drawings of 1,541 concepts."""
-    config = full(model)
-    config.update(
-        name=f"clip_{model}_demo",
-        **emoji.pairs_run(),
-    )
+    """A small model on 6,803 emoji drawings of 1,541 concepts and their names."""
+    config, is_vit = full(model), model.startswith("vit")
+    config.update(name=f"clip_{model}_demo", **emoji.pairs_run())
     config["learning_rate"].update(peak=1e-3, warmup_steps=100)
-    size = 32 if model in _VITS else 64
+    size = 32 if is_vit else 64
     pairs = config["streams"]["pairs"]
     pairs.update(batch_size=128, data=emoji.pairs(resize=size + size // 8, crop=size))
     pairs["objectives"]["contrastive"].update(dim=128)
-    thin: dict = dict(width=16, blocks=(1, 1, 1, 1), pooled_dim=128)
-    if model in _VITS:
-        thin = dict(patch=4, width=128, depth=4, heads=2)
-    # A loop saves compiling many layers; few are quicker without.
-    config["encoders"]["image"].update(thin, image_size=size, scan=False)
+    small: dict = dict(width=16, blocks=(1, 1, 1, 1), pooled_dim=128)
+    if is_vit:
+        small = dict(patch=4, width=128, depth=4, heads=2)
+    # Layers are not scanned: a scan saves the compilation of many layers, and few run faster without it.
+    config["encoders"]["image"].update(small, image_size=size, scan=False)
     config["encoders"]["text"].update(width=128, depth=2, heads=2, eot_id=emoji.SEP_ID, scan=False)
     return config
 
 
 def tiny(model: str) -> dict:
-    """The demo's code path in seconds."""
+    """The demo with narrower encoders and small batches, in seconds."""
     config = demo(model)
     config.update(name=f"clip_{model}_tiny", total_steps=20, log_every=5, eval_every=10)
     config["checkpoint"].update(every=10)
@@ -180,20 +219,9 @@ def tiny(model: str) -> dict:
     pairs = config["streams"]["pairs"]
     pairs.update(batch_size=16, data=emoji.few_pairs(resize=36, crop=32))
     pairs["objectives"]["contrastive"].update(dim=32)
-    thin = dict(patch=16, width=32, depth=1) if model in _VITS else dict(width=8, pooled_dim=32)
-    config["encoders"]["image"].update(thin, image_size=32)
+    is_vit = config["encoders"]["image"]["kind"] == "vit"
+    small = dict(patch=16, width=32, depth=1) if is_vit else dict(width=8, pooled_dim=32)
+    config["encoders"]["image"].update(small, image_size=32)
     config["encoders"]["text"].update(width=32, depth=1)
     config["evals"] = emoji.evals(("twemoji",), ("fxemoji",))
     return config
-
-
-def get_config(model: str, arg: str, **more) -> ConfigDict:
-    """One model's recipe; arg: a preset, KEY=VALUE changes, or both (big_ssl/recipe.py).
-
-    more: {preset: another model, or what builds its dict}, beside demo and tiny.
-    """
-    presets = {"": model, **more}
-    built = {name: functools.partial(full, m) if isinstance(m, str) else m for name, m in presets.items()}
-    built |= dict(demo=functools.partial(demo, model), tiny=functools.partial(tiny, model))
-    built |= dict(rehearsal=lambda: rehearsal(full(model)))
-    return recipe.choose(f"clip_{model}", arg, built)

@@ -1,84 +1,218 @@
-"""DINOv2's small models: taught by a frozen ViT-g (Oquab et al. 2023, arXiv 2304.07193, section 5).
+"""DINOv2's small models: ViTs that a frozen ViT-g teaches (Oquab et al. 2023, arXiv 2304.07193, section 5).
 
-    python -m big_ssl.main --config=configs/dinov2_distill_vits14.py --workdir=gs://bucket/dinov2_vits14 \
+    python -m big_ssl.main --config=configs/dinov2_distill.py:vits14 --workdir=gs://bucket/dinov2_vits14 \
         --config.init_from.path=gs://bucket/dinov2_vitg14 \
         --config.streams.images.data.source.data_dir=gs://bucket/tensorflow_datasets
 
-The teacher is an encoder of the config, frozen, and filled with its heads from a run's average; the student's
-own average, `ema`, teaches nothing and is what the run is for. No masks, no skipped branches; iBOT's term is
-on all patches of the large crops. The files dinov2_distill_*.py choose a student. Presets: `demo`, from the
-demo of configs/dinov2_vitg14.py (--config.init_from.path), and `tiny`, whose teacher knows nothing.
+Models, the students: `vits14` (the default), `vitb14` and `vitl14`. Presets: `demo` trains a small student,
+from the run of configs/dinov2.py:vitg14,demo (--config.init_from.path); `tiny` is the demo in seconds, for
+tests, with an untrained teacher; `rehearsal` is for launch/rehearse.sh.
 
-No code was published for this: batch 2,048 and the rate 1e-3 are said to be for these runs; all else is
-as when the teacher was trained.
+The teacher is a frozen encoder of this config. init_from fills it and its heads with the average of a run of
+configs/dinov2.py:vitg14. The average of the student (`ema`) teaches nothing: it is the model that the run is
+for. There are no masks and no stochastic depth, and iBOT's loss is on all patches of the global crops.
+
+No code was published for this. The batch of 2,048 and the learning rate of 1e-3 are reported for these runs;
+other values are those of the teacher's training (configs/dinov2.py). `# open` marks our own.
 """
 
-import functools
-
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from big_ssl import recipe
-from big_ssl.models import vit
-from configs import dinov2
-from configs.rehearsal import rehearsal
+from configs import emoji
+from configs.rehearsal import shrink
 
-# With plain feed-forward layers, as released.
-STUDENTS = {"vits14": "S/14", "vitb14": "B/14", "vitl14": "L/14"}
-_NO_SKIPPING = dict(drop_path=0.0, drop_path_groups=1)
-# From a run of configs/dinov2_vitg14.py: its tower and heads are the teacher's, the student has none yet.
-_FROM_TEACHER = dict(
-    skip=("encoders/image/", "/projection/"),
-    copy=(("encoders/image/", "encoders/teacher/"), ("/projection/", "/teacher_projection/")),
-)
+# With plain MLPs, as released.
+MODELS = {
+    "vits14": dict(width=384, depth=12, heads=6, feed_forward="mlp"),
+    "vitb14": dict(width=768, depth=12, heads=12, feed_forward="mlp"),
+    "vitl14": dict(width=1024, depth=24, heads=16, feed_forward="mlp"),
+}
+_TEACHER = dict(width=1536, depth=40, heads=24, feed_forward="swiglu")
+_EPOCH = 1_250  # steps, as the files of the teacher count them
 
 
-def full(student: str) -> dict:
-    """Of 142M pictures no number is given for these: as many steps as the teacher had."""
-    config = _taught(dinov2.full("vitg14"))
-    config.update(name=f"dinov2_distill_{student}", remat="full")  # many pictures on a device
-    config["encoders"]["image"].update(vit.VARIANTS[STUDENTS[student]], feed_forward="mlp")
-    config["learning_rate"].update(peak=1e-3)
+def get_config(arg: str = "") -> ConfigDict:
+    """The recipe; arg: `[model][,preset][,key=value ...]`, see big_ssl/recipe.py."""
+    presets = {"": full, "demo": demo, "tiny": tiny, "rehearsal": lambda model: shrink(full(model))}
+    return recipe.choose("dinov2_distill", arg, presets, MODELS)
+
+
+def full(model: str) -> dict:
+    """Two global and eight local crops of each image; the teacher sees the global ones."""
+    pixels = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_chance=0.8, grey_chance=0.2)
+    return dict(
+        name=f"dinov2_distill_{model}",
+        seed=0,
+        total_steps=625_000,  # open: as many as the teacher's
+        dtype="bfloat16",
+        streams=dict(images=dict(batch_size=2_048, data=_data(), objectives=_objectives())),
+        tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
+        views=dict(
+            global_crops=dict(**colour, blur_chance=(1.0, 0.1), solarise_chance=(0.0, 0.2)),
+            local_crops=dict(**colour, blur_chance=(0.5,) * 8, solarise_chance=()),
+            image=dict(pixels),
+        ),
+        masks={},
+        encoders=dict(image=_encoder(MODELS[model]), teacher=_encoder(_TEACHER)),
+        optimizer=dict(
+            name="adamw",
+            b1=0.9,
+            b2=0.999,
+            eps=1e-8,
+            weight_decay=dict(kind="cosine", peak=0.04, warmup_steps=0, start=0.0, final=0.2),
+            # Tokens, position tables and the lengths of prototypes are decayed, as in the teacher's training.
+            weight_decay_exclude=("_norm/", "bias$", "_scale$"),
+            trust_ratio_exclude=(),
+            clip_norm=3.0,
+            clip_scope="part",
+        ),
+        learning_rate=dict(kind="cosine", peak=1e-3, warmup_steps=100_000, start=0.0, final=1e-6),
+        rates=(
+            ("/teacher", 0.0),
+            ("/prototype", dict(kind="steps", values=((0, 0.0), (_EPOCH, 1.0)))),
+            ("encoders/", dict(kind="layer_decay", decay=1.0, patch_embedding=0.2)),
+        ),
+        ema=dict(kind="cosine", peak=0.994, warmup_steps=0, start=0.0, final=1.0),
+        # The encoder and the heads of the run become the teacher's; the student starts from scratch.
+        init_from=dict(
+            path="",
+            skip=("encoders/image/", "/projection/"),
+            copy=(("encoders/image/", "encoders/teacher/"), ("/projection/", "/teacher_projection/")),
+        ),
+        # The rest changes nothing that is computed.
+        mesh=dict(data=-1, fsdp=8, tensor=1),
+        mesh_rules=(),
+        sharding=(),
+        grad_accum=1,
+        remat="full",
+        requires=dict(weights=True, preset_here="demo"),
+        profile=0,
+        log_every=100,
+        eval_every=12_500,
+        checkpoint=dict(every=2_500, keep=3, best=""),
+        failure_limits=dict(
+            skipped_in_a_row=10,
+            replaced_fraction=0.05,
+            window_examples=10_000,
+            evaluator_failures_in_a_row=3,
+        ),
+        evals=dict(),
+    )
+
+
+def _encoder(size):
+    return dict(
+        kind="vit",
+        patch=14,
+        **size,
+        image_size=224,
+        epsilon=1e-6,
+        pooling="cls",
+        kernel_init="dinov2",
+        mask_token=True,
+        position_resize="dinov2",
+        layer_scale=1e-5,
+        drop_path=0.0,
+        drop_path_mode="subset",
+        drop_path_groups=1,
+        registers=0,
+        rope_base=placeholder(float),
+        rope_rescale=1.0,
+        scan=True,
+    )
+
+
+def _data():
+    return dict(
+        source=dict(
+            kind="tfds",
+            name="imagenet21k",
+            split="train",
+            data_dir="",
+            image_key="image",
+            text_keys=(),
+        ),
+        views=dict(
+            global_crops=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
+            local_crops=dict(kind="random_resized_crop", size=98, scale=(0.05, 0.32), count=8),
+            image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
+        ),
+        captions={},
+        cache_mib=0,
+        threads=64,
+    )
+
+
+def _objectives():
+    """chunk: how many examples' logits are in memory at a time; no result depends on it."""
+    head = dict(prototypes=131_072, hidden=2_048, bottleneck=256, layers=3, learn_lengths=True)
+    temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=30 * _EPOCH, final=0.07)
+    return dict(
+        dino=dict(
+            kind="dino",
+            weight=1.0,
+            teacher="teacher",
+            masked=False,
+            head=dict(head, bottleneck=384),
+            teacher_temperature=dict(temperature),
+            centring=dict(kind="sinkhorn", iterations=3),
+            chunk=2,
+        ),
+        ibot=dict(
+            kind="ibot",
+            weight=1.0,
+            teacher="teacher",
+            masked=False,
+            head=head,
+            teacher_temperature=dict(temperature),
+            centring=dict(kind="sinkhorn", iterations=3),
+            centre_over="masked",
+            chunk=4,
+        ),
+        # open: 64 are the examples of a device, if 32 share the batch.
+        koleo=dict(kind="koleo", weight=0.1, masked=False, group_size=64, crops=2),
+    )
+
+
+def demo(model: str) -> dict:
+    """A thinner student of the model of configs/dinov2.py:vitg14,demo, on the same emoji drawings."""
+    config = full(model)
+    config.update(name=f"dinov2_distill_{model}_demo", **emoji.images_run())
+    config.update(rates=(("/teacher", 0.0),))
+    config["requires"].update(weights=True)
+    config["learning_rate"].update(peak=1e-3, warmup_steps=40, final=1e-5)
+    config["optimizer"].update(b2=0.98)
     images = config["streams"]["images"]
-    images.update(batch_size=2_048)
-    images["objectives"]["koleo"].update(group_size=64)
-    # Without masks the groups are the examples, 64 a device.
-    images["objectives"]["ibot"].update(chunk=4)
-    config["requires"].update(weights=True)
-    return config
-
-
-def demo(student: str) -> dict:
-    """A thinner student of the demo's teacher."""
-    config = _taught(dinov2.demo("vitg14"))
-    config.update(name=f"dinov2_distill_{student}_demo")
-    config["encoders"]["image"].update(width=64, heads=2)
-    config["requires"].update(weights=True)
-    return config
-
-
-def tiny(student: str) -> dict:
-    """The demo's code path in seconds, from no weights."""
-    config = _taught(dinov2.tiny("vitg14"))
-    config.update(name=f"dinov2_distill_{student}_tiny", init_from=dict(path="", skip=(), copy=()))
-    config["encoders"]["image"].update(width=16)
-    return config
-
-
-def _taught(config):
-    """The run of a teacher made into that of a student like it: the same objectives, without masks."""
-    tower = config["encoders"]["image"] | _NO_SKIPPING
-    config["encoders"] = dict(image=dict(tower), teacher=dict(tower))
-    config.update(masks={}, init_from=dict(path="", **_FROM_TEACHER))
-    config["rates"] = (("/teacher", 0.0), *config["rates"])
-    objectives = config["streams"]["images"]["objectives"]
+    images.update(batch_size=128, data=emoji.images(size=48, local_size=24, local_count=4))
     for name in ("dino", "ibot"):
-        objectives[name].update(teacher="teacher", masked=False)
-    objectives["koleo"].update(masked=False)
+        objective = images["objectives"][name]
+        objective.update(teacher_temperature=0.04)
+        objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False)
+    images["objectives"]["ibot"].update(chunk=128)
+    images["objectives"]["koleo"].update(group_size=0)
+    # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
+    for view in ("global_crops", "local_crops"):
+        config["views"][view].update(jitter=(), grey_chance=0.0, blur_chance=(), solarise_chance=())
+    small = dict(patch=12, depth=4, image_size=48, layer_scale=0.1, scan=False, feed_forward="swiglu")
+    config["encoders"]["image"].update(small, width=64, heads=2)
+    config["encoders"]["teacher"].update(small, width=128, heads=4)
     return config
 
 
-def get_config(student: str, arg: str) -> ConfigDict:
-    """One student's recipe; arg: a preset, KEY=VALUE changes, or both (big_ssl/recipe.py)."""
-    presets = {"": full, "demo": demo, "tiny": tiny, "rehearsal": lambda student: rehearsal(full(student))}
-    built = {name: functools.partial(make, student) for name, make in presets.items()}
-    return recipe.choose(f"dinov2_distill_{student}", arg, built)
+def tiny(model: str) -> dict:
+    """The demo with narrower encoders and small batches, in seconds; its teacher is untrained."""
+    config = demo(model)
+    config.update(name=f"dinov2_distill_{model}_tiny", **emoji.few_images_run())
+    config.update(rates=(("/teacher", 0.0),), init_from=dict(path="", skip=(), copy=()))
+    config["learning_rate"].update(peak=2e-3, warmup_steps=2)
+    images = config["streams"]["images"]
+    images.update(batch_size=16, data=emoji.few_images(size=32, local_size=16, local_count=2))
+    for name in ("dino", "ibot"):
+        images["objectives"][name]["head"].update(prototypes=64, hidden=32, bottleneck=16)
+    small = dict(patch=8, depth=1, heads=2, image_size=32, layer_scale=1e-5)
+    config["encoders"]["image"].update(small, width=16)
+    config["encoders"]["teacher"].update(small, width=32)
+    return config

@@ -22,7 +22,7 @@ def few_pairs(resize: int, crop: int) -> dict:
     return pairs(resize, crop) | dict(source=dict(kind="emoji", styles=("fxemoji",), concepts="seen"))
 
 
-def pictures(size: int, local_size: int, local_count: int) -> dict:
+def images(size: int, local_size: int, local_count: int) -> dict:
     """The same drawings without their names, in crops, as the data of a stream."""
     crops = dict(
         global_crops=dict(kind="random_resized_crop", size=size, scale=(0.4, 1.0), count=2),
@@ -33,9 +33,9 @@ def pictures(size: int, local_size: int, local_count: int) -> dict:
     return dict(source=source, views=crops, captions={}, cache_mib=128, threads=2)
 
 
-def few_pictures(**crops: int) -> dict:
+def few_images(**crops: int) -> dict:
     """Those of one style, for tests."""
-    return pictures(**crops) | dict(source=dict(kind="emoji", styles=("fxemoji",), concepts="seen"))
+    return images(**crops) | dict(source=dict(kind="emoji", styles=("fxemoji",), concepts="seen"))
 
 
 # How many categories there are, as labels.
@@ -124,4 +124,33 @@ def pairs_run() -> dict:
         eval_every=325,
         checkpoint=dict(every=325, keep=2, best="eval/zero_shot/twemoji/top1"),
         evals=evals(),
+    )
+
+
+def images_run() -> dict:
+    """What a demo on `images` changes of any recipe: a short run in float32, evaluated on unseen styles."""
+    return dict(
+        total_steps=400,
+        dtype="float32",
+        remat="none",
+        mesh=dict(data=-1, fsdp=1, tensor=1),
+        requires=dict(weights=False, preset_here="tiny"),
+        # In so few steps a slower teacher would remain the random network that it starts as.
+        ema=dict(kind="cosine", peak=0.95, warmup_steps=0, start=0.0, final=0.99),
+        rates=(),
+        log_every=20,
+        eval_every=200,
+        checkpoint=dict(every=100, keep=2, best=""),
+        evals=neighbours() | heads(),
+    )
+
+
+def few_images_run() -> dict:
+    """The same for `tiny`: ten steps on `few_images`."""
+    return images_run() | dict(
+        total_steps=10,
+        log_every=2,
+        eval_every=5,
+        checkpoint=dict(every=5, keep=2, best=""),
+        evals=neighbours(("fxemoji",), ("fxemoji",)),
     )

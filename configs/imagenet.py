@@ -1,15 +1,21 @@
-"""ImageNet-1k with its labels: what all recipes that fine-tune on it share."""
+"""ImageNet-1k with its labels: constants and data that the recipes which fine-tune on it share."""
 
 from big_ssl import recipe
 
 CLASSES, BATCH = 1_000, 1_024
-EPOCH = recipe.epochs(1, 1_281_167, BATCH)
+EPOCH = recipe.epochs(1, 1_281_167, BATCH)  # steps
 PIXELS = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+BEST = "eval/classification/imagenet/top1"
 
 
 def data(size: int, resize: int, crop: int) -> dict:
-    """A random crop of each picture in training, as the data of a stream; in evaluation the middle `crop`
-    of the picture whose shorter side is `resize`."""
+    """The data of a stream.
+
+    Args:
+      size: The side of a training image, a random crop, in pixels.
+      resize: The shorter side that an image is resized to for evaluation.
+      crop: The side of the central crop of that.
+    """
     return dict(
         source=_split("train"),
         views=dict(
@@ -24,11 +30,8 @@ def data(size: int, resize: int, crop: int) -> dict:
 
 
 def evals() -> dict:
-    """The trained classifier on the validation pictures."""
+    """The trained classifier on the validation images."""
     return dict(imagenet=dict(kind="classification", data=_split("validation"), label="label"))
-
-
-BEST = "eval/classification/imagenet/top1"
 
 
 def _split(name):

@@ -35,7 +35,7 @@ _NARROW: dict[str, dict[str, Any]] = {
 _HEAD = dict(prototypes=64, hidden=32, bottleneck=16)
 
 
-def rehearsal(full: dict) -> dict:
+def shrink(full: dict) -> dict:
     """The recipe `full`, made narrow and short; `full` itself is left as it is."""
     config = copy.deepcopy(full)
     config.update(name=f"{full['name']}_rehearsal", log_every=1, eval_every=STEPS // 2)

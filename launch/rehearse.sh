@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Rehearses a full recipe on this machine, the day before the pod: its preset `rehearsal`, as two processes.
 #   launch/rehearse.sh configs/align_l2.py --workdir=gs://BUCKET/rehearsal [--init_from=RUN] [--config.KEY=VALUE ...]
+#   launch/rehearse.sh configs/clip.py:vitl14 --workdir=gs://BUCKET/rehearsal
 #
 # It writes data and a vocabulary, trains, kills one process with SIGKILL, resumes to the end, trains once more
 # without a disturbance, compares both bit by bit, evaluates, starts a run from the result, converts it and loads it.
@@ -12,12 +13,15 @@
 set -euo pipefail
 
 usage() {
-    echo "usage: launch/rehearse.sh CONFIG --workdir=DIR [--init_from=RUN] [--config.KEY=VALUE ...]" >&2
+    echo "usage: launch/rehearse.sh FILE[:MODEL] --workdir=DIR [--init_from=RUN] [--config.KEY=VALUE ...]" >&2
     exit 2
 }
 
-[[ $# -ge 2 && $1 != -* && $1 != *:* && $2 == --workdir=?* ]] || usage
-config=$1:rehearsal
+[[ $# -ge 2 && $1 =~ ^[^-:][^:]*(:[^:,=]+)?$ && $2 == --workdir=?* ]] || usage
+case $1 in
+    *:*) config=$1,rehearsal ;;
+    *) config=$1:rehearsal ;;
+esac
 workdir=${2#--workdir=}
 shift 2
 changes=()

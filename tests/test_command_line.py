@@ -13,7 +13,7 @@ from PIL import Image
 from big_ssl import command_line, main, stored_config
 from big_ssl.config import validate
 from big_ssl.parallel import hardware
-from configs import align_l2, ibot_vits16
+from configs import align_l2, ibot
 from tests import compiling
 
 PICTURES = "streams.images.data.source"
@@ -64,12 +64,12 @@ def test_json_files_are_recognised(arguments, file):
 
 
 def test_another_source_takes_the_place_of_the_recipes():
-    config = changed(ibot_vits16, f"--config.{PICTURES}.kind=image_folder", f"--config.{PICTURES}.path=1977")
+    config = changed(ibot, f"--config.{PICTURES}.kind=image_folder", f"--config.{PICTURES}.path=1977")
     assert config["streams"]["images"]["data"]["source"] == dict(kind="image_folder", path="1977")
 
 
 def test_another_source_keeps_the_options_that_it_shares():
-    config = changed(ibot_vits16, f"--config.{PICTURES}.kind=emoji_concepts")
+    config = changed(ibot, f"--config.{PICTURES}.kind=emoji_concepts")
     source = config["streams"]["images"]["data"]["source"]
     assert source == dict(kind="emoji_concepts", styles=("fxemoji",), concepts="seen")
 
@@ -88,7 +88,7 @@ def test_a_number_becomes_a_kind():
 
 def test_an_evaluator_and_its_data_change_together():
     config = changed(
-        ibot_vits16,
+        ibot,
         "--config.evals.fxemoji.test.kind=image_folder",
         "--config.evals.fxemoji.test.path=a",
         "--config.evals.fxemoji.kind=knn",
@@ -100,7 +100,7 @@ def test_an_evaluator_and_its_data_change_together():
 
 def test_a_place_that_is_not_in_the_config_is_named():
     with pytest.raises(KeyError, match=r"config\.streams\.pairs\.data\.source: pairs is no key of"):
-        changed(ibot_vits16, "--config.streams.pairs.data.source.kind=emoji")
+        changed(ibot, "--config.streams.pairs.data.source.kind=emoji")
 
 
 def test_other_flags_stay():
@@ -153,11 +153,9 @@ def test_a_demo_runs_on_ones_own_pictures_and_stores_its_config(tmp_path):
     for i in range(20):
         pixels = np.random.default_rng(i).integers(0, 255, (40, 60, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
-    config = changed(
-        ibot_vits16, f"--config.{PICTURES}.kind=image_folder", f"--config.{PICTURES}.path={folder}"
-    )
+    config = changed(ibot, f"--config.{PICTURES}.kind=image_folder", f"--config.{PICTURES}.path={folder}")
     config.update(total_steps=4, evals={})
     with compiling.quickly():
-        assert main.run(config, str(tmp_path / "run"), "configs/ibot_vits16.py:tiny", "command") == 0
+        assert main.run(config, str(tmp_path / "run"), "configs/ibot.py:tiny", "command") == 0
     again = stored_config.get_config(str(tmp_path / "run" / "config.json"))
     assert again.to_dict() == config

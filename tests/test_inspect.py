@@ -1,18 +1,19 @@
 """A config as text, and the plot of its schedules."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from big_ssl import inspect, stored_config
-from configs import align_l2, clip_vitb32, ibot_vits16
+from configs import align_l2, clip, ibot
 from tests import commands
 
 
 def test_every_schedule_of_a_config_is_there():
-    config = ibot_vits16.get_config().to_dict()
+    config = ibot.get_config().to_dict()
     found = dict(inspect.all_schedules(config))
     assert set(found) == {
         "learning_rate",
@@ -32,13 +33,13 @@ def test_every_schedule_of_a_config_is_there():
 
 
 def test_a_decay_by_layers_is_no_schedule():
-    config = ibot_vits16.get_config().to_dict()
+    config = ibot.get_config().to_dict()
     config["rates"] += (("encoders/", dict(kind="layer_decay", decay=0.9)),)
     assert "rates: encoders/" not in dict(inspect.all_schedules(config))
 
 
 def test_a_line_is_the_schedule(tmp_path):
-    config = ibot_vits16.get_config("tiny").to_dict()
+    config = ibot.get_config("tiny").to_dict()
     figure = inspect.plot(config)
     (line,) = figure.axes[0].lines
     assert figure.axes[0].get_title() == "learning_rate"
@@ -49,7 +50,7 @@ def test_a_line_is_the_schedule(tmp_path):
 
 
 def test_a_wrong_config_is_one_line(capsys):
-    assert inspect.run(ibot_vits16.get_config("tiny").to_dict() | dict(total_step=1), "x.png") == 2
+    assert inspect.run(ibot.get_config("tiny").to_dict() | dict(total_step=1), "x.png") == 2
     assert capsys.readouterr().err == "total_step is no known key; did you mean total_steps?\n"
 
 
@@ -62,16 +63,16 @@ def test_the_text_has_a_sorted_line_for_every_value():
 
 def test_a_stored_config_prints_as_its_recipe(tmp_path):
     """Tuples that JSON makes lists of, and the order of keys, do not matter."""
-    config = clip_vitb32.get_config("tiny").to_dict()
+    config = clip.get_config("tiny").to_dict()
     (tmp_path / "config.json").write_text(json.dumps(dict(reversed(config.items()))))
     stored = stored_config.get_config(str(tmp_path / "config.json")).to_dict()
     assert inspect.config_text(stored) == inspect.config_text(config)
 
 
 def test_the_command_prints_the_config_after_changes():
-    config = "--config=configs/clip_vitb32.py:tiny,seed=3"
+    config = "--config=configs/clip.py:tiny,seed=3"
     result = commands.run("big_ssl.inspect", config, "--config.mesh.fsdp=2", "--print")
-    expected = clip_vitb32.get_config("tiny,seed=3,mesh.fsdp=2").to_dict()
+    expected = clip.get_config("tiny,seed=3,mesh.fsdp=2").to_dict()
     assert (result.returncode, result.stdout) == (0, inspect.config_text(expected))
     result = commands.run("big_ssl.inspect", config)
     assert (result.returncode, result.stdout) == (2, "")
@@ -80,6 +81,19 @@ def test_the_command_prints_the_config_after_changes():
 
 
 def test_a_wrong_config_is_not_printed(capsys):
-    config = clip_vitb32.get_config("tiny").to_dict() | dict(total_step=1)
+    config = clip.get_config("tiny").to_dict() | dict(total_step=1)
     assert inspect.run(config, None, show=True) == 2
     assert capsys.readouterr() == ("", "total_step is no known key; did you mean total_steps?\n")
+
+
+def test_schedules_of_stages_follow_each_other():
+    """Over the run's steps; what a stage does not have is NaN there."""
+    config = align_l2.get_config("tiny").to_dict()
+    change = dict(ema=0.9, learning_rate=dict(kind="steps", values=((0, 0.25), (5, 0.125))))
+    config["stages"] = (dict(name="first", steps=12, ema=0.0), dict(name="second", steps=8, **change))
+    found = dict(inspect.all_schedules(config))
+    rate = found["learning_rate"]
+    assert [float(rate(step)) for step in (12, 16, 17, 20)] == [0.25, 0.25, 0.125, 0.125]
+    assert float(rate(5)) == pytest.approx(2e-3)
+    assert math.isnan(found["ema"](11))
+    assert found["ema"](12) == pytest.approx(0.9)

@@ -87,7 +87,7 @@ def test_a_report_that_fails_is_not_the_exit_code(tmp_path, monkeypatch, caplog)
     def failing(*_):
         raise FileNotFoundError("no metrics.jsonl\nand more")
 
-    monkeypatch.setattr(main, "train", lambda *_: types.SimpleNamespace(finished=True))
+    monkeypatch.setattr(main, "train", lambda *_: types.SimpleNamespace(finished=True, config={}))
     monkeypatch.setattr(main, "check_requirements", lambda *_: None)
     monkeypatch.setattr(main, "write_run_report", failing)
     assert _run(get_config("tiny").to_dict(), tmp_path) == 0

@@ -3,6 +3,7 @@
 import errno
 
 import aiohttp
+import google.auth.exceptions
 import pytest
 import requests
 
@@ -43,6 +44,8 @@ def _refused(status):
         ValueError("UNAVAILABLE: Error reading gs://bucket/a: HTTP response code: 503"),
         ValueError("DEADLINE_EXCEEDED: CURL error Timeout was reached"),
         _wrapped(ConnectionResetError()),
+        google.auth.exceptions.TransportError("the metadata server does not answer"),
+        google.auth.exceptions.RefreshError("503", retryable=True),
     ],
     ids=repr,
 )
@@ -55,6 +58,7 @@ def test_errors_that_pass(error):
     [
         FileNotFoundError(errno.ENOENT, "No such file or directory"),
         PermissionError(errno.EACCES, "Permission denied"),
+        google.auth.exceptions.DefaultCredentialsError("no credentials were found"),
         OSError(errno.ENOSPC, "No space left on device"),
         OSError("Couldn't deserialize thrift: TProtocolException: Invalid data"),  # pyarrow, a damaged file
         _HttpError(404),

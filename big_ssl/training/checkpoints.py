@@ -5,7 +5,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -103,8 +103,10 @@ class Checkpoints:
         """The steps that have a checkpoint, ascending."""
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
-    def restore_latest(self, abstract_state):
-        """The newest state that reads back whole, on abstract_state's shardings; None for none.
+    def restore_latest(self, abstract_state_at: Callable):
+        """The newest state that reads back whole; None for none.
+
+        abstract_state_at: from a checkpoint's step to the shapes, dtypes and shardings of its state.
 
         Newer ones that are damaged are moved to workdir/damaged_checkpoints, with a warning; a storage that
         does not answer is asked again, and proves no damage. Raises, on all hosts, RequirementsError where
@@ -113,7 +115,7 @@ class Checkpoints:
         """
         steps, damaged = self._steps_of_all_hosts(), {}
         for step in reversed(steps):
-            state, reason = self._restored(step, abstract_state)
+            state, reason = self._restored(step, abstract_state_at(step))
             if not distributed.all_hosts_agree(state is not None):
                 damaged[step] = reason
                 continue

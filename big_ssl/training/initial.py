@@ -51,7 +51,7 @@ def replace(state: state_lib.TrainState, given) -> state_lib.TrainState:
         return state
     old = state_lib.averaged(state.params, state.mutable)
     new = jax.tree.map(
-        lambda x, y: x if y is None else _placed(np.asarray(y, x.dtype), x.sharding),
+        lambda x, y: x if y is None else placed(np.asarray(y, x.dtype), x.sharding),
         old,
         given,
         is_leaf=lambda x: x is None,
@@ -61,8 +61,11 @@ def replace(state: state_lib.TrainState, given) -> state_lib.TrainState:
     return state.replace(params=new["params"], mutable=mutable, ema=ema)
 
 
-def _placed(array, sharding):
-    """Not by device_put, which has all hosts compare what they place, and holds it whole on a device."""
+def placed(array: np.ndarray, sharding) -> jax.Array:
+    """An array that every host has whole, on the devices of a sharding.
+
+    Not by device_put, which has all hosts compare what they place, and holds it whole on a device.
+    """
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
@@ -108,22 +111,22 @@ def _matched(given, wanted, skip, towers):
         elif skipped and skipped.search(name):
             found[name] = None
         elif name not in given:
-            raise ValueError(f"the weights have no {name}; skip=({_module(name)!r},) starts it from scratch")
+            raise ValueError(f"the weights have no {name}; skip=({module(name)!r},) starts it from scratch")
         else:
-            found[name] = _fitted(name, given[name], leaf.shape, towers)
-    filled = {_module(name) for name, value in found.items() if isinstance(value, np.ndarray)}
+            found[name] = fitted(name, given[name], leaf.shape, towers)
+    filled = {module(name) for name, value in found.items() if isinstance(value, np.ndarray)}
     for name in given:
-        if name not in wanted and _module(name) in filled:
+        if name not in wanted and module(name) in filled:
             raise ValueError(f"{name} of the weights has no place in this model")
     return unflatten_dict(found, sep="/")
 
 
-def _module(name):
+def module(name):
     """ "params/encoders/image/..." -> "params/encoders/image/": a whole encoder or head."""
     return "/".join(name.split("/")[: 3 if name.startswith("params/") else 2]) + "/"
 
 
-def _fitted(name, array, shape, towers):
+def fitted(name, array, shape, towers):
     """The array, a position table resized to the images' size, or cut to the texts' length."""
     array = np.asarray(array)
     if array.shape == shape:

@@ -13,26 +13,52 @@ from big_ssl.evals.evaluator import Evaluator
 from big_ssl.evals.predictor import Predictor
 from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, evaluation, flops, initial, ownership, progress, requirements, streams
+from big_ssl.training import (
+    build,
+    evaluation,
+    flops,
+    handover,
+    initial,
+    ownership,
+    progress,
+    requirements,
+    stages,
+    streams,
+)
 from big_ssl.training import state as state_lib
 from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.metrics import MetricsWriter
 from big_ssl.training.phases import announced, phase
 from big_ssl.training.profiling import Profile
 from big_ssl.training.setup import Setup, set_up
+from big_ssl.training.stages import Stage
 from big_ssl.training.stopping import StopRequest, check_health
 from big_ssl.training.wall_time import WallTime
 
 
 class Result(NamedTuple):
-    """What a run leaves in memory. predictor: None without evaluators; finished: False where it was asked
-    to stop before its end."""
+    """What a run leaves in memory, of the stage that it ended in.
 
+    config: the stage's, with the steps of the whole run. predictor: None without evaluators. finished: False
+    where the run was asked to stop before its end.
+    """
+
+    config: Mapping
     state: state_lib.TrainState
     setup: Setup
     evaluators: Mapping[str, Evaluator]
     predictor: Predictor | None
     finished: bool
+
+
+class _Prepared(NamedTuple):
+    """A stage, checked: all that it needs is there."""
+
+    stage: Stage
+    setup: Setup
+    loaders: Mapping
+    evaluators: Mapping[str, Evaluator]
+    predictor: Predictor | None
 
 
 def train(config: Mapping, workdir) -> Result:
@@ -44,84 +70,117 @@ def train(config: Mapping, workdir) -> Result:
     """
     began = time.monotonic()
     with ownership.owned(workdir):
-        setup, loaders, predictor, evaluators = _prepare(config, workdir)
-        progress.print_parameters(
-            setup.abstract_state.params,
-            jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params),
-            workdir,
-        )
+        prepared = _prepare(config, workdir)
         options = config["checkpoint"]
-        with contextlib.closing(Checkpoints(workdir, options["keep"], options["best"])) as checkpoints:
-            state = _start(config, workdir, setup, checkpoints)
-            run = _Run(
-                config, workdir, setup, loaders, checkpoints, predictor, evaluators, int(state.step), began
-            )
-            with contextlib.closing(run):
-                state, finished = run.go(state)
-            return Result(state, setup, evaluators, predictor, finished)
+        with (
+            contextlib.closing(Checkpoints(workdir, options["keep"], options["best"])) as checkpoints,
+            contextlib.closing(StopRequest()) as stop,
+        ):
+            current, state = _start(config, workdir, prepared, checkpoints)
+            while True:
+                step, total = int(state.step), config["total_steps"]
+                run = _Run(workdir, prepared[current], checkpoints, stop, step, began, total)
+                with contextlib.closing(run):
+                    state, finished = run.go(state)
+                if not finished or current + 1 == len(prepared):
+                    break
+                current, began = current + 1, time.monotonic()
+                state = _next_stage(prepared[current], state)
+        stage, setup, _, evaluators, predictor = prepared[current]
+        whole = stage.config | dict(total_steps=config["total_steps"])
+        return Result(whole, state, setup, evaluators, predictor, finished)
 
 
-def _prepare(config, workdir):
-    """(Setup, loaders, predictor, evaluators). What can be missing is looked for on all hosts at once."""
+def _prepare(config, workdir) -> list[_Prepared]:
+    """Every stage's parts. What can be missing is looked for on all hosts at once."""
+    prepared: list[_Prepared] = []
     with phase("building the model, opening the data and what it is evaluated on"):
-        setup = set_up(config)
-        size = requirements.state_bytes(setup.abstract_state)
-        requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
-        loaders = streams.open_streams(config, setup.tokenizer)
-        predictor = evaluation.predictor(config, setup) if config["evals"] else None
-        evaluators = evaluation.evaluators(config, predictor)
-    mesh_lib.warm_up_collectives(setup.mesh)
-    return setup, loaders, predictor, evaluators
+        for stage in stages.resolve(config):
+            setup = set_up(stage.config, first=stage.start)
+            size = requirements.state_bytes(setup.abstract_state)
+            requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
+            loaders = streams.open_streams(stage.config, setup.tokenizer)
+            predictor = evaluation.predictor(stage.config, setup) if stage.config["evals"] else None
+            evaluators = evaluation.evaluators(stage.config, predictor)
+            if prepared:
+                _check_handover(stage, prepared[-1].setup, setup)
+            prepared.append(_Prepared(stage, setup, loaders, evaluators, predictor))
+    for each in prepared:
+        mesh_lib.warm_up_collectives(each.setup.mesh)
+    return prepared
 
 
-def _start(config, workdir, setup, checkpoints):
-    """The state of the newest checkpoint, or a new one, from weights if the config says so."""
+def _check_handover(stage, before, after):
+    try:
+        handover.check(stage, before.abstract_state, after.abstract_state)
+    except ValueError as error:
+        raise requirements.RequirementsError(str(error)) from error
+
+
+def _next_stage(prepared, state):
+    """The state that a stage begins with, from what the one before ended with."""
+    with announced(f"handing the state on to stage {prepared.stage.name}"):
+        return handover.hand_over(prepared.stage, state, prepared.setup.init())
+
+
+def _start(config, workdir, prepared, checkpoints):
+    """(the number of the stage, its state): of the newest checkpoint, or the first stage's new one, from
+    weights if the config says so."""
+    listed = [each.stage for each in prepared]
+
+    def abstract_state_at(step):
+        return prepared[stages.at_step(listed, step).index].setup.abstract_state
+
     with announced("restoring the newest checkpoint"):
-        state = checkpoints.restore_latest(setup.abstract_state)
-    start_from = None
-    if state is None:  # a run that goes on needs the weights no more that it began with: they may be gone
-        with phase(f"reading the weights of {config['init_from']['path']}"):
+        state = checkpoints.restore_latest(abstract_state_at)
+    current = 0 if state is None else stages.at_step(listed, int(state.step)).index
+    setup, start_from, weights = prepared[current].setup, None, config["init_from"]["path"]
+    if state is None and weights:  # a run that goes on needs them no more, and they may be gone
+        with phase(f"reading the weights of {weights}"):
             start_from = initial.read(config, setup.abstract_state)
     # Only now: a config that can't read this run's checkpoints is not the config of this run.
     with phase(f"writing {workdir}/config.json"):
         if jax.process_index() == 0:
             io.write_atomically(io.as_path(workdir) / "config.json", json.dumps(config, indent=2).encode())
-    if state is not None:
-        return state
-    with announced("initialising the state"):
-        return initial.replace(setup.init(), start_from)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
+    progress.print_parameters(setup.abstract_state.params, shardings, workdir)
+    if state is None:
+        with announced("initialising the state"):
+            state = initial.replace(setup.init(), start_from)
+    return current, state
 
 
 class _Run:
-    """One process's stretch of a run, from its first step to its last."""
+    """One process's stretch of a stage, from its first step to its last."""
 
-    def __init__(self, config, workdir, setup, loaders, checkpoints, predictor, evaluators, start, began):
-        self.config, self.setup, self.loaders, self.checkpoints = config, setup, loaders, checkpoints
-        self.start, self.total = start, config["total_steps"]
+    def __init__(self, workdir, prepared, checkpoints, stop, start, began, run_steps):
+        self.stage, self.setup, self.loaders, evaluators, self.predictor = prepared
+        self.config, self.checkpoints, self.stop = self.stage.config, checkpoints, stop
+        self.start, self.total = start, self.stage.end
         with phase("reading the metrics"):
             self.writer = MetricsWriter(workdir, start)
         self.time = WallTime(self.writer.seconds_before, began)
-        self.profile = Profile(workdir, config["profile"], start, self.total)
-        self.stop = StopRequest()
-        self.batch_sizes = {name: stream["batch_size"] for name, stream in config["streams"].items()}
+        self.profile = Profile(workdir, self.config["profile"], start, self.total)
+        self.batch_sizes = {name: stream["batch_size"] for name, stream in self.config["streams"].items()}
         self.examples = sum(self.batch_sizes.values())
-        self.predictor = predictor
-        limit = config["failure_limits"]["evaluator_failures_in_a_row"]
+        limit = self.config["failure_limits"]["evaluator_failures_in_a_row"]
         self.evaluation = evaluation.Evaluation(evaluators, limit, self.writer.lines(), start)
-        self.progress = progress.Progress(start, self.total, self.examples)
-        self.peak_steps = _peak_steps_per_second(config, setup)
+        self.progress = progress.Progress(start, run_steps, self.examples)
+        self.peak_steps = _peak_steps_per_second(self.config, self.setup)
 
     def go(self, state):
-        """Steps until the end or a request to stop. Returns (state, whether it is the end)."""
+        """Steps until the stage's end or a request to stop. Returns (state, whether it is the end)."""
+        data = self.config | dict(seed=self.stage.data_seed)
         with contextlib.closing(
-            build.batches(self.config, self.loaders, self.start, self.setup.mesh)
+            build.batches(data, self.loaders, self.start - self.stage.start, self.setup.mesh)
         ) as batches:
             self._catch_up(state)
             return self._steps(state, batches)
 
     def _catch_up(self, state):
         """Evaluates the step of a checkpoint whose evaluation the run before did not survive."""
-        if self.start and self._is_evaluated(self.start) and self.evaluation.interrupted:
+        resumed = self.start > self.stage.start
+        if resumed and self._is_evaluated(self.start) and self.evaluation.interrupted:
             self.writer.write(self.start, self.evaluation.interruption())
             if self.evaluation.may_go_on():
                 self._judge(self.start, state)
@@ -226,7 +285,6 @@ class _Run:
         self.profile.close()
         self.progress.close()
         self.writer.close()
-        self.stop.restore()
 
 
 def _peak_steps_per_second(config, setup):

@@ -17,24 +17,30 @@ NAMES = ("adamw", "lamb", "sgd")
 def build(config: Mapping, schedule: Callable = optax.constant_schedule) -> optax.GradientTransformation:
     """AdamW, LAMB (You et al. 2020, arXiv 1904.00962) or SGD with momentum from config.
 
-    config: name in NAMES; b1, b2, eps, of which SGD has only b1, its momentum; weight_decay, which
-    `schedule` makes a function of the step, apart from momentum in all of them; decay_exclude and (LAMB)
-    adapt_exclude, regular expressions searched in a parameter's path "image/stem_bn/scale": those matched
-    get no weight decay, or no layer-wise trust ratio; clip_norm, the gradient norm to clip at, 0 for none,
-    and clip_per, whose norm: a name in CLIPS. The updates are ascent directions of unit rate, and want the
-    step: update(..., step=step). Raises ValueError for another name.
+    Args:
+      config: name, in NAMES; b1, b2 and eps (SGD has only b1, its momentum); weight_decay, a number, or what
+        `schedule` takes; weight_decay_exclude and, for LAMB, trust_ratio_exclude, regular expressions searched
+        in a parameter's path "image/stem_bn/scale": a match gets no weight decay, or no trust ratio;
+        clip_norm, the gradient norm to clip at, 0 for none; clip_scope, whose norm, a name in CLIPS.
+      schedule: makes the weight decay a function of the step.
+
+    Returns:
+      The transformation. Its updates ascend at unit rate, and `update` takes step=step.
+
+    Raises:
+      ValueError: for another name.
     """
-    parts = [CLIPS[config["clip_per"]](config["clip_norm"])] if config["clip_norm"] else []
+    parts = [CLIPS[config["clip_scope"]](config["clip_norm"])] if config["clip_norm"] else []
     if config["name"] not in NAMES:
         raise ValueError(f"optimizer.name is {config['name']!r}; use {', '.join(NAMES)}")
     if config["name"] == "sgd":
         parts.append(optax.trace(config["b1"]))
     else:
         parts.append(optax.scale_by_adam(config["b1"], config["b2"], config["eps"]))
-    decayed = exclude(config["decay_exclude"])
+    decayed = exclude(config["weight_decay_exclude"])
     parts.append(optax.masked(add_decayed_weights(schedule(config["weight_decay"])), decayed))
     if config["name"] == "lamb":
-        parts.append(optax.masked(scale_by_trust_ratio(), exclude(config["adapt_exclude"])))
+        parts.append(optax.masked(scale_by_trust_ratio(), exclude(config["trust_ratio_exclude"])))
     return optax.chain(*parts)
 
 

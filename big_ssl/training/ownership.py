@@ -29,8 +29,8 @@ from big_ssl.training.requirements import RequirementsError, check_checkpoint_pa
 FILE = "owner.json"
 # The owner writes the file so often, and counts as dead when it has not for so long.
 RENEWAL_SECONDS, LEASE_SECONDS = 10.0, 40.0
-# As long as no machine's clock is wrong, an owner of another machine that is this late is dead.
-_LONG_DEAD_SECONDS = 600.0
+# No machine's clock is a day wrong, so an owner of another machine that is this late is dead.
+_LONG_DEAD_SECONDS = 86_400.0
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 import optax
 
 
@@ -48,3 +49,26 @@ def _steps(values):
     if starts[0] != 0 or list(starts) != sorted(set(starts)):
         raise ValueError(f"schedule: steps {list(starts)} must begin with 0 and rise")
     return optax.join_schedules([optax.constant_schedule(x) for x in numbers], starts[1:])
+
+
+def ema_momentum(value, total_steps: int) -> optax.Schedule:
+    """The momentum of the moving average, from config.ema: a schedule as `build` takes it, 0 for no average.
+
+    Besides, dict(kind="warmup", momentum=...) is min(momentum, (1 + step) / (10 + step)): a short memory at
+    first, so that a short run's average forgets its start. Raises ValueError for a momentum outside [0, 1),
+    and for what is no schedule.
+    """
+    if not isinstance(value, Mapping):
+        return build(_checked(value), total_steps)
+    if value.get("kind") != "warmup":
+        return build(value, total_steps)
+    if set(value) != {"kind", "momentum"}:
+        raise ValueError(f"warmup takes momentum, not {', '.join(key for key in value if key != 'kind')}")
+    momentum = _checked(value["momentum"])
+    return lambda step: jnp.minimum(momentum, (1 + step) / (10 + step))
+
+
+def _checked(momentum):
+    if not 0 <= momentum < 1:
+        raise ValueError(f"{momentum} must lie in [0, 1)")
+    return momentum

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated, state_shardings
-from big_ssl.training import averaging, build, requirements, schedules, train_step
+from big_ssl.training import build, requirements, schedules, train_step
 from big_ssl.training import state as state_lib
 from big_ssl.training.model import build_model
 from big_ssl.training.system import System
@@ -31,19 +31,20 @@ class Setup(NamedTuple):
     abstract_state: state_lib.TrainState
 
 
-def set_up(config: Mapping, devices=None) -> Setup:
+def set_up(config: Mapping, devices=None, first: int = 0) -> Setup:
     """Everything up to the first compilation; nothing is computed yet.
 
-    Raises requirements.RequirementsError where parts do not fit together: the mesh and the devices or a
-    batch, a vocabulary and its size, widths, lengths, the groups of a batch norm.
+    devices: all by default; first: the steps that the run took in earlier stages. Raises
+    requirements.RequirementsError where parts do not fit together: the mesh and the devices or a batch, a
+    vocabulary and its size, widths, lengths, the groups of a batch norm.
     """
     try:
-        return _set_up(config, _mesh(config, devices))
+        return _set_up(config, _mesh(config, devices), first)
     except (ValueError, OSError) as error:
         raise requirements.RequirementsError(str(error)) from error
 
 
-def _set_up(config, mesh):
+def _set_up(config, mesh, first):
     system, optimizer, rates, init = build_model(config, mesh)
     rate = schedules.build(config["learning_rate"], config["total_steps"])
     shapes = jax.eval_shape(init)
@@ -57,10 +58,10 @@ def _set_up(config, mesh):
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
     system = dataclasses.replace(system, specs=specs)
     grad_fn = train_step.value_and_grad(system, config["grad_accum"], mesh)
-    momentum = averaging.build(config["ema"], config["total_steps"])
+    momentum = schedules.ema_momentum(config["ema"], config["total_steps"])
     window = config["failure_limits"]["window_examples"]
     step = train_step.make_step(
-        grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"], window
+        grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"], window, first
     )
     step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     # Traced now, for its errors; what is traced is kept for the first step.

@@ -61,7 +61,7 @@ class StopRequest:
             return True
         return self._asked
 
-    def restore(self) -> None:
+    def close(self) -> None:
         """Puts the handlers back that were there before."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)

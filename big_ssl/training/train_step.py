@@ -22,7 +22,9 @@ from big_ssl.training.random_keys import step_key
 from big_ssl.training.state import TrainState
 
 
-def make_step(grad_fn, project, optimizer, learning_rate, factors, ema_momentum, seed: int, window: int):
+def make_step(
+    grad_fn, project, optimizer, learning_rate, factors, ema_momentum, seed: int, window: int, first: int = 0
+):
     """Returns step(state, batch) -> (state, metrics), pure and jittable.
 
     A step whose loss, gradient or stored values are not finite, or with an example that has no record,
@@ -37,19 +39,20 @@ def make_step(grad_fn, project, optimizer, learning_rate, factors, ema_momentum,
       factors: Rates.factors, of each parameter's learning rate.
       seed: of the run.
       window: the number of a stream's last examples over which the fraction of replaced records is taken.
+      first: the steps that the run took in earlier stages; schedules and objectives count from there.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
     def step(state: TrainState, batch):
-        teacher = state_lib.evaluation_variables(state)
+        teacher, stage_step = state_lib.evaluation_variables(state), state.step - first
         (loss, (metrics, mutable)), grads = grad_fn(
-            state.params, state.mutable, batch, step_key(seed, state.step), state.step, teacher
+            state.params, state.mutable, batch, step_key(seed, state.step), stage_step, teacher
         )
-        rate = learning_rate(state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
-        updates = jax.tree.map(lambda u, f: -rate * f * u, updates, factors(updates, state.step))
+        rate = learning_rate(stage_step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=stage_step)
+        updates = jax.tree.map(lambda u, f: -rate * f * u, updates, factors(updates, stage_step))
         params = project(optax.apply_updates(state.params, updates))
-        ema = _update_average(state, params, mutable, ema_momentum)
+        ema = _update_average(state, params, mutable, ema_momentum, stage_step)
         new = state.replace(params=params, opt_state=opt_state, mutable=mutable, ema=ema)
         norms = dict(grad_norm=grads, param_norm=params, update_norm=updates)
         norms = {name: optax.tree.norm(tree) for name, tree in norms.items()}
@@ -59,7 +62,7 @@ def make_step(grad_fn, project, optimizer, learning_rate, factors, ema_momentum,
         usable = _all_finite((loss, norms, opt_state, mutable)) & (missing == 0)
         new = jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, state)
         counters = _count(state.counters, usable, batch)
-        fractions = _replaced_fractions(state, batch, window)
+        fractions = _replaced_fractions(state.replaced_fraction, stage_step, batch, window)
         metrics |= dict(loss=loss, learning_rate=rate, missing_examples=missing) | norms | counters
         metrics |= {f"replaced_fraction/{stream}": value for stream, value in fractions.items()}
         return new.replace(step=state.step + 1, counters=counters, replaced_fraction=fractions), metrics
@@ -195,10 +198,10 @@ def _all_finite(tree):
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
-def _update_average(state, params, mutable, momentum):
+def _update_average(state, params, mutable, momentum, step):
     if state.ema is None:
         return None
-    m = momentum(state.step)
+    m = momentum(step)
     new = state_lib.restricted(state_lib.averaged(params, mutable), state.ema)
     return jax.tree.map(lambda old, new: m * old + (1 - m) * new, state.ema, new)
 
@@ -217,13 +220,12 @@ def _count(counters, usable, batch):
     return counters
 
 
-def _replaced_fractions(state, batch, window):
+def _replaced_fractions(fractions, step, batch, window):
     """{stream: the fraction of its recent examples that were replaced}: the mean over all of them until there
     are `window`, and an exponential average over about as many from then on."""
-    fractions = {}
+    after = {}
     for name, stream in batch.items():
         replaced = jnp.any(jnp.stack(list(stream["data_errors"].values())), axis=0)
-        weight = jnp.maximum(min(1.0, replaced.size / window), 1 / (state.step + 1))
-        before = state.replaced_fraction[name]
-        fractions[name] = before + weight * (replaced.mean(dtype=jnp.float32) - before)
-    return fractions
+        weight = jnp.maximum(min(1.0, replaced.size / window), 1 / (step + 1))
+        after[name] = fractions[name] + weight * (replaced.mean(dtype=jnp.float32) - fractions[name])
+    return after

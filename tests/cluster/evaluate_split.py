@@ -18,7 +18,7 @@ from big_ssl.parallel import distributed
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import evaluation, loop
 from big_ssl.training import state as state_lib
-from configs.clip_vitb32 import get_config
+from configs.clip import get_config
 
 DATA = dict(kind="emoji", styles=("fxemoji",))
 SPLIT = dict(train=DATA | dict(concepts="seen"), test=DATA | dict(concepts="unseen"), label="category")

@@ -10,7 +10,7 @@ import pytest
 LAYOUTS = {"1x4": (1, 4), "2x2": (2, 2)}
 STEPS, BATCH = 20, 128
 # The small one compiles in seconds; the demo has batch norm, whose statistics are everybody's.
-TINY, DEMO = "configs/clip_vitb32.py:tiny", "configs/align_l2.py:demo"
+TINY, DEMO = "configs/clip.py:tiny", "configs/align_l2.py:demo"
 # As in tests/training/test_devices.py: sums over a batch are taken in another order.
 TOLERANCE = 1e-4
 

@@ -2,15 +2,15 @@
 
     make golden                       # or: python -m tests.configs.golden
 
-The text is that of `python -m big_ssl.inspect --print`. Each recipe's full presets are there, and the small
-ones (demo, tiny, rehearsal) of one recipe a family.
+The text is that of `python -m big_ssl.inspect --print`. Every model of every recipe is there, with its full
+presets; and the small presets (demo, tiny, rehearsal) of one model a family.
 """
 
 import functools
 import importlib
 import inspect
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 from big_ssl import recipe
@@ -18,41 +18,48 @@ from big_ssl.inspect import config_text
 
 COMMAND = "make golden"
 FOLDER = pathlib.Path(__file__).with_suffix("")
-_CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 _SMALL = ("demo", "tiny", "rehearsal")
-# The recipes whose small presets are written: the others of a family differ from these in their names.
-_SMALL_OF = (
-    "align_imagenet",
-    "align_l2",
-    "align_retrieval",
-    "clip_rn50",
-    "clip_vitb32",
-    "dinov2_continue",
-    "dinov2_distill_vits14",
-    "dinov2_vitg14",
-    "hybrid_clip_dinov2",
-    "ibot_imagenet",
-    "ibot_vits16",
-    "siglip",
-)
+# The models, beside each recipe's default, whose small presets are written.
+_SMALL_OF = ("rn50",)
+# The recipes whose small presets are not written: they differ from align_l2's in their names and a padding.
+_NOT_SMALL = ("align_base",)
+
+
+def names() -> list[str]:
+    """The recipes: the files in configs that --config takes."""
+    return sorted(_recipes())
+
+
+def tables(name: str) -> tuple[dict[str, Callable], tuple[str, ...]]:
+    """A recipe's presets and models, as it gives them to recipe.choose."""
+    with mock.patch.object(recipe, "choose", lambda name, arg, presets, models=(): (presets, tuple(models))):
+        return _recipes()[name]("")
+
+
+def arguments(name: str) -> Iterator[str]:
+    """Yields what may follow the colon of --config=FILE:ARG: every model with every preset."""
+    presets, models = tables(name)
+    for preset, build in presets.items():
+        if models and inspect.signature(build).parameters:
+            yield from (",".join(filter(None, (model, preset))) for model in models)
+        else:
+            yield preset
 
 
 def written() -> dict[str, tuple[str, str]]:
-    """{name of a golden file: (recipe, preset)}; the preset "" is the recipe itself."""
-    # Recipes leave the choice to recipe.choose, so that it sees the presets of all of them.
-    with mock.patch.object(recipe, "choose", lambda name, arg, presets: tuple(presets)):
-        presets = {name: get_config("") for name, get_config in _recipes().items()}
+    """{name of a golden file: (recipe, argument)}."""
     return {
-        f"{name}{preset and '-'}{preset}.txt": (name, preset)
-        for name, known in presets.items()
-        for preset in known
-        if name in _SMALL_OF or not preset.startswith(_SMALL)
+        "_".join([name, *filter(None, arg.split(","))]) + ".txt": (name, arg)
+        for name in names()
+        for arg in arguments(name)
+        if _is_written(name, arg)
     }
 
 
-def text(name: str, preset: str) -> str:
+def text(name: str, arg: str) -> str:
     """The resolved config, one value a line."""
-    return config_text(_recipes()[name](preset).to_dict())
+    return config_text(_recipes()[name](arg).to_dict())
 
 
 def main() -> None:
@@ -61,19 +68,24 @@ def main() -> None:
     for file in FOLDER.glob("*.txt"):
         file.unlink()
     files = written()
-    for file, (name, preset) in files.items():
-        (FOLDER / file).write_text(text(name, preset))
+    for file, (name, arg) in files.items():
+        (FOLDER / file).write_text(text(name, arg))
     print(f"{len(files)} files in {FOLDER}")
+
+
+def _is_written(name, arg):
+    *model, preset = arg.split(",")
+    if not preset.startswith(_SMALL):
+        return True
+    default = tables(name)[1][:1]
+    return name not in _NOT_SMALL and (not model or model[0] in (*default, *_SMALL_OF))
 
 
 @functools.cache
 def _recipes() -> dict[str, Callable]:
-    """{recipe: its get_config}, of every file in configs that --config takes: others want a model as well."""
-    modules = {path.stem: importlib.import_module(f"configs.{path.stem}") for path in _CONFIGS.glob("*.py")}
-    functions = {name: getattr(module, "get_config", None) for name, module in sorted(modules.items())}
-    return {
-        name: f for name, f in functions.items() if f and list(inspect.signature(f).parameters) == ["arg"]
-    }
+    """{recipe: its get_config}; the other files in configs are helpers."""
+    modules = {path.stem: importlib.import_module(f"configs.{path.stem}") for path in CONFIGS.glob("*.py")}
+    return {name: module.get_config for name, module in modules.items() if hasattr(module, "get_config")}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from big_ssl.models import efficientnet, encoders
 from big_ssl.training import trained
 from big_ssl.weights import architecture
 from big_ssl.weights.formats import FORMATS
-from configs import align_base, align_l2, align_retrieval
+from configs import align_base, align_l2, finetune_align_retrieval
 
 
 def test_coyos_values():
@@ -22,7 +22,9 @@ def test_coyos_values():
     assert (pairs["batch_size"], config["total_steps"]) == (65_536, 300_000)
     assert (rate["kind"], rate["peak"], rate["warmup_steps"], rate["final"]) == ("linear", 2e-3, 40_000, 0.0)
     assert (config["optimizer"]["name"], config["optimizer"]["weight_decay"]) == ("lamb", 1e-5)
-    assert config["optimizer"]["decay_exclude"] == config["optimizer"]["adapt_exclude"] == ("_bn/",)
+    assert (
+        config["optimizer"]["weight_decay_exclude"] == config["optimizer"]["trust_ratio_exclude"] == ("_bn/",)
+    )
     assert (config["tokenizer"]["size"], config["tokenizer"]["length"]) == (30_522, 64)
     image = config["encoders"]["image"]
     assert (image["group_size"], image["padding"]) == (16, "fixed")
@@ -68,16 +70,16 @@ def test_what_it_trains_has_the_layout_of_the_published_weights():
 
 
 @pytest.mark.parametrize(
-    ("preset", "steps", "model"),
+    ("arg", "steps", "model"),
     [
         ("", 6_000, align_l2),
         ("flickr30k", 3_000, align_l2),
-        ("base_coco", 6_000, align_base),
-        ("base_flickr30k", 3_000, align_base),
+        ("base", 6_000, align_base),
+        ("base,flickr30k", 3_000, align_base),
     ],
 )
-def test_fine_tuning_is_the_recipe_with_a_lower_rate(preset, steps, model):
-    config, full = align_retrieval.get_config(preset).to_dict(), model.get_config().to_dict()
+def test_fine_tuning_is_the_recipe_with_a_lower_rate(arg, steps, model):
+    config, full = finetune_align_retrieval.get_config(arg).to_dict(), model.get_config().to_dict()
     validate(config)
     assert (config["total_steps"], config["streams"]["pairs"]["batch_size"]) == (steps, 2_048)
     rate = config["learning_rate"]
@@ -88,4 +90,4 @@ def test_fine_tuning_is_the_recipe_with_a_lower_rate(preset, steps, model):
 
 
 def test_the_tiny_one_validates():
-    validate(align_retrieval.get_config("tiny").to_dict())
+    validate(finetune_align_retrieval.get_config("tiny").to_dict())

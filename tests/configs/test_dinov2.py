@@ -1,7 +1,5 @@
 """DINOv2's recipes: the published values; and the hybrid, which lists objectives and adds nothing."""
 
-import importlib
-
 import jax
 import numpy as np
 import pytest
@@ -12,14 +10,14 @@ from big_ssl.models.vit import ViT
 from big_ssl.parallel.mesh import make_mesh
 from big_ssl.training import build, initial, schedules
 from big_ssl.training.rates import Rates
-from configs import dinov2_continue, hybrid_clip_dinov2
+from configs import dinov2, dinov2_continue, dinov2_distill, hybrid_clip_dinov2
 
 PRESETS = ("", "as_released", "highres", "demo", "tiny")
 HALVES = tuple(f"{size}{half}" for size in ("demo", "tiny") for half in ("_contrastive", "_self_supervised"))
 
 
-def get(model, arg=""):
-    return importlib.import_module(f"configs.dinov2_{model}").get_config(arg).to_dict()
+def get(*words):
+    return dinov2.get_config(",".join(filter(None, words))).to_dict()
 
 
 def system(config):
@@ -128,19 +126,16 @@ def test_the_hybrid_runs_each_pass_once(monkeypatch):
 
 def test_what_fits_twelve_pictures_is_not_kept_of_sixty_four():
     assert get("vitg14")["remat"] == "dots"
-    for model, arg in (
-        ("vitg14", "highres"),
-        *((f"distill_{size}14", "") for size in ("vits", "vitb", "vitl")),
-    ):
-        assert get(model, arg)["remat"] == "full"
+    assert get("vitg14", "highres")["remat"] == "full"
+    for student in ("vits14", "vitb14", "vitl14"):
+        assert dinov2_distill.get_config(student)["remat"] == "full"
 
 
 def test_a_distilled_student_has_a_frozen_teacher_that_sees_the_large_crops():
     """No average teaches, nothing is masked, and only the student's half of the heads learns."""
     for student in ("vits14", "vitb14", "vitl14"):
         for preset in ("", "demo", "tiny"):
-            module = importlib.import_module(f"configs.dinov2_distill_{student}")
-            config = module.get_config(preset).to_dict()
+            config = dinov2_distill.get_config(f"{student},{preset}".rstrip(",")).to_dict()
             validate(config)
             passes = [(i.encoder, i.view, i.masked, i.teacher) for _, i in system(config).encoder_calls()]
             assert passes == [
@@ -156,8 +151,8 @@ def test_a_distilled_student_has_a_frozen_teacher_that_sees_the_large_crops():
 
 def test_a_student_starts_from_its_teachers_run():
     """The tower and both heads of a run become the teacher's; the student's own start from scratch."""
-    config = importlib.import_module("configs.dinov2_distill_vits14").get_config("tiny").to_dict()
-    rules = importlib.import_module("configs.dinov2_distill_vits14").get_config("demo").to_dict()["init_from"]
+    config = dinov2_distill.get_config("tiny").to_dict()
+    rules = dinov2_distill.get_config("demo").to_dict()["init_from"]
     made = system(config)
     params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
     taught = get("vitg14", "tiny")

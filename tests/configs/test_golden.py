@@ -1,5 +1,7 @@
 """Every recipe, resolved, is the text in tests/configs/golden."""
 
+import ast
+
 import pytest
 
 from big_ssl.inspect import config_text
@@ -17,16 +19,34 @@ def first_difference(expected, text):
 
 @pytest.mark.parametrize("file", golden.written())
 def test_a_recipe_is_what_its_golden_file_holds(file):
-    recipe, preset = golden.written()[file]
+    recipe, arg = golden.written()[file]
     path = golden.FOLDER / file
     expected = path.read_text() if path.exists() else ""
-    difference = first_difference(expected, golden.text(recipe, preset))
+    difference = first_difference(expected, golden.text(recipe, arg))
     assert not difference, f"{file}: {difference}; if that is meant: {golden.COMMAND}"
 
 
 def test_no_golden_file_is_left_of_a_recipe_that_is_gone():
     left = {path.name for path in golden.FOLDER.glob("*.txt")} - golden.written().keys()
     assert not left, f"of no recipe: {sorted(left)}; to remove: {golden.COMMAND}"
+
+
+@pytest.mark.parametrize("name", golden.names())
+def test_a_word_is_a_model_or_a_preset(name):
+    presets, models = golden.tables(name)
+    assert not presets.keys() & set(models)
+
+
+@pytest.mark.parametrize("name", golden.names())
+def test_a_recipe_imports_no_other_recipe(name):
+    tree = ast.parse((golden.CONFIGS / f"{name}.py").read_text())
+    imported = {
+        part
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("configs")
+        for part in (node.module.removeprefix("configs").lstrip("."), *(alias.name for alias in node.names))
+    }
+    assert not imported & set(golden.names())
 
 
 def test_the_difference_names_the_key_and_both_values():

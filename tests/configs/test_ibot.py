@@ -1,7 +1,5 @@
 """iBOT's recipes: the published values, and presets that are small changes to them."""
 
-import importlib
-
 import jax
 import pytest
 
@@ -9,10 +7,11 @@ from big_ssl.config import validate
 from big_ssl.parallel.mesh import make_mesh
 from big_ssl.training import build, flops, schedules
 from big_ssl.training import state as state_lib
+from configs import ibot
 
 
-def get(model, arg=""):
-    return importlib.import_module(f"configs.ibot_{model}").get_config(arg).to_dict()
+def get(arg=""):
+    return ibot.get_config(arg).to_dict()
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,7 @@ def test_the_schedules_of_the_small_model():
 @pytest.mark.parametrize("model", ["vits16", "vitb16", "vitl16"])
 @pytest.mark.parametrize("preset", ["demo", "tiny"])
 def test_presets_have_the_keys_of_the_recipe_and_are_valid(model, preset):
-    full, small = get(model), get(model, preset)
+    full, small = get(model), get(f"{model},{preset}")
     validate(small)
     assert full.keys() == small.keys()
     for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits", "masks", "views"):
@@ -69,7 +68,7 @@ def test_presets_have_the_keys_of_the_recipe_and_are_valid(model, preset):
 
 def test_what_no_objective_reads_is_not_loaded():
     """The window is there for evaluation; with the first objective's small crops off, those aren't either."""
-    config = get("vits16", "tiny")
+    config = get("tiny")
     assert set(build.loaded_data("images", config)["views"]) == {"global_crops", "local_crops"}
     config["streams"]["images"]["objectives"]["dino"]["local"] = False
     assert set(build.loaded_data("images", config)["views"]) == {"global_crops"}
@@ -78,7 +77,7 @@ def test_what_no_objective_reads_is_not_loaded():
 
 def test_a_teachers_arithmetic_is_counted_once():
     """Of a step: three times the student's forward pass, and once the teacher's."""
-    config = get("vits16", "tiny")
+    config = get("tiny")
     for width in (64, 128):
         config["encoders"]["image"]["width"] = width
         made = build.system(config, make_mesh(config["mesh"], jax.devices()[:1]))

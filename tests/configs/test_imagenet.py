@@ -10,9 +10,9 @@ from big_ssl.config import validate
 from big_ssl.parallel.mesh import make_mesh
 from big_ssl.training import build, requirements, schedules
 from big_ssl.training.rates import Rates
-from configs import align, align_imagenet, ibot_imagenet
+from configs import align_base, align_l2, finetune_align_imagenet, finetune_ibot_imagenet
 
-RECIPES = {"ibot": ibot_imagenet, "align": align_imagenet}
+RECIPES = {"ibot": finetune_ibot_imagenet, "align": finetune_align_imagenet}
 EPOCH = 1_251
 
 
@@ -31,7 +31,7 @@ def shapes(config):
 )
 def test_ibots_values(preset, epochs, warmup, decay, drop_path, depth, group):
     """evaluation/README.md and classification_layer_decay of bytedance/ibot; the paper's appendix C."""
-    config = ibot_imagenet.get_config(preset).to_dict()
+    config = finetune_ibot_imagenet.get_config(preset).to_dict()
     validate(config)
     assert (config["total_steps"], config["streams"]["images"]["batch_size"]) == (epochs * EPOCH, 1_024)
     rate = config["learning_rate"]
@@ -50,8 +50,8 @@ def test_ibots_values(preset, epochs, warmup, decay, drop_path, depth, group):
 
 
 def test_what_beits_code_names_is_not_decayed():
-    config = ibot_imagenet.get_config().to_dict()
-    pattern = re.compile("|".join(config["optimizer"]["decay_exclude"]))
+    config = finetune_ibot_imagenet.get_config().to_dict()
+    pattern = re.compile("|".join(config["optimizer"]["weight_decay_exclude"]))
     tower = config["encoders"]["image"] | dict(scan=False, depth=1)
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes(config | dict(encoders=dict(image=tower)))):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -64,7 +64,7 @@ def test_what_beits_code_names_is_not_decayed():
 )
 def test_aligns_values(preset, rate, train, evaluate, tower):
     """Section 5.3 of the paper."""
-    config = align_imagenet.get_config(preset).to_dict()
+    config = finetune_align_imagenet.get_config(preset).to_dict()
     validate(config)
     optimizer = config["optimizer"]
     assert (optimizer["name"], optimizer["b1"], optimizer["weight_decay"]) == ("sgd", 0.9, 0.0)
@@ -79,7 +79,7 @@ def test_aligns_values(preset, rate, train, evaluate, tower):
     assert config["rates"] == (("encoders/", tower),)
     # The second run goes on with the first one's classifier.
     assert config["init_from"]["skip"] == (("heads/",) if preset == "frozen" else ())
-    pretraining = align.full("base" if preset == "base" else "l2")
+    pretraining = (align_base if preset == "base" else align_l2).get_config().to_dict()
     assert config["encoders"]["image"] == pretraining["encoders"]["image"]
 
 
@@ -96,9 +96,10 @@ def test_presets_have_the_keys_of_the_recipe_and_are_valid(recipe, preset):
 
 
 def test_what_a_machine_lacks_is_listed_with_the_pictures_to_judge_on():
+    config = finetune_align_imagenet.get_config().to_dict()
     with pytest.raises(requirements.RequirementsError) as caught:
-        requirements.check_requirements(align_imagenet.get_config().to_dict(), "configs/align_imagenet.py")
+        requirements.check_requirements(config, "configs/finetune_align_imagenet.py")
     message = str(caught.value)
     for key in ("streams.images.data.source.data_dir", "evals.imagenet.data.data_dir", "init_from.path"):
         assert f"config.{key} (not set)" in message
-    assert message.endswith("Runs here: --config=configs/align_imagenet.py:demo")
+    assert message.endswith("Runs here: --config=configs/finetune_align_imagenet.py:demo")

@@ -11,25 +11,28 @@ from configs import rehearsal
 
 RECIPES = (
     "align_base",
-    "align_imagenet",
     "align_l2",
-    "align_retrieval",
-    "clip_rn50",
-    "clip_vitb32",
-    "clip_vitl14",
+    "clip:rn50",
+    "clip:vitb32",
+    "clip:vitl14",
+    "dinov2:vitg14",
+    "dinov2:vitl16_short",
     "dinov2_continue",
-    "dinov2_distill_vits14",
-    "dinov2_vitg14",
-    "dinov2_vitl16_short",
+    "dinov2_distill",
+    "finetune_align_imagenet",
+    "finetune_align_retrieval",
+    "finetune_ibot_imagenet",
     "hybrid_clip_dinov2",
-    "ibot_imagenet",
-    "ibot_vits16",
+    "ibot",
     "siglip",
 )
 
 
 def get(recipe, preset=""):
-    return importlib.import_module(f"configs.{recipe}").get_config(preset).to_dict()
+    """The config of FILE or FILE:MODEL."""
+    file, _, model = recipe.partition(":")
+    arg = ",".join(filter(None, (model, preset)))
+    return importlib.import_module(f"configs.{file}").get_config(arg).to_dict()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -54,17 +57,17 @@ def test_a_rehearsal_keeps_the_path_of_its_recipe(recipe):
 
 
 def test_schedules_keep_their_shapes():
-    full, short = (get("ibot_vits16", preset)["learning_rate"] for preset in ("", "rehearsal"))
-    total = get("ibot_vits16")["total_steps"]
+    full, short = (get("ibot", preset)["learning_rate"] for preset in ("", "rehearsal"))
+    total = get("ibot")["total_steps"]
     long, brief = schedules.build(full, total), schedules.build(short, rehearsal.STEPS)
     for step in range(2, rehearsal.STEPS):
         assert float(brief(step)) == pytest.approx(float(long(step * total / rehearsal.STEPS)), rel=0.2)
-    frozen = get("ibot_vits16", "rehearsal")["rates"][0][1]["values"]
+    frozen = get("ibot", "rehearsal")["rates"][0][1]["values"]
     assert frozen == ((0, 0.0), (1, 1.0))
 
 
 def test_the_recipe_itself_is_left_as_it_is():
-    full = get("dinov2_vitg14")
+    full = get("dinov2")
     before = flatten_dict(full, sep="/")
-    rehearsal.rehearsal(full)
+    rehearsal.shrink(full)
     assert flatten_dict(full, sep="/") == before

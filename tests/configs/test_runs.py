@@ -9,27 +9,29 @@ import pytest
 
 from big_ssl import main
 from big_ssl.training import trained
+from configs import dinov2_distill
 
 _TEXTS, _PICTURES, _CLASSES = {"zero_shot", "retrieval"}, {"knn"}, {"classification"}
 # One a family: of encoders, objectives, evaluators and parts of the report.
-RECIPES = dict(
-    align_base=_TEXTS,
-    align_imagenet=_CLASSES,
-    clip_rn50=_TEXTS,
-    ibot_vits16=_PICTURES,
-    dinov2_vitg14=_PICTURES,
-    hybrid_clip_dinov2=_TEXTS | _PICTURES,
-    siglip=_TEXTS,
-)
+RECIPES = {
+    "align_base.py:tiny": _TEXTS,
+    "finetune_align_imagenet.py:tiny": _CLASSES,
+    "clip.py:rn50,tiny": _TEXTS,
+    "ibot.py:tiny": _PICTURES,
+    "dinov2.py:tiny": _PICTURES,
+    "hybrid_clip_dinov2.py:tiny": _TEXTS | _PICTURES,
+    "siglip.py:tiny": _TEXTS,
+}
 
 
 def run(recipe, workdir, **init_from):
     """The smallest preset, six steps of it, from weights if they are given."""
-    config = importlib.import_module(f"configs.{recipe}").get_config("tiny").to_dict()
+    file, arg = recipe.split(".py:")
+    config = importlib.import_module(f"configs.{file}").get_config(arg).to_dict()
     config.update(total_steps=6, eval_every=6, log_every=2)
     config["checkpoint"].update(every=6)
     config["init_from"].update(init_from)
-    assert main.run(config, str(workdir), f"configs/{recipe}.py:tiny", "a command") == 0
+    assert main.run(config, str(workdir), f"configs/{recipe}", "a command") == 0
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -51,8 +53,8 @@ def test_the_smallest_preset_runs(recipe, tmp_path):
 @pytest.mark.slow
 def test_retrieval_goes_on_from_a_pre_trained_run(tmp_path):
     """At a rate that moves next to nothing it is what pre-training ended as."""
-    before = run("align_l2", tmp_path / "align")
-    after = run("align_retrieval", tmp_path / "retrieval", path=str(tmp_path / "align"))
+    before = run("align_l2.py:tiny", tmp_path / "align")
+    after = run("finetune_align_retrieval.py:tiny", tmp_path / "retrieval", path=str(tmp_path / "align"))
     key = "eval/retrieval/twemoji/image_to_text_r10"
     found = [next(line[key] for line in lines if key in line) for lines in (before, after)]
     assert abs(found[0] - found[1]) < 0.01
@@ -61,9 +63,9 @@ def test_retrieval_goes_on_from_a_pre_trained_run(tmp_path):
 @pytest.mark.slow
 def test_a_student_learns_from_a_run_that_does_not_change(tmp_path):
     """The teacher's tower and heads after the run are the ones that it was given."""
-    run("dinov2_vitg14", tmp_path / "teacher")
-    rules = importlib.import_module("configs.dinov2_distill_vits14").get_config("demo").to_dict()["init_from"]
-    run("dinov2_distill_vits14", tmp_path / "student", **rules | dict(path=str(tmp_path / "teacher")))
+    run("dinov2.py:tiny", tmp_path / "teacher")
+    rules = dinov2_distill.get_config("demo").to_dict()["init_from"]
+    run("dinov2_distill.py:tiny", tmp_path / "student", **rules | dict(path=str(tmp_path / "teacher")))
     given, found = (trained.load(tmp_path / name)[1]["params"] for name in ("teacher", "student"))
     jax.tree.map(np.testing.assert_array_equal, found["encoders"]["teacher"], given["encoders"]["image"])
     heads = found["heads"]["ibot"], given["heads"]["ibot"]

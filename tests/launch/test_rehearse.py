@@ -14,7 +14,7 @@ from tests.commands import ROOT
 def rehearse(config, workdir, *arguments):
     """What launch/rehearse.sh prints, which must end well."""
     done = subprocess.run(
-        [ROOT / "launch/rehearse.sh", f"configs/{config}.py", f"--workdir={workdir}", *arguments],
+        [ROOT / "launch/rehearse.sh", f"configs/{config}", f"--workdir={workdir}", *arguments],
         cwd=ROOT,
         env=os.environ | dict(PYTHON=sys.executable),
         capture_output=True,
@@ -38,14 +38,14 @@ def assert_complete(workdir):
 
 @pytest.mark.slow
 def test_a_rehearsal_of_clip_in_a_bucket(gcs_folder):
-    printed = rehearse("clip_vitb32", gcs_folder)
+    printed = rehearse("clip.py:vitb32", gcs_folder)
     assert "arrays are equal to the last bit" in printed
     assert "rehearsed" in printed.splitlines()[-1]
     assert_complete(gcs_folder)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("config", ["align_l2", "ibot_vits16"])
+@pytest.mark.parametrize("config", ["align_l2.py", "ibot.py"])
 def test_a_rehearsal_in_a_bucket(config, gcs_folder):
     assert "arrays are equal to the last bit" in rehearse(config, gcs_folder)
     assert_complete(gcs_folder)
@@ -53,9 +53,9 @@ def test_a_rehearsal_in_a_bucket(config, gcs_folder):
 
 @pytest.mark.soak
 def test_a_distillation_is_rehearsed_from_its_teachers_rehearsal(gcs_folder):
-    rehearse("dinov2_vitg14", f"{gcs_folder}/teacher")
+    rehearse("dinov2.py:vitg14", f"{gcs_folder}/teacher")
     printed = rehearse(
-        "dinov2_distill_vits14", f"{gcs_folder}/student", f"--init_from={gcs_folder}/teacher/killed"
+        "dinov2_distill.py", f"{gcs_folder}/student", f"--init_from={gcs_folder}/teacher/killed"
     )
     assert "arrays are equal to the last bit" in printed
     assert_complete(f"{gcs_folder}/student")

@@ -180,7 +180,9 @@ def test_slurm_starts_a_task_for_each_gpu():
         ("slurm.sbatch", []),
         ("rehearse.sh", []),
         ("rehearse.sh", ["configs/align_l2.py"]),
-        ("rehearse.sh", ["configs/align_l2.py:demo", "--workdir=x"]),
+        ("rehearse.sh", ["configs/clip.py:vitb32,demo", "--workdir=x"]),
+        ("rehearse.sh", ["configs/clip.py:seed=1", "--workdir=x"]),
+        ("rehearse.sh", ["configs/clip.py:", "--workdir=x"]),
         ("rehearse.sh", ["configs/align_l2.py", "--workdir="]),
     ],
 )

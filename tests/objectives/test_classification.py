@@ -12,10 +12,10 @@ import pytest
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build, evaluation, loop, requirements, train_step
-from configs import emoji, ibot_imagenet
+from configs import emoji, finetune_ibot_imagenet
 from tests import compiling
 
-CONFIG = ibot_imagenet.get_config("tiny").to_dict()
+CONFIG = finetune_ibot_imagenet.get_config("tiny").to_dict()
 # Small, so that it compiles quickly; with drop path each microbatch would have draws of its own.
 CONFIG["encoders"]["image"].update(patch=16, width=8, heads=1, drop_path=0.0)
 KEY = jax.random.key(1)

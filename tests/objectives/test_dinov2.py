@@ -12,11 +12,11 @@ from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build, requirements, train_step
 from big_ssl.training.setup import set_up
-from configs import dinov2_vitl14
+from configs import dinov2
 from tests import compiling
 from tests.training.toys import microbatched
 
-CONFIG = dinov2_vitl14.get_config("tiny").to_dict()
+CONFIG = dinov2.get_config("vitl14,tiny").to_dict()
 CONFIG["masks"]["global_crops"].update(group_size=2)
 KEY, STEP = jax.random.key(1), jnp.int32(0)
 

@@ -14,10 +14,10 @@ from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build
 from big_ssl.training.setup import set_up
-from configs import ibot_vits16
+from configs import ibot
 from tests import compiling
 
-CONFIG = ibot_vits16.get_config("tiny").to_dict()
+CONFIG = ibot.get_config("tiny").to_dict()
 KEY = jax.random.key(1)
 
 

@@ -17,7 +17,7 @@ from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import build, train_step
 from big_ssl.training.random_keys import step_key
 from big_ssl.training.setup import set_up
-from configs import dinov2_vitl14, dinov2_vitl16_short
+from configs import dinov2
 from tests import compiling
 
 torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
@@ -33,8 +33,8 @@ STUDENT, TEACHER = 5, 6
 HEAD = dict(hidden=20, bottleneck=8, prototypes=40)
 # Separate heads, Sinkhorn, SwiGLU, neighbours in the whole batch; one head, centres, neighbours in pairs.
 CASES = {
-    "vitl14": (dinov2_vitl14, dict(use_swiglu_ffn=True), dict(bottleneck=6, prototypes=50), 4),
-    "vitl16_short": (dinov2_vitl16_short, {}, None, 2),
+    "vitl14": (dict(use_swiglu_ffn=True), dict(bottleneck=6, prototypes=50), 4),
+    "vitl16_short": ({}, None, 2),
 }
 
 
@@ -46,9 +46,9 @@ def network(options, patch_head, seed):
     return dino_peers.randomise(dinov2_torch.Network(backbone, *heads).double(), seed)
 
 
-def recipe(module, weights, group):
+def recipe(model, weights, group):
     """The tiny preset with the published rules that it leaves out, for the weights' model."""
-    config = module.get_config("tiny").to_dict()
+    config = dinov2.get_config(f"{model},tiny").to_dict()
     images = config["streams"]["images"]
     images.update(batch_size=4)
     images["data"]["views"]["local_crops"].update(count=8)
@@ -111,7 +111,7 @@ def flat(params):
 def steps(request, tmp_path_factory):
     """[(ours, theirs)] of two steps: each dict(terms, gradient, params, average), and theirs has the norms of
     its parts' gradients."""
-    module, options, patch_head, group = CASES[request.param]
+    options, patch_head, group = CASES[request.param]
     folder = tmp_path_factory.mktemp("weights")
 
     def as_ours(network):
@@ -120,7 +120,7 @@ def steps(request, tmp_path_factory):
 
     student, teacher = (network(options, patch_head, seed) for seed in (STUDENT, TEACHER))
     dinov2_torch.save(student, folder)
-    ours = Ours(recipe(module, dinov2_ours.read(folder)[0], group))
+    ours = Ours(recipe(request.param, dinov2_ours.read(folder)[0], group))
     state = dinov2_ours.state_of(ours.setup, as_ours(student), as_ours(teacher), FIRST)
     theirs, found = trainer(ours.config, student, teacher), []
     for step in (FIRST, FIRST + 1):

@@ -70,7 +70,7 @@ def micro_config():
     return _micro_config
 
 
-def _shared_set_up(config, devices=None):
+def _shared_set_up(config, devices=None, first=0):
     """loop.set_up, with equal models on equal devices compiled once."""
     config = copy.deepcopy(config)
     apart = ("checkpoint", "log_every", "eval_every", "evals", "failure_limits", "init_from", "name")
@@ -78,9 +78,9 @@ def _shared_set_up(config, devices=None):
     for stream in shaping["streams"].values():
         stream["data"] = dict(stream["data"], source=None)
     count = len(devices or jax.devices())
-    key = json.dumps([shaping, count], sort_keys=True, default=str)
+    key = json.dumps([shaping, count, first], sort_keys=True, default=str)
     if key not in _compiled:
-        setup = _original_set_up(config, devices)
+        setup = _original_set_up(config, devices, first)
         _compiled[key] = setup._replace(init=_quick(setup.init), step=_quick(setup.step))
     return _compiled[key]
 

@@ -64,18 +64,18 @@ def two_steps(tmp_path_factory):
 def test_a_relative_workdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoints = _saved("runs/one", (2,))
-    _assert_is(checkpoints.restore_latest(ABSTRACT), 2)
+    _assert_is(checkpoints.restore_latest(lambda step: ABSTRACT), 2)
     checkpoints.close()
 
 
 def test_nothing_saved_is_none(tmp_path):
-    assert Checkpoints(tmp_path, 2).restore_latest(ABSTRACT) is None
+    assert Checkpoints(tmp_path, 2).restore_latest(lambda step: ABSTRACT) is None
 
 
 def test_the_newest_comes_back(tmp_path):
     checkpoints = _saved(tmp_path, (1, 2, 10))
     assert checkpoints.steps() == [1, 2, 10]
-    _assert_is(checkpoints.restore_latest(ABSTRACT), 10)
+    _assert_is(checkpoints.restore_latest(lambda step: ABSTRACT), 10)
 
 
 ACCURACY = {1: 0.1, 2: 0.9, 3: 0.5, 4: 0.2, 5: 0.4, 6: None, 7: math.nan}
@@ -116,7 +116,7 @@ def test_saving_a_step_again_changes_nothing(tmp_path):
     checkpoints = _saved(tmp_path, (1, 2))
     checkpoints.save(_state(2))
     checkpoints.close()
-    _assert_is(Checkpoints(tmp_path, 3).restore_latest(ABSTRACT), 2)
+    _assert_is(Checkpoints(tmp_path, 3).restore_latest(lambda step: ABSTRACT), 2)
 
 
 def _run_with_damage(two_steps, folder, pattern, damage):
@@ -139,21 +139,21 @@ def test_a_damaged_checkpoint_is_passed_over(pattern, damage, two_steps, tmp_pat
     folder = tmp_path / "run"
     _run_with_damage(two_steps, folder, pattern, damage)
     checkpoints = Checkpoints(folder, 3)
-    _assert_is(checkpoints.restore_latest(ABSTRACT), 2)
+    _assert_is(checkpoints.restore_latest(lambda step: ABSTRACT), 2)
     assert _set_aside(folder) == ["4"]
     for step in (4, 6):
         checkpoints.save(_state(step))
     checkpoints.close()
     again = Checkpoints(folder, 3)
     assert again.steps() == [2, 4, 6]
-    _assert_is(again.restore_latest(ABSTRACT), 6)
+    _assert_is(again.restore_latest(lambda step: ABSTRACT), 6)
 
 
 @pytest.mark.parametrize(("pattern", "damage"), HARMLESS)
 def test_what_the_state_does_not_need_may_be_damaged(pattern, damage, two_steps, tmp_path):
     folder = tmp_path / "run"
     _run_with_damage(two_steps, folder, pattern, damage)
-    _assert_is(Checkpoints(folder, 3).restore_latest(ABSTRACT), 4)
+    _assert_is(Checkpoints(folder, 3).restore_latest(lambda step: ABSTRACT), 4)
     assert _set_aside(folder) == []
 
 
@@ -162,7 +162,7 @@ def test_the_warning_is_one_readable_line(two_steps, tmp_path, monkeypatch):
     shutil.copytree(two_steps, folder)
     (folder / "checkpoints" / "4" / "state" / "_METADATA").write_text("")
     monkeypatch.setattr(logging, "warning", lambda text, *values: lines.append(text % values))
-    Checkpoints(folder, 3).restore_latest(ABSTRACT)
+    Checkpoints(folder, 3).restore_latest(lambda step: ABSTRACT)
     (line,) = [line for line in lines if line.startswith("checkpoint 4")]
     assert len(line) < 600
     assert "\n" not in line
@@ -181,7 +181,7 @@ def test_all_damaged_is_an_error_and_not_a_new_start(two_steps, tmp_path):
         metadata.write_text("{")
     before = _everything_in(folder)
     with pytest.raises(RequirementsError, match=r"none of \[2, 4\] in .* can be read .*JSONDecodeError"):
-        Checkpoints(folder, 3).restore_latest(ABSTRACT)
+        Checkpoints(folder, 3).restore_latest(lambda step: ABSTRACT)
     assert _everything_in(folder) == before
 
 
@@ -191,9 +191,9 @@ def test_another_models_checkpoints_are_left_alone(two_steps, tmp_path):
     weights = jax.ShapeDtypeStruct((300, 41), "float32", sharding=ABSTRACT.params["w"].sharding)
     before = _everything_in(folder)
     with pytest.raises(RequirementsError, match=r"\(300, 41\) is not .* the stored shape: \(300, 40\)"):
-        Checkpoints(folder, 3).restore_latest(ABSTRACT.replace(params=dict(w=weights)))
+        Checkpoints(folder, 3).restore_latest(lambda step: ABSTRACT.replace(params=dict(w=weights)))
     assert _everything_in(folder) == before
-    _assert_is(Checkpoints(folder, 3).restore_latest(ABSTRACT), 4)
+    _assert_is(Checkpoints(folder, 3).restore_latest(lambda step: ABSTRACT), 4)
 
 
 def test_two_damaged_ones_are_passed_over(tmp_path):
@@ -201,7 +201,7 @@ def test_two_damaged_ones_are_passed_over(tmp_path):
     for step in (2, 3):
         (tmp_path / "checkpoints" / str(step) / "state" / "_METADATA").write_text("")
     checkpoints = Checkpoints(tmp_path, 3)
-    _assert_is(checkpoints.restore_latest(ABSTRACT), 1)
+    _assert_is(checkpoints.restore_latest(lambda step: ABSTRACT), 1)
     assert checkpoints.steps() == [1]
     assert _set_aside(tmp_path) == ["2", "3"]
 
@@ -213,7 +213,7 @@ def test_a_save_that_was_killed_leaves_no_checkpoint(two_steps, tmp_path):
     (folder / "checkpoints" / "4").rename(folder / "checkpoints" / "4.orbax-checkpoint-tmp")
     checkpoints = Checkpoints(folder, 3)
     assert checkpoints.steps() == [2]
-    _assert_is(checkpoints.restore_latest(ABSTRACT), 2)
+    _assert_is(checkpoints.restore_latest(lambda step: ABSTRACT), 2)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["2"]
 
 
@@ -250,7 +250,7 @@ def test_a_storage_that_answers_late_costs_nothing(two_steps, tmp_path, monkeypa
     folder = tmp_path / "run"
     shutil.copytree(two_steps, folder)
     pauses = _refusing(monkeypatch, [_unavailable(), ConnectionResetError(), TimeoutError()])
-    _assert_is(Checkpoints(folder, 3).restore_latest(ABSTRACT), 4)
+    _assert_is(Checkpoints(folder, 3).restore_latest(lambda step: ABSTRACT), 4)
     assert len(pauses) == 3
     assert _set_aside(folder) == []
 
@@ -272,7 +272,7 @@ def test_what_proves_no_damage_ends_the_run_and_moves_nothing(error, two_steps, 
     before = _everything_in(folder)
     _refusing(monkeypatch, [error] * 100)
     with pytest.raises(TrainingFailed, match=r"^checkpoint 4 in .* can't be read now, and may be whole: .*"):
-        Checkpoints(folder, 3).restore_latest(ABSTRACT)
+        Checkpoints(folder, 3).restore_latest(lambda step: ABSTRACT)
     assert _everything_in(folder) == before
 
 
@@ -287,7 +287,7 @@ def test_hosts_that_see_different_checkpoints_end(two_steps, monkeypatch):
     monkeypatch.setattr(checkpoints_lib.distributed, "gather", texts)
     message = r"has the checkpoints \[2, 4\] for process 0 and \[2\] for process 1; the same command"
     with pytest.raises(TrainingFailed, match=message):
-        checkpoints.restore_latest(ABSTRACT)
+        checkpoints.restore_latest(lambda step: ABSTRACT)
     checkpoints.close()
 
 

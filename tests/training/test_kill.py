@@ -107,7 +107,7 @@ def read(recipe, micro_config):
 
     def newest(workdir):
         checkpoints = Checkpoints(workdir, 3)
-        state = jax.device_get(checkpoints.restore_latest(abstract))
+        state = jax.device_get(checkpoints.restore_latest(lambda step: abstract))
         checkpoints.close()
         return state
 

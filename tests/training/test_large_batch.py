@@ -11,7 +11,7 @@ from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import setup
 from big_ssl.training.random_keys import step_key
-from configs import clip_vitb32
+from configs import clip
 
 REAL = 32_768
 # Sums of so many float32 numbers, in another order.
@@ -22,7 +22,7 @@ GATHERED_BYTES = 26 * 2**30
 
 def config_of(form, size):
     """The tiny preset with narrower encoders still, small pictures and short texts."""
-    config = clip_vitb32.get_config("tiny").to_dict()
+    config = clip.get_config("tiny").to_dict()
     pairs = config["streams"]["pairs"]
     pairs.update(batch_size=size)
     pairs["data"]["views"]["image"].update(resize=18, crop=16)

@@ -108,8 +108,8 @@ def test_what_cannot_be_is_named():
 
 
 OPTIMIZER = dict(
-    b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, decay_exclude=("bias$",), adapt_exclude=(), clip_norm=1.0,
-    clip_per="parameter",
+    b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, weight_decay_exclude=("bias$",), trust_ratio_exclude=(),
+    clip_norm=1.0, clip_scope="parameter",
 )  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def test_a_signal_stops_between_steps_and_the_next_one_is_not_caught(number):
         assert received == []
         signal.raise_signal(number)
         assert received == ["outer"]
-        stop.restore()
+        stop.close()
     finally:
         signal.signal(number, before)
 
@@ -104,7 +104,7 @@ def test_under_nohup_a_closed_terminal_stops_nothing():
         stop = StopRequest()
         signal.raise_signal(signal.SIGHUP)
         assert not stop.reached(1)
-        stop.restore()
+        stop.close()
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -131,8 +131,8 @@ def poisoned(monkeypatch, set_up):
             contrastive = heads["contrastive"] | dict(logit_scale=value)
             return state.replace(params=state.params | dict(heads=heads | dict(contrastive=contrastive)))
 
-        def patched(config, devices=None):
-            setup = set_up(config, devices)
+        def patched(config, devices=None, first=0):
+            setup = set_up(config, devices, first)
 
             def step(state, batch):
                 if int(state.step) + 1 not in steps:
@@ -313,7 +313,7 @@ def nothing_runs(monkeypatch, set_up):
     def never(*_):
         raise AssertionError("computed something")
 
-    patched = lambda config, devices=None: set_up(config, devices)._replace(init=never, step=never)  # noqa: E731
+    patched = lambda config, devices=None, first=0: set_up(config, devices)._replace(init=never, step=never)  # noqa: E731
     monkeypatch.setattr(loop, "set_up", patched)
 
 

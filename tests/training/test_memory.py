@@ -17,8 +17,8 @@ PLANNED = [
     pytest.param("align_l2", "", 512, "TPU v4", 6.94, marks=pytest.mark.slow),
     pytest.param("align_l2", "streams.pairs.batch_size=32768", 512, "TPU v4", 11.02, marks=pytest.mark.slow),
     pytest.param("align_l2", "demo", 4, "TPU v5 lite", 0.109, marks=pytest.mark.slow),
-    pytest.param("dinov2_vitg14", "", 256, "TPU v5 lite", 13.88),
-    pytest.param("dinov2_vitg14", "", 256, "TPU v5p", 14.11, marks=pytest.mark.slow),
+    pytest.param("dinov2", "", 256, "TPU v5 lite", 13.88),
+    pytest.param("dinov2", "", 256, "TPU v5p", 14.11, marks=pytest.mark.slow),
 ]  # fmt: skip
 
 
@@ -76,13 +76,13 @@ def test_a_state_that_cannot_fit_is_refused(config_of, warnings):
     with pytest.raises(
         RequirementsError, match=r"  - 1\.69 GiB for the state on each device, of 8 x cpu of 2 GiB"
     ):
-        check_requirements(config_of("clip_vitb32"), "configs/clip_vitb32.py", Machine(8, "cpu", 2 * GIB))
+        check_requirements(config_of("clip"), "configs/clip.py", Machine(8, "cpu", 2 * GIB))
     assert not warnings
 
 
 def test_devices_that_are_likely_too_small_are_warned_of(config_of, warnings):
-    config = config_of("clip_vitb32")
-    check_requirements(config, "configs/clip_vitb32.py", Machine(8, "NVIDIA A100-SXM4-40GB", 10 * GIB))
+    config = config_of("clip")
+    check_requirements(config, "configs/clip.py", Machine(8, "NVIDIA A100-SXM4-40GB", 10 * GIB))
     (warning,) = warnings
     assert warning.startswith(
         "clip_vitb32 needs about 16.5 GiB on each device for the state and a step, of 8 x NVI"
@@ -91,7 +91,7 @@ def test_devices_that_are_likely_too_small_are_warned_of(config_of, warnings):
 
 
 def test_microbatches_and_a_split_state_need_less(config_of):
-    config = config_of("clip_vitb32")
+    config = config_of("clip")
     whole = memory.count(config, 8, "cpu")
     config["mesh"].update(fsdp=8)
     split = memory.count(config | dict(grad_accum=4), 8, "cpu")

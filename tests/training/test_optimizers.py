@@ -17,10 +17,10 @@ BASE = dict(
     b2=0.95,
     eps=1e-3,  # large, so that its place in the formula shows
     weight_decay=0.3,
-    decay_exclude=("bias$", "_bn/"),
-    adapt_exclude=("_bn/",),
+    weight_decay_exclude=("bias$", "_bn/"),
+    trust_ratio_exclude=("_bn/",),
     clip_norm=0.0,
-    clip_per="all",
+    clip_scope="all",
 )
 SHAPES = {
     "image/dense/kernel": (3, 4),
@@ -215,9 +215,9 @@ def test_sgd_is_algorithm_1_of_decoupled_decay(clip_norm):
             np.testing.assert_allclose(found[step][n], params[n], rtol=2e-5, atol=1e-5, err_msg=n)
 
 
-def _clipped(clip_per, limit, grads):
+def _clipped(clip_scope, limit, grads):
     """What is left of the gradients where nothing but clipping is done to them."""
-    transform = optimizers.CLIPS[clip_per](limit)
+    transform = optimizers.CLIPS[clip_scope](limit)
     return flat(transform.update(nested(grads), transform.init(nested(grads)), None)[0])
 
 
@@ -238,11 +238,11 @@ def test_each_parameter_or_each_part_is_clipped_by_its_own_norm():
         return {name: grads[name] * min(1, 0.5 / norm) for name in names}
 
     parts = (("encoders/image/a", "encoders/image/b"), ("encoders/text/a",), ("heads/x/a",))
-    for clip_per, groups in (("parameter", [(name,) for name in grads]), ("part", parts)):
-        found = _clipped(clip_per, 0.5, grads)
+    for clip_scope, groups in (("parameter", [(name,) for name in grads]), ("part", parts)):
+        found = _clipped(clip_scope, 0.5, grads)
         for names in groups:
             for name, expected in shrunk(names).items():
-                np.testing.assert_allclose(found[name], expected, rtol=1e-4, err_msg=clip_per)
+                np.testing.assert_allclose(found[name], expected, rtol=1e-4, err_msg=clip_scope)
 
 
 def test_each_layer_of_a_stack_is_clipped_by_its_own_norm():

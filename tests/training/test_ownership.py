@@ -84,7 +84,7 @@ def test_one_long_dead_and_one_that_never_wrote_its_name_are_passed_over(tmp_pat
     with ownership.owned(tmp_path):
         pass
     monkeypatch.setattr(ownership, "_still_renewed", None)
-    _left_behind(tmp_path, renewed=time.time() - 3600)
+    _left_behind(tmp_path, renewed=time.time() - 2 * 86_400)
     with ownership.owned(tmp_path):
         pass
 

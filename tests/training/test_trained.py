@@ -14,12 +14,12 @@ from big_ssl.training.checkpoints import Checkpoints
 from big_ssl.training.metrics import read_lines
 from big_ssl.training.state import TrainState
 from big_ssl.weights import architecture
-from configs import align_l2, ibot_imagenet, ibot_vits16
+from configs import align_l2, finetune_ibot_imagenet, ibot
 
 RNG = np.random.default_rng(0)
 
 
-def tiny(recipe=ibot_imagenet):
+def tiny(recipe=finetune_ibot_imagenet):
     """Its smallest preset with a smaller tower, as a run's config.json gives it."""
     config = recipe.get_config("tiny").to_dict()
     config["encoders"]["image"].update(width=8, heads=1)
@@ -34,7 +34,7 @@ def variables(config):
     return jax.tree.map(lambda x: RNG.normal(size=x.shape).astype(np.float32), given)
 
 
-@pytest.mark.parametrize(("recipe", "classes"), [(ibot_imagenet, 10), (ibot_vits16, None)])
+@pytest.mark.parametrize(("recipe", "classes"), [(finetune_ibot_imagenet, 10), (ibot, None)])
 def test_a_run_of_images_alone_is_described(recipe, classes):
     """Its arrays are those of the Config: a head of self-distillation is none of them."""
     config = tiny(recipe)
@@ -116,7 +116,7 @@ def test_a_run_without_a_checkpoint_is_named(tmp_path):
 @pytest.mark.slow
 def test_from_a_run_to_the_next_and_to_the_commands(tmp_path):
     """The evaluator, the command and a converted copy find the same; a second run starts from the first."""
-    config = ibot_imagenet.get_config("tiny").to_dict()
+    config = finetune_ibot_imagenet.get_config("tiny").to_dict()
     config["encoders"]["image"].update(scan=True, depth=2, patch=16, width=8, heads=1)
     first = loop.train(config, tmp_path / "run")
     (*_, line) = (

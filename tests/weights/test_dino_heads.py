@@ -15,7 +15,8 @@ from big_ssl.weights import rules
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import FORMATS, read_checkpoint, write_checkpoint
 from big_ssl.weights.tensor_files import write_safetensors
-from configs import dinov2_vitl14, ibot_vits16
+from configs.dinov2 import get_config as dinov2_config
+from configs.ibot import get_config as ibot_config
 from tests.parity import goldens
 
 WIDTH, HIDDEN, BOTTLENECK, PROTOTYPES = 24, 10, 6, 9
@@ -198,7 +199,7 @@ def test_what_embeds_goes_out_without_them(backbone, both, tmp_path):
 
 def recipe(config, converted, folder):
     """A training config of the converted model's tower and heads, that starts from folder."""
-    made = config.get_config("tiny").to_dict()
+    made = config.to_dict()
     made["init_from"].update(path=str(folder))
     made["encoders"]["image"].update(converted["encoders"]["image"])
     for name, options in converted["projections"].items():
@@ -209,9 +210,9 @@ def recipe(config, converted, folder):
 @pytest.mark.parametrize("kind", ["dinov2", "ibot"])
 def test_a_run_starts_with_them(kind, backbone, both, tmp_path):
     if kind == "dinov2":
-        source, made = teacher(backbone, both[0]), dinov2_vitl14
+        source, made = teacher(backbone, both[0]), dinov2_config("vitl14,tiny")
     else:
-        source, made = ibot(backbone, head("head.mlp", "head.last_layer", 3)), ibot_vits16
+        source, made = ibot(backbone, head("head.mlp", "head.last_layer", 3)), ibot_config("tiny")
     convert(kind, write(source, tmp_path), "big_ssl", tmp_path / "ours", SAID)
     converted, ours = read_checkpoint("big_ssl", tmp_path / "ours")
     config = recipe(made, converted, tmp_path / "ours")

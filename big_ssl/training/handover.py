@@ -1,0 +1,153 @@
+"""What a stage of a run takes over from the one before; the rules are in training/stages.py."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from big_ssl.parallel.sharding import path_name
+from big_ssl.training import initial
+from big_ssl.training import state as state_lib
+from big_ssl.training.stages import Stage
+from big_ssl.training.state import TrainState
+
+
+def check(stage: Stage, before: TrainState, after: TrainState) -> None:
+    """Raises ValueError, naming the array, where a stage can't start from the state of the one before.
+
+    before, after: shapes and dtypes of both stages' states.
+    """
+    _weight_sources(stage, before, after)
+    _sources(stage, stage.handover.objectives, before.mutable["objectives"], after.mutable["objectives"])
+    if before.ema is not None and after.ema is not None:
+        _sources(stage, stage.handover.ema, before.ema, after.ema)
+
+
+def hand_over(stage: Stage, before: TrainState, after: TrainState) -> TrainState:
+    """The state that a stage starts with.
+
+    before: the state that the stage before ended with. after: this stage's own initial state, which is filled
+    by the rules; each array stays on the devices where it lies.
+    """
+    weights = _placed(_weight_sources(stage, before, after), _weights(after))
+    states = after.mutable["objectives"]
+    states = _placed(_sources(stage, stage.handover.objectives, before.mutable["objectives"], states), states)
+    optimizer = "moments" if stage.handover.optimizer == "keep" else "reset"
+    moments = _sources(stage, optimizer, before.opt_state, after.opt_state)
+    fractions = {k: before.replaced_fraction.get(k, x) for k, x in after.replaced_fraction.items()}
+    if jax.process_index() == 0:
+        print(f"stage {stage.name}: {_summary(stage, before, after)}", flush=True)
+    return after.replace(
+        step=before.step,
+        params=weights["params"],
+        opt_state=_placed(moments, after.opt_state),
+        mutable=dict(encoders=weights["encoders"], objectives=states),
+        ema=_average(stage, before, after, weights),
+        counters=before.counters,
+        replaced_fraction=fractions,
+    )
+
+
+def _weights(state):
+    return state_lib.averaged(state.params, state.mutable)
+
+
+def _weight_sources(stage, before, after):
+    """{path: array} of parameters and running statistics, remapped ones included."""
+    sources = _sources(stage, stage.handover.params, _weights(before), _weights(after))
+    places, available = _by_path(_weights(after)), _by_path(state_lib.evaluation_variables(before))
+    for pattern, replacement in stage.handover.remap:
+        copies = {re.sub(pattern, replacement, path): path for path in available if re.search(pattern, path)}
+        copies = {place: path for place, path in copies.items() if place in places}
+        if not copies:
+            raise ValueError(f"stages.{stage.name}.handover.remap: {pattern!r} leads to no weights")
+        # A copy, since the step donates its input and no buffer can be donated twice.
+        sources |= {
+            place: _copied(_fitted(stage, place, available[path], places[place]))
+            for place, path in copies.items()
+        }
+    return sources
+
+
+def _average(stage, before, after, weights):
+    """The average: handed on, or where there is none to hand on, starting at the weights."""
+    if after.ema is None:
+        return None
+    rule = stage.handover.ema if before.ema is not None else "reset"
+    sources = _sources(stage, rule, before.ema, after.ema)
+    started = {path: _copied(x) for path, x in _by_path(weights).items() if path not in sources}
+    return _placed(started | sources, after.ema)
+
+
+def _sources(stage, rule, before, after):
+    """{path: array} of what is handed on in one part of the state.
+
+    rule: of the handover, or "moments": those of another shape restart.
+    """
+    excluded = re.compile("|".join(f"(?:{pattern})" for pattern in stage.handover.exclude) or r"(?!)")
+    available = {} if rule == "reset" else _by_path(before)
+    sources = {}
+    for path, leaf in _by_path(after).items():
+        if path not in available or excluded.search(path):
+            continue
+        if available[path].shape == leaf.shape:
+            sources[path] = available[path]
+        elif rule == "resize":
+            sources[path] = _fitted(stage, path, available[path], leaf)
+        elif rule == "keep":
+            raise ValueError(
+                f"stages.{stage.name}: {path} is {list(available[path].shape)} before and {list(leaf.shape)} "
+                "in this stage; handover.exclude starts it from scratch"
+            )
+    return sources
+
+
+def _fitted(stage, path, array, leaf):
+    """The array, resized if its shape is another one. Raises ValueError if that can't be."""
+    if array.shape == leaf.shape:
+        return array
+    if isinstance(array, jax.Array):
+        whole = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+        array = np.asarray(jax.jit(lambda x: x, out_shardings=whole)(array))
+    else:  # a shape: only whether it can be resized
+        array = np.zeros(array.shape, array.dtype)
+    try:
+        return initial.fitted(path, array, leaf.shape, stage.config["encoders"])
+    except ValueError as error:
+        raise ValueError(f"stages.{stage.name}: {error}; handover.exclude starts it from scratch") from error
+
+
+def _copied(array):
+    return jax.numpy.copy(array) if isinstance(array, jax.Array) else array
+
+
+def _by_path(tree) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _placed(sources, tree):
+    """The tree with the arrays of `sources` in it, on the tree's devices."""
+
+    def place(path, leaf):
+        source = sources.get(path_name(path))
+        if source is None:
+            return leaf
+        if isinstance(source, np.ndarray):
+            return initial.placed(source.astype(leaf.dtype), leaf.sharding)
+        if source.sharding == leaf.sharding:
+            return source
+        return jax.jit(lambda x: x, out_shardings=leaf.sharding)(source)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _summary(stage, before, after):
+    """Which modules start from scratch, and which are left behind."""
+    handed_on, places = _weight_sources(stage, before, after), _by_path(_weights(after))
+    new = {initial.module(path) for path in places if path not in handed_on}
+    dropped = {initial.module(path) for path in _by_path(_weights(before)) if path not in places}
+    named = [("starts from scratch", new), ("is left behind", dropped)]
+    lines = [f"{', '.join(sorted(modules))} {what}" for what, modules in named if modules]
+    return "; ".join(lines) or "all weights are handed on"
