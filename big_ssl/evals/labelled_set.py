@@ -12,7 +12,6 @@ from big_ssl.data import chunks, sources
 from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import label_sets, reading
 
-
 # The features that k-NN and the linear probe read, by the predictor's method that computes them.
 FEATURES = {"pooled": "pooled_features", "images": "encode_image"}
 

@@ -14,7 +14,6 @@ from big_ssl.evals.linear_sweep import LinearSweep
 from big_ssl.evals.retrieval import Retrieval
 from big_ssl.evals.zero_shot import ZeroShot
 
-
 EVALUATORS: dict[str, Callable[..., Evaluator]] = {
     "emoji": EmojiSuite,
     "classification": Classifier,

@@ -149,23 +149,23 @@ def _set(folder, name, count=24):
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_whole_sets(folder, embedder, augment):
+def test_whole_sets(folder, predictor, augment):
     """Colours through a small tower; a part of train chooses where nothing else is given."""
     train, test = _set(folder, "train"), _set(folder, "test")
     options = dict(rates=(1e-3, 0.5), blocks=(1, 2), steps=20, batch_size=16, augment=augment, name="x")
     evaluator = LinearSweep(train, test, validation_fraction=0.3, **options)
-    found = evaluator.metrics(embedder)
+    found = evaluator.metrics(predictor)
     assert set(found) == {
         f"linear_sweep/x/{key}"
         for key in ("top1", "mean_per_class", "chance", "validation_top1", "rate", "blocks", "patches")
     }
     assert found["linear_sweep/x/top1"] == found["linear_sweep/x/validation_top1"] == 1
-    assert evaluator.metrics(embedder) == found
+    assert evaluator.metrics(predictor) == found
 
 
-def test_a_split_is_two_sets(folder, embedder):
+def test_a_split_is_two_sets(folder, predictor):
     evaluator = LinearSweep(_set(folder, "train"), _set(folder, "test"), blocks=(1,), batch_size=8, name="x")
-    kept, held = (evaluator._features(embedder, split) for split in ("train", "validation"))
+    kept, held = (evaluator._features(predictor, split) for split in ("train", "validation"))
     assert len(kept[1]) + len(held[1]) == 48
     assert 0 < len(held[1]) < 15
 
