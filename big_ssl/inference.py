@@ -49,9 +49,11 @@ class Model(Predictor):
           devices: each computes a part of every batch; all devices if None.
         """
         mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), devices)
-        self.config = config
+        self.config, system, statistics = config, _system(config, dtype), variables.get("encoders", {})
+        # Weights of encoders without running statistics come without this part.
+        variables = variables | dict(encoders={name: statistics.get(name, {}) for name in system.encoders})
         super().__init__(
-            _system(config, dtype),
+            system,
             jax.device_put(variables, replicated(mesh)),
             mesh,
             config,

@@ -97,6 +97,7 @@ def full() -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+        predictors=dict(),
     )
 
 
@@ -212,7 +213,9 @@ def self_supervised(config: dict) -> dict:
     config.update(name=f"{config['name']}_self_supervised")
     del config["streams"]["pairs"]["objectives"]["contrastive"], config["encoders"]["text"]
     config["evals"] = {
-        name: options for name, options in config["evals"].items() if options["kind"] not in suite.OF_TEXTS
+        name: options
+        for name, options in config["evals"].items()
+        if "encode_text" not in suite.EVALUATORS[options["kind"]].requires
     }
     return config
 

@@ -23,7 +23,7 @@ class Trained(Protocol):
     terms: Mapping[str, Any]
 
     def provider(self, method: str) -> str:
-        """The objective whose head provides this method; "" for none. Raises ValueError if it is undecided."""
+        """The objective whose head provides this method; "" for none. Raises ValueError if undecided."""
         ...
 
     def encode(self, variables: Mapping, call: EncoderCall, inputs: Any) -> dict[str, Any]:

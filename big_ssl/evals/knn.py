@@ -25,7 +25,7 @@ _SHOWN, _NEIGHBOURS = 8, 8
 
 
 class Knn(Evaluator):
-    """Predicts the class with the largest sum of exp(cosine / temperature) among the k nearest training images.
+    """Predicts the class with the largest sum of exp(cosine / temperature) among the k nearest images.
 
     DINOv2's code takes the softmax over more neighbours before it cuts to k, which is the same but for a
     factor. train, test: labelled sources with the same labels; label: as in LabelledSet; ks: the values of k;

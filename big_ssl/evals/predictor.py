@@ -32,8 +32,9 @@ class Predictor:
     system: encoders and heads. encoder: the image encoder's module, None without one. methods: those of
       METHODS that the model has. image_config: how images are preprocessed, in the keys of a
       weights.format.Config; preprocess: uint8[B, H, W, 3] -> uint8[B, S, S, 3], that function.
-    split: how hosts share the decoding of a batch. cache: features of labelled sets, see LabelledSet.features.
-    progress: (steps, their number, what they do) -> steps; shows how far a long loop is.
+    split: how hosts share the decoding of a batch. cache: features of labelled sets, see
+      LabelledSet.extract_features. progress: (steps, their number, what they do) -> steps; shows how far a
+      long loop is.
     """
 
     def __init__(

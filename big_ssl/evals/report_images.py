@@ -21,7 +21,7 @@ class NearestImages(NamedTuple):
     """Images with their nearest neighbours.
 
     name: of the set; images: Q uint8[S, S, 3]; labels: their classes; neighbours: for each image (images,
-    labels) of the N nearest, nearest first; cosines: float32[Q, N]; candidates: the number of training images.
+    labels) of the N nearest, nearest first; cosines: float32[Q, N]; candidates: how many training images.
     """
 
     name: str
@@ -33,8 +33,10 @@ class NearestImages(NamedTuple):
 
 
 def class_attention(model: vit.ViT, variables, images):
-    """For Predictor.apply: float32[B, heads, N], the class token's attention to the patches in the last layer,
-    without that to itself and to registers."""
+    """For Predictor.apply: float32[B, heads, N], the class token's attention to patches in the last layer.
+
+    That to itself and to registers is left out.
+    """
     return vit.last_attention(model, variables, images)[:, :, 0, 1 + model.registers :]
 
 
@@ -71,9 +73,9 @@ def _attention(images, attention, size):
     text = (
         "In the last layer the class token, which represents the whole image, gathers information from the "
         "patches. Each column is one of the layer's heads: the brighter a patch, the more that head attends "
-        f"to it; each map has its own scale.{some} Outlines alone mean little: an untrained network shows them "
-        "too, since its patches differ in colour. The images are evenly spaced through the set, whatever "
-        f"their maps look like; their size is {size}."
+        f"to it; each map has its own scale.{some} Outlines alone mean little: an untrained network shows "
+        "them too, since its patches differ in colour. The images are evenly spaced through the set, "
+        f"whatever their maps look like; their size is {size}."
     )
     return EvalSection("attention", "Attention", text, plots.tiles(rows, titles, apart=True))
 
@@ -121,18 +123,18 @@ def neighbour_section(nearest: NearestImages) -> EvalSection:
             colour = plots.RIGHT if name == label else plots.WRONG
             tiles.append(plots.Tile(other, f"{_short(name)}\n{cosine:.3f}", colour))
         rows.append(tiles)
-    pairs = [
-        (name, label)
+    same_class = [
+        name == label
         for label, (_, names) in zip(nearest.labels, nearest.neighbours, strict=True)
         for name in names
     ]
     dataset = nearest.name.replace("_", " ")
     text = (
-        f"Each row begins with an image of {dataset}. The nearest of the {nearest.candidates:,} training images "
-        "follow, nearest first, with their class and the cosine similarity (1 is identical). Green frame: the "
-        f"same class; orange: another class. {sum(name == label for name, label in pairs)} of these "
-        f"{len(pairs)} neighbours have the same class. The images are evenly spaced through the set, failures "
-        "included."
+        f"Each row begins with an image of {dataset}. The nearest of the {nearest.candidates:,} training "
+        "images follow, nearest first, with their class and the cosine similarity (1 is identical). Green "
+        f"frame: the same class; orange: another class. {sum(same_class)} of these "
+        f"{len(same_class)} neighbours have the same class. The images are evenly spaced through the set, "
+        "failures included."
     )
     return EvalSection(
         f"neighbours_{nearest.name}", f"Nearest images, {dataset}", text, plots.tiles(rows, apart=True)

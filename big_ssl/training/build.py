@@ -46,7 +46,7 @@ def system(config: Mapping, mesh: Mesh) -> System:
     for name, term in terms.items():
         for call in term.calls.values():
             _check_call(name, call, views, masks)
-    system = System(towers, views, terms, masks, predictors=config.get("predictors", {}))
+    system = System(towers, views, terms, masks, predictors=config["predictors"])
     _check_predictors(system)
     return system
 

@@ -9,21 +9,21 @@ from big_ssl.training import state as state_lib
 _TASKS = {
     "encode_text": (
         "An image encoder and a text encoder learn together to embed images and texts in one space: every "
-        "training step pulls an image and its own text together, and pushes the image away from the other texts "
-        "of the batch. After training, comparing an image with every candidate name and taking the closest "
-        "names it (zero-shot: nothing is trained for the test), and the same comparison finds images for any "
-        "text. Evaluation uses images outside the training set."
+        "training step pulls an image and its own text together, and pushes the image away from the other "
+        "texts of the batch. After training, comparing an image with every candidate name and taking the "
+        "closest names it (zero-shot: nothing is trained for the test), and the same comparison finds images "
+        "for any text. Evaluation uses images outside the training set."
     ),
     "teacher": (
-        "The image encoder learns from images alone, without labels (self-distillation): a student sees crops of "
-        "an image, some with masked patches, and learns to predict the output of its teacher, a moving "
-        "average of the student, for other crops and for the masked patches. Outputs have no given meaning; "
-        "similar images should get similar ones. Evaluation uses the frozen features on labelled images: the "
-        "classes of the nearest training images, and linear classifiers."
+        "Self-distillation trains the image encoder without labels or texts: a student sees crops of an "
+        "image, some with masked patches, and learns to predict the output of its teacher, a moving average "
+        "of the student, for other crops and for the masked patches. Outputs have no given meaning; similar "
+        "images should get similar ones. Evaluation uses the frozen features on labelled images: the classes "
+        "of the nearest training images, and linear classifiers."
     ),
     "classify": (
-        "A linear classifier on the image encoder learns the classes of labelled images. Evaluation counts how "
-        "often its largest logit is that of the right class."
+        "A linear classifier on the image encoder learns the classes of labelled images. Evaluation counts "
+        "how often its largest logit is that of the right class."
     ),
 }
 

@@ -18,7 +18,8 @@ from big_ssl.weights.format import Config
 
 
 class Modules(NamedTuple):
-    """The image tower; of a model that embeds texts too, the text tower and its head; of a trained classifier that; and by objective the heads of self-distillation."""
+    """The image encoder; the text encoder and the head of a model that embeds texts; the head of a trained
+    classifier; and {objective: head} of self-distillation."""
 
     image: nn.Module
     text: nn.Module | None

@@ -7,7 +7,7 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from big_ssl.evals.classification import Classifier
 
 CLASSES = dict(
-    a=["red"] * 3, b=["green", "blue"], c=["blue"] * 4, d=["grey"], e=["red"], f=[(9, 9, 9)]
+    a=["red"] * 3, b=["green", (20, 70, 240)], c=["blue"] * 4, d=["grey"], e=[(240, 20, 30)], f=[(9, 9, 9)]
 )  # fmt: skip
 
 

@@ -106,7 +106,7 @@ def test_devices_change_nothing(devices, heads):
 def test_the_winner_is_as_good_as_logistic_regression(heads):
     """On features that lines part almost: within a point. Chosen on validation, whatever test says."""
     best, validated = linear_sweep.choose(SWEEP, heads, VALIDATION, _mesh(1))
-    found = linear_sweep.judge(SWEEP, heads, best, TEST, _mesh(1))
+    found = linear_sweep.evaluate(SWEEP, heads, best, TEST, _mesh(1))
     fit = LogisticRegression(max_iter=1000).fit(_flat(TRAIN[0]), TRAIN[1])
     assert found["top1"] == pytest.approx(fit.score(_flat(TEST[0]), TEST[1]), abs=0.01)
     named = linear_sweep.predictions(SWEEP, heads, VALIDATION[0], _mesh(1))
@@ -116,7 +116,7 @@ def test_the_winner_is_as_good_as_logistic_regression(heads):
     head = SWEEP.heads[best]
     assert (found["rate"], found["blocks"], found["patches"]) == (head.rate, head.blocks, head.patches)
     # With labels turned round the same head is right about nothing.
-    wrong = linear_sweep.judge(SWEEP, heads, best, (TEST[0], (TEST[1] + 1) % CLASSES), _mesh(1))
+    wrong = linear_sweep.evaluate(SWEEP, heads, best, (TEST[0], (TEST[1] + 1) % CLASSES), _mesh(1))
     assert wrong["top1"] < 0.1
 
 

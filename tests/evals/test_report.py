@@ -290,7 +290,7 @@ def test_a_run_without_texts(tmp_path):
         "plain pixels, downsampled to 16 × 16, gets 75.0%; always naming the most frequent class gets"
         in page.text
     )
-    assert "in any style during training, it is right in 30.0% of cases (pixels 50.0%)" in page.text
+    assert "of any style in the training set, it is right in 30.0% of cases (pixels 50.0%)" in page.text
     assert "At <edges>." in page.text
     assert "To <see>." in page.text
     assert "another evaluator" not in page.text
