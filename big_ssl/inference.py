@@ -51,7 +51,9 @@ class Model(Predictor):
         mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), devices)
         self.config, system, statistics = config, _system(config, dtype), variables.get("encoders", {})
         # Weights of encoders without running statistics come without this part.
-        variables = variables | dict(encoders={name: statistics.get(name, {}) for name in system.encoders})
+        variables = dict(variables) | dict(
+            encoders={name: statistics.get(name, {}) for name in system.encoders}
+        )
         super().__init__(
             system,
             jax.device_put(variables, replicated(mesh)),

@@ -18,9 +18,14 @@ _EMBEDDINGS = ("encode_image", "encode_text", "zero_shot")
 class Trained(Protocol):
     """Encoders and the objectives' heads, such as training.system.System."""
 
-    encoders: Mapping[str, nn.Module]
-    views: Mapping[str, Any]
-    terms: Mapping[str, Any]
+    @property
+    def encoders(self) -> Mapping[str, nn.Module]: ...
+
+    @property
+    def views(self) -> Mapping[str, Any]: ...
+
+    @property
+    def terms(self) -> Mapping[str, Any]: ...
 
     def provider(self, method: str) -> str:
         """The objective whose head provides this method; "" for none. Raises ValueError if undecided."""

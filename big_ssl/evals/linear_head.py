@@ -34,12 +34,12 @@ class LinearHead(Evaluator):
     ):
         self._weight, self._bias = read_head(head)
         self._data, self._name = LabelledSet(test, label, classes), name
-        classes, outputs = len(self._data.names), len(self._bias)
-        if classes != outputs and outputs == 1000 and self._data.imagenet:
+        count, outputs = len(self._data.names), len(self._bias)
+        if count != outputs and outputs == 1000 and self._data.imagenet:
             rows = list(self._data.imagenet)
             self._weight, self._bias = self._weight[rows], self._bias[rows]
-        elif classes != outputs:
-            raise ValueError(f"linear_head: the data has {classes} classes, {head} {outputs}")
+        elif count != outputs:
+            raise ValueError(f"linear_head: the data has {count} classes, {head} {outputs}")
 
     def check(self, predictor) -> None:
         """Raises ValueError if the image encoder does not have the outputs that the head reads."""

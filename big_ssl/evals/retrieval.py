@@ -54,8 +54,8 @@ class Retrieval(Evaluator):
                 count += 1
         starts = range(0, len(captions), _TEXTS)
         steps = predictor.progress(starts, len(starts), f"{self._name}: captions")
-        texts = np.concatenate([predictor.encode_text(captions[start : start + _TEXTS]) for start in steps])
-        metrics = recalls(np.concatenate(embeddings), texts, np.array(owners))
+        text_embeddings = [predictor.encode_text(captions[start : start + _TEXTS]) for start in steps]
+        metrics = recalls(np.concatenate(embeddings), np.concatenate(text_embeddings), np.array(owners))
         return {f"retrieval/{self._name}/{metric}": value for metric, value in metrics.items()}
 
     def _texts(self, record):

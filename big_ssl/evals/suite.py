@@ -14,7 +14,7 @@ from big_ssl.evals.linear_sweep import LinearSweep
 from big_ssl.evals.retrieval import Retrieval
 from big_ssl.evals.zero_shot import ZeroShot
 
-EVALUATORS: dict[str, Callable[..., Evaluator]] = {
+EVALUATORS: dict[str, type[Evaluator]] = {
     "emoji": EmojiSuite,
     "classification": Classifier,
     "zero_shot": ZeroShot,
@@ -31,10 +31,11 @@ def build(config: Mapping[str, Mapping]) -> dict[str, Evaluator]:
 
     Raises ValueError or FileNotFoundError if options or data do not fit.
     """
-    return {
-        name: EVALUATORS[options["kind"]](**{k: v for k, v in options.items() if k != "kind"}, name=name)
-        for name, options in config.items()
-    }
+    evaluators = {}
+    for name, options in config.items():
+        make: Callable[..., Evaluator] = EVALUATORS[options["kind"]]
+        evaluators[name] = make(**{k: v for k, v in options.items() if k != "kind"}, name=name)
+    return evaluators
 
 
 def check(path: str, evaluator: Evaluator, predictor) -> None:

@@ -29,8 +29,11 @@ def tokenizer(config: Mapping) -> Tokenizer | None:
     return tokenizers.build(config["tokenizer"]) if config["tokenizer"]["vocabulary"] else None
 
 
-def system(config: Mapping, mesh: Mesh) -> System:
-    """The encoders, views and weighted terms of the config, for batches split over mesh."""
+def system(config: Mapping, mesh: Mesh | None) -> System:
+    """The encoders, views and weighted terms of the config, for batches split over mesh.
+
+    mesh: None for a system without losses.
+    """
     length, vocab_size = config["tokenizer"]["length"], config["tokenizer"]["size"]
     towers = {
         name: encoders.build(options, config["dtype"], vocab_size, length, config["remat"])

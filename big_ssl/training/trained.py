@@ -15,6 +15,7 @@ from big_ssl.config import ConfigError, validate
 from big_ssl.evals import capabilities
 from big_ssl.models import encoders
 from big_ssl.models.layer_layouts import unstack_layers
+from big_ssl.objectives.base import EncoderCall
 from big_ssl.objectives.contrastive import ContrastiveHead
 from big_ssl.training import build, requirements
 from big_ssl.weights.format import Config
@@ -116,7 +117,7 @@ def describe(config: Mapping) -> Config:
     described = dict(
         encoders={place: config["encoders"][name] for place, name in encoders_by_place.items()},
         head=None,
-        views=dict(image=config["views"][capabilities.image_call(system).view]),
+        views=dict(image=config["views"][_image_call(system).view]),
         tokenizer=None,
         **image_config,
     )
@@ -129,10 +130,17 @@ def describe(config: Mapping) -> Config:
     return described
 
 
+def _image_call(system) -> EncoderCall:
+    """capabilities.image_call, after eval_transform_config has required it."""
+    call = capabilities.image_call(system)
+    assert call is not None
+    return call
+
+
 def _encoders(system) -> dict[str, str]:
     """{its place in a Config, "image" or "text": the run's encoder}."""
     text = capabilities.prediction(system, "encode_text")
-    places = dict(image=capabilities.image_call(system).encoder)
+    places = dict(image=_image_call(system).encoder)
     return places if text is None else places | dict(text=text.call.encoder)
 
 

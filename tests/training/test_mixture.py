@@ -6,14 +6,17 @@ came first in sorted order.
 
 import copy
 import dataclasses
+import functools
 import re
 
+import jax
 import numpy as np
 import pytest
 
 import big_ssl
 from big_ssl.config import ConfigError, validate
 from big_ssl.evals import suite
+from big_ssl.models import vit
 from big_ssl.training import evaluation, loop, requirements, run_report
 from big_ssl.training import state as state_lib
 from big_ssl.training.metrics import read_lines
@@ -33,8 +36,11 @@ CHOICES = dict.fromkeys(("encode_image", "encode_text", "zero_shot"), "other") |
 def config(micro_config):
     config = micro_config(total_steps=2, evals=EVALS, predictors=CHOICES)
     config["learning_rate"].update(warmup_steps=1)
+    config["encoders"]["image"] = dict(
+        kind="vit", patch=8, image_size=16, width=16, depth=1, heads=2, **vit.DINO
+    )
     pairs = config["streams"]["pairs"]
-    contrastive, second = pairs["objectives"]["contrastive"], copy.deepcopy(pairs)
+    contrastive, second = dict(pairs["objectives"]["contrastive"], dim=16), copy.deepcopy(pairs)
     classifier = dict(kind="classification", weight=1.0, classes=10, label="category")
     pairs["objectives"] = dict(itc=contrastive, category=classifier)
     colder = dict(contrastive, temperature=contrastive["temperature"] / 2)
@@ -48,7 +54,8 @@ def run(config, set_up, tmp_path_factory):
     """(result, workdir)."""
     workdir = tmp_path_factory.mktemp("mixture")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "set_up", set_up)
+        one = functools.partial(set_up, devices=jax.devices()[:1])  # compiles faster than for eight
+        patch.setattr(loop, "set_up", one)
         return loop.train(config, workdir), workdir
 
 
@@ -115,7 +122,8 @@ def test_the_report_has_the_sections_of_every_evaluator(run, config):
     assert 'data-set="categories"' in page
     assert 'data-set="photos" data-kind="classification"' in page
     headings = re.findall(r'<h2 id="([^"]*)"', page)
-    assert headings == ["task", "curves", "zero-shot", "further", "neighbours_near"]
+    sections = ["attention", "patches", "neighbours_near"]
+    assert headings == ["task", "curves", "zero-shot", "further", *sections]
     assert "the 20 nearest training images vote" in page
     for task in ("An image encoder and a text encoder", "A linear classifier on the image encoder"):
         assert task in page
@@ -142,7 +150,10 @@ def test_choices_that_decide_nothing_are_errors_before_anything_slow(predictors,
     ("predictors", "message"),
     [
         (dict(classifyy="category"), r"^predictors\.classifyy is no method; did you mean classify\?$"),
-        (dict(classify="categories"), r"^predictors\.classify is 'categories', no objective; did you mean cat"),
+        (
+            dict(classify="categories"),
+            r"^predictors\.classify is 'categories', no objective; did you mean",
+        ),
     ],
 )
 def test_choices_of_unknown_names(predictors, message, config):
