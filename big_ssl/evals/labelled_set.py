@@ -112,7 +112,7 @@ class LabelledSet:
         if self._set.partial:
             return None
         name = self._labels.names[number]
-        raise ValueError(f"classes: there is a picture labelled {name!r}, which is none of the classes")
+        raise ValueError(f"classes: there is an image labelled {name!r}, which is none of the classes")
 
 
 class _Part(Sequence):

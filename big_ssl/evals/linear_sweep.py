@@ -1,8 +1,8 @@
 """Linear heads on frozen features by SGD, many at once: the protocol of DINOv2's code (arXiv 2304.07193).
 
-At 13 rates, heads on the class tokens of the last one or four layers, with and without the mean of the
-patches: 52 heads, trained together, each as if alone. What differs: there the head is chosen on the pictures
-that are reported, here on others.
+Heads at 13 rates, on the class tokens of the last one or four layers, with and without the mean of the
+patches: 52 heads, trained together, independently of one another. One difference: DINOv2's code chooses the
+head on the images that it reports, this one on a validation split.
 """
 
 import contextlib

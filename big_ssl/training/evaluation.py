@@ -86,7 +86,7 @@ class Evaluation:
 
     def __init__(
         self,
-        evaluators: Mapping[str, suite.Evaluator],
+        evaluators: Mapping[str, Evaluator],
         limit: int,
         lines: Iterable[Mapping],
         start: int,
@@ -99,15 +99,15 @@ class Evaluation:
             keys = {key for key in line if key.startswith("eval/")} if line["step"] <= start else set()
             before |= {key: line[key] for key in keys}
             here |= keys if line["step"] == start else set()
-        known = dict(
+        history = dict(
             failures={name: int(before.get(key) or 0) for name, key in self._keys.items()},
             evaluated=any(key != _INTERRUPTED for key in here),
             times=int(before[_INTERRUPTED]) if _INTERRUPTED in here else 0,
         )
         # Only process 0 has the metrics.
-        known = json.loads(distributed.gather(json.dumps(known) if jax.process_index() == 0 else "")[0])
-        self._failures, self._times = known["failures"], known["times"]
-        self.interrupted = bool(evaluators) and not known["evaluated"]
+        history = json.loads(distributed.gather(json.dumps(history) if jax.process_index() == 0 else "")[0])
+        self._failures, self._times = history["failures"], history["times"]
+        self.interrupted = bool(evaluators) and not history["evaluated"]
 
     def interruption(self) -> dict[str, float]:
         """A metric that counts how often a run did not survive the evaluation of the step it goes on from."""

@@ -79,7 +79,7 @@ def _without_average(params, averages):
 
 @contextlib.contextmanager
 def _reading_alone() -> Iterator[None]:
-    """Orbax waits for no other process, and reads the parts of a tree that it is asked for."""
+    """Makes orbax wait for no other process, and read only the requested parts of a tree."""
     process, context = jax.process_index(), ocp.Context()
     context.multiprocessing.primary_host = process
     context.multiprocessing.active_processes = {process}
