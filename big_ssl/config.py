@@ -12,6 +12,7 @@ from big_ssl.data import crops, fields, preprocessing, sources
 from big_ssl.data.masking import BlockMask
 from big_ssl.data.sources import SourceConfig
 from big_ssl.data.tokenizers import TOKENIZERS
+from big_ssl.evals.capabilities import METHODS
 from big_ssl.evals.suite import EVALUATORS
 from big_ssl.models.encoders import ENCODERS
 from big_ssl.models.layer_stack import REMAT_POLICIES
@@ -67,6 +68,7 @@ SCHEMA: Mapping = dict(
         skipped_in_a_row=int, replaced_fraction=NUMBER, window_examples=int, evaluator_failures_in_a_row=int
     ),
     evals=ANY,
+    predictors=Mapping,
 )
 # Of the learning rate: either kind of schedule, in full.
 _RISE = dict(kind=str, peak=NUMBER, warmup_steps=int, start=NUMBER, final=NUMBER)
@@ -115,6 +117,7 @@ def validate(config: Mapping) -> None:
         _check_choice(encoder, ENCODERS, f"encoders.{name}", given)
     for name, options in config["evals"].items():
         validate_evaluator(options, f"evals.{name}")
+    _check_predictors(config["predictors"], streams_of)
     _check_values(config)
 
 
@@ -131,6 +134,15 @@ def _check_stages(config):
             validate(stage.config)
         except ConfigError as error:
             raise ConfigError(f"stages.{stage.name}: {error}") from error
+
+
+def _check_predictors(predictors, objectives):
+    """{method: objective}; the heads, which decide the rest, are not built yet: see training.build.system."""
+    for method, name in predictors.items():
+        if method not in METHODS:
+            raise ConfigError(f"predictors.{method} is no method{_nearest(method, METHODS)}")
+        if name not in objectives:
+            raise ConfigError(f"predictors.{method} is {name!r}, no objective{_nearest(name, objectives)}")
 
 
 def validate_evaluator(options: Mapping, path: str) -> None:

@@ -89,6 +89,7 @@ def full() -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+        predictors=dict(),
     )
 
 

@@ -127,6 +127,7 @@ def full(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+        predictors=dict(),
     )
 
 

@@ -106,6 +106,7 @@ def coco(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+        predictors=dict(),
     )
 
 

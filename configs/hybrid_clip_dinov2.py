@@ -91,6 +91,7 @@ def full() -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+        predictors=dict(),
     )
 
 
@@ -229,7 +230,9 @@ def self_supervised(config: dict) -> dict:
     for name in ("image", "text"):
         del pairs["data"]["fields"][name]
     config["evals"] = {
-        name: options for name, options in config["evals"].items() if options["kind"] not in suite.OF_TEXTS
+        name: options
+        for name, options in config["evals"].items()
+        if "encode_text" not in suite.EVALUATORS[options["kind"]].requires
     }
     return config
 

@@ -10,7 +10,6 @@ import pytest
 import big_ssl
 from big_ssl import convert, inference
 from big_ssl.data import preprocessing, sentence_piece
-from big_ssl.models import vit
 from big_ssl.weights.format import siglip_config
 from big_ssl.weights.formats import read_checkpoint, write_checkpoint
 from tests.parity import goldens
@@ -237,22 +236,24 @@ def test_the_number_of_devices_changes_nothing(talking):
         )
 
 
-def test_what_evaluators_are_given(talking, monkeypatch):
+def test_the_predictor_of_evaluators(talking, monkeypatch):
     """The same embeddings, in batches of one size whatever their number."""
     monkeypatch.setattr(inference, "_BATCH", 1)
-    embedder, pictures = talking.embedder(), images(11, (30, 40))
-    prepared = embedder.prepare(pictures)
+    predictor, pictures = talking.for_evaluation(), images(11, (30, 40))
+    prepared = predictor.preprocess(pictures)
     np.testing.assert_array_equal(prepared, preprocessing.resize(pictures, 24, "crop"))
     close = dict(rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(embedder.images(prepared), talking.encode_image(pictures), **close)
-    np.testing.assert_allclose(embedder.texts(NAMES), talking.encode_text(NAMES), **close)
+    np.testing.assert_allclose(
+        predictor.encode_image(prepared, resize=False), talking.encode_image(pictures), **close
+    )
+    np.testing.assert_allclose(predictor.encode_text(NAMES), talking.encode_text(NAMES), **close)
     kernel = talking.variables["params"]["heads"]["contrastive"]["image_projection"]["kernel"]
-    projected = embedder.pooled(prepared) @ np.asarray(kernel)
+    projected = predictor.pooled_features(prepared, resize=False) @ np.asarray(kernel)
     np.testing.assert_allclose(
         projected, talking.encode_image(pictures, normalize=False), rtol=1e-4, atol=1e-5
     )
-    tokens = embedder.inside(vit.layer_tokens, prepared, 1)
-    np.testing.assert_allclose(tokens[:, 0], embedder.pooled(prepared), **close)
+    tokens, pooled = predictor.intermediate_layers(prepared, 1), predictor.pooled_features(prepared)
+    np.testing.assert_allclose(tokens[:, 0], pooled, **close)
 
 
 def test_a_size_that_is_not_the_vocabularys_is_named(folder, tmp_path):

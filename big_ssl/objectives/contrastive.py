@@ -24,7 +24,6 @@ class ContrastiveHead(nn.Module):
     text projection has a bias, CLIP's has not. temperature_form: "raw" learns the temperature
     itself (ALIGN), "log" the logarithm of its inverse (CLIP), whose steps are relative.
     logit_bias: the start of a learned number added to every logit (SigLIP), None for none.
-    normalize: whether embeddings leave with length 1; not the config's to choose.
     """
 
     embed_dim: int
@@ -33,26 +32,25 @@ class ContrastiveHead(nn.Module):
     temperature: float = 1.0
     temperature_form: str = "raw"
     logit_bias: float | None = None
-    normalize: bool = True
 
     @nn.compact
     def __call__(self, inputs, train: bool = False):
-        """Returns image, text: float32[B, embed_dim], L2-normalised by default, of the towers given, and
-        temperature: float32[], and logit_bias: float32[] where there is one.
+        """Returns image, text: float32[B, embed_dim], L2-normalised, of the inputs that are there;
+        temperature: float32[]; logit_bias: float32[] if there is one. In evaluation also projected_image and
+        projected_text, the same before normalisation.
         """
-        del train
         features = dict(temperature=self._temperature())
         if self.logit_bias is not None:
             init = nn.initializers.constant(self.logit_bias)
             features["logit_bias"] = self.param("logit_bias", init, ())
+        projected = {}
         if "image" in inputs:
-            features["image"] = self._image(inputs["image"]["pooled"])
+            projected["image"] = self._image(inputs["image"]["pooled"])
         if "text" in inputs:
             text = inputs["text"]["pooled"]
-            features["text"] = self._project("text_projection", text, self.text_projection_bias)
-        if self.normalize:
-            features |= {name: l2_normalize(features[name]) for name in ("image", "text") if name in features}
-        return features
+            projected["text"] = self._project("text_projection", text, self.text_projection_bias)
+        features |= {name: l2_normalize(x) for name, x in projected.items()}
+        return features if train else features | {f"projected_{name}": x for name, x in projected.items()}
 
     def _image(self, pooled):
         if self.image_projection:
@@ -97,8 +95,12 @@ class Contrastive(StatelessObjective):
 
     @property
     def provides(self):
-        """Embeddings of images and of texts."""
-        return dict(encode_image=Provided(("image",), "image"), encode_text=Provided(("text",), "text"))
+        """Embeddings of images and of texts, and the scale of their similarities."""
+        return dict(
+            encode_image=Provided(("image",), "projected_image"),
+            encode_text=Provided(("text",), "projected_text"),
+            zero_shot=Provided((), "temperature"),
+        )
 
     def loss(self, features, fields, state, step):
         """See objectives.base.Objective."""

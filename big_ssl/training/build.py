@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from big_ssl.data import fields, preprocessing, tokenizers
 from big_ssl.data.fields import Field, Image
 from big_ssl.data.tokenizers import Tokenizer
+from big_ssl.evals.capabilities import listed
 from big_ssl.models import encoders
 from big_ssl.models.encoder import Encoder
 from big_ssl.objectives import build as objectives
@@ -24,10 +25,11 @@ def tokenizer(config: Mapping) -> Tokenizer | None:
     return tokenizers.build(config["tokenizer"]) if config["tokenizer"]["vocabulary"] else None
 
 
-def system(config: Mapping, mesh: Mesh) -> System:
+def system(config: Mapping, mesh: Mesh | None) -> System:
     """The encoders, fields and weighted terms of the config, for batches split over mesh.
 
-    Raises ValueError for encoder calls that encoders and fields do not fit.
+    mesh: None for a system without losses. Raises ValueError for encoder calls that encoders and fields do
+    not fit.
     """
     modules = encoder_modules(config)
     terms = {
@@ -40,7 +42,10 @@ def system(config: Mapping, mesh: Mesh) -> System:
         for call in term.calls.values():
             _check_encoder_call(name, call, modules)
             _check_call(f"streams.{term.stream}", name, call, read[term.stream][call.view])
-    return System(modules, read, terms, preprocessing.Pixels.of(config["eval_transform"]))
+    pixels = preprocessing.Pixels.of(config["eval_transform"])
+    system = System(modules, read, terms, pixels, predictors=config["predictors"])
+    _check_predictors(system)
+    return system
 
 
 def stream_fields(
@@ -95,15 +100,17 @@ def encoder_modules(config: Mapping) -> dict[str, Encoder]:
     }
 
 
-def providers(config: Mapping) -> dict[str, str]:
-    """{method of a predictor: the objective whose head provides it, "" for none}, see System.provider."""
-    terms = {
-        name: term
-        for stream, parts in config["streams"].items()
-        for name, term in _terms(stream, parts, config, None)
-    }
-    made = System({}, {}, terms)
-    return {method: made.provider(method) for method in ("encode_image", "encode_text", "classify")}
+def _check_predictors(system):
+    """Raises ValueError unless config.predictors decides which objective provides each method."""
+    provided = {method for term in system.terms.values() for method in term.objective.provides}
+    for method, name in system.predictors.items():
+        providers = [n for n, term in system.terms.items() if method in term.objective.provides]
+        if name not in providers:
+            raise ValueError(
+                f"predictors.{method} is {name!r}; the objectives that provide it: {listed(providers)}"
+            )
+    for method in sorted(provided):
+        system.provider(method)
 
 
 def _check_call(path, name, call, field):

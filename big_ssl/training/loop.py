@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 
 from big_ssl import io, stored_config, version
-from big_ssl.evals import suite
-from big_ssl.evals.embedder import Towers
+from big_ssl.evals.evaluator import Evaluator
+from big_ssl.evals.predictor import Predictor
 from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import (
@@ -39,15 +39,15 @@ from big_ssl.training.wall_time import WallTime
 class Result(NamedTuple):
     """What a run leaves in memory, of the stage that it ended in.
 
-    config: the stage's, with the steps of the whole run. towers: None without evaluators. finished: False
+    config: the stage's, with the steps of the whole run. predictor: None without evaluators. finished: False
     where the run was asked to stop before its end.
     """
 
     config: Mapping
     state: state_lib.TrainState
     setup: Setup
-    evaluators: Mapping[str, suite.Evaluator]
-    towers: Towers | None
+    evaluators: Mapping[str, Evaluator]
+    predictor: Predictor | None
     finished: bool
 
 
@@ -57,7 +57,8 @@ class _Prepared(NamedTuple):
     stage: Stage
     setup: Setup
     loaders: Mapping
-    evaluators: Mapping[str, suite.Evaluator]
+    evaluators: Mapping[str, Evaluator]
+    predictor: Predictor | None
 
 
 def train(config: Mapping, workdir) -> Result:
@@ -88,9 +89,9 @@ def train(config: Mapping, workdir) -> Result:
                     break
                 current, began = current + 1, time.monotonic()
                 state = _next_stage(prepared[current], state)
-        stage, setup, _, evaluators = prepared[current]
+        stage, setup, _, evaluators, predictor = prepared[current]
         whole = stage.config | dict(total_steps=config["total_steps"])
-        return Result(whole, state, setup, evaluators, run.towers, finished)
+        return Result(whole, state, setup, evaluators, predictor, finished)
 
 
 def _prepare(config, workdir) -> list[_Prepared]:
@@ -102,10 +103,11 @@ def _prepare(config, workdir) -> list[_Prepared]:
             size = requirements.state_bytes(setup.abstract_state)
             requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
             loaders = streams.open_streams(stage.config, setup.tokenizer)
-            evaluators = evaluation.evaluators(stage.config, setup.system.encoders)
+            predictor = evaluation.predictor(stage.config, setup) if stage.config["evals"] else None
+            evaluators = evaluation.evaluators(stage.config, predictor)
             if prepared:
                 _check_handover(stage, prepared[-1].setup, setup)
-            prepared.append(_Prepared(stage, setup, loaders, evaluators))
+            prepared.append(_Prepared(stage, setup, loaders, evaluators, predictor))
     for each in prepared:
         mesh_lib.warm_up_collectives(each.setup.mesh)
     return prepared
@@ -156,7 +158,7 @@ class _Run:
     """One process's stretch of a stage, from its first step to its last."""
 
     def __init__(self, workdir, prepared, checkpoints, stop, start, began, run_steps):
-        self.stage, self.setup, self.loaders, evaluators = prepared
+        self.stage, self.setup, self.loaders, evaluators, self.predictor = prepared
         self.config, self.checkpoints, self.stop = self.stage.config, checkpoints, stop
         self.start, self.total = start, self.stage.end
         with phase("reading the metrics"):
@@ -165,7 +167,6 @@ class _Run:
         self.profile = Profile(workdir, self.config["profile"], start, self.total)
         self.batch_sizes = {name: stream["batch_size"] for name, stream in self.config["streams"].items()}
         self.examples = sum(self.batch_sizes.values())
-        self.towers = evaluation.towers(self.config, self.setup) if evaluators else None
         limit = self.config["failure_limits"]["evaluator_failures_in_a_row"]
         self.evaluation = evaluation.Evaluation(evaluators, limit, self.writer.lines(), start)
         self.progress = progress.Progress(start, run_steps, self.examples)
@@ -261,9 +262,10 @@ class _Run:
         self.evaluation.check_health(step)
 
     def _evaluate(self, step, state):
-        if not self.towers:
+        if not self.predictor:
             return {}
-        metrics, problems = self.evaluation.metrics(self.towers.at(state_lib.evaluation_variables(state)))
+        predictor = self.predictor.for_evaluation(state_lib.evaluation_variables(state))
+        metrics, problems = self.evaluation.metrics(predictor)
         self.writer.write(step, metrics)
         self.writer.flush()
         for text in (evaluation.summary(metrics), *problems):

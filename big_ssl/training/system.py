@@ -161,36 +161,29 @@ class System:
             values |= {f"{name}/loss": loss.mean, f"{name}/weighted_loss": weighted}
         return values
 
-    def encode(self, variables, name, views):
-        """The encoders' outputs of the given views for objective `name`, in evaluation mode.
+    def encode(self, variables, call, inputs):
+        """The encoder outputs of one call in evaluation mode.
 
-        variables: {"params", "encoders"} as state.evaluation_variables returns; views: {input of the
-        objective: batch}, any part of its encoder calls. Without a name the image encoder is called on
-        views["image"]. Returns {input: encoder outputs}.
+        variables: {"params", "encoders"} as state.evaluation_variables returns; inputs: the batch field that
+        call.view names.
         """
-        outputs, params = {}, self._gathered(variables["params"])
-        calls = self.terms[name].calls if name else dict(image=EncoderCall("image", "image"))
-        for each in views:
-            call = calls[each]._replace(masked=False, high_res=False)
-            collections = {"params": params["encoders"][call.encoder]} | variables["encoders"][call.encoder]
-            # Images of evaluation were prepared by config.eval_transform, whatever the objective trains on.
-            arguments = self._eval_input(views[each])
-            apply = functools.partial(self.encoders[call.encoder].apply, collections, train=False)
-            outputs[each] = _run(apply, arguments, call)
-        return outputs
+        params = self._gathered(variables["params"])["encoders"][call.encoder]
+        collections = {"params": params} | variables["encoders"][call.encoder]
+        apply = functools.partial(self.encoders[call.encoder].apply, collections, train=False)
+        return _run(apply, self._eval_input(inputs), call)
 
     def head(self, variables, name, inputs):
         """The features of objective `name`'s head, in evaluation mode, of what `encode` returned."""
         return self._apply_head(name, self._gathered(variables["params"]), inputs)
 
-    def image_tower(self, variables, images):
-        """(the image encoder, its variables, its input: float32[B, H, W, 3]), to probe its inside.
+    def bound_encoder(self, variables, call, images):
+        """(the call's encoder, its variables, its input: float32[B, H, W, 3]), to probe its layers.
 
         variables: as in `encode`; images: uint8[B, H, W, 3].
         """
-        params = self._gathered(variables["params"])["encoders"]["image"]
-        collections = {"params": params} | variables["encoders"]["image"]
-        return self.encoders["image"], collections, self.eval_pixels(images)
+        params = self._gathered(variables["params"])["encoders"][call.encoder]
+        collections = {"params": params} | variables["encoders"][call.encoder]
+        return self.encoders[call.encoder], collections, self.eval_pixels(images)
 
     def project(self, params):
         """Each objective's constraint on its head, applied after an update."""

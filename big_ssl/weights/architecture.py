@@ -18,8 +18,8 @@ from big_ssl.weights.format import Config
 
 
 class Modules(NamedTuple):
-    """The image tower; of a model that embeds texts too, the text tower and a head that projects
-    without normalising; of a trained classifier that; and by objective the heads of self-distillation."""
+    """The image encoder; the text encoder and the head of a model that embeds texts; the head of a trained
+    classifier; and {objective: head} of self-distillation."""
 
     image: nn.Module
     text: nn.Module | None
@@ -39,7 +39,7 @@ def modules(config: Config, dtype: str = "float32") -> Modules:
         if config["head"] is None:
             return Modules(image, None, None, classifier, projections)
         text = encoders.build(config["encoders"]["text"], dtype, size, length)
-        head = ContrastiveHead(**config["head"], normalize=False)
+        head = ContrastiveHead(**config["head"])
         return Modules(image, text, head, classifier, projections)
     except (KeyError, TypeError) as error:
         raise WeightsError(f"config.json does not describe a model: {error}") from error
@@ -52,7 +52,7 @@ def completed(config: Config) -> Config:
     if head is None:
         return config | dict(encoders=towers)
     towers["text"] = _options(config["encoders"]["text"], text)
-    return config | dict(encoders=towers, head=_fields(head, ("normalize",)))
+    return config | dict(encoders=towers, head=_fields(head, ()))
 
 
 def _options(given, module):

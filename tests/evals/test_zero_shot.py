@@ -10,9 +10,9 @@ from big_ssl.evals.zero_shot import ZeroShot, class_ranks, scores
 RNG = np.random.default_rng(0)
 
 
-def _evaluate(embedder, path, **options):
+def _evaluate(predictor, path, **options):
     data = dict(kind="image_folder", path=path)
-    found = ZeroShot(data, **options, name="x").metrics(embedder)
+    found = ZeroShot(data, **options, name="x").metrics(predictor)
     assert all(key.startswith("zero_shot/x/") for key in found)
     return {key.removeprefix("zero_shot/x/"): value for key, value in found.items()}
 
@@ -97,18 +97,18 @@ def test_bad_templates_are_named(spec, message):
         prompts.templates(spec)
 
 
-def test_a_folder_of_pictures(embedder, folder):
+def test_a_folder_of_pictures(predictor, folder):
     path = folder({"red": ["red", "red", "green"], "green": ["green"], "blue": ["blue"], "grey": ["red"]})
-    found = _evaluate(embedder, path, templates="a {} thing")
+    found = _evaluate(predictor, path, templates="a {} thing")
     assert found == pytest.approx(dict(top1=4 / 6, top5=1, mean_per_class=(2 / 3 + 2) / 4, chance=1 / 4))
 
 
-def test_other_class_names(embedder, folder, tmp_path):
+def test_other_class_names(predictor, folder, tmp_path):
     path = folder({"n1": ["red"], "n2": ["green", "red"]})
     (tmp_path / "names.txt").write_text("red\ngreen\n")
     for classes in (["red", "green"], str(tmp_path / "names.txt")):
-        assert _evaluate(embedder, path, classes=classes)["top1"] == pytest.approx(2 / 3)
-    assert _evaluate(embedder, path, classes=["green", "red"])["top1"] == pytest.approx(1 / 3)
+        assert _evaluate(predictor, path, classes=classes)["top1"] == pytest.approx(2 / 3)
+    assert _evaluate(predictor, path, classes=["green", "red"])["top1"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_a_source_without_labels():
         ZeroShot(dict(kind="emoji_concepts", styles=["fxemoji"]), name="x")
 
 
-def test_emoji_by_category(embedder):
+def test_emoji_by_category(predictor):
     data = dict(kind="emoji", styles=["fxemoji"], concepts="unseen")
-    found = ZeroShot(data, label="category", name="x").metrics(embedder)
+    found = ZeroShot(data, label="category", name="x").metrics(predictor)
     assert found["zero_shot/x/chance"] == pytest.approx(1 / 10)
     assert 0 < found["zero_shot/x/top1"] < found["zero_shot/x/top5"] < 1

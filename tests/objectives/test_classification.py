@@ -11,7 +11,7 @@ import pytest
 
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import batches, build, evaluation, loop, requirements, streams, train_step
+from big_ssl.training import batches, build, loop, requirements, streams, train_step
 from configs import emoji, finetune_ibot_imagenet
 from tests import compiling
 
@@ -177,7 +177,7 @@ def test_the_data_bring_labels():
         ),
         (
             dict(classes=99, label="subcategory"),
-            r"^evals.fxemoji: the data has 10 classes; the classifier 99$",
+            r"^evals.fxemoji: classification: the data has 10 classes, the classifier 99$",
         ),
     ],
 )
@@ -187,13 +187,6 @@ def test_what_does_not_fit_is_said_first(changes, message, tmp_path):
     with pytest.raises(requirements.RequirementsError, match=message):
         loop.train(config, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
-
-
-def test_an_evaluator_of_a_classifier_wants_one():
-    config = copy.deepcopy(CONFIG)
-    config["streams"]["images"]["objectives"] = {}
-    with pytest.raises(requirements.RequirementsError, match="there is no objective classification"):
-        evaluation.evaluators(config, dict(image=None))
 
 
 def test_an_unknown_loss_is_named():

@@ -6,12 +6,13 @@ import jax
 import pytest
 
 from big_ssl.evals import suite
+from big_ssl.evals.evaluator import Evaluator
 from big_ssl.training import evaluation
 from big_ssl.training.metrics import read_lines
 from big_ssl.training.stopping import TrainingFailed
 
 
-class Flaky:
+class Flaky(Evaluator):
     """Raises at those of its evaluations, counted from 1, that `failures` names."""
 
     asked = 0
@@ -19,7 +20,7 @@ class Flaky:
     def __init__(self, failures: tuple = (), *, name: str):
         self._failures, self._name = failures, name
 
-    def metrics(self, embedder):
+    def metrics(self, predictor):
         Flaky.asked += 1
         if Flaky.asked in self._failures:
             raise ValueError("the picture of record 5\ncan't be decoded")
@@ -80,7 +81,7 @@ def test_an_evaluation_that_the_run_did_not_survive_is_done_by_the_next(
     """And left out where it has ended the run more often than an evaluator may fail."""
     config = _config(micro_config, (), failure_limits__evaluator_failures_in_a_row=1)
 
-    def killed(self, embedder):
+    def killed(self, predictor):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -102,7 +103,7 @@ def test_what_fails_on_one_host_fails_on_all(monkeypatch):
     """Here it succeeded; the other host's error counts on both."""
 
     class Fine:
-        def metrics(self, embedder):
+        def metrics(self, predictor):
             return {"flaky/x/top1": 1.0}
 
     here = evaluation.Evaluation({"x": Fine()}, limit=2, lines=[], start=0)

@@ -41,7 +41,7 @@ def test_a_run_of_images_alone_is_described(recipe, classes):
     described = trained.describe(config)
     assert (described["head"], described["tokenizer"], described.get("classes")) == (None, None, classes)
     assert (described["image_size"], described["resize"]) == (32, "crop 32 bicubic")
-    kept = trained._described(config, described, variables(config))
+    kept = trained.exported(config, variables(config))
     shapes = {path: leaf.shape for path, leaf in flatten_dict(kept, sep="/").items()}
     assert shapes == architecture.shapes(described)
     assert any("classification" in path for path in shapes) == bool(classes)
@@ -53,15 +53,15 @@ def test_of_a_mixture_both_heads_are_kept():
     config["streams"]["pairs"]["data"]["fields"]["label"] = dict(kind="label", key="category")
     config["streams"]["pairs"]["objectives"]["classification"] = options
     described = trained.describe(config)
-    kept = trained._described(config, described, variables(config))
+    kept = trained.exported(config, variables(config))
     assert set(kept["params"]["heads"]) == {"contrastive", "classification"}
     assert {p: x.shape for p, x in flatten_dict(kept, sep="/").items()} == architecture.shapes(described)
 
 
 def test_a_run_without_an_image_encoder_is_named():
     config = tiny()
-    config["encoders"]["other"] = config["encoders"].pop("image")
-    with pytest.raises(ValueError, match=r"^ibot_imagenet_tiny has no encoder named image"):
+    config["streams"], config["encoders"] = {}, {}
+    with pytest.raises(ValueError, match=r"^no objective trains an image encoder, and no encoder is named"):
         trained.describe(config)
 
 
@@ -69,18 +69,20 @@ def test_a_loaded_classifier_is_the_runs():
     """The logits of the modules applied by hand; a model without a classifier has none."""
     config = tiny()
     described = trained.describe(config)
-    kept = trained._described(config, described, variables(config))
+    kept = trained.exported(config, variables(config))
     model = inference.Model(described, kept)
     images = RNG.integers(0, 256, (3, 32, 32, 3), np.uint8)
     pooled = model.encode_image(images, normalize=False)
     linear = kept["params"]["heads"]["classification"]["linear"]
     wanted = pooled @ linear["kernel"] + linear["bias"]
     np.testing.assert_allclose(model.classify(images), wanted, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(model.embedder().logits(images), wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model.for_evaluation().classify(images), wanted, rtol=1e-4, atol=1e-4)
     kept["params"]["heads"] = {}
     without = inference.Model(described | dict(classes=None), kept)
-    assert without.embedder().logits is None
-    with pytest.raises(ValueError, match=r"^this model has no classifier: none was trained$"):
+    assert "classify" not in without.methods
+    with pytest.raises(
+        ValueError, match=r"^this model has no classifier: none was trained; it has encode_image"
+    ):
         without.classify(images)
 
 
