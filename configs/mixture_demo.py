@@ -95,6 +95,7 @@ def full() -> dict:
             window_examples=10_000,
             evaluator_failures_in_a_row=3,
         ),
+        predictors=dict(),
         evals=emoji.evals() | _evals(("twemoji", "openmoji"), emoji.TRAINING_STYLES),
     )
 
