@@ -111,7 +111,7 @@ def test_prefix_and_number_of_captions(captioned, predictor, monkeypatch):
     [
         ({"red": []}, {}, r"captions: \[\] of a record are no captions"),
         ({"red": ["a", None]}, {}, r"captions: \['a', None\] of a record"),
-        ({"red": ["a"]}, dict(captions=["texts"]), "the records have no 'texts'; there are text"),
+        ({"red": ["a"]}, dict(captions=["texts"]), "the records have no 'texts'; there are label, text"),
     ],
 )
 def test_what_are_no_captions(captioned, captions, options, message):

@@ -88,7 +88,7 @@ def test_pictures_and_labels_are_mixed_by_the_same_shares():
     made, (params, _, batch) = system()[0], example()
     with compiling.quickly():
         wanted, images, share = jax.jit(functools.partial(by_hand, made))(params, batch, KEY)
-        plain = jax.jit(made.views["image"])(batch["images"]["crops"][:, 0])
+        plain = made.eval_pixels(batch["images"]["crops"][:, 0])
     np.testing.assert_allclose(gradients(1)[0][0], wanted, rtol=1e-5)
     assert len(np.unique(share)) == 4
     assert np.ptp(share) > 0.1
@@ -165,25 +165,25 @@ def test_the_data_bring_labels():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("classes", "key", "message"),
     [
         (
-            dict(classes=9),
-            r"^streams.images.objectives.classification.classes is 9; 'category' of the data has 10",
+            9,
+            "category",
+            r"^streams.images.objectives.classification.classes is 9; the field label has 10$",
         ),
         (
-            dict(label="tags"),
-            "^streams.images.data.source: emoji: 'tags' is no label; there are label, category, subcategory",
+            10,
+            "tags",
+            "^streams.images.data.fields.label: emoji: 'tags' is no label; there are label, category, sub",
         ),
-        (
-            dict(classes=99, label="subcategory"),
-            r"^evals.fxemoji: classification: the data has 10 classes, the classifier 99$",
-        ),
+        (99, "subcategory", r"^evals.fxemoji: classification: the data has 10 classes, the classifier 99$"),
     ],
 )
-def test_what_does_not_fit_is_said_first(changes, message, tmp_path):
+def test_what_does_not_fit_is_said_first(classes, key, message, tmp_path):
     config = copy.deepcopy(CONFIG)
-    config["streams"]["images"]["objectives"]["classification"].update(changes)
+    config["streams"]["images"]["objectives"]["classification"].update(classes=classes)
+    config["streams"]["images"]["data"]["fields"]["label"].update(key=key)
     with pytest.raises(requirements.RequirementsError, match=message):
         loop.train(config, tmp_path)
     assert not (tmp_path / "checkpoints").exists()

@@ -7,7 +7,7 @@ import pytest
 
 from big_ssl.objectives.base import EncoderCall, Sum
 from big_ssl.training.system import System, Term
-from tests.training.toys import Tower, Toy
+from tests.training.toys import FIELDS, Tower, Toy
 
 KEY = jax.random.key(1)
 
@@ -22,7 +22,7 @@ def two():
     """One kind of objective on two streams: (system, params, mutable, batch)."""
     names = dict(first="pairs", second="more")
     terms = {name: Term(stream, Toy("example"), lambda step: 0.5) for name, stream in names.items()}
-    system = System({"text": Tower()}, {}, terms)
+    system = System({"text": Tower()}, dict.fromkeys(names.values(), FIELDS["pairs"]), terms)
     batches = dict(pairs=batch(0), more=batch(1))
     return system, *system.init(jax.random.key(0), batches), batches
 

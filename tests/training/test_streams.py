@@ -1,7 +1,10 @@
 """The data of a run, opened and read from before anything slow: one line for what is wrong with it."""
 
+import dataclasses
 import pathlib
+import re
 
+import jax
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -9,9 +12,25 @@ import pytest
 from PIL import Image
 
 from big_ssl import retry
+from big_ssl.config import ConfigError, validate
 from big_ssl.data import sources
-from big_ssl.training import build, streams
+from big_ssl.objectives import build as objectives
+from big_ssl.objectives.base import BatchField
+from big_ssl.parallel.mesh import make_mesh
+from big_ssl.training import batches, build, streams
 from big_ssl.training.requirements import RequirementsError
+from tests.training.toys import Toy
+
+
+@dataclasses.dataclass(frozen=True)
+class _ReadsBoxes(Toy):
+    """An objective that reads boxes."""
+
+    scope: str = "example"
+
+    @property
+    def inputs(self):
+        return dict(boxes=BatchField("boxes"))
 
 
 def _pictures(folder, count):
@@ -116,3 +135,107 @@ def test_a_record_that_cannot_be_read_is_named(open_with, tmp_path, monkeypatch)
     monkeypatch.setattr(retry, "sleep", lambda seconds: None)
     with pytest.raises(RequirementsError, match=r"row 19 of a.parquet can't be read: RuntimeError: open"):
         open_with(kind="parquet", path=path)
+
+
+# Mixtures of sources.
+
+
+def _entry(tmp_path, name, column, weight, **fields):
+    """A source of 20 images with a text in this column, as an entry of a mixture."""
+    path = tmp_path / name
+    path.mkdir()
+    file = _parquet(path / "a.parquet", 20)
+    table = pyarrow.parquet.read_table(file).rename_columns(["image", column])
+    pyarrow.parquet.write_table(table, file)
+    return dict(source=dict(kind="parquet", path=str(file)), weight=weight, fields=fields)
+
+
+@pytest.fixture
+def open_mixture(micro_config):
+    """open_mixture(*entries) -> (config, parts) of the micro recipe that reads these sources."""
+
+    def opened(*entries, **fields):
+        config = micro_config()
+        data = config["streams"]["pairs"]["data"]
+        del data["source"]
+        data.update(sources=entries)
+        data["fields"]["text"].update(captions=dict(alt=1.0))
+        data["fields"].update(fields)
+        validate(config)
+        return config, streams.open_streams(config, build.tokenizer(config))
+
+    return opened
+
+
+def test_sources_of_a_mixture_have_captions_of_their_own(open_mixture, tmp_path, capsys):
+    named = _entry(tmp_path, "a", "title", 3.0, text=dict(captions=dict(title=1.0)))
+    config, parts = open_mixture(named, _entry(tmp_path, "b", "alt", 1.0))
+    told = capsys.readouterr().out
+    assert told == "streams.pairs: 20 of 20 rows in 1 Parquet files + 20 of 20 rows in 1 Parquet files\n"
+    assert [part.weight for part in parts["pairs"]] == [3.0, 1.0]
+    mesh = make_mesh(config["mesh"], jax.devices()[:1])
+    iterator = batches.iterate(config, parts, 3, mesh)
+    batch = next(iterator)
+    iterator.close()
+    abstract = batches.abstract_global_batch(config, None)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_equal((x.shape, x.dtype), (y.shape, y.dtype)), batch, abstract
+    )
+    assert not any(marks.any() for marks in batch["pairs"]["data_errors"].values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, r"data.sources.1.fields.text.captions: the records have no 'alt'; there are image, title$"),
+        (
+            dict(text=dict(captions=dict(title=1.0)), image=dict(flip=True)),
+            "data.sources.1.fields.image: it may change what is read, not what the batch holds$",
+        ),
+        (
+            dict(
+                text=dict(captions=dict(title=1.0)),
+                image=dict(crop=dict(kind="random_crop", resize=9, size=9)),
+            ),
+            "data.sources.1.fields.image: it may change what is read, not what the batch holds$",
+        ),
+    ],
+)
+def test_what_one_source_of_a_mixture_lacks_is_named_at_start(fields, message, open_mixture, tmp_path):
+    second = _entry(tmp_path, "b", "title", 1.0, **fields)
+    with pytest.raises(RequirementsError, match=rf"^streams\.pairs\.{message}"):
+        open_mixture(_entry(tmp_path, "a", "alt", 1.0), second)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(weight=0.0), "sources.0.weight is 0.0; it must be above 0"),
+        (dict(fields=dict(txt={})), "sources.0.fields.txt is no known key; did you mean text?"),
+        (
+            dict(source=dict(kind="parket")),
+            "sources.0.source.kind: 'parket' is unknown; did you mean parquet?",
+        ),
+        (
+            dict(fields=dict(text=dict(caption={}))),
+            "sources.0.fields.text.caption is no known key; did you mean",
+        ),
+    ],
+)
+def test_a_mixture_that_can_not_be_is_named(changes, message, open_mixture, tmp_path):
+    with pytest.raises(ConfigError, match=rf"^streams.pairs.data.{re.escape(message)}"):
+        open_mixture(_entry(tmp_path, "a", "alt", 1.0) | changes)
+
+
+def test_a_key_that_no_record_has_is_named(micro_config, tmp_path, monkeypatch):
+    monkeypatch.setitem(objectives.OBJECTIVES, "reads_boxes", lambda *, context: _ReadsBoxes())
+    config = micro_config()
+    data = config["streams"]["pairs"]["data"]
+    data.update(source=dict(kind="parquet", path=str(_parquet(tmp_path / "a.parquet", 20))))
+    data["fields"]["text"].update(captions=dict(text=1.0))
+    data["fields"]["boxes"] = dict(kind="boxes", image="image", key="bbox", class_key="ids")
+    config["streams"]["pairs"]["objectives"]["extra"] = dict(kind="reads_boxes", weight=1.0)
+    with pytest.raises(
+        RequirementsError, match=r"data.fields.boxes.key: the records have no 'bbox'; there are image, text$"
+    ):
+        streams.open_streams(config, build.tokenizer(config))
