@@ -57,7 +57,7 @@ def test_of_a_mixture_both_heads_are_kept():
     assert {p: x.shape for p, x in flatten_dict(kept, sep="/").items()} == architecture.shapes(described)
 
 
-def test_a_run_without_a_view_for_evaluation_is_an_error():
+def test_a_run_that_prepares_no_pictures_is_named():
     config = tiny()
     del config["streams"]["images"]["data"]["views"]["image"]
     with pytest.raises(ValueError, match=r"^ibot_imagenet_tiny has no image encoder, or no stream with"):
