@@ -102,7 +102,7 @@ def test_batches_are_put_together(model, monkeypatch):
         (None, r"images are object\[\]"),
     ],
 )
-def test_what_are_no_images(bad, message, model):
+def test_images_of_another_shape_or_type_are_errors(bad, message, model):
     for encode in (model.encode_image, model.patch_features):
         with pytest.raises(ValueError, match=message):
             encode(bad)
@@ -137,7 +137,7 @@ def test_an_image_of_one_pixel(model):
         (np.full((1, 10), 49), "10 tokens, but max_len is 9"),
     ],
 )
-def test_what_are_no_texts(bad, message, model):
+def test_texts_of_another_shape_or_type_are_errors(bad, message, model):
     with pytest.raises(ValueError, match=message) as caught:
         model.encode_text(bad)
     assert "\n" not in str(caught.value)
@@ -212,7 +212,7 @@ def test_zero_shot_of_a_model_with_a_logit_bias_is_a_sigmoid(tmp_path, monkeypat
         (dict(images=np.zeros((1, 24, 24, 3), np.float32)), r"images are float32\[1, 24, 24, 3\]"),
     ],
 )
-def test_what_zero_shot_does_not_take(talking, changes, message):
+def test_zero_shot_inputs_that_are_errors(talking, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         talking.zero_shot(**dict(images=images(1), class_names=NAMES) | changes)
     assert "\n" not in str(caught.value)
@@ -296,7 +296,7 @@ def test_siglips_vocabulary_tells_its_tokenizer(size, kind):
     assert config["tokenizer"] == dict(kind=kind, vocabulary="", size=size, length=64)
 
 
-def test_what_is_no_model(tmp_path):
+def test_a_folder_without_a_model_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none of model\.safetensors"):
         big_ssl.load(tmp_path)
     (tmp_path / "checkpoints").mkdir()

@@ -120,7 +120,7 @@ def test_some_of_each_class():
     np.testing.assert_array_equal(chosen[3], knn.some_of_each(labels, 2, 3))
 
 
-def test_few_of_each_class_are_asked_in_several_draws(folder, predictor):
+def test_few_shot_accuracy_is_a_mean_over_draws(folder, predictor):
     """The mean over draws of what scikit-learn's nearest neighbour gets with each."""
     shades = RNG.integers(0, 256, (4, 6, 3))
     read = lambda colours: [tuple(map(int, colour)) for colour in colours]  # noqa: E731

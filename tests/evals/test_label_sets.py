@@ -64,7 +64,7 @@ def test_imagenet_a_is_classified_into_200(folder, predictor, monkeypatch):
         assert found["zero_shot/x/top1"] == right
 
 
-def test_a_picture_of_another_class_is_an_error(folder, predictor):
+def test_an_image_of_another_class_is_an_error(folder, predictor):
     path = folder({"n01498041": ["red"], "n01440764": ["red"]})
     data = LabelledSet(dict(kind="image_folder", path=path), classes="imagenet_a")
     with pytest.raises(ValueError, match="labelled 'n01440764', which is none of the classes"):

@@ -120,7 +120,7 @@ def test_of_1000_classes_imagenet_a_keeps_its_own(folder, predictor, head):
         LinearHead(path, test, name="x")
 
 
-def test_a_tower_that_it_was_not_trained_on_is_named(folder, predictor, head):
+def test_an_encoder_of_another_size_is_an_error(folder, predictor, head):
     test = _set(folder, "test", {shade: [shade] for shade in SHADES})
     small = types.SimpleNamespace(encoder=vit.ViT(width=WIDTH, depth=2, heads=2))
     LinearHead(head(3, 2 * WIDTH), test, name="x").check(small)

@@ -87,7 +87,7 @@ def test_every_head_is_plain_sgd(heads):
             np.testing.assert_allclose(found["bias"][i], bias, atol=2e-5)
 
 
-def test_a_head_alone_is_what_it_is_among_others(heads):
+def test_a_head_does_not_depend_on_the_others(heads):
     alone = Sweep((LAYERS,), (True,), (0.5,), CLASSES, STEPS, BATCH)
     (found,) = _trained(alone)
     for name in ("kernel", "bias"):
@@ -120,7 +120,7 @@ def test_the_winner_is_as_good_as_logistic_regression(heads):
     assert wrong["top1"] < 0.1
 
 
-def test_a_saved_head_says_what_it_said_in_the_sweep(heads):
+def test_a_saved_head_predicts_as_in_the_sweep(heads):
     """Each of them, on its class tokens and the mean of the patches, read or not."""
     named = linear_sweep.predictions(SWEEP, heads, TEST[0], _mesh(1))
     for i, head in enumerate(SWEEP.heads):

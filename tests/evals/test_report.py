@@ -159,7 +159,7 @@ def number(text):
     return float(text.strip().rstrip("%×").replace(",", "")) / (100 if "%" in text else 1)
 
 
-def test_every_picture_is_embedded_and_decodes(page):
+def test_every_image_is_in_the_page_and_decodes(page):
     sources = page.images()
     # 6 panels, a heat map, 8 images a query, and the cards of both sets.
     assert len(sources) == 6 + 1 + 8 * (3 + 3) + 12 + 6
@@ -356,7 +356,7 @@ def test_running_mean_is_centred():
     np.testing.assert_allclose(plots.running_mean(np.eye(7)[3], 3), [0, 0, 1 / 3, 1 / 3, 1 / 3, 0, 0])
 
 
-def test_a_browser_shows_every_picture(text, page, tmp_path):
+def test_a_browser_shows_every_image(text, page, tmp_path):
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip("no Chromium on this machine")

@@ -32,7 +32,7 @@ def test_colours_are_the_principal_components():
     np.testing.assert_array_equal(found, again)
 
 
-def test_pictures_without_any_difference_have_a_colour():
+def test_images_without_any_difference_have_a_colour():
     colours, shares = report_images.principal_colours(np.ones((2, 4, 3), np.float32))
     assert np.isfinite(shares).all()
     assert len(np.unique(colours)) == 1

@@ -114,7 +114,7 @@ def test_prefix_and_number_of_captions(captioned, predictor, monkeypatch):
         ({"red": ["a"]}, dict(captions=["texts"]), "the records have no 'texts'; there are label, text"),
     ],
 )
-def test_what_are_no_captions(captioned, captions, options, message):
+def test_records_without_captions_are_errors(captioned, captions, options, message):
     with pytest.raises(ValueError, match=message):
         captioned(captions, **options)
 

@@ -32,7 +32,7 @@ def test_metrics_agree_with_scikit_learn():
     assert found["chance"] == pytest.approx(1 / 30)
 
 
-def test_ties_count_against_the_picture():
+def test_ties_count_against_the_image():
     similarities = np.array([[0.5, 0.5, 0.1], [0.5, 0.5, 0.1]], np.float32)
     np.testing.assert_array_equal(class_ranks(similarities, np.array([0, 1]), "abc"), [1, 1])
 
@@ -97,7 +97,7 @@ def test_bad_templates_are_named(spec, message):
         prompts.templates(spec)
 
 
-def test_a_folder_of_pictures(predictor, folder):
+def test_a_folder_of_images(predictor, folder):
     path = folder({"red": ["red", "red", "green"], "green": ["green"], "blue": ["blue"], "grey": ["red"]})
     found = _evaluate(predictor, path, templates="a {} thing")
     assert found == pytest.approx(dict(top1=4 / 6, top5=1, mean_per_class=(2 / 3 + 2) / 4, chance=1 / 4))
@@ -122,7 +122,7 @@ def test_other_class_names(predictor, folder, tmp_path):
         (dict(templates="nowhere.txt"), r"nowhere\.txt"),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_is_embedded(options, message, folder):
+def test_options_that_do_not_fit_are_errors_before_any_embedding(options, message, folder):
     path = folder({"red": ["red"], "green": ["green"]})
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         ZeroShot(dict(kind="image_folder", path=path), **options, name="x")

@@ -141,7 +141,7 @@ def test_one_tower_alone_gives_its_features_as_both_do(name):
     objective, outputs = make(), towers()
     variables = dict(params=init(objective, outputs))
     alone = objective.head.apply(variables, {name: outputs[name]})
-    assert set(alone) == {name, "temperature"}
+    assert set(alone) == {name, f"projected_{name}", "temperature"}
     np.testing.assert_array_equal(alone[name], objective.head.apply(variables, outputs)[name])
 
 

@@ -49,7 +49,7 @@ def _lines(workdir):
 KEY = "eval/failures/x/in_a_row"
 
 
-def test_an_evaluator_that_raises_is_counted_and_asked_again(train, micro_config, tmp_path, capsys):
+def test_an_evaluator_that_raises_is_counted_and_runs_again(train, micro_config, tmp_path, capsys):
     result = train(_config(micro_config, (1, 2)), tmp_path)
     assert result.finished
     found = _lines(tmp_path)
@@ -99,7 +99,7 @@ def test_an_evaluation_that_the_run_did_not_survive_is_done_by_the_next(
     assert next(iter(_lines(other).items())) == (2, {"eval/interrupted": 2})
 
 
-def test_what_fails_on_one_host_fails_on_all(monkeypatch):
+def test_a_failure_on_one_host_is_one_on_all(monkeypatch):
     """Here it succeeded; the other host's error counts on both."""
 
     class Fine:
