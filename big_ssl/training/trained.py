@@ -17,7 +17,7 @@ from big_ssl.models import encoders
 from big_ssl.models.layer_layouts import unstack_layers
 from big_ssl.objectives.base import EncoderCall
 from big_ssl.objectives.contrastive import ContrastiveHead
-from big_ssl.training import build, requirements
+from big_ssl.training import build, requirements, stages
 from big_ssl.weights.format import Config
 
 
@@ -28,7 +28,8 @@ def read(workdir) -> tuple[Config, dict]:
 
 
 def load(workdir) -> tuple[Config, dict]:
-    """(training config, variables) of a run, layers apart; the average where there is one.
+    """(training config of the newest checkpoint's stage, variables) of a run, layers apart; the average if
+    there is one.
 
     variables: as state.evaluation_variables, of NumPy arrays. A process reads them for itself, without
     waiting for others and without a device. Raises FileNotFoundError if the run has not saved yet,
@@ -42,7 +43,9 @@ def load(workdir) -> tuple[Config, dict]:
         validate(config)
     except ConfigError as error:
         raise ValueError(f"{workdir}/config.json: {error}") from error
-    return _unrolled(config, _evaluation_variables(_newest(workdir)))
+    checkpoint = _newest(workdir)
+    stage = stages.at_step(stages.resolve(config), int(checkpoint.name))
+    return _unrolled(stage.config, _evaluation_variables(checkpoint))
 
 
 def _newest(workdir):
