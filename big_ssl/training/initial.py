@@ -10,6 +10,7 @@ filled whole or excluded whole, but for single excluded paths.
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -23,11 +24,28 @@ from big_ssl.training import state as state_lib
 from big_ssl.weights import formats
 
 
-def read(config: Mapping, abstract_state: state_lib.TrainState):
+def newest_steps(config: Mapping) -> dict[str, int]:
+    """{path: the step of its newest checkpoint} of the runs that config.init_from reads.
+
+    Hosts may see different ones of a run that is still training, so they agree on these before `read`.
+    Raises requirements.RequirementsError if a run has not saved yet.
+    """
+    path, remap = (config["init_from"][key] for key in ("path", "remap"))
+    paths = [each for each in (path, *(folder for _, _, *rest in remap for folder in rest)) if each]
+    try:
+        return {each: trained.newest_step(each) for each in paths if _is_run(each)}
+    except OSError as error:
+        raise requirements.RequirementsError(f"init_from: {error}") from error
+
+
+def read(
+    config: Mapping, abstract_state: state_lib.TrainState, steps: Mapping[str, int] = MappingProxyType({})
+):
     """{"params", "encoders"} as state.averaged, of arrays where weights are given and None where a value
     starts from scratch; None where config.init_from has no path.
 
-    Raises requirements.RequirementsError that names what does not fit.
+    steps: {path: the step of the checkpoint to read} of runs; the newest where there is none. Raises
+    requirements.RequirementsError that names what does not fit.
     """
     path, exclude, remap = (config["init_from"][key] for key in ("path", "exclude", "remap"))
     if not path:
@@ -35,7 +53,7 @@ def read(config: Mapping, abstract_state: state_lib.TrainState):
     modules = build.encoder_modules(config)
     wanted = state_lib.averaged(abstract_state.params, abstract_state.mutable)
     try:
-        source = _restacked(_remapped(_read(path), remap), modules)
+        source = _restacked(_remapped(_read(path, steps), remap, steps), modules)
         source = flatten_dict(source, sep="/")
         # A tower without running statistics has an empty node, which must stay.
         wanted = flatten_dict(wanted, keep_empty_nodes=True, sep="/")
@@ -68,18 +86,22 @@ def placed(array: np.ndarray, sharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _read(path):
+def _is_run(path):
+    return (io.as_path(path) / "checkpoints").exists()
+
+
+def _read(path, steps):
     folder = io.as_path(path)
-    if (folder / "checkpoints").exists():
-        return trained.load(folder)[1]
+    if _is_run(path):
+        return trained.load(folder, steps.get(path, 0))[1]
     return unflatten_dict(formats.read_checkpoint("big_ssl", folder)[1], sep="/")
 
 
-def _remapped(source, rules):
+def _remapped(source, rules, steps):
     """The tree, with the arrays that a rule matches under their new path too."""
     flat = flatten_dict(source, keep_empty_nodes=True, sep="/")
     for pattern, replacement, *folder in rules:
-        other = flatten_dict(_read(*folder), keep_empty_nodes=True, sep="/") if folder else flat
+        other = flatten_dict(_read(*folder, steps), keep_empty_nodes=True, sep="/") if folder else flat
         matched = {re.sub(pattern, replacement, k): x for k, x in other.items() if re.search(pattern, k)}
         if not matched:
             origin = folder[0] if folder else "path"

@@ -11,7 +11,7 @@ import jax
 from big_ssl import io, stored_config, version
 from big_ssl.evals.evaluator import Evaluator
 from big_ssl.evals.predictor import Predictor
-from big_ssl.parallel import hardware
+from big_ssl.parallel import distributed, hardware
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import (
     batches,
@@ -139,8 +139,11 @@ def _start(config, workdir, prepared, checkpoints):
     current = 0 if state is None else stages.at_step(listed, int(state.step)).index
     setup, start_from, weights = prepared[current].setup, None, config["init_from"]["path"]
     if state is None and weights:  # a run that goes on needs them no more, and they may be gone
+        with phase(f"looking for the weights of {weights}"):
+            steps = initial.newest_steps(config)
+        steps = json.loads(distributed.gather(json.dumps(steps))[0])
         with phase(f"reading the weights of {weights}"):
-            start_from = initial.read(config, setup.abstract_state)
+            start_from = initial.read(config, setup.abstract_state, steps)
     # Only now: a config that can't read this run's checkpoints is not the config of this run.
     with phase(f"writing {workdir}/config.json"):
         if jax.process_index() == 0:

@@ -16,7 +16,7 @@ from big_ssl.evals import capabilities
 from big_ssl.models.layer_layouts import unstack_layers
 from big_ssl.objectives.base import EncoderCall
 from big_ssl.objectives.contrastive import ContrastiveHead
-from big_ssl.training import build, requirements
+from big_ssl.training import build, requirements, stages
 from big_ssl.weights.format import Config
 
 
@@ -26,10 +26,12 @@ def read(workdir) -> tuple[Config, dict]:
     return describe(config), exported(config, variables)
 
 
-def load(workdir) -> tuple[Config, dict]:
-    """(training config, variables) of a run, layers apart; the average where there is one.
+def load(workdir, step: int = 0) -> tuple[Config, dict]:
+    """(training config of the newest checkpoint's stage, variables) of a run, layers apart; the average if
+    there is one.
 
-    variables: as state.evaluation_variables, of NumPy arrays. A process reads them for itself, without
+    step: of the checkpoint, 0 for the newest. variables: as state.evaluation_variables, of NumPy arrays. A
+    process reads them for itself, without
     waiting for others and without a device. Raises FileNotFoundError if the run has not saved yet,
     ValueError if this version can't read its config.
     """
@@ -38,16 +40,18 @@ def load(workdir) -> tuple[Config, dict]:
     # The model does not depend on the run's evaluators, whose data may be gone.
     config = json.loads((workdir / "config.json").read_text()) | dict(evals={})
     stored_config.check(config, workdir)
-    return _unrolled(config, _evaluation_variables(_newest(workdir)))
+    checkpoint = workdir / "checkpoints" / str(step or newest_step(workdir))
+    stage = stages.at_step(stages.resolve(config), int(checkpoint.name))
+    return _unrolled(stage.config, _evaluation_variables(checkpoint))
 
 
-def _newest(workdir):
-    """The folder of the newest whole checkpoint."""
-    folder = workdir / "checkpoints"
+def newest_step(workdir) -> int:
+    """The step of a run's newest whole checkpoint. Raises FileNotFoundError if the run has not saved yet."""
+    folder = io.absolute(workdir) / "checkpoints"
     steps = checkpoint_steps(folder) if folder.exists() else []
     if not steps:
         raise FileNotFoundError(f"{workdir} has no checkpoint yet")
-    return folder / str(max(steps))
+    return max(steps)
 
 
 def _evaluation_variables(checkpoint):

@@ -160,7 +160,7 @@ def test_a_student_starts_from_its_teachers_run():
     weights, _ = jax.jit(lambda: system(taught).init(jax.random.key(1), batches.abstract_batch(taught)))()
     flat = flatten_dict(dict(params=weights), sep="/")
     found = initial._matched(
-        flatten_dict(initial._remapped(unflatten_dict(flat, sep="/"), rules["remap"]), sep="/"),
+        flatten_dict(initial._remapped(unflatten_dict(flat, sep="/"), rules["remap"], {}), sep="/"),
         flatten_dict(dict(params=params, encoders={}), keep_empty_nodes=True, sep="/"),
         rules["exclude"],
         made.encoders,

@@ -163,3 +163,21 @@ def test_a_run_starts_where_another_ended(train, micro_config, set_up, tmp_path,
     assert train(config, tmp_path / "second").finished
     with pytest.raises(requirements.RequirementsError, match=r"^init_from: "):
         train(config, tmp_path / "third")
+
+
+def test_hosts_agree_on_a_runs_checkpoint(tmp_path, monkeypatch):
+    """The first host's newest step is read, also by a host that sees a newer one."""
+    for step in (4, 8):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+        (tmp_path / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").write_text("{}")
+    remap = (("a", "b"), ("c", "d", str(tmp_path)))
+    config = dict(init_from=dict(path=str(tmp_path / "weights"), exclude=(), remap=remap))
+    assert initial.newest_steps(config) == {str(tmp_path): 8}
+    read = []
+    monkeypatch.setattr(initial.trained, "load", lambda folder, step: (read.append(step), {}))
+    initial._read(str(tmp_path), {str(tmp_path): 4})
+    assert read == [4]
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    config["init_from"]["path"] = str(tmp_path / "empty")
+    with pytest.raises(requirements.RequirementsError, match="^init_from: .*empty has no checkpoint yet$"):
+        initial.newest_steps(config)

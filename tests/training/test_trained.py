@@ -1,5 +1,6 @@
 """What a run of images alone has trained, with a classifier or without one, and what is done with it."""
 
+import contextlib
 import json
 
 import jax
@@ -86,28 +87,47 @@ def test_a_loaded_classifier_is_the_runs():
         without.classify(images)
 
 
+def _save(workdir, step, current, ema=None):
+    """Saves a checkpoint of these variables, with some optimizer's state."""
+    state = TrainState(
+        step=np.int32(step),
+        params=current["params"],
+        opt_state=(current["params"],),
+        mutable=dict(encoders=current["encoders"], objectives={}),
+        ema=ema,
+        counters={},
+    )
+    with contextlib.closing(Checkpoints(workdir, keep=1)) as checkpoints:
+        checkpoints.save(jax.device_put(state))
+
+
 @pytest.mark.parametrize("averaged", [True, False])
 def test_a_run_is_read_by_each_host_for_itself(averaged, tmp_path):
     """As NumPy arrays on no device, of the newest whole checkpoint, without what evaluation does not use."""
     config = tiny()
     given = jax.device_put(variables(config))
     other = jax.tree.map(lambda x: x + 1, given)
-    state = TrainState(
-        step=np.int32(3),
-        params=other["params"] if averaged else given["params"],
-        opt_state=(other["params"],),
-        mutable=dict(encoders=(other if averaged else given)["encoders"], objectives={}),
-        ema=given if averaged else None,
-        counters={},
-    )
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(jax.device_put(state))
-    checkpoints.close()
+    params = other["params"] if averaged else given["params"]
+    statistics = (other if averaged else given)["encoders"]
+    _save(tmp_path, 3, dict(params=params, encoders=statistics), ema=given if averaged else None)
     (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = trained.load(tmp_path)[1]
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(found))
     jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(given))
+
+
+def test_a_run_of_stages_is_that_of_its_newest_checkpoint(tmp_path):
+    config = tiny()
+    steps = config["total_steps"]
+    larger = dict(encoders=dict(image=dict(image_size=64)))
+    config["stages"] = (dict(name="a", steps=2), dict(name="b", steps=steps - 2, **larger))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    sizes = []
+    for step in (2, 3):
+        _save(tmp_path, step, variables(config))
+        sizes.append(trained.load(tmp_path)[0]["encoders"]["image"]["image_size"])
+    assert sizes == [config["encoders"]["image"]["image_size"], 64]
 
 
 def test_a_run_without_a_checkpoint_is_named(tmp_path):
