@@ -179,5 +179,5 @@ def test_hosts_agree_on_a_runs_checkpoint(tmp_path, monkeypatch):
     assert read == [4]
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     config["init_from"]["path"] = str(tmp_path / "empty")
-    with pytest.raises(requirements.RequirementsError, match="^init_from: .*empty has no checkpoint yet$"):
+    with pytest.raises(requirements.RequirementsError, match=r"^init_from: .*empty has no checkpoint yet$"):
         initial.newest_steps(config)
