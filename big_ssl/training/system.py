@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_ssl.data.fields import Field
+from big_ssl.data.fields import Field, Image
 from big_ssl.data.preprocessing import Pixels
 from big_ssl.models import encoders
 from big_ssl.models.vit import ViT
@@ -106,7 +106,7 @@ class System:
             field, images = self.fields[stream][name], self.fields[stream][name].image_field()
             shape, image_key = batch[stream][images].shape[:-3], named_key(key, f"{stream}/{images}")
             flips = self.fields[stream][images].flips(image_key, shape)
-            batch[stream][name] = field.flip(batch[stream][name], flips)
+            batch[stream][name] = field.mirror(batch[stream][name], flips)
         return batch
 
     def features(self, params, encoder_state, batch, key, teacher=None):
@@ -222,7 +222,7 @@ class System:
             (stream, name)
             for stream, fields in self.fields.items()
             for name, field in fields.items()
-            if field.image_field() and fields[field.image_field()].flip
+            if isinstance(image := fields.get(field.image_field()), Image) and image.flip
         ]
 
     @property

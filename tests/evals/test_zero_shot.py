@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_said_before_anything_is_embedded(options, message,
 
 
 def test_a_source_without_labels():
-    with pytest.raises(ValueError, match="data: the source emoji_concepts has no labels"):
+    with pytest.raises(ValueError, match="data: the source EmojiConcepts has no labels"):
         ZeroShot(dict(kind="emoji_concepts", styles=["fxemoji"]), name="x")
 
 
