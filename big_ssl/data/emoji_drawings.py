@@ -90,10 +90,6 @@ class EmojiConcepts(Sequence[list[Record]]):
     def __getitem__(self, index):
         return [self._pairs[i] for i in self._groups[index]]
 
-    def label_names(self, key: str) -> list[str]:
-        """See EmojiPairs."""
-        return self._pairs.label_names(key)
-
 
 def is_held_out(unified: str) -> bool:
     """Whether a concept ('1F468-200D-1F33E') is kept out of training: a fifth of the stems.

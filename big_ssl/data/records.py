@@ -26,7 +26,7 @@ def values(record: Record, key: str) -> list:
     value = record.get(key)
     if value is None:
         return []
-    several = isinstance(value, list | tuple) or getattr(value, "ndim", 0)
+    several = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
     candidates = list(value) if several else [value]
     return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in candidates]
 

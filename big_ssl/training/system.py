@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from big_ssl.data.fields import Field
+from big_ssl.data.fields import Field, Image
 from big_ssl.data.preprocessing import Pixels
 from big_ssl.models import encoders
 from big_ssl.models.encoder import Encoder
@@ -105,7 +105,7 @@ class System:
             field, images = self.fields[stream][name], self.fields[stream][name].image_field()
             shape, image_key = batch[stream][images].shape[:-3], named_key(key, f"{stream}/{images}")
             flips = self.fields[stream][images].flips(image_key, shape)
-            batch[stream][name] = field.flip(batch[stream][name], flips)
+            batch[stream][name] = field.mirror(batch[stream][name], flips)
         return batch
 
     def features(self, params, encoder_state, batch, key, teacher=None):
@@ -214,7 +214,7 @@ class System:
             (stream, name)
             for stream, fields in self.fields.items()
             for name, field in fields.items()
-            if field.image_field() and fields[field.image_field()].flip
+            if isinstance(image := fields.get(field.image_field()), Image) and image.flip
         ]
 
     @property

@@ -126,7 +126,7 @@ def test_a_flip_on_the_device_is_that_of_the_image(crop):
     images = np.asarray(made["image"].transform(batch["image"], key)) * 255
     flips = made["image"].flips(key, batch["image"].shape[:-3])
     assert 0.2 < flips.mean() < 0.8
-    value = {name: made[name].flip(batch[name], flips) for name in ("boxes", "mask", "depth")}
+    value = {name: made[name].mirror(batch[name], flips) for name in ("boxes", "mask", "depth")}
     assert _check_pixels(images.round(), value) > 20
     with pytest.raises(AssertionError):
         _check_pixels(images.round(), batch)

@@ -91,6 +91,6 @@ def test_pixels_are_the_nearest_of_a_concepts_drawings():
     distances = []
     for i in drawings:
         image = emoji.load_images([source[i]], PIXELS)[0]
-        assert Image.open(io.BytesIO(source[i].image)).size[0] >= 16
+        assert Image.open(io.BytesIO(source[i]["image"])).size[0] >= 16
         distances.append(((pixels(image) - pixels(asked)) ** 2).sum())
     assert scores[chosen, column] == pytest.approx(-min(distances), rel=1e-3)

@@ -129,7 +129,7 @@ def test_options_that_do_not_fit_are_errors_before_any_embedding(options, messag
 
 
 def test_a_source_without_labels():
-    with pytest.raises(ValueError, match="data: the source emoji_concepts has no labels"):
+    with pytest.raises(ValueError, match="data: the source EmojiConcepts has no labels"):
         ZeroShot(dict(kind="emoji_concepts", styles=["fxemoji"]), name="x")
 
 

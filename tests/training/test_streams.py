@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -13,7 +14,9 @@ from PIL import Image
 
 from big_ssl import retry
 from big_ssl.config import ConfigError, validate
-from big_ssl.data import sources
+from big_ssl.data import fields, sources
+from big_ssl.data.fields.base import Field, required
+from big_ssl.data.records import BadValue
 from big_ssl.objectives import build as objectives
 from big_ssl.objectives.base import BatchField
 from big_ssl.parallel.mesh import make_mesh
@@ -23,14 +26,33 @@ from tests.training.toys import Toy
 
 
 @dataclasses.dataclass(frozen=True)
-class _ReadsBoxes(Toy):
-    """An objective that reads boxes."""
+class _Reads(Toy):
+    """An objective that reads one field of the batch."""
 
     scope: str = "example"
+    field: str = ""
 
     @property
     def inputs(self):
-        return dict(boxes=BatchField("boxes"))
+        return {self.field: BatchField(self.field)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Age(Field):
+    """float32[]: a record's age in years. key: where a record has it. As in CONTRIBUTING.md."""
+
+    key: str = "age"
+
+    counter: ClassVar[str] = "replaced_ages"
+
+    def zeros(self):
+        return np.float32(0)
+
+    def load(self, record, draws):
+        value = required(record.get(self.key), self.key)
+        if not 0 <= value < 150:
+            raise BadValue(f"{self.key!r} is {value}")
+        return np.float32(value)
 
 
 def _pictures(folder, count):
@@ -228,7 +250,7 @@ def test_a_mixture_that_can_not_be_is_named(changes, message, open_mixture, tmp_
 
 
 def test_a_key_that_no_record_has_is_named(micro_config, tmp_path, monkeypatch):
-    monkeypatch.setitem(objectives.OBJECTIVES, "reads_boxes", lambda *, context: _ReadsBoxes())
+    monkeypatch.setitem(objectives.OBJECTIVES, "reads_boxes", lambda *, context: _Reads(field="boxes"))
     config = micro_config()
     data = config["streams"]["pairs"]["data"]
     data.update(source=dict(kind="parquet", path=str(_parquet(tmp_path / "a.parquet", 20))))
@@ -239,3 +261,31 @@ def test_a_key_that_no_record_has_is_named(micro_config, tmp_path, monkeypatch):
         RequirementsError, match=r"data.fields.boxes.key: the records have no 'bbox'; there are image, text$"
     ):
         streams.open_streams(config, build.tokenizer(config))
+
+
+def test_a_new_kind_of_field_is_a_class_and_a_line_of_the_table(micro_config, tmp_path, monkeypatch):
+    monkeypatch.setitem(fields.KINDS, "age", Age)
+    monkeypatch.setitem(objectives.OBJECTIVES, "reads_age", lambda *, context: _Reads(field="age"))
+    file = _parquet(tmp_path / "a.parquet", 20)
+    table = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(table.append_column("age", [[*range(19), 200]]), file)
+    config = micro_config()
+    stream = config["streams"]["pairs"]
+    stream["data"].update(source=dict(kind="parquet", path=str(file)))
+    stream["data"]["fields"] = dict(age=dict(kind="age"))
+    stream["objectives"] = dict(age=dict(kind="reads_age", weight=1.0))
+    validate(config)
+    parts = streams.open_streams(config, None)
+    iterator = batches.iterate(config, parts, 0, make_mesh(config["mesh"], jax.devices()[:1]))
+    pairs = [next(iterator)["pairs"] for _ in range(5)]
+    iterator.close()
+    ages = np.concatenate([batch["age"] for batch in pairs])
+    # Each once an epoch, and the first for the last, which is none.
+    np.testing.assert_array_equal(np.bincount(ages.astype(int)), [8, *[4] * 18])
+    assert sum(batch["data_errors"]["replaced_ages"].sum() for batch in pairs) == 4
+    assert set(parts["pairs"][0].load.fields) == {"age"}
+    stream["data"]["fields"]["age"].update(kye="age")
+    with pytest.raises(
+        ConfigError, match=r"^streams.pairs.data.fields.age.kye is no known key; did you mean"
+    ):
+        validate(config)

@@ -22,18 +22,18 @@ class Context(NamedTuple):
     crops: Mapping[str, Crop] = {}
     length: int = 0
     tokenizer: Tokenizer | None = None
-    source: Sequence | None = None
+    source: Any = None
 
 
 class Draws(NamedTuple):
     """The randomness of one visit of a record, shared by its fields.
 
-    rng: NumPy's. prepared: {image field: Prepared}. geometries: {image field: where its crops lie}, filled as
-    image fields are loaded, before the fields that belong to them.
+    rng: NumPy's. prepared: {image field: Prepared}. geometries: {image field: where its crops lie}. Both are
+    filled as image fields are loaded, before the fields that belong to them.
     """
 
     rng: np.random.Generator
-    prepared: Mapping[str, Prepared]
+    prepared: dict[str, Prepared]
     geometries: dict[str, Sequence[Geometry]]
 
 
@@ -110,7 +110,7 @@ class Field:
         """
         raise ValueError(f"no encoder reads the field {self.context.name}")
 
-    def flip(self, value, flips):
+    def mirror(self, value, flips):
         """The device transform of a field with an `image_field`: mirrors, as its image is, those values for
         which flips, bool[B, ...], is True."""
         raise NotImplementedError

@@ -101,7 +101,7 @@ class Boxes(Spatial):
         labels = self._numbers(record, len(boxes))
         return self.stacked([self._cut(boxes, labels, g.fractions) for g in self.geometries(draws)])
 
-    def flip(self, value, flips):
+    def mirror(self, value, flips):
         left, top, right, bottom = jnp.moveaxis(value["boxes"], -1, 0)
         mirrored = jnp.stack([1 - right, top, 1 - left, bottom], -1)
         chosen = flips[..., None, None] & value["valid"][..., None]
@@ -195,7 +195,7 @@ class Mask(Spatial):
         parts = [_nearest(mask, g.fractions, self.crop_shape[-2:]) for g in self.geometries(draws)]
         return self.stacked([part.astype(self._dtype) for part in parts])
 
-    def flip(self, value, flips):
+    def mirror(self, value, flips):
         return jnp.where(flips[..., None, None], value[..., ::-1], value)
 
 
@@ -228,7 +228,7 @@ class Depth(Spatial):
             [_nearest(depth, g.fractions, self.crop_shape[-2:]) for g in self.geometries(draws)]
         )
 
-    def flip(self, value, flips):
+    def mirror(self, value, flips):
         return jnp.where(flips[..., None, None], value[..., ::-1], value)
 
 
