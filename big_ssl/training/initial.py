@@ -100,7 +100,7 @@ def _restacked(given, modules):
 
 
 def _matched(given, wanted, skip, modules):
-    """A tree like wanted of given arrays, None for what is skipped."""
+    """Returns the source arrays in the target's structure; None where excluded."""
     skipped = re.compile("|".join(f"(?:{p})" for p in skip)) if skip else None
     found = {}
     for name, leaf in wanted.items():
