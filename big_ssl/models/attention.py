@@ -1,9 +1,9 @@
 """Attention: the only place where it is computed, by XLA or by a fused kernel.
 
-A fused kernel does not write the [T, S] scores to memory. It needs an accelerator and takes not every
-input; where it can't be used, XLA computes instead, and the log states once why. Splash attention equals
-XLA's to 1e-5 in float32 and to 2e-2 in bfloat16; cuDNN, which has no float32, has not been compared yet.
-All have the same FLOPs (models/flops.py).
+A fused kernel does not write the [T, S] scores to memory. It needs an accelerator and takes not every input;
+where it can't be used, XLA computes instead, and the log states once why. Splash attention equals XLA's to
+1e-5 in float32 and to 2e-2 in bfloat16; cuDNN's, which has no float32, has not been compared yet. All have
+the same FLOPs (models/flops.py).
 """
 
 import functools

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from big_ssl.models import layer_stack
 from big_ssl.models.encoder import TransformerEncoder
-from big_ssl.models.transformer import Layer, layer_norm, make_style
+from big_ssl.models.transformer import Layer, layer_config, layer_norm
 
 # What a family's towers share; widths, depths and heads: CLIP's Tables 19 and 20.
 CLIP = dict(causal=True, pooling="eot", activation="quick_gelu", epsilon=1e-5, kernel_init="clip")
@@ -58,9 +58,9 @@ class TextTransformer(TransformerEncoder):
     def __call__(self, ids, mask=None, train: bool = False):
         if ids.shape[1] > self.max_len:
             raise ValueError(f"text transformer: {ids.shape[1]} tokens, but max_len is {self.max_len}")
-        style = make_style(self)
+        config = layer_config(self)
         x = layer_stack.apply_layers(
-            functools.partial(Layer, style, self.causal),
+            functools.partial(Layer, config, self.causal),
             "layer",
             range(self.depth),
             lambda layer, x, _: layer(x, train=train),
@@ -68,7 +68,7 @@ class TextTransformer(TransformerEncoder):
             scan=self.scan,
             remat=self.remat,
         )
-        x = layer_norm("final_norm", style)(x)
+        x = layer_norm("final_norm", config)(x)
         return dict(pooled=self._pool(x, ids).astype(jnp.float32), tokens=x)
 
     def _embed(self, ids):

@@ -21,14 +21,14 @@ from big_ssl.models.position_embedding import (
     resize_square_table,
 )
 from big_ssl.models.random_subsets import random_subsets, take
-from big_ssl.models.rotary import rotate, rotation
+from big_ssl.models.rotary import apply_rope, rope_sincos
 from big_ssl.models.transformer import (
     AttentionPooling,
     Layer,
-    Style,
-    choose,
+    LayerConfig,
+    layer_config,
     layer_norm,
-    make_style,
+    lookup,
 )
 
 # Shapes by their usual names: ViT's own Table 1; So400m of Alabdulmohsin et al. 2023 (2305.13035);
@@ -57,7 +57,7 @@ DINOV2 = DINO | dict(kernel_init="dinov2", layer_scale=1e-5, drop_path_mode="sub
 
 # Standard deviations at the start of the class token and registers, and of the position table,
 # where they are not width ** -0.5; a mask token starts at zero.
-_DEVIATIONS = {"dino": (0.02, 0.02), "dinov2": (1e-6, 0.02)}
+INIT_STD = {"dino": (0.02, 0.02), "dinov2": (1e-6, 0.02)}
 # Those that leave the patch embedding as PyTorch makes it, with a third of the variance of LeCun's rule.
 _PYTORCHS_PATCHES = ("torch", "dino", "dinov2")
 
@@ -143,18 +143,18 @@ class ViT(TransformerEncoder):
         mask is then a tuple too, of masks and None, and so is what is returned.
         Raises ValueError for options, images and masks that do not fit.
         """
-        style = make_style(self, self.feed_forward, self.layer_scale)
+        config = layer_config(self, self.feed_forward, self.layer_scale)
         sizes = images if isinstance(images, tuple) else (images,)
         masks = mask if isinstance(mask, tuple) else (mask,) * len(sizes)
         if len(masks) != len(sizes):
             raise ValueError(f"vit: images are of {len(sizes)} sizes, and there are {len(masks)} masks")
         x = self._embed(sizes, masks, train)
         if self.pre_norm:
-            x = jax.tree.map(layer_norm("pre_norm", style), x)
-        places = self._places(sizes, train)
-        x, between = self._apply_layers(x, style, train, intermediate, places)
-        norm = layer_norm("final_norm", style)
-        pool = self._pooling(style)
+            x = jax.tree.map(layer_norm("pre_norm", config), x)
+        ropes = self._ropes(sizes, train)
+        x, between = self._apply_layers(x, config, train, intermediate, ropes)
+        norm = layer_norm("final_norm", config)
+        pool = self._pooling(config)
         outputs = [self._outputs(norm(tokens), pool) for tokens in x]
         if intermediate:
             for output, seen in zip(outputs, between, strict=True):
@@ -164,21 +164,21 @@ class ViT(TransformerEncoder):
     def _embed(self, sizes, masks, train):
         """For each size [B, T, D]: the class token and the registers, as there are, and the patches."""
         scale = 1 / 3 if self.kernel_init in _PYTORCHS_PATCHES else 1.0
-        init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
+        patch_init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
         embed = PatchEmbedding(
-            self.patch, self.width, self.patch_bias, init, self.dtype, name="patch_embedding"
+            self.patch, self.width, self.patch_bias, patch_init, self.dtype, name="patch_embedding"
         )
-        drawn = nn.initializers.normal(self._deviations()[0])
-        hidden = self._tokens("mask_token", (), nn.initializers.zeros) if self.mask_token else None
-        first = self._tokens("class_token", (), drawn) if self.class_token else None
+        init = nn.initializers.normal(self._init_std()[0])
+        mask_token = self._tokens("mask_token", (), nn.initializers.zeros) if self.mask_token else None
+        cls_token = self._tokens("class_token", (), init) if self.class_token else None
         table = self._table()
-        registers = self._tokens("registers", (self.registers,), drawn) if self.registers else None
+        registers = self._tokens("registers", (self.registers,), init) if self.registers else None
 
         def sequence(images, mask):
             x = embed(images)
             grid = x.shape[1:3]
-            x = _masked(x.reshape(len(x), -1, self.width), mask, hidden)
-            x = _after(first, x)
+            x = _masked(x.reshape(len(x), -1, self.width), mask, mask_token)
+            x = _after(cls_token, x)
             if table is not None:
                 x = x + self._resized(table, grid).astype(self.dtype)
             x = self._drop_patches(x, train)
@@ -188,33 +188,33 @@ class ViT(TransformerEncoder):
         return tuple(map(sequence, sizes, masks))
 
     def _table(self):
-        """The positions' parameter, None where angles say them."""
+        """Learned position embedding; None with RoPE."""
         if self.rope_base is not None:
             return None
         shape = (int(self.class_token) + (self.image_size // self.patch) ** 2, self.width)
-        return self.param("position_embedding", nn.initializers.normal(self._deviations()[1]), shape)
+        return self.param("position_embedding", nn.initializers.normal(self._init_std()[1]), shape)
 
     def _resized(self, table, grid):
-        choose(RESIZES, self.position_resize, "position_resize")
+        lookup(RESIZES, self.position_resize, "position_resize")
         side = self.image_size // self.patch
         return resize_position_embedding(table, (side, side), grid, self.position_resize)
 
-    def _places(self, sizes, train):
-        """For each size the patches' rotation, None where a table says where they are."""
+    def _ropes(self, sizes, train):
+        """The patches' Rope for each size; None with a learned position embedding."""
         if self.rope_base is None:
             return (None,) * len(sizes)
         if self.patch_dropout:
             raise ValueError("vit: with rope_base every patch has its place; patch_dropout must be 0")
-        return tuple(self._rotation(images.shape, train) for images in sizes)
+        return tuple(self._rope(images.shape, train) for images in sizes)
 
-    def _rotation(self, shape, train):
+    def _rope(self, shape, train):
         scale = 1.0
         if train and self.rope_rescale != 1:
             limit = math.log(self.rope_rescale)
             key = self.make_rng("dropout")
             scale = jnp.exp(jax.random.uniform(key, minval=-limit, maxval=limit))
         grid = (shape[1] // self.patch, shape[2] // self.patch)
-        return rotation(grid, self.width // self.heads, self.rope_base, scale)
+        return rope_sincos(grid, self.width // self.heads, self.rope_base, scale)
 
     def _drop_patches(self, x, train):
         """x: [B, T, D] with some of the patches, others in each example; the class token stays."""
@@ -232,30 +232,30 @@ class ViT(TransformerEncoder):
         tokens = self.param(name, init, (*count, self.width))
         return tokens.astype(self.dtype).reshape(-1, self.width)
 
-    def _deviations(self):
-        return _DEVIATIONS.get(self.kernel_init, (self.width**-0.5,) * 2)
+    def _init_std(self):
+        return INIT_STD.get(self.kernel_init, (self.width**-0.5,) * 2)
 
-    def _apply_layers(self, x, style, train, intermediate, places):
+    def _apply_layers(self, x, config, train, intermediate, ropes):
         """Each x after all layers, and [n, *x.shape] after those of intermediate, None without."""
-        subset = choose({"linear": False, "subset": True}, self.drop_path_mode, "drop_path_mode")
+        subset = lookup({"linear": False, "subset": True}, self.drop_path_mode, "drop_path_mode")
         rates = None if subset else self._drop_rates()
         between, seen = None, self._indices(intermediate)
         if len(seen):
             between = jax.tree.map(lambda x: jnp.zeros((len(seen), *x.shape), x.dtype), x)
-            # A layer's place in the stack is a number of its own, which a loop can tell it by.
+            # Pass the layer index through the scan.
             rates = list(enumerate(rates or [None] * self.depth))
 
-        def call(layer, state, own):
+        def call(layer, state, per_layer):
             x, between = state
-            index, rate = own if len(seen) else (None, own)
+            index, rate = per_layer if len(seen) else (None, per_layer)
             # The size of a subset must be a plain number, in a loop too.
-            x = layer(x, (self.drop_path or None) if subset else rate, train, places)
+            x = layer(x, (self.drop_path or None) if subset else rate, train, ropes)
             if len(seen):
                 here = (seen == index)[:, None, None, None]
                 between = jax.tree.map(lambda x, kept: jnp.where(here, x, kept), x, between)
             return x, between
 
-        make = functools.partial(Layer, style, subset_groups=self.drop_path_groups if subset else None)
+        make = functools.partial(Layer, config, subset_groups=self.drop_path_groups if subset else None)
         indices, how = range(self.depth), dict(scan=self.scan, remat=self.remat)
         return layer_stack.apply_layers(make, "layer", indices, call, (x, between), rates, **how)
 
@@ -277,12 +277,12 @@ class ViT(TransformerEncoder):
             return None
         return [self.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
 
-    def _pooling(self, style: Style):
+    def _pooling(self, config: LayerConfig):
         """(all tokens [B, T, D], patches: [B, N, D]) -> [B, D], a function."""
         if self.pooling == "cls" and self.class_token:
             return lambda x, patches: x[:, 0]
         if self.pooling == "map":
-            pooling = AttentionPooling(style, name="pooling")
+            pooling = AttentionPooling(config, name="pooling")
             return lambda x, patches: pooling(x)
         if self.pooling == "mean":
             return lambda x, patches: patches.astype(jnp.float32).mean(1)
@@ -299,7 +299,7 @@ class ViT(TransformerEncoder):
 
 
 def _masked(x, mask, token):
-    """x: [B, N, D], with the mask token [1, D] where mask: bool[B, N] says so."""
+    """x: [B, N, D], with the mask token [1, D] where mask: bool[B, N] is True."""
     if mask is None:
         return x
     if token is None:
@@ -359,6 +359,6 @@ def last_attention(model: ViT, variables: Mapping, images):
     query, key = (x.reshape(*x.shape[:2], model.heads, -1) for x in (query, key))
     if model.rope_base is not None:
         grid = [side // model.patch for side in images.shape[1:3]]
-        places = rotation(grid, query.shape[-1], model.rope_base)
-        query, key = rotate(query, places), rotate(key, places)
+        rope = rope_sincos(grid, query.shape[-1], model.rope_base)
+        query, key = apply_rope(query, rope), apply_rope(key, rope)
     return attention_weights(query, key)

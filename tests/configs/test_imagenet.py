@@ -41,7 +41,10 @@ def test_ibots_values(preset, epochs, warmup, decay, drop_path, depth, group):
     view = config["streams"]["images"]["data"]["fields"]["crops"]
     assert (view["mixup"], view["cutmix"], view["mix_group"]) == (0.8, 1.0, group)
     assert config["streams"]["images"]["objectives"]["classification"]["label_smoothing"] == 0.1
-    found = LrMultipliers.build(config["lr_multipliers"], config["total_steps"]).factors(shapes(config), 0)
+    multipliers = LrMultipliers.build(
+        config["lr_multipliers"], config["total_steps"], build.encoder_modules(config)
+    )
+    found = multipliers.factors(shapes(config), 0)
     tower = found["encoders"]["image"]
     assert tower["class_token"] == pytest.approx(decay ** (depth + 1))
     stack = tower["layer_stack"]["mlp_in"]["kernel"]
