@@ -191,7 +191,6 @@ def test_fields_and_encoders_of_any_name(predictor):
     renamed = dataclasses.replace(
         system,
         encoders=encoders,
-        views=dict(photos=system.views["image"]),
         terms=dict(some=Term("s", objective, lambda step: 1.0)),
     )
     params = variables["params"]
