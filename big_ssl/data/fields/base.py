@@ -44,7 +44,6 @@ class Field:
     A kind is a subclass in one file and a line in data/fields/__init__.py. It must define `zeros` and `load`.
 
     counter: where replaced records are counted, if a value of this kind was bad.
-    shown: whether a report can show its values to a person.
     needs_tokenizer: whether context.tokenizer must be there to load it.
     load_order: fields of a lower one are loaded, and draw their random numbers, first; within one, in the
       order of the config.
@@ -54,7 +53,6 @@ class Field:
     context: Context = dataclasses.field(default_factory=Context)
 
     counter: ClassVar[str]
-    shown: ClassVar[bool] = False
     needs_tokenizer: ClassVar[bool] = False
     load_order: ClassVar[int] = 0
 

@@ -53,7 +53,6 @@ class Image(Field):
     downsample: int = 1
 
     counter: ClassVar[str] = "replaced_images"
-    shown: ClassVar[bool] = True
     load_order: ClassVar[int] = 1
 
     def __post_init__(self):

@@ -71,7 +71,6 @@ class Boxes(Spatial):
     normalized: bool = True
 
     counter: ClassVar[str] = "replaced_boxes"
-    shown: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.order not in BOX_ORDERS:
@@ -169,7 +168,6 @@ class Mask(Spatial):
     ignore: int = 255
 
     counter: ClassVar[str] = "replaced_masks"
-    shown: ClassVar[bool] = True
 
     def __post_init__(self):
         if not self.num_classes >= 1 or 0 <= self.ignore < self.num_classes:
@@ -216,7 +214,6 @@ class Depth(Spatial):
     scale: float = 1.0
 
     counter: ClassVar[str] = "replaced_depths"
-    shown: ClassVar[bool] = True
 
     def zeros(self):
         return np.zeros(self.crop_shape, np.float32)
