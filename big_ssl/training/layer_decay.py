@@ -46,7 +46,9 @@ class LayerDecay:
             return 1.0
         last = encoders[name].num_layers + 1
         if last == 1:
-            raise ValueError(f"rates: layer_decay is for transformers; encoders/{name} has no layers")
+            raise ValueError(
+                f"lr_multipliers: layer_decay is for transformers; encoders/{name} has no layers"
+            )
         layer = encoders[name].layer_id(place)
         if is_stacked(path):
             factors = np.array([self.decay ** (last - layer - i) for i in range(len(leaf))], np.float32)

@@ -82,7 +82,7 @@ def trained(monkeypatch):
         ]
         finished = "noisy" not in folder.name
         (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines[: 3 * finished]))
-        return resumable.loop.Result(None, None, {}, None, finished)
+        return resumable.loop.Result({}, None, None, {}, None, finished)
 
     monkeypatch.setattr(resumable.loop, "train", train)
     return folders

@@ -40,8 +40,9 @@ def config(micro_config):
         kind="vit", patch=8, image_size=16, width=16, depth=1, heads=2, **vit.DINO
     )
     pairs = config["streams"]["pairs"]
-    contrastive, second = dict(pairs["objectives"]["contrastive"], dim=16), copy.deepcopy(pairs)
-    classifier = dict(kind="classification", weight=1.0, classes=10, label="category")
+    pairs["data"]["fields"]["label"] = dict(kind="label", key="category")
+    contrastive, second = dict(pairs["objectives"]["contrastive"], embed_dim=16), copy.deepcopy(pairs)
+    classifier = dict(kind="classification", weight=1.0, classes=10)
     pairs["objectives"] = dict(itc=contrastive, category=classifier)
     colder = dict(contrastive, temperature=contrastive["temperature"] / 2)
     second["objectives"] = dict(other=colder, again=dict(classifier))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from big_ssl.data import fields
+from big_ssl.models.encoder import Encoder
 from big_ssl.objectives.base import BatchField, EncoderCall, StatelessObjective, Sum
 from big_ssl.parallel.mesh import make_mesh
 from big_ssl.training import train_step
@@ -18,8 +19,10 @@ SIDE, ROWS = 8, 16
 CROP = dict(kind="random_crop", resize=SIDE, size=SIDE, resize_mode="stretch")
 
 
-class Red(nn.Module):
+class Red(Encoder):
     """Where the columns of an image are red: float32[B, W]."""
+
+    outputs = ("pooled",)
 
     @nn.compact
     def __call__(self, images, train=False):

@@ -121,10 +121,10 @@ def test_a_run_of_stages_is_that_of_its_newest_checkpoint(tmp_path):
     config = tiny()
     steps = config["total_steps"]
     larger = dict(encoders=dict(image=dict(image_size=64)))
-    config["stages"] = (dict(name="a", steps=2), dict(name="b", steps=steps - 2, **larger))
+    config["stages"] = (dict(name="a", steps=3), dict(name="b", steps=steps - 3, **larger))
     (tmp_path / "config.json").write_text(json.dumps(config))
     sizes = []
-    for step in (2, 3):
+    for step in (3, 4):
         _save(tmp_path, step, variables(config))
         sizes.append(trained.load(tmp_path)[0]["encoders"]["image"]["image_size"])
     assert sizes == [config["encoders"]["image"]["image_size"], 64]
