@@ -48,7 +48,7 @@ class Model:
     def __init__(self, config: Config, variables: Mapping, dtype: str = "float32", devices=None):
         self.config, self._prepare = config, preprocessing.of(config)
         self._mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), devices)
-        self._batch_size = _BATCH * mesh_lib.batch_ways(self._mesh)
+        self._batch_size = _BATCH * mesh_lib.batch_shards(self._mesh)
         self.variables = jax.device_put(variables, replicated(self._mesh))
         self._image, self._text, self._head, self._classifier, _ = architecture.modules(config, dtype)
         self._view = ImageView(**(config["views"]["image"] | dict(flip=False)))

@@ -126,7 +126,7 @@ def in_batches(run, mesh, inputs, size: int) -> np.ndarray:
     """
     if isinstance(inputs, jax.Array):
         return np.asarray(run(inputs), np.float32)
-    ways, total, found = mesh_lib.batch_ways(mesh), len(jax.tree.leaves(inputs)[0]), []
+    ways, total, found = mesh_lib.batch_shards(mesh), len(jax.tree.leaves(inputs)[0]), []
     size = -(-size // ways) * ways
     for start in range(0, total, size):
         part = jax.tree.map(functools.partial(_padded_slice, start=start, size=size), inputs)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from big_ssl.parallel.mesh import BATCH, BATCH_AXES, batch_ways
+from big_ssl.parallel.mesh import BATCH, BATCH_AXES, batch_shards
 from big_ssl.parallel.ring import sweep
 
 FORMS = ("ring", "gathered", "dense")
@@ -62,7 +62,7 @@ class Pairwise:
         row, column = positive_parts(positives, len(x))
         if self.form == "ring":
             return _ring(kind, self.mesh, self.tile, x, y, scale, bias, row, column)
-        if self.form == "gathered" and self.mesh is not None and batch_ways(self.mesh) > 1:
+        if self.form == "gathered" and self.mesh is not None and batch_shards(self.mesh) > 1:
             return _gathered(kind, self.mesh, x, y, scale, bias, row, column)
         return _dense(kind, x, y, scale, bias, row, column)
 

@@ -6,7 +6,7 @@ import jax
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from big_ssl.parallel.mesh import BATCH, BATCH_AXES, batch_ways
+from big_ssl.parallel.mesh import BATCH, BATCH_AXES, batch_shards
 
 
 def sweep(visit, shared, rows, row_sums, columns, column_sums, *, mesh: Mesh | None, tile: int):
@@ -22,7 +22,7 @@ def sweep(visit, shared, rows, row_sums, columns, column_sums, *, mesh: Mesh | N
     A device keeps its rows. Its columns go round the ring of devices one tile at a time, what
     they accumulate with them, so that only one tile is ever on its way.
     """
-    ways = 1 if mesh is None else batch_ways(mesh)
+    ways = 1 if mesh is None else batch_shards(mesh)
     local = functools.partial(_local_sweep, visit, ways, tile)
     if ways > 1:
         local = jax.shard_map(

@@ -83,7 +83,7 @@ def towers(config: Mapping, setup) -> Towers:
     prepare = preprocessing.of(build.preparation(config["streams"][stream]["data"]))
     classifier = setup.system.provider("classify")
     # Enough for each device of a large mesh to be worth its while.
-    size = max(256, 32 * mesh_lib.batch_ways(setup.mesh))
+    size = max(256, 32 * mesh_lib.batch_shards(setup.mesh))
     return Towers(setup.system, term, setup.tokenizer, setup.mesh, prepare, size, classifier)
 
 

@@ -47,7 +47,7 @@ def count(config: Mapping, devices: int, device_kind: str) -> Memory:
     state = jax.eval_shape(model.init)
     shardings = state_shardings(mesh, state, config["sharding"])
     batch = build.abstract_global_batch(config, None)
-    shards = mesh_lib.batch_ways(mesh)
+    shards = mesh_lib.batch_shards(mesh)
     return Memory(
         _bytes_held(state, shardings),
         sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)) // shards,

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from big_ssl.objectives.base import Sum
-from big_ssl.parallel.mesh import BATCH_AXES, batch_ways
+from big_ssl.parallel.mesh import BATCH_AXES, batch_shards
 from big_ssl.parallel.sharding import path_name
 from big_ssl.training import state as state_lib
 from big_ssl.training.random_keys import step_key
@@ -104,7 +104,7 @@ def _accumulated(system, count, mesh, params, mutable, batch, key, step, teacher
     counts = jax.tree.map(lambda x: x.sum(0), counts)
     # Shared features are taken from one microbatch; the compiler leaves the encoders out.
     shared = first_pass(jax.tree.map(lambda x: x[0], parts))[1]
-    per_example = jax.tree.map(functools.partial(_join, batch_ways(mesh)), per_example)
+    per_example = jax.tree.map(functools.partial(_join, batch_shards(mesh)), per_example)
     grad_fn = jax.value_and_grad(coupled_loss, (0, 1), has_aux=True)
     (total, (coupled_metrics, coupled_states)), (grads_per_example, grads_shared) = grad_fn(
         per_example, shared
@@ -180,7 +180,7 @@ def _merge(per_example, shared):
 
 def _split(count, mesh, x):
     """[B, ...] -> [count, B / count, ...], every microbatch a part of each device's examples."""
-    shards = batch_ways(mesh)
+    shards = batch_shards(mesh)
     x = x.reshape(shards, count, -1, *x.shape[1:]).swapaxes(0, 1)
     x = x.reshape(count, -1, *x.shape[3:])
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, BATCH_AXES)))

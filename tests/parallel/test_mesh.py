@@ -32,7 +32,7 @@ def test_shapes(sizes, devices, shape):
     mesh = mesh_lib.make_mesh(sizes, jax.devices()[:devices])
     assert tuple(mesh.shape.values()) == shape
     assert mesh.axis_names == ("data", "fsdp", "tensor")
-    assert mesh_lib.batch_ways(mesh) == shape[0] * shape[1]
+    assert mesh_lib.batch_shards(mesh) == shape[0] * shape[1]
 
 
 @pytest.mark.parametrize("sizes", [_sizes(3), _sizes(2, 2), _sizes(-1, 3)])
