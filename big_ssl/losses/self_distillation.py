@@ -14,7 +14,7 @@ from big_ssl.losses.chunks import fold, mapped
 from big_ssl.parallel.own_examples import on_own_examples
 
 
-class Scores(NamedTuple):
+class LazyLogits(NamedTuple):
     """points @ prototypes / temperature: [G, N, K], not made yet.
 
     points: float32[G, N, D], of length 1, in G groups that are split over devices; prototypes: float32[D, K];
@@ -32,7 +32,7 @@ class Scores(NamedTuple):
         """What the scores of all points need."""
         return self.prototypes, self.temperature
 
-    def scorer(self, shared):
+    def logits_fn(self, shared):
         """The function points [..., D] -> scores float32[..., K], of `shared` as a device has it."""
         prototypes, temperature = shared
 
@@ -57,7 +57,7 @@ def moved_centre(centre, mean, momentum: float):
     return momentum * centre + (1 - momentum) * mean
 
 
-def sinkhorn_offset(teacher: Scores, iterations: int, chunk: int):
+def sinkhorn_offset(teacher: LazyLogits, iterations: int, chunk: int):
     """What Sinkhorn and Knopp's iterations take from each prototype's score: float32[K] (Caron et al. 2020,
     arXiv 2006.09882, appendix A; Cuturi 2013).
 
@@ -67,7 +67,7 @@ def sinkhorn_offset(teacher: Scores, iterations: int, chunk: int):
     """
 
     def offset_of(shared, points, axes):
-        scores_of, offset = teacher.scorer(shared), None
+        scores_of, offset = teacher.logits_fn(shared), None
         for _ in range(iterations):
 
             def add(sums, part, offset=offset):
@@ -86,7 +86,7 @@ def sinkhorn_offset(teacher: Scores, iterations: int, chunk: int):
     return on_own_examples(offset_of, teacher.shared, teacher.points)[1]
 
 
-def agreement(student: Scores, teacher: Scores, offset, chunk: int) -> Agreement:
+def agreement(student: LazyLogits, teacher: LazyLogits, offset, chunk: int) -> Agreement:
     """The cross-entropy of softmax(student) against targets softmax(teacher - offset), point by point.
 
     offset: float32[K]; chunk: points of a group at a time, whose scores are made again for the gradient; 0
@@ -107,7 +107,7 @@ def agreement(student: Scores, teacher: Scores, offset, chunk: int) -> Agreement
     return _on_own_points(compare_all, student, teacher, offset)
 
 
-def cross_agreement(student: Scores, teacher: Scores, offset, chunk: int) -> Agreement:
+def cross_agreement(student: LazyLogits, teacher: LazyLogits, offset, chunk: int) -> Agreement:
     """The same of every point S of a group's student against every target T of its teacher; each point is
     scored once. chunk: of the student's points."""
 
@@ -126,13 +126,13 @@ def cross_agreement(student: Scores, teacher: Scores, offset, chunk: int) -> Agr
     return _on_own_points(compare_all, student, teacher, offset)
 
 
-def _on_own_points(compare_all, student: Scores, teacher: Scores, offset) -> Agreement:
+def _on_own_points(compare_all, student: LazyLogits, teacher: LazyLogits, offset) -> Agreement:
     """compare_all on each device, of its own groups: (points -> the student's scores, points -> the teacher's
     less the offset, dict(student=[g, S, D], teacher=[g, T, D])) -> ((cross_entropy: [g, ...], entropy:
     [g, T]), the sum of targets [K])."""
 
     def local(shared, split, axes):
-        said_of, taught_of = student.scorer(shared["student"]), teacher.scorer(shared["teacher"])
+        said_of, taught_of = student.logits_fn(shared["student"]), teacher.logits_fn(shared["teacher"])
         each, total = compare_all(said_of, lambda points: taught_of(points) - shared["offset"], split)
         return each, jax.lax.psum(total, axes)
 

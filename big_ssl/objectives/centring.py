@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
-from big_ssl.losses.self_distillation import Scores, moved_centre, sinkhorn_offset
+from big_ssl.losses.self_distillation import LazyLogits, moved_centre, sinkhorn_offset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class MovingCentre:
         """What is kept between steps."""
         return dict(centre=jnp.zeros(prototypes))
 
-    def __call__(self, kept, teacher: Scores, mean_point, chunk: int):
+    def __call__(self, kept, teacher: LazyLogits, mean_point, chunk: int):
         """(what is taken from each prototype's score float32[K], what is kept after this step).
 
         mean_point: float32[D], whose score is the mean of this step's.
@@ -45,7 +45,7 @@ class Sinkhorn:
         del prototypes
         return {}
 
-    def __call__(self, kept, teacher: Scores, mean_point, chunk: int):
+    def __call__(self, kept, teacher: LazyLogits, mean_point, chunk: int):
         """As MovingCentre's."""
         del mean_point
         return sinkhorn_offset(teacher, self.iterations, chunk), kept

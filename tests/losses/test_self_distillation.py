@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from big_ssl.losses.koleo import koleo
 from big_ssl.losses.self_distillation import (
-    Scores,
+    LazyLogits,
     agreement,
     between_views,
     cross_agreement,
@@ -43,7 +43,7 @@ def softmax(x):
 
 
 def scores(points, prototypes, temperature):
-    return Scores(jnp.asarray(points, jnp.float32), jnp.asarray(prototypes, jnp.float32), temperature)
+    return LazyLogits(jnp.asarray(points, jnp.float32), jnp.asarray(prototypes, jnp.float32), temperature)
 
 
 @functools.cache
@@ -87,7 +87,7 @@ def test_chunks_never_hold_all_scores():
     own, other = (jnp.float32(rng.normal(size=(4, 4096))) for _ in range(2))
 
     def loss(said, own, chunk):
-        found = agreement(Scores(said, own, 0.1), Scores(taught, other, 0.1), jnp.zeros(4096), chunk)
+        found = agreement(LazyLogits(said, own, 0.1), LazyLogits(taught, other, 0.1), jnp.zeros(4096), chunk)
         return found.cross_entropy.sum()
 
     def kept(chunk):
