@@ -43,7 +43,7 @@ class LazyLogits(NamedTuple):
         return scores_of
 
 
-class Agreement(NamedTuple):
+class CrossEntropy(NamedTuple):
     """cross_entropy: float32[G, N], or [G, S, T] of all pairs; entropy, the target's own: float32[G, N], or
     [G, T]; mean_target: float32[K]."""
 
@@ -86,7 +86,7 @@ def sinkhorn_offset(teacher: LazyLogits, iterations: int, chunk: int):
     return on_own_examples(offset_of, teacher.shared, teacher.points)[1]
 
 
-def agreement(student: LazyLogits, teacher: LazyLogits, offset, chunk: int) -> Agreement:
+def cross_entropy(student: LazyLogits, teacher: LazyLogits, offset, chunk: int) -> CrossEntropy:
     """The cross-entropy of softmax(student) against targets softmax(teacher - offset), point by point.
 
     offset: float32[K]; chunk: points of a group at a time, whose scores are made again for the gradient; 0
@@ -107,7 +107,7 @@ def agreement(student: LazyLogits, teacher: LazyLogits, offset, chunk: int) -> A
     return _on_own_points(compare_all, student, teacher, offset)
 
 
-def cross_agreement(student: LazyLogits, teacher: LazyLogits, offset, chunk: int) -> Agreement:
+def pairwise_cross_entropy(student: LazyLogits, teacher: LazyLogits, offset, chunk: int) -> CrossEntropy:
     """The same of every point S of a group's student against every target T of its teacher; each point is
     scored once. chunk: of the student's points."""
 
@@ -126,7 +126,7 @@ def cross_agreement(student: LazyLogits, teacher: LazyLogits, offset, chunk: int
     return _on_own_points(compare_all, student, teacher, offset)
 
 
-def _on_own_points(compare_all, student: LazyLogits, teacher: LazyLogits, offset) -> Agreement:
+def _on_own_points(compare_all, student: LazyLogits, teacher: LazyLogits, offset) -> CrossEntropy:
     """compare_all on each device, of its own groups: (points -> the student's scores, points -> the teacher's
     less the offset, dict(student=[g, S, D], teacher=[g, T, D])) -> ((cross_entropy: [g, ...], entropy:
     [g, T]), the sum of targets [K])."""
@@ -139,7 +139,7 @@ def _on_own_points(compare_all, student: LazyLogits, teacher: LazyLogits, offset
     shared = dict(student=student.shared, teacher=teacher.shared, offset=offset)
     split = dict(student=student.points, teacher=teacher.points)
     (said, own), total = on_own_examples(local, shared, split)
-    return Agreement(said, own, total / own.size)
+    return CrossEntropy(said, own, total / own.size)
 
 
 def _entropy(scores, targets):
@@ -156,7 +156,7 @@ def between_views(cross_entropy):
 
 
 def target_metrics(cross_entropy, entropy, mean_target) -> dict:
-    """From an agreement's means. teacher_entropy: log K where the teacher says nothing and 0 where it always
+    """From an cross_entropy's means. teacher_entropy: log K where the teacher says nothing and 0 where it always
     says one thing with all certainty; target_kl, the part of the cross-entropy that the student could still
     lose; and target_spread, the entropy of the mean target: falling to teacher_entropy it shows a collapse,
     all pictures being told the same."""

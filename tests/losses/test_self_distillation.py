@@ -12,9 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from big_ssl.losses.koleo import koleo
 from big_ssl.losses.self_distillation import (
     LazyLogits,
-    agreement,
+    cross_entropy,
     between_views,
-    cross_agreement,
+    pairwise_cross_entropy,
     moved_centre,
     sinkhorn_offset,
     target_metrics,
@@ -48,13 +48,13 @@ def scores(points, prototypes, temperature):
 
 @functools.cache
 def compared(chunk):
-    """(agreement, the gradient of its weighted sum by the student's points and prototypes)."""
+    """(cross_entropy, the gradient of its weighted sum by the student's points and prototypes)."""
     weights = np.linspace(1, 2, GROUPS * POINTS).reshape(GROUPS, POINTS)
 
     @jax.jit
     def run(said, own):
         def loss(said, own):
-            found = agreement(
+            found = cross_entropy(
                 scores(said, own, STUDENT), scores(TAUGHT, OTHER, TEACHER), jnp.float32(OFFSET), chunk
             )
             return (found.cross_entropy * weights).sum(), found
@@ -87,7 +87,7 @@ def test_chunks_never_hold_all_scores():
     own, other = (jnp.float32(rng.normal(size=(4, 4096))) for _ in range(2))
 
     def loss(said, own, chunk):
-        found = agreement(LazyLogits(said, own, 0.1), LazyLogits(taught, other, 0.1), jnp.zeros(4096), chunk)
+        found = cross_entropy(LazyLogits(said, own, 0.1), LazyLogits(taught, other, 0.1), jnp.zeros(4096), chunk)
         return found.cross_entropy.sum()
 
     def kept(chunk):
@@ -105,7 +105,7 @@ def test_the_centre_follows_its_recurrence():
 
 @pytest.mark.parametrize("chunk", [0, 2])
 def test_all_pairs_of_a_groups_points(chunk):
-    """Of 5 points against 2 targets what agreement gives of each pair, and its gradients."""
+    """Of 5 points against 2 targets what cross_entropy gives of each pair, and its gradients."""
     targets = softmax(TAUGHT[:, :2] @ OTHER / TEACHER - OFFSET)
     said = softmax(SAID @ OWN / STUDENT)
     weights = np.linspace(1, 2, GROUPS * POINTS * 2).reshape(GROUPS, POINTS, 2)
@@ -114,7 +114,7 @@ def test_all_pairs_of_a_groups_points(chunk):
     def run(points, own):
         def loss(points, own):
             taught = scores(TAUGHT[:, :2], OTHER, TEACHER)
-            found = cross_agreement(scores(points, own, STUDENT), taught, jnp.float32(OFFSET), chunk)
+            found = pairwise_cross_entropy(scores(points, own, STUDENT), taught, jnp.float32(OFFSET), chunk)
             return (found.cross_entropy * weights).sum(), found
 
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(points, own)
@@ -142,7 +142,7 @@ def over(devices, fsdp=1, tensor=1):
 
 @pytest.mark.parametrize(
     ("form", "devices", "fsdp", "tensor"),
-    [(agreement, 4, 1, 1), (cross_agreement, 4, 2, 1), (agreement, 4, 1, 2)],
+    [(cross_entropy, 4, 1, 1), (pairwise_cross_entropy, 4, 2, 1), (cross_entropy, 4, 1, 2)],
 )
 def test_devices_compute_their_own_examples_and_add_once(form, devices, fsdp, tensor):
     """The values and gradients of one device; nothing is sent inside the loop over chunks."""
@@ -172,7 +172,7 @@ def test_devices_compute_their_own_examples_and_add_once(form, devices, fsdp, te
 
 def test_devices_that_do_not_divide_the_groups_give_the_same():
     pair = scores(SAID[:3], OWN, STUDENT), scores(TAUGHT[:3], OTHER, TEACHER)
-    run = lambda: agreement(*pair, jnp.float32(OFFSET), 2)  # noqa: E731
+    run = lambda: cross_entropy(*pair, jnp.float32(OFFSET), 2)  # noqa: E731
     for a, b in zip(jax.jit(within(over(4), run))(), run(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
@@ -213,7 +213,7 @@ def test_sinkhorn_deals_out_prototypes_evenly_and_survives_extreme_scores():
 
 def test_metrics_of_a_sure_teacher():
     """No entropy and no NaN; the spread tells two prototypes from one."""
-    found = agreement(
+    found = cross_entropy(
         scores(SAID[:1, :2], OWN, STUDENT), scores(np.eye(2)[None], 1e4 * np.eye(2, K), 1.0), jnp.zeros(K), 0
     )
     metrics = target_metrics(found.cross_entropy.mean(), found.entropy.mean(), found.mean_target)
