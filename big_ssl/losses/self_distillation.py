@@ -52,12 +52,12 @@ class CrossEntropy(NamedTuple):
     mean_target: jax.Array
 
 
-def moved_centre(centre, mean, momentum: float):
+def update_center(centre, mean, momentum: float):
     """The centre after a step, from the mean of this step's teacher scores (arXiv 2104.14294, equation 4)."""
     return momentum * centre + (1 - momentum) * mean
 
 
-def sinkhorn_offset(teacher: LazyLogits, iterations: int, chunk: int):
+def sinkhorn_log_normalizer(teacher: LazyLogits, iterations: int, chunk: int):
     """What Sinkhorn and Knopp's iterations take from each prototype's score: float32[K] (Caron et al. 2020,
     arXiv 2006.09882, appendix A; Cuturi 2013).
 

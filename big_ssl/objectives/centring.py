@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
-from big_ssl.losses.self_distillation import LazyLogits, moved_centre, sinkhorn_offset
+from big_ssl.losses.self_distillation import LazyLogits, update_center, sinkhorn_log_normalizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class MovingCentre:
         del chunk
         offset = kept["centre"] / teacher.temperature
         mean = jnp.matmul(mean_point, teacher.prototypes, precision="highest")
-        return offset, dict(centre=moved_centre(kept["centre"], mean, self.momentum))
+        return offset, dict(centre=update_center(kept["centre"], mean, self.momentum))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Sinkhorn:
     def __call__(self, kept, teacher: LazyLogits, mean_point, chunk: int):
         """As MovingCentre's."""
         del mean_point
-        return sinkhorn_offset(teacher, self.iterations, chunk), kept
+        return sinkhorn_log_normalizer(teacher, self.iterations, chunk), kept
 
 
 CENTRINGS: dict[str, type[MovingCentre] | type[Sinkhorn]] = {"centre": MovingCentre, "sinkhorn": Sinkhorn}

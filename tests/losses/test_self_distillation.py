@@ -15,8 +15,8 @@ from big_ssl.losses.self_distillation import (
     cross_entropy,
     between_views,
     pairwise_cross_entropy,
-    moved_centre,
-    sinkhorn_offset,
+    update_center,
+    sinkhorn_log_normalizer,
     target_metrics,
 )
 from big_ssl.parallel import mesh as mesh_lib
@@ -100,7 +100,7 @@ def test_chunks_never_hold_all_scores():
 
 
 def test_the_centre_follows_its_recurrence():
-    np.testing.assert_allclose(moved_centre(np.array([1.0, 2.0]), np.array([3.0, 0.0]), 0.9), [1.2, 1.8])
+    np.testing.assert_allclose(update_center(np.array([1.0, 2.0]), np.array([3.0, 0.0]), 0.9), [1.2, 1.8])
 
 
 @pytest.mark.parametrize("chunk", [0, 2])
@@ -195,7 +195,7 @@ def test_sinkhorn_is_that_of_one_large_matrix(devices, chunk):
     """Its column sums are over all devices' points, however many devices there are."""
     mesh = over(devices)
     split = jax.device_put(jnp.float32(TAUGHT), NamedSharding(mesh, mesh_lib.BATCH))
-    offset = jax.jit(within(mesh, lambda x: sinkhorn_offset(scores(x, OTHER, TEACHER), 3, chunk)))(split)
+    offset = jax.jit(within(mesh, lambda x: sinkhorn_log_normalizer(scores(x, OTHER, TEACHER), 3, chunk)))(split)
     logits = (TAUGHT @ OTHER / TEACHER).reshape(-1, K)
     np.testing.assert_allclose(
         softmax(logits - np.asarray(offset)), sinkhorn(logits, 3), rtol=1e-4, atol=1e-7
@@ -204,9 +204,9 @@ def test_sinkhorn_is_that_of_one_large_matrix(devices, chunk):
 
 def test_sinkhorn_deals_out_prototypes_evenly_and_survives_extreme_scores():
     points = scores(1e3 * TAUGHT, OTHER, TEACHER)  # exp(25,000) is no float
-    offset = sinkhorn_offset(points, 3, 0)
+    offset = sinkhorn_log_normalizer(points, 3, 0)
     assert np.isfinite(offset).all()
-    mild = np.asarray(sinkhorn_offset(scores(TAUGHT, OTHER, 1.0), 50, 0))
+    mild = np.asarray(sinkhorn_log_normalizer(scores(TAUGHT, OTHER, 1.0), 50, 0))
     targets = softmax((TAUGHT @ OTHER).reshape(-1, K) - mild)
     np.testing.assert_allclose(targets.mean(0), 1 / K, rtol=1e-3)
 
