@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from big_ssl.losses.chunks import fold, mapped
-from big_ssl.parallel.own_examples import on_own_examples
+from big_ssl.parallel.batch_shard_map import shard_map_over_batch
 
 
 class LazyLogits(NamedTuple):
@@ -83,7 +83,7 @@ def sinkhorn_log_normalizer(teacher: LazyLogits, iterations: int, chunk: int):
             offset = largest + jnp.log(jax.lax.psum(jnp.exp(own - largest), axes))
         return (), offset
 
-    return on_own_examples(offset_of, teacher.shared, teacher.points)[1]
+    return shard_map_over_batch(offset_of, teacher.shared, teacher.points)[1]
 
 
 def cross_entropy(student: LazyLogits, teacher: LazyLogits, offset, chunk: int) -> CrossEntropy:
@@ -138,7 +138,7 @@ def _on_own_points(compare_all, student: LazyLogits, teacher: LazyLogits, offset
 
     shared = dict(student=student.shared, teacher=teacher.shared, offset=offset)
     split = dict(student=student.points, teacher=teacher.points)
-    (said, own), total = on_own_examples(local, shared, split)
+    (said, own), total = shard_map_over_batch(local, shared, split)
     return CrossEntropy(said, own, total / own.size)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from big_ssl.parallel import fsdp, notices
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.parallel.own_examples import on_own_examples
+from big_ssl.parallel.batch_shard_map import shard_map_over_batch
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_work_that_is_left_to_the_compiler_is_told_once(size, told, warnings):
     def double(shared, split, axes):
         return split * shared, jax.lax.psum(split.sum(), axes)
 
-    call = fsdp.within(mesh, lambda x: on_own_examples(double, jnp.float32(2), x))
+    call = fsdp.within(mesh, lambda x: shard_map_over_batch(double, jnp.float32(2), x))
     for _ in range(2):
         jax.eval_shape(call, jax.ShapeDtypeStruct((size,), jnp.float32))
     assert len(warnings) == told

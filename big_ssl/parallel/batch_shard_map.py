@@ -14,7 +14,7 @@ from big_ssl.parallel.mesh import BATCH, BATCH_AXES
 from big_ssl.parallel.notices import warn_once
 
 
-def on_own_examples(function: Callable, shared, split):
+def shard_map_over_batch(function: Callable, shared, split):
     """function(shared, split, axes) -> (each, totals), on every device of the mesh that is set.
 
     shared: a pytree of what every device needs whole; its gradient is added over devices once, at the end.
