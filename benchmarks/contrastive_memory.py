@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from big_ssl.losses.contrastive import softmax_contrastive
-from big_ssl.losses.pairwise import FORMS, Pairwise
+from big_ssl.losses.pairwise import IMPLEMENTATIONS, Pairwise
 from big_ssl.parallel.mesh import batch_sharding, make_mesh
 
 DEVICES, DIM, ROUNDS = 8, 512, 5
@@ -64,7 +64,7 @@ def seconds(programs, batch, mesh):
 
 def measure(batch, mesh):
     """One row for each form."""
-    programs = {form: compile_loss(form, batch, mesh) for form in FORMS}
+    programs = {form: compile_loss(form, batch, mesh) for form in IMPLEMENTATIONS}
     timed = batch <= _TIMED.value
     taken = seconds(programs, batch, mesh) if timed else dict.fromkeys(programs)
     return [

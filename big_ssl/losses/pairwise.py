@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from big_ssl.parallel.mesh import BATCH, BATCH_AXES, batch_shards
 from big_ssl.parallel.ring import sweep
 
-FORMS = ("ring", "gathered", "dense")
+IMPLEMENTATIONS = ("ring", "gathered", "dense")
 
 
 class Reduced(NamedTuple):
@@ -35,7 +35,7 @@ class Reduced(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Pairwise:
-    """How the N x N pairs are gone through. form: one of FORMS; mesh: that the batch is split
+    """How the N x N pairs are gone through. form: one of IMPLEMENTATIONS; mesh: that the batch is split
     over, None for one device; tile: rows of a tile of the ring at most."""
 
     form: str = "ring"
@@ -57,8 +57,8 @@ class Pairwise:
         return self._reduce(_SOFTPLUS, x, y, scale, bias, positives)
 
     def _reduce(self, kind, x, y, scale, bias, positives):
-        if self.form not in FORMS:
-            raise ValueError(f"contrastive: form is {self.form!r}; there are {', '.join(FORMS)}")
+        if self.form not in IMPLEMENTATIONS:
+            raise ValueError(f"contrastive: form is {self.form!r}; there are {', '.join(IMPLEMENTATIONS)}")
         row, column = positive_parts(positives, len(x))
         if self.form == "ring":
             return _ring(kind, self.mesh, self.tile, x, y, scale, bias, row, column)

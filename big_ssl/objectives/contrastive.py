@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from big_ssl.losses.contrastive import l2_normalize, sigmoid_contrastive, softmax_contrastive
-from big_ssl.losses.pairwise import FORMS, Pairwise
+from big_ssl.losses.pairwise import IMPLEMENTATIONS, Pairwise
 from big_ssl.objectives.base import Context, EncoderCall, Inputs, Provided, StatelessObjective, Sum
 
 # The smallest temperature that an update may leave: logits within +-100, CLIP's cap.
@@ -155,8 +155,8 @@ def build(
     Raises:
       ValueError: for an unknown form, or label smoothing without a softmax.
     """
-    if form not in FORMS:
-        raise ValueError(f"contrastive.form is {form!r}; there are {', '.join(FORMS)}")
+    if form not in IMPLEMENTATIONS:
+        raise ValueError(f"contrastive.form is {form!r}; there are {', '.join(IMPLEMENTATIONS)}")
     if label_smoothing and logit_bias is not None:
         raise ValueError("contrastive: label_smoothing is the softmax's; with a logit_bias it must be 0")
     head = ContrastiveHead(dim, image_projection, text_bias, temperature, temperature_form, logit_bias)

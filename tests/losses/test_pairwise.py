@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from big_ssl.losses.contrastive import sigmoid_contrastive, softmax_contrastive
-from big_ssl.losses.pairwise import FORMS, Pairwise
+from big_ssl.losses.pairwise import IMPLEMENTATIONS, Pairwise
 from big_ssl.parallel.mesh import global_batch, make_mesh
 
 N, D, SMOOTHING = 32, 12, 0.1
@@ -143,7 +143,7 @@ def test_value_and_gradients_agree_with_the_equations(loss, positives, form, dev
 def test_metrics_agree_in_every_form(loss):
     (_, wanted), _ = computed(loss, "labels", "dense", 1)
     assert 0 < wanted["image_to_text_accuracy"] < 1
-    for form in FORMS:
+    for form in IMPLEMENTATIONS:
         (_, found), _ = computed(loss, "labels", form, 8)
         for name, value in wanted.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=f"{form} {name}")
@@ -177,7 +177,7 @@ def test_rows_far_below_the_best_of_their_tile_keep_their_sums():
 
 def test_a_collapsed_model_has_no_accuracy():
     x = jnp.ones((N, 1))
-    for form in FORMS:
+    for form in IMPLEMENTATIONS:
         _, metrics = softmax_contrastive(x, x, 0.07, pairwise=Pairwise(form, None, 4))
         assert metrics["image_to_text_accuracy"] == metrics["text_to_image_accuracy"] == 0, form
 
