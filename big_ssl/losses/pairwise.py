@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from big_ssl.parallel.mesh import BATCH, BATCH_AXES, batch_shards
-from big_ssl.parallel.ring import sweep
+from big_ssl.parallel.ring import ring_all_pairs
 
 IMPLEMENTATIONS = ("ring", "gathered", "dense")
 
@@ -173,7 +173,7 @@ def _ring_forward(kind, mesh, tile, x, y, scale, bias, row, column):
 
     start = (jnp.zeros(len(x)), jnp.full(len(x), -jnp.inf), jnp.full(len(x), -jnp.inf))
     rows, columns = row | dict(x=x), column | dict(y=y)
-    row_sum, column_sum = sweep(visit, (scale, bias), rows, start, columns, start, mesh=mesh, tile=tile)
+    row_sum, column_sum = ring_all_pairs(visit, (scale, bias), rows, start, columns, start, mesh=mesh, tile=tile)
     row_total, column_total = (kind.finish(s, jnp.maximum(p, n)) for s, p, n in (row_sum, column_sum))
     reduced = Reduced(row_total, column_total, _correct(*row_sum[1:]), _correct(*column_sum[1:]))
     return reduced, (x, y, scale, bias, row_total, column_total)
@@ -196,7 +196,7 @@ def _ring_backward(kind, mesh, tile, residuals, cotangents):
     rows = dict(x=x, total=row_total, grad=cotangents.rows)
     columns = dict(y=y, total=column_total, grad=cotangents.columns)
     start = (jnp.zeros_like(x), jnp.zeros(len(x)))
-    (d_x, d_bias), d_y = sweep(
+    (d_x, d_bias), d_y = ring_all_pairs(
         visit, (scale, bias), rows, start, columns, jnp.zeros_like(y), mesh=mesh, tile=tile
     )
     return scale * d_x, scale * d_y, (x * d_x).sum(), d_bias.sum(), None, None

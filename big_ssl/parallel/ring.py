@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 from big_ssl.parallel.mesh import BATCH, BATCH_AXES, batch_shards
 
 
-def sweep(visit, shared, rows, row_sums, columns, column_sums, *, mesh: Mesh | None, tile: int):
+def ring_all_pairs(visit, shared, rows, row_sums, columns, column_sums, *, mesh: Mesh | None, tile: int):
     """Shows every tile of `rows` every tile of `columns`, once, in O(tile^2) memory a device.
 
     visit(shared, row, row_sum, column, column_sum) -> (row_sum, column_sum), on tiles: pytrees
@@ -32,7 +32,7 @@ def sweep(visit, shared, rows, row_sums, columns, column_sums, *, mesh: Mesh | N
 
 
 def _local_sweep(visit, ways, tile, shared, *sides):
-    """One device's part of the sweep; see `sweep`."""
+    """One device's part of the ring_all_pairs; see `ring_all_pairs`."""
     tile = _tile_rows(jax.tree.leaves(sides)[0].shape[0], tile)
     rows, row_sums, columns, column_sums = (
         jax.tree.map(lambda x: x.reshape(-1, tile, *x.shape[1:]), side) for side in sides
