@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
-from big_ssl.losses.self_distillation import LazyLogits, update_center, sinkhorn_log_normalizer
+from big_ssl.losses.self_distillation import LazyLogits, sinkhorn_log_normalizer, update_center
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,9 +70,9 @@ class Dino(SelfDistillation):
         """The mean over examples and pairs of different crops; see objectives.base.Objective."""
         del fields
         student, teacher = self.scores(features, step)
-        offset, state = self.centring(state, teacher, teacher.points.mean((0, 1)), self.chunk)
+        offset, state = self.centring(state, teacher, teacher.bottleneck.mean((0, 1)), self.chunk)
         pairs = pairwise_cross_entropy(student, teacher, offset, self.chunk)
-        loss, count = between_views(pairs.cross_entropy), len(student.points)
+        loss, count = between_views(pairs.cross_entropy), len(student.bottleneck)
         means = loss, pairs.entropy.mean(), pairs.mean_target
         return Sum.of_mean(loss, count), distribution_metrics(*means, teacher.temperature, count), state
 

@@ -84,7 +84,7 @@ class Ibot(SelfDistillation):
         published (arXiv 2111.07832, equation 2); see objectives.base.Objective."""
         del fields
         student, teacher = self.scores(features, step)
-        seen = features["teacher"].get("mean", teacher.points.mean(1))
+        seen = features["teacher"].get("mean", teacher.bottleneck.mean(1))
         offset, state = self.centring(state, teacher, seen.mean(0), self.chunk)
         pairs = cross_entropy(student, teacher, offset, self.chunk)
         weights, crops = features["weights"], features["crops"].sum()
