@@ -1,7 +1,7 @@
-"""Functions of a batch and of arrays as large as a model's, that each device computes of its own examples.
+"""shard_map over the batch, for functions that also read large replicated arrays.
 
-Left to itself the compiler may split the large arrays instead, and send every example to every device; or, in
-a loop, add up over devices at every turn what could be added once, after the last.
+Left to itself, the compiler may shard the large arrays instead and send every example to every device; in a
+loop, it may psum in every iteration what could be summed once, after the last.
 """
 
 import math
@@ -14,29 +14,36 @@ from big_ssl.parallel.mesh import BATCH, BATCH_AXES
 from big_ssl.parallel.notices import warn_once
 
 
-def shard_map_over_batch(function: Callable, shared, split):
-    """function(shared, split, axes) -> (each, totals), on every device of the mesh that is set.
+def shard_map_over_batch(function: Callable, shared, per_example):
+    """Calls a function on every device of the current mesh, with that device's examples.
 
-    shared: a pytree of what every device needs whole; its gradient is added over devices once, at the end.
-    split: arrays of which each device has its part of the first axis, as has `each`. totals: of all devices,
-    which the function adds up itself, by jax.lax.psum over `axes` say. Where no mesh is set, or its devices
-    do not divide the first axis (which is told in a warning), axes is empty and there is nothing to add.
+    Args:
+      function: (shared, per_example, axes) -> (per_example_outputs, totals). It reduces totals over `axes`
+        itself, for example by jax.lax.psum. `axes` is () if no mesh is set, or if its devices do not divide
+        the first axis, which logs a warning: then there is nothing to reduce.
+      shared: pytree, replicated; its gradient is psum-ed once, at the end.
+      per_example: pytree of arrays, sharded over the first axis.
+
+    Returns:
+      (per_example_outputs, sharded over the first axis; totals, replicated).
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return function(shared, split, ())
-    size, shards = len(jax.tree.leaves(split)[0]), math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+        return function(shared, per_example, ())
+    size, shards = len(jax.tree.leaves(per_example)[0]), math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if size % shards:
         warn_once(
             f"{function.__module__}: {size} examples, or mask groups of them, are no multiple of data x fsdp "
             f"= {shards}; the compiler splits the work as it sees fit, which is much slower"
         )
-        return function(shared, split, ())
+        return function(shared, per_example, ())
 
-    def local(shared, split):
-        # Said before any loop: where an array begins to differ between devices, its gradient is added up.
+    def local(shared, per_example):
+        # Mark as device-varying here, outside loops, so its gradient is psum-ed once.
         shared = jax.tree.map(lambda x: jax.lax.pcast(x, BATCH_AXES, to="varying"), shared)
-        return function(shared, split, BATCH_AXES)
+        return function(shared, per_example, BATCH_AXES)
 
-    every = PartitionSpec()
-    return jax.shard_map(local, in_specs=(every, BATCH), out_specs=(BATCH, every))(shared, split)
+    replicated = PartitionSpec()
+    return jax.shard_map(local, in_specs=(replicated, BATCH), out_specs=(BATCH, replicated))(
+        shared, per_example
+    )
