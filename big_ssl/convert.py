@@ -18,9 +18,9 @@ from big_ssl import inference, io
 from big_ssl.command_line import OUTPUT
 from big_ssl.model_flags import FROM, options
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.formats import WRITTEN, read_checkpoint, write_checkpoint
+from big_ssl.weights.formats import WRITABLE, read_checkpoint, write_checkpoint
 
-_TO = flags.DEFINE_enum("to", "big_ssl", list(WRITTEN), "The output's format.")
+_TO = flags.DEFINE_enum("to", "big_ssl", list(WRITABLE), "The output's format.")
 _INPUT = flags.DEFINE_string("input", None, "The weights' file, or the folder of it and its JSON files.")
 
 

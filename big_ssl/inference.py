@@ -134,7 +134,7 @@ class Model:
         )
 
     def _image_tower(self, variables, images):
-        return self._image, architecture.tower_variables(variables, "image"), self._view(images, None)
+        return self._image, architecture.encoder_variables(variables, "image"), self._view(images, None)
 
     def _image_outputs(self, variables, images):
         module, tower, given = self._image_tower(variables, images)
@@ -149,7 +149,7 @@ class Model:
         return dict(image=image, **finer)
 
     def _text_outputs(self, variables, inputs):
-        outputs = self._text.apply(architecture.tower_variables(variables, "text"), **inputs)
+        outputs = self._text.apply(architecture.encoder_variables(variables, "text"), **inputs)
         return self._projected(variables, dict(text=outputs))
 
     def _projected(self, variables, outputs):

@@ -30,7 +30,7 @@ _RULES = [
     Rule("logit_bias", (f"{HEAD}logit_bias",), leading(1)),
 ]
 
-# SiglipTextConfig's and SiglipVisionConfig's own.
+# SiglipTextConfig's and SiglipVisionConfig's defaults.
 _DEFAULTS = dict(num_attention_heads=12, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
 
 

@@ -44,7 +44,7 @@ def test_transformers_tokens(size, folder):
     """At the size of the position table and at another, with masked patches and without."""
     config, ours = read_checkpoint("big_ssl", folder)
     tower = architecture.modules(config).image
-    variables = architecture.tower_variables(unflatten_dict(ours, sep="/"), "image")
+    variables = architecture.encoder_variables(unflatten_dict(ours, sep="/"), "image")
     run = jax.jit(lambda x, mask: tower.apply(variables, x, mask=mask), **UNOPTIMISED)
     masks = golden()[f"{size}_masks"]
     for name, mask in (("masked", masks), ("tokens", np.zeros_like(masks))):
@@ -60,7 +60,7 @@ def test_features_of_a_model_without_texts(model):
     view = model.config["views"]["image"]
     images = (pictures / 255 - view["mean"]) / view["std"]
     tower = architecture.modules(model.config).image
-    variables = architecture.tower_variables(model.variables, "image")
+    variables = architecture.encoder_variables(model.variables, "image")
     expected = jax.jit(tower.apply, **UNOPTIMISED)(variables, images.astype(np.float32))
     found = model.encode_image(pictures, normalize=False, resize=False)
     np.testing.assert_allclose(found, expected["pooled"], **CLOSE)
@@ -103,7 +103,7 @@ def test_there_and_back_is_bit_identical(folder, tmp_path):
     assert found.keys() == ours.keys()
     for path, value in ours.items():
         np.testing.assert_array_equal(found[path], value)
-    assert architecture.completed(again)["encoders"] == config["encoders"]
+    assert architecture.with_defaults(again)["encoders"] == config["encoders"]
     seen = {key: json.loads(json.dumps(again[key])) for key in ("views", "image_size", "resize", "tokenizer")}
     assert seen == {key: config[key] for key in seen}
 

@@ -148,7 +148,7 @@ def test_an_align_is_no_clip_and_a_clip_no_align(align, tmp_path):
 
 
 def test_the_options_of_what_a_function_builds_are_spelled_out(align):
-    image = architecture.completed(align[0])["encoders"]["image"]
+    image = architecture.with_defaults(align[0])["encoders"]["image"]
     assert (image["stem_stride"], image["bn_momentum"], image["scan"]) == (2, 0.99, False)
     assert "stages" not in image
     assert encoders.build(image, "float32", 0, 0) == architecture.modules(align[0]).image
