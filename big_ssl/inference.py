@@ -19,7 +19,7 @@ from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
 from big_ssl.training import trained
 from big_ssl.weights import architecture, formats
-from big_ssl.weights.format import Config
+from big_ssl.weights.format import ModelConfig
 
 # Of a converted model: its tokenizer's file, where it came with the weights, by the tokenizer's kind.
 _PIECES = ("spiece.model", "tokenizer.model")
@@ -41,11 +41,11 @@ class Model:
     """Two towers and their projections, or an image tower alone, with a classifier where one was trained.
     It takes and gives NumPy arrays.
 
-    config: see weights.format.Config; variables: as training.state.evaluation_variables;
+    config: see weights.format.ModelConfig; variables: as training.state.evaluation_variables;
     dtype: of the computation; devices: which compute, each a part of every batch; all of them if None.
     """
 
-    def __init__(self, config: Config, variables: Mapping, dtype: str = "float32", devices=None):
+    def __init__(self, config: ModelConfig, variables: Mapping, dtype: str = "float32", devices=None):
         self.config, self._prepare = config, preprocessing.of(config)
         self._mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), devices)
         self._batch_size = _BATCH * mesh_lib.batch_shards(self._mesh)
@@ -226,8 +226,8 @@ def load(path, dtype: str = "float32") -> Model:
     return Model(config, variables, dtype)
 
 
-def read(path, source: str = "big_ssl", options: Mapping | None = None) -> tuple[Config, dict]:
-    """The Config and the variables of such a folder, see `load`, or of public weights.
+def read(path, source: str = "big_ssl", options: Mapping | None = None) -> tuple[ModelConfig, dict]:
+    """The ModelConfig and the variables of such a folder, see `load`, or of public weights.
 
     source, options: as in weights.formats.read_checkpoint.
     """
@@ -240,7 +240,7 @@ def read(path, source: str = "big_ssl", options: Mapping | None = None) -> tuple
     return config, unflatten_dict(ours, sep="/")
 
 
-def vocabulary_beside(config: Config, folder):
+def vocabulary_beside(config: ModelConfig, folder):
     """The tokenizer's file in a folder of weights; None where there is none, or no tokenizer."""
     tokenizer = config["tokenizer"] or dict(kind="")  # a model of images alone has none
     names = VOCABULARIES.get(tokenizer["kind"], ())

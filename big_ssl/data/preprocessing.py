@@ -20,7 +20,7 @@ class Resize(NamedTuple):
 
 
 def parse_resize(how: str, size: int) -> Resize:
-    """What a Config's `resize` says: a way, then, where they are not usual, a side and a filter.
+    """What a ModelConfig's `resize` says: a way, then, where they are not usual, a side and a filter.
 
     "crop", "crop 256" (DINO, of which the middle `size` is kept), "squash", "squash 346 bilinear" (ALIGN).
     Raises ValueError for anything else.
@@ -48,7 +48,7 @@ def resize(images: np.ndarray, size: int, how: str) -> np.ndarray:
 
 
 def of(config: Mapping) -> Callable[[np.ndarray], np.ndarray]:
-    """`resize` as a model wants it: by image_size and resize of a weights.format.Config."""
+    """`resize` as a model wants it: by image_size and resize of a weights.format.ModelConfig."""
     return functools.partial(resize, size=config["image_size"], how=config["resize"])
 
 

@@ -93,7 +93,7 @@ def loaded_data(stream: str, config: Mapping) -> dict:
 
 
 def preparation(data: Mapping) -> dict:
-    """How a stream's images are prepared outside of training, in the keys of a weights.format.Config:
+    """How a stream's images are prepared outside of training, in the keys of a weights.format.ModelConfig:
     as the view "image" prepares them, but the middle of each instead of a random part."""
     window = data["views"]["image"]
     return dict(image_size=window["crop"], resize=f"{window['fit']} {window['resize']}")

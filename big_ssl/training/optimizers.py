@@ -19,7 +19,7 @@ def build(config: Mapping, schedule: Callable = optax.constant_schedule) -> opta
 
     Args:
       config: name, in NAMES; b1, b2 and eps (SGD has only b1, its momentum); weight_decay, a number, or what
-        `schedule` takes; weight_decay_exclude and, for LAMB, trust_ratio_exclude, regular expressions searched
+        `schedule` takes; weight_decay_exclude and, for LAMB, trust_ratio_exclude, regexes that are searched
         in a parameter's path "image/stem_bn/scale": a match gets no weight decay, or no trust ratio;
         clip_norm, the gradient norm to clip at, 0 for none; clip_scope, whose norm, a name in CLIPS.
       schedule: makes the weight decay a function of the step.

@@ -16,17 +16,17 @@ from big_ssl.models import encoders
 from big_ssl.models.layer_layouts import unstack_layers
 from big_ssl.objectives.contrastive import ContrastiveHead
 from big_ssl.training import build, requirements
-from big_ssl.weights.format import Config
+from big_ssl.weights.format import ModelConfig
 
 
-def read(workdir) -> tuple[Config, dict]:
-    """(Config, variables) of what a run has trained; see `load` and `describe`."""
+def read(workdir) -> tuple[ModelConfig, dict]:
+    """(ModelConfig, variables) of what a run has trained; see `load` and `describe`."""
     config, variables = load(workdir)
     described = describe(config)
     return described, _described(config, described, variables)
 
 
-def load(workdir) -> tuple[Config, dict]:
+def load(workdir) -> tuple[ModelConfig, dict]:
     """(training config, variables) of a run, layers apart; the average where there is one.
 
     variables: as state.evaluation_variables, of NumPy arrays. A process reads them for itself, without
@@ -104,7 +104,7 @@ def _unstacked(variables, name, stacks):
     return dict(params=params | dict(encoders=towers), encoders=statistics | {name: kept})
 
 
-def describe(config: Mapping) -> Config:
+def describe(config: Mapping) -> ModelConfig:
     """What is trained by a training config, a model of images alone where no objective reads texts too.
 
     Raises ValueError where no stream says how pictures are prepared, by its view "image".
@@ -132,7 +132,7 @@ def describe(config: Mapping) -> Config:
 
 
 def _heads(config) -> dict[str, str]:
-    """{a head of a Config: the objective that trains it}."""
+    """{a head of a ModelConfig: the objective that trains it}."""
     providers = build.providers(config)
     heads = dict(contrastive=providers["encode_text"], classification=providers["classify"])
     return {head: name for head, name in heads.items() if name}

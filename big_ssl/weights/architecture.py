@@ -1,4 +1,4 @@
-"""Builds the modules of a Config, and the names and shapes of their weights."""
+"""Builds the modules of a ModelConfig, and the names and shapes of their weights."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.classification import ClassifierHead
 from big_ssl.objectives.contrastive import ContrastiveHead
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import Config
+from big_ssl.weights.format import ModelConfig
 
 
 class Modules(NamedTuple):
@@ -32,8 +32,8 @@ class Modules(NamedTuple):
     projections: Mapping[str, ProjectionHead]
 
 
-def modules(config: Config, dtype: str = "float32") -> Modules:
-    """Builds the modules of a Config. Raises WeightsError for missing or unknown keys."""
+def modules(config: ModelConfig, dtype: str = "float32") -> Modules:
+    """Builds the modules of a ModelConfig. Raises WeightsError for missing or unknown keys."""
     try:
         tokenizer = config["tokenizer"] or dict(length=0, size=0)
         length, size = tokenizer["length"], tokenizer["size"]
@@ -49,7 +49,7 @@ def modules(config: Config, dtype: str = "float32") -> Modules:
         raise WeightsError(f"config.json does not describe a model: {error}") from error
 
 
-def with_defaults(config: Config) -> Config:
+def with_defaults(config: ModelConfig) -> ModelConfig:
     """Fills in the modules' default options, except those that only affect how they are computed."""
     image, text, head, *_ = modules(config)
     encoder_options = dict(image=_options(config["encoders"]["image"], image))
@@ -72,7 +72,7 @@ def _fields(module, without):
     return {name: getattr(module, name) for name in names}
 
 
-def shapes(config: Config) -> dict[str, tuple[int, ...]]:
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """{path: shape} of all weights: params/encoders/..., params/heads/..., encoders/... for statistics."""
     image, text, head, classifier, projections = modules(config)
     # Convolutional networks have no image_size option: they take images of any size.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from big_ssl.weights.format import Config, count, shape_of
+from big_ssl.weights.format import ModelConfig, count, shape_of
 from big_ssl.weights.rules import LINEAR, Rule, Transform, linear
 
 
@@ -44,7 +44,7 @@ def normalize_names(tensors: Mapping) -> dict:
 
 
 def options(tensors: Mapping, names: Mapping[str, Names]) -> dict:
-    """dict(projections=options of the heads in the checkpoint), {} without heads; names: {objective: Names}."""
+    """dict(projections=options of the checkpoint's heads), {} without heads. names: {objective: Names}."""
     projections = {
         objective: _options(tensors, head)
         for objective, head in names.items()
@@ -54,18 +54,18 @@ def options(tensors: Mapping, names: Mapping[str, Names]) -> dict:
 
 
 def _options(tensors, head):
-    prototypes, bottleneck = shape_of(tensors, head.last_layer + _DIRECTIONS, 2)
+    prototypes, bottleneck = shape_of(tensors, head.last_layer + _WEIGHT_V, 2)
     return dict(
         prototypes=prototypes,
         hidden=shape_of(tensors, f"{head.mlp}.0.weight", 2)[0],
         bottleneck=bottleneck,
         layers=1 + count(tensors, head.mlp.replace(".", r"\.") + r"\.(\d+)\.") // 2,
-        learn_lengths=head.last_layer + _LENGTHS in tensors,
+        learn_lengths=head.last_layer + _WEIGHT_G in tensors,
     )
 
 
-def rules(config: Config, names: Mapping[str, Names]) -> list[Rule]:
-    """The rules for a Config's projection heads."""
+def rules(config: ModelConfig, names: Mapping[str, Names]) -> list[Rule]:
+    """The rules for a ModelConfig's projection heads."""
     head_rules = []
     for objective, head in config.get("projections", {}).items():
         ours = PROJECTION.format(objective)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from big_ssl.weights.format import IMAGE, Config, count, grid_side, shape_of
+from big_ssl.weights.format import IMAGE, ModelConfig, count, grid_side, shape_of
 from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, fused, leading, linear, norm, within
 
 _LAYER = [
@@ -28,7 +28,7 @@ OPTIONS = ("num_heads",)
 
 
 def rules(
-    config: Config,
+    config: ModelConfig,
     mask_token: str = "mask_token",
     registers: str = "register_tokens",
     swiglu: tuple[str, str] = SWIGLU,
@@ -36,7 +36,7 @@ def rules(
     """The rules for a backbone.
 
     Args:
-      config: the model's Config.
+      config: the model's ModelConfig.
       mask_token, registers, swiglu: the format's names of these arrays.
     """
     if config["encoders"]["image"]["feed_forward"] == "swiglu":

@@ -12,7 +12,7 @@ from big_ssl.models.position_embedding import RESIZES
 from big_ssl.models.transformer import choose
 from big_ssl.weights import dino_heads, dino_layers
 from big_ssl.weights.dino_heads import Names
-from big_ssl.weights.format import Config, Format, image_config, shape_of
+from big_ssl.weights.format import Format, ModelConfig, image_config, shape_of
 
 # A checkpoint with one head for both objectives stores it as dino_head.
 HEADS = {
@@ -21,7 +21,7 @@ HEADS = {
 }
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     del files
     swiglu = f"blocks.0.{dino_layers.SWIGLU[0]}.weight" in tensors
     registers = shape_of(tensors, "register_tokens", 3)[1] if "register_tokens" in tensors else 0

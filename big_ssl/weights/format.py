@@ -13,38 +13,38 @@ IMAGE_STATISTICS = "encoders/image/batch_stats/"
 # The size of SigLIP 2's vocabulary (arXiv 2502.14786, section 2); SigLIP's have 32,000 and 250,000.
 GEMMA_SIZE = 256_000
 
-# The model's part of a config. Keys of a training config: encoders, views, tokenizer. Other keys: head (options
-# of objectives.contrastive.ContrastiveHead), image_size and resize (see data.preprocessing). Image-only models
-# have tokenizer and head None. Classifiers also have `classes`, their number. Models with self-distillation
-# heads also have `projections`: {objective: options of models.projection_head.ProjectionHead}.
-Config = dict[str, Any]
+# The model's part of a config. Keys of a training config: encoders, views, tokenizer. Other keys: head,
+# options of objectives.contrastive.ContrastiveHead; image_size and resize, see data.preprocessing. Image-only
+# models have tokenizer and head None. Classifiers also have `classes`, their number. Models with
+# self-distillation heads also have `projections`: {objective: options of models.projection_head}.
+ModelConfig = dict[str, Any]
 
 
 class Format(NamedTuple):
     """A public checkpoint format.
 
-    config: (arrays, {file name: JSON}, command line options) -> Config.
-    rules: Config -> rules for weights.rules. ignored: regexes of non-weight keys.
+    config: (arrays, {file name: JSON}, command line options) -> ModelConfig.
+    rules: ModelConfig -> rules for weights.rules. ignored: regexes of non-weight keys.
     weights: file names of the weights, the first for export. files: names of its JSON files.
     options: command line options for settings that the files lack.
     prepare: (arrays, options) -> arrays; normalises layout-specific names.
-    describe: Config -> {file name: JSON} to write beside the weights; None for a read-only format.
+    describe: ModelConfig -> {file name: JSON} to write beside the weights; None for a read-only format.
     encoders: encoders this format can export; empty for any.
     """
 
-    config: Callable[[Mapping, Mapping[str, dict], Mapping], Config]
-    rules: Callable[[Config], Sequence[Rule]]
+    config: Callable[[Mapping, Mapping[str, dict], Mapping], ModelConfig]
+    rules: Callable[[ModelConfig], Sequence[Rule]]
     ignored: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     prepare: Callable[[Mapping, Mapping], Mapping] = lambda tensors, options: tensors
-    describe: Callable[[Config], dict[str, dict]] | None = None
+    describe: Callable[[ModelConfig], dict[str, dict]] | None = None
     encoders: tuple[str, ...] = ("image", "text")
 
 
 def shape_of(tensors: Mapping, name: str, rank: int) -> tuple[int, ...]:
-    """The shape of an array that the format requires. Raises WeightsError if it is missing or of other rank."""
+    """A required array's shape. Raises WeightsError if the array is missing or has another rank."""
     if name not in tensors:
         raise WeightsError(
             f"{name} is missing; is it another format? there is {next(iter(tensors), 'nothing')}"
@@ -80,8 +80,8 @@ def check_options(kind: str, part: str, options: Mapping, model: str, required: 
 
     Args:
       kind: the format's name, for the message.
-      part: the Config's key, for the message.
-      options: the Config's options of this part.
+      part: the ModelConfig's key, for the message.
+      options: the ModelConfig's options of this part.
       model: the format's model class, for the message.
       required: {option: value} that the model class fixes.
 
@@ -93,8 +93,8 @@ def check_options(kind: str, part: str, options: Mapping, model: str, required: 
             raise WeightsError(f"{kind}: {part}.{key} is {options[key]!r}; a {model} has {value!r}")
 
 
-def image_config(image: dict, image_size: int, **changes) -> Config:
-    """The Config of an image-only ViT, by default with DINO's preprocessing; changes: replaced keys."""
+def image_config(image: dict, image_size: int, **changes) -> ModelConfig:
+    """The ModelConfig of an image-only ViT, by default with DINO's preprocessing; changes: replaced keys."""
     return (
         dict(
             encoders=dict(image=dict(kind="vit", **image)),
@@ -108,8 +108,8 @@ def image_config(image: dict, image_size: int, **changes) -> Config:
     )
 
 
-def clip_config(image: dict, text: dict, dim: int, image_size: int, **changes) -> Config:
-    """CLIP's Config from the options of its two towers; changes: replaced keys."""
+def clip_config(image: dict, text: dict, dim: int, image_size: int, **changes) -> ModelConfig:
+    """CLIP's ModelConfig from the options of its two towers; changes: replaced keys."""
     return (
         dict(
             encoders=dict(image=image, text=dict(kind="text_transformer", **text)),
@@ -132,8 +132,8 @@ def clip_config(image: dict, text: dict, dim: int, image_size: int, **changes) -
     )
 
 
-def siglip_config(image: dict, text: dict, image_size: int, **changes) -> Config:
-    """SigLIP's Config: the pooled image is the embedding, the text projection has a bias."""
+def siglip_config(image: dict, text: dict, image_size: int, **changes) -> ModelConfig:
+    """SigLIP's ModelConfig: the pooled image is the embedding, the text projection has a bias."""
     config = clip_config(image, text, image["width"], image_size)
     config["head"] |= dict(image_projection=False, text_bias=True, temperature=0.1, logit_bias=-10.0)
     gemma = text["vocab_size"] == GEMMA_SIZE

@@ -23,10 +23,10 @@ from big_ssl.weights import (
     timm_dinov2,
 )
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import Config, Format, json_file
+from big_ssl.weights.format import Format, ModelConfig, json_file
 from big_ssl.weights.tensor_files import INDEX, read_tensors, write_safetensors
 
-# Our own format: a Config, and the weights under their parameter paths.
+# Our own format: a ModelConfig, and the weights under their parameter paths.
 _OURS = Format(
     config=lambda tensors, files, options: json_file(files, "config.json"),
     rules=lambda config: [rules.Rule(path, (path,), rules.SAME) for path in architecture.shapes(config)],
@@ -53,7 +53,9 @@ FORMATS: dict[str, Format] = {
 WRITABLE = tuple(name for name, format_ in FORMATS.items() if format_.describe)
 
 
-def read_checkpoint(kind: str, path, options: Mapping | None = None) -> tuple[Config, dict[str, np.ndarray]]:
+def read_checkpoint(
+    kind: str, path, options: Mapping | None = None
+) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     """Reads a checkpoint.
 
     Args:
@@ -62,7 +64,7 @@ def read_checkpoint(kind: str, path, options: Mapping | None = None) -> tuple[Co
       options: settings that the checkpoint lacks, such as num_heads.
 
     Returns:
-      (Config, our weights {path: float32 array}).
+      (ModelConfig, our weights {path: float32 array}).
 
     Raises:
       FileNotFoundError: without a weights file.
@@ -83,7 +85,7 @@ def read_checkpoint(kind: str, path, options: Mapping | None = None) -> tuple[Co
     return config, ours
 
 
-def write_checkpoint(kind: str, folder, config: Config, ours: Mapping[str, np.ndarray]) -> dict:
+def write_checkpoint(kind: str, folder, config: ModelConfig, ours: Mapping[str, np.ndarray]) -> dict:
     """Writes a checkpoint: the weights and the format's JSON files.
 
     Only our own format stores self-distillation heads; public formats store the trained backbone.
@@ -91,7 +93,7 @@ def write_checkpoint(kind: str, folder, config: Config, ours: Mapping[str, np.nd
     Args:
       kind: a format in WRITABLE.
       folder: where to write; made if missing.
-      config: the model's Config.
+      config: the model's ModelConfig.
       ours: {path: array}.
 
     Returns:

@@ -1,6 +1,6 @@
 """transformers' AlignModel: config.json, model.safetensors or pytorch_model.bin; read and written.
 
-Names and shapes: transformers, models/align; the published weights are kakaobrain/align-base, trained on COYO.
+Names and shapes: transformers, models/align; the published weights are kakaobrain/align-base.
 Batch norm's counts and BERT's pooler, which embeddings do not use, are ignored and not written.
 """
 
@@ -15,8 +15,8 @@ from big_ssl.weights.format import (
     IMAGE,
     IMAGE_STATISTICS,
     TEXT,
-    Config,
     Format,
+    ModelConfig,
     check_options,
     count,
     shape_of,
@@ -77,7 +77,7 @@ _FIXED = dict(
 _FIXED_TEXT = dict(hidden_act="gelu", layer_norm_eps=1e-12)
 
 
-def _rules(config: Config) -> list[Rule]:
+def _rules(config: ModelConfig) -> list[Rule]:
     stem = Rule("vision_model.embeddings.convolution.weight", (f"{IMAGE}stem",), CONVOLUTION)
     rules = [
         *within("text_model.", TEXT, _TEXT),
@@ -108,7 +108,7 @@ def _batch_norm(theirs, ours):
     ]
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     del options
     text_config, vision_config = hf_layers.parts(files)
     text, image = _text(tensors, text_config), _image(vision_config)
@@ -180,7 +180,7 @@ def _check_shortcuts(image):
             )
 
 
-def _read_preprocessing(files: Mapping[str, dict], default: Config) -> Config:
+def _read_preprocessing(files: Mapping[str, dict], default: ModelConfig) -> ModelConfig:
     """As hf_layers.read_preprocessing; also reads EfficientNetImageProcessor's offset.
 
     It can subtract 1 after scaling, and normalisation is optional: the published one computes x / 127.5 - 1.
@@ -201,7 +201,7 @@ def _read_preprocessing(files: Mapping[str, dict], default: Config) -> Config:
     return preprocessing | dict(views=dict(image=view))
 
 
-def _describe(config: Config) -> dict[str, dict]:
+def _describe(config: ModelConfig) -> dict[str, dict]:
     image, text, head = config["encoders"]["image"], config["encoders"]["text"], config["head"]
     _check_is_align(image, text, head)
     vision_config = _FIXED | dict(

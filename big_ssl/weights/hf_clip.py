@@ -9,8 +9,8 @@ from big_ssl.weights.format import (
     HEAD,
     IMAGE,
     TEXT,
-    Config,
     Format,
+    ModelConfig,
     check_options,
     clip_config,
     shape_of,
@@ -31,7 +31,7 @@ _RULES = [
 _DEFAULTS = dict(num_attention_heads=8, hidden_act="quick_gelu", layer_norm_eps=1e-5)
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     del options
     text_config, vision_config = hf_layers.parts(files)
     vocab_size, width, max_len = hf_layers.text_shape(tensors)
@@ -57,7 +57,7 @@ def _eot_id(text_config, vocab_size):
     return vocab_size - 1 if eot_id == 2 else eot_id
 
 
-def _describe(config: Config) -> dict[str, dict]:
+def _describe(config: ModelConfig) -> dict[str, dict]:
     image, text = config["encoders"]["image"], config["encoders"]["text"]
     _check_is_clip(image, text, config["head"])
     dim, eot_id = config["head"]["dim"], text["eot_id"]

@@ -8,8 +8,8 @@ from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import (
     IMAGE,
     IMAGENET_PIXELS,
-    Config,
     Format,
+    ModelConfig,
     check_options,
     image_config,
     shape_of,
@@ -39,13 +39,13 @@ _DEFAULTS = dict(num_attention_heads=12, hidden_act="gelu", layer_norm_eps=1e-6)
 _PREPROCESSING = dict(views=dict(image=IMAGENET_PIXELS), image_size=224, resize="crop 256")
 
 
-def _rules(config: Config) -> list[Rule]:
+def _rules(config: ModelConfig) -> list[Rule]:
     feed_forward = _FEED_FORWARD[config["encoders"]["image"]["feed_forward"]]
     layers = within("encoder.layer.{i}.", "layer{i}/", [*_LAYER, *feed_forward])
     return within("", IMAGE, [*hf_images.EMBEDDINGS, *layers, *_TOKENS])
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     del options
     swiglu = "encoder.layer.0.mlp.weights_out.weight" in tensors
     name = "embeddings.register_tokens"
@@ -61,7 +61,7 @@ def _config(tensors, files, options) -> Config:
     return image_config(image, **hf_layers.read_preprocessing(files, _PREPROCESSING))
 
 
-def _describe(config: Config) -> dict[str, dict]:
+def _describe(config: ModelConfig) -> dict[str, dict]:
     image = config["encoders"]["image"]
     model_type = "dinov2_with_registers" if image["registers"] else "dinov2"
     _check(image, _CLASSES[model_type])
@@ -112,7 +112,7 @@ def _prepare(tensors, options):
 FORMAT = Format(
     config=_config,
     rules=_rules,
-    ignored=(r"classifier\..*",),  # Dinov2ForImageClassification's, which a Config does not describe
+    ignored=(r"classifier\..*",),  # Dinov2ForImageClassification's, which a ModelConfig does not describe
     weights=hf_layers.WEIGHTS,
     files=hf_layers.FILES,
     prepare=_prepare,

@@ -6,7 +6,7 @@ import numpy as np
 
 from big_ssl.data.preprocessing import parse_resize
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import Config, count, grid_side, json_file, shape_of
+from big_ssl.weights.format import ModelConfig, count, grid_side, json_file, shape_of
 from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, linear, norm, within
 
 LAYERS = within(
@@ -122,8 +122,8 @@ def describe_layers(encoder: Mapping) -> dict:
 _RESAMPLE = dict(bicubic=3, bilinear=2)
 
 
-def read_preprocessing(files: Mapping[str, dict], default: Config) -> Config:
-    """The keys views, image_size and resize of a Config, from preprocessor_config.json.
+def read_preprocessing(files: Mapping[str, dict], default: ModelConfig) -> ModelConfig:
+    """The keys views, image_size and resize of a ModelConfig, from preprocessor_config.json.
 
     default: these keys, used without the file and for settings that older files lack.
     """
@@ -157,7 +157,7 @@ def _side(settings, key):
     return side
 
 
-def describe_preprocessing(config: Config, processor: str) -> dict:
+def describe_preprocessing(config: ModelConfig, processor: str) -> dict:
     """preprocessor_config.json, for transformers' image processor class `processor`."""
     size, view = config["image_size"], config["views"]["image"]
     mode, side, filter_ = parse_resize(config["resize"], size)

@@ -5,7 +5,7 @@ DINO's and iBOT's weights in this class are used. Exports are for add_pooling_la
 """
 
 from big_ssl.weights import hf_images, hf_layers
-from big_ssl.weights.format import HALF_PIXELS, IMAGE, Config, Format, check_options, image_config
+from big_ssl.weights.format import HALF_PIXELS, IMAGE, Format, ModelConfig, check_options, image_config
 from big_ssl.weights.rules import Rule, leading, linear, norm, within
 
 _LAYER = [
@@ -24,7 +24,7 @@ _DEFAULTS = dict(num_attention_heads=12, hidden_act="gelu", layer_norm_eps=1e-12
 _FIXED = hf_images.FIXED | dict(feed_forward="mlp", layer_scale=None, registers=0)
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     del options
     image = hf_images.shape(tensors, files, "output.dense", _DEFAULTS)
     image |= dict(pooling="cls", kernel_init="dino", position_resize="hf_dinov2")
@@ -33,7 +33,7 @@ def _config(tensors, files, options) -> Config:
     return image_config(image, **hf_layers.read_preprocessing(files, default))
 
 
-def _describe(config: Config) -> dict[str, dict]:
+def _describe(config: ModelConfig) -> dict[str, dict]:
     image = config["encoders"]["image"]
     check_options("hf_vit", "image", image, "ViTModel", _FIXED)
     described = hf_layers.describe_layers(image) | dict(
@@ -51,7 +51,7 @@ def _describe(config: Config) -> dict[str, dict]:
 FORMAT = Format(
     config=_config,
     rules=lambda config: _RULES,
-    # Heads on top of the class token, which a Config does not describe.
+    # Heads on top of the class token, which a ModelConfig does not describe.
     ignored=(r"pooler\..*", r"classifier\..*"),
     weights=hf_layers.WEIGHTS,
     files=hf_layers.FILES,

@@ -12,14 +12,14 @@ from big_ssl.models import vit
 from big_ssl.weights import dino_heads, dino_layers
 from big_ssl.weights.dino_heads import Names
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import Config, Format, image_config
+from big_ssl.weights.format import Format, ModelConfig, image_config
 
 _NETWORKS = ("teacher", "student")
 # Patches always share the class tokens' MLP; last_layer2 exists even if they share the prototypes too.
 _HEADS = {"dino": Names("head.mlp", "head.last_layer"), "ibot": Names("head.mlp", "head.last_layer2")}
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     del files
     shape = dino_layers.shape(tensors, options)
     image = vit.DINO | dict(**shape, feed_forward="mlp", mask_token="masked_embed" in tensors)
@@ -57,7 +57,7 @@ FORMAT = Format(
         *dino_heads.rules(config, _HEADS),
     ],
     ignored=(
-        # Training state, which a Config does not describe.
+        # Training state, which a ModelConfig does not describe.
         r"(optimizer|fp16_scaler|ibot_loss|dino_loss)\..*",
         # The other network.
         r"(student|teacher)\..*",

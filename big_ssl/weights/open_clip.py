@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from big_ssl.weights import openai_clip
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import CLIP_PIXELS, Config, Format, json_file
+from big_ssl.weights.format import CLIP_PIXELS, Format, ModelConfig, json_file
 
 _CONFIG = "open_clip_config.json"
 _HEAD_WIDTH = 64
@@ -20,7 +20,7 @@ _KNOWN = {
 }
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     file = json_file(files, _CONFIG)
     settings = file.get("model_cfg", {})
     vision, text = settings.get("vision_cfg", {}), settings.get("text_cfg", {})
@@ -62,7 +62,7 @@ def _lookup(settings, key, table):
     return table[value]
 
 
-def _describe(config: Config) -> dict[str, dict]:
+def _describe(config: ModelConfig) -> dict[str, dict]:
     image, text, head = config["encoders"]["image"], config["encoders"]["text"], config["head"]
     if (
         image["kind"] not in ("vit", "resnet")

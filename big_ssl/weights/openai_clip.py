@@ -13,8 +13,8 @@ from big_ssl.weights.format import (
     IMAGE,
     IMAGE_STATISTICS,
     TEXT,
-    Config,
     Format,
+    ModelConfig,
     clip_config,
     count,
     grid_side,
@@ -97,16 +97,19 @@ def _resnet():
     return rules
 
 
-def rules(config: Config) -> list[Rule]:
-    """The rules for a CLIP with this Config's image tower."""
+def rules(config: ModelConfig) -> list[Rule]:
+    """The rules for a CLIP with this ModelConfig's image tower."""
     common = [*_HEAD, *within("", TEXT, _TEXT)]
     if config["encoders"]["image"]["kind"] == "resnet":
         return common + _resnet()
     return [*common, _IMAGE_PROJECTION, *within("visual.", IMAGE, _VIT)]
 
 
-def infer_config(tensors: Mapping, options: Mapping) -> Config:
-    """Infers the Config from the arrays' shapes. options: num_heads and text_num_heads if not width / 64."""
+def infer_config(tensors: Mapping, options: Mapping) -> ModelConfig:
+    """Infers the ModelConfig from the arrays' shapes.
+
+    options: num_heads and text_num_heads, if they are not width / 64.
+    """
     vocab_size, width = shape_of(tensors, "token_embedding.weight", 2)
     text = dict(
         vocab_size=vocab_size,

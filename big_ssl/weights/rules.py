@@ -68,7 +68,7 @@ def norm(theirs: str, ours: str) -> list[Rule]:
 
 
 def fused(theirs: str, *ours: str) -> list[Rule]:
-    """Fused linear layers: <theirs>weight [n * out, in] becomes n kernels [in, out]; <theirs>bias likewise."""
+    """Fused linear layers: <theirs>weight [n * out, in] to n kernels [in, out]; likewise <theirs>bias."""
     count = len(ours)
     kernels = Transform(
         lambda x: [part.T for part in np.split(x, count)], lambda xs: np.concatenate([x.T for x in xs])

@@ -14,8 +14,8 @@ from big_ssl.weights.format import (
     HEAD,
     IMAGE,
     TEXT,
-    Config,
     Format,
+    ModelConfig,
     count,
     grid_side,
     shape_of,
@@ -59,7 +59,7 @@ def _transformer(theirs, ours, heads):
     return within(theirs, ours, [*layers, *_norm("encoder_norm", "final_norm")])
 
 
-def _rules(config: Config) -> list[Rule]:
+def _rules(config: ModelConfig) -> list[Rule]:
     image, text = (config["encoders"][name]["heads"] for name in ("image", "text"))
     pooling = [
         Rule("probe", ("probe",), leading(2)),
@@ -81,7 +81,7 @@ def _rules(config: Config) -> list[Rule]:
     ]
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     del files
     vocab_size, width = shape_of(tensors, "txt/Embed_0/embedding", 2)
     text = dict(

@@ -12,10 +12,10 @@ import numpy as np
 from big_ssl.models import vit
 from big_ssl.weights import dino_layers
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import IMAGENET_PIXELS, Config, Format, image_config, shape_of
+from big_ssl.weights.format import IMAGENET_PIXELS, Format, ModelConfig, image_config, shape_of
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     first, last = (shape_of(tensors, f"blocks.0.mlp.fc{i}.weight", 2) for i in (1, 2))
     shape = dino_layers.shape(tensors, options)
     image = vit.DINOV2 | dict(

@@ -118,7 +118,7 @@ def test_what_another_format_has_no_place_for_is_not_written(folder, tmp_path):
         (dino, "hf_clip", "hf_clip is for models of image and text; this is one of image"),
         (clip, "hf_dinov2", "hf_dinov2 is for models of image; this is one of image and text"),
         (dino, "hf_vit", "hf_vit: image.feed_forward is 'swiglu'; a ViTModel has 'mlp'"),
-        (dino, "dinov2", "dinov2 is only read; what is written: big_ssl, open_clip, hf_clip, "),
+        (dino, "dinov2", "dinov2 can only be read; writable formats: big_ssl, open_clip, hf_clip, "),
         ((without, ours), "hf_dinov2", "image.mask_token is False; a Dinov2WithRegistersModel has True"),
         ((odd, ours), "hf_dinov2", "image.mlp_dim is 36, which no integer makes of a width of 24"),
     ):
