@@ -73,7 +73,7 @@ def clip_config():
 
 @pytest.mark.slow
 def test_a_trained_run_is_loaded_and_exported(tmp_path):
-    """Exports, on one device, the variables that evaluation uses in a run on eight; the workdir is unchanged."""
+    """Exports on one device the variables that a run on eight evaluates; the workdir is unchanged."""
     result = loop.train(clip_config(), tmp_path / "run")
     before = sorted((tmp_path / "run").rglob("*"))
     model = big_ssl.load(tmp_path / "run")

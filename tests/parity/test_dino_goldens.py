@@ -120,7 +120,7 @@ def test_what_another_format_has_no_place_for_is_not_written(folder, tmp_path):
         (dino, "hf_vit", "hf_vit: image.feed_forward is 'swiglu'; a ViTModel has 'mlp'"),
         (dino, "dinov2", "dinov2 can only be read; writable formats: big_ssl, open_clip, hf_clip, "),
         ((without, ours), "hf_dinov2", "image.mask_token is False; a Dinov2WithRegistersModel has True"),
-        ((odd, ours), "hf_dinov2", "image.mlp_dim is 36, which no integer makes of a width of 24"),
+        ((odd, ours), "hf_dinov2", "image.mlp_dim 36 has no integer mlp_ratio to the width 24"),
     ):
         with pytest.raises(WeightsError, match=message):
             write_checkpoint(kind, tmp_path / "out", *model)
