@@ -4,10 +4,10 @@ __version__ = "0.1.0"
 
 
 def load(path, dtype: str = "float32"):
-    """The model in a folder that `python -m big_ssl.convert` wrote, or that a run trained in.
+    """Loads a model from the output of `python -m big_ssl.convert`, or from a run's workdir.
 
     Returns a big_ssl.inference.Model: encode_image, encode_text, patch_features.
     """
-    from big_ssl import inference  # here, so that importing the package stays quick
+    from big_ssl import inference  # imported here to keep `import big_ssl` fast
 
     return inference.load(path, dtype)

@@ -85,14 +85,14 @@ def start(folder, address):
     os.makedirs(own)
     os.chdir(own)
     # First what succeeds: a process that failed alone has read less, and orbax counts what it reads.
-    found: dict = dict(init_from=_starts_from(first))
-    found["second"] = _run(_config(init_from=dict(path=first, skip=(), copy=())), f"{folder}/second")
+    results: dict = dict(init_from=_starts_from(first))
+    results["second"] = _run(_config(init_from=dict(path=first, skip=(), copy=())), f"{folder}/second")
     if jax.process_index() == 0:
         _prepare(first)
     distributed.all_hosts_agree(True)  # that the files are there
     for name, (config, workdir) in _cases(first).items():
-        found[name] = _run(config, workdir)
-    print(json.dumps(found))
+        results[name] = _run(config, workdir)
+    print(json.dumps(results))
     distributed.shutdown(0)
 
 
