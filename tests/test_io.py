@@ -117,7 +117,7 @@ def test_a_growing_file_appends(folder):
     for segment in range(2):  # a resumed run appends to the existing file
         file = GrowingFile(folder / "m.jsonl")
         for line in range(3):
-            file.write(f"{stretch} {line}\n".encode())
+            file.write(f"{segment} {line}\n".encode())
             file.flush()
         file.close()
     assert (folder / "m.jsonl").read_text() == "0 0\n0 1\n0 2\n1 0\n1 1\n1 2\n"

@@ -11,7 +11,7 @@ from tests.training.test_tensorboard import events
 def test_lines_are_on_disk_at_once_and_nan_is_null(tmp_path):
     writer = MetricsWriter(tmp_path)
     writer.write(1, {"train/loss": 2.5})
-    # On disk before anything is closed: a kill loses nothing that was output.
+    # On disk before the writer is closed: a kill loses no line.
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "train/loss": 2.5}
     writer.write(2, {"train/loss": float("nan"), "train/rate": float("inf")})
     writer.close()
