@@ -31,7 +31,7 @@ def _run(config, workdir):
 def test_the_full_recipe_lists_its_requirements_and_a_preset_that_runs(
     nothing_compiles, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(requirements.Machine, "here", lambda: requirements.Machine(8, "cpu", 32 * 2**30))
+    monkeypatch.setattr(requirements.Machine, "current", lambda: requirements.Machine(8, "cpu", 32 * 2**30))
     assert _run(get_config().to_dict(), tmp_path / "run") == 2
     message = capsys.readouterr().err
     assert message.startswith("align_l2 cannot run on this machine. It needs\n")
@@ -52,7 +52,7 @@ def test_a_data_dir_without_the_dataset_is_an_error(nothing_compiles, tmp_path, 
 
 def test_too_little_memory_is_an_error(nothing_compiles, tmp_path, capsys, monkeypatch):
     machine = requirements.Machine(8, "cpu", 2**20)
-    monkeypatch.setattr(requirements.Machine, "here", lambda: machine)
+    monkeypatch.setattr(requirements.Machine, "current", lambda: machine)
     assert _run(get_config("tiny").to_dict(), tmp_path / "run") == 2
     assert "for the state on each device, of 8 x cpu of 0.000977 GiB" in capsys.readouterr().err
 

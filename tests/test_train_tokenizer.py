@@ -15,8 +15,8 @@ def test_a_trained_vocabulary_fits_the_printed_config_keys(kind, tmp_path):
     path = str(tmp_path / "vocabulary")
     done = run(f"--kind={kind}", "--vocab_size=600", f"--output={path}")
     assert (done.returncode, done.stderr) == (0, "")
-    said, _, size = done.stdout.rpartition(", config.tokenizer.size=")
-    assert said == f"{path}: config.tokenizer.kind={kind}"
+    keys, _, size = done.stdout.rpartition(", config.tokenizer.size=")
+    assert keys == f"{path}: config.tokenizer.kind={kind}"
     assert 100 < int(size) <= 600
     built = tokenizers.build(dict(kind=kind, vocabulary=path, size=int(size), length=16))
     ids = built(["red heart", "grinning cat"])["ids"]

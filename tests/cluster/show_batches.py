@@ -1,4 +1,4 @@
-"""Prints, by process 0, what a job puts on its devices: {"step/row": digest of picture and text}.
+"""Prints, on process 0, the batches on a job's devices: {"step/row": digest of image and text}.
 
 python tests/cluster/show_batches.py BATCH_SIZE STEPS --distributed=ADDRESS
 """

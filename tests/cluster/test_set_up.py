@@ -27,11 +27,11 @@ def outputs(cluster, micro, tmp_path_factory):
     ],
 )
 def test_a_requirement_missing_on_one_process_is_an_error_on_both(lacking, message, outputs):
-    (codes, said) = zip(*(each[lacking] for each in outputs), strict=True)
-    assert codes == (2, 2), said
-    assert said[1].startswith(message) or message in said[1]
-    assert said[0] == f"process 1: {said[1]}"
-    assert said[1].count("\n") == 1
+    (codes, stderr) = zip(*(each[lacking] for each in outputs), strict=True)
+    assert codes == (2, 2), stderr
+    assert stderr[1].startswith(message) or message in stderr[1]
+    assert stderr[0] == f"process 1: {stderr[1]}"
+    assert stderr[1].count("\n") == 1
 
 
 def test_a_config_that_differs_is_an_error_on_both(outputs):

@@ -88,7 +88,7 @@ def test_a_failure_of_one_process_ends_both(cluster, micro, tmp_path):
     assert "process 1: no room on this host" in job.output(0)
 
 
-def test_what_one_process_cannot_read_at_once_both_agree_on(cluster, tmp_path):
+def test_both_processes_restore_the_same_checkpoint_despite_slow_reads(cluster, tmp_path):
     """An error that passes costs nothing; a checkpoint that one process finds damaged both leave, at once."""
     job = cluster.start(["tests/cluster/restore.py", str(tmp_path / "run")])
     assert job.wait(100) == [0, 0], job.output()

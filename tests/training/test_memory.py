@@ -24,11 +24,11 @@ PLANNED = [
 
 @pytest.fixture
 def warnings(monkeypatch):
-    """The warnings of a test, in a process that has given none yet."""
-    given: list[str] = []
-    monkeypatch.setattr(requirements, "warn_once", given.append)
+    """The warnings of a test."""
+    logged: list[str] = []
+    monkeypatch.setattr(requirements, "warn_once", logged.append)
     monkeypatch.setattr(notices.logging, "warning", lambda *_: None)
-    return given
+    return logged
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def test_earlier_seconds_after_a_restart():
     assert earlier_seconds([], 0) == dict.fromkeys(ALL_PARTS, 0.0)
 
 
-def test_a_run_accounts_for_its_time_over_a_restart(micro_config, train, stop_after, tmp_path):
+def test_parts_sum_to_the_wall_time_across_a_restart(micro_config, train, stop_after, tmp_path):
     config = micro_config()
     stop_after(2)
     train(config, tmp_path)
