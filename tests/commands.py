@@ -74,8 +74,10 @@ def start(
     """Starts `python COMMAND...` in the root of the checkout.
 
     Args:
-      command: "-m", MODULE, ... or FILE, ... stdout, stderr: files, or one file for both. environment:
-      variables to set; JAX's are set as its options, since the warm process has already read them.
+      command: "-m", MODULE, ... or FILE, ...
+      stdout, stderr: files, or one file for both.
+      environment: variables to set; JAX's are also set as its options, since the warm process has already
+        read them.
 
     Returns:
       The running process.
