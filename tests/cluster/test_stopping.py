@@ -81,7 +81,7 @@ def test_if_one_process_is_killed_the_other_fails(index, cluster, micro, send, t
 
 
 def test_a_failure_of_one_process_ends_both(cluster, micro, tmp_path):
-    """Process 1 can't use the workdir: it says why, and neither trains."""
+    """Process 1 can't use the workdir: it prints the reason, and neither trains."""
     job = cluster.start(["tests/cluster/fail_alone.py", str(tmp_path / "run")])
     assert job.wait(120) == [2, 2], job.output()
     assert "no room on this host" in job.output(1)
