@@ -22,7 +22,7 @@ from flax.traverse_util import unflatten_dict
 from benchmarks import clip_peer, turns
 from big_ssl.data import pipeline
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import flops
+from big_ssl.training import build, flops
 from big_ssl.training.setup import set_up
 from big_ssl.weights.formats import read_checkpoint
 from configs import clip
@@ -47,15 +47,15 @@ def clip_config(batch: int) -> dict:
     return config
 
 
-def random_pairs(batch: int) -> dict:
+def random_pairs(config: dict, batch: int) -> dict:
     """A batch of random pixels and words; the end of text, the largest id, last and nowhere else."""
-    rng = np.random.default_rng(0)
+    rng, fields = np.random.default_rng(0), build.stream_fields("pairs", config)
     ids = rng.integers(1, VOCABULARY - 1, (batch, LENGTH), dtype=np.int32)
     ids[:, -1] = VOCABULARY - 1
     return dict(
         image=rng.integers(0, 256, (batch, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8),
         text=dict(ids=ids, mask=np.ones(ids.shape, bool)),
-        data_errors={name: np.zeros(batch, bool) for name in pipeline.DATA_ERRORS},
+        data_errors={name: np.zeros(batch, bool) for name in pipeline.data_errors(fields)},
     )
 
 
@@ -82,11 +82,12 @@ def main(argv) -> None:
     logging.set_verbosity(logging.WARNING)
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         sys.exit("clip_step compares with PyTorch and transformers: `make parity` installs both")
-    config, batch = clip_config(_BATCH.value), random_pairs(_BATCH.value)
+    config = clip_config(_BATCH.value)
+    batch = random_pairs(config, _BATCH.value)
     shapes = (_BATCH.value * TOKENS, WIDTH), (WIDTH, INNER)
     work = 2 * _BATCH.value * TOKENS * WIDTH * INNER
     with tempfile.TemporaryDirectory() as folder:
-        arguments = folder, batch, config["optimizer"], config["views"]["image"], shapes
+        arguments = folder, batch, config["optimizer"], config["eval_transform"], shapes
         with turns.peer(clip_peer.serve, *arguments) as ask:
             step, count = make_ours(config, batch, folder)
             product, matrices = jax.jit(jnp.matmul), [jnp.ones(shape) for shape in shapes]

@@ -29,9 +29,9 @@ _TIMED = flags.DEFINE_integer("timed_batch", 8192, "The largest batch that is al
 _JSON = flags.DEFINE_string("json", None, "Writes the rows to this file.")
 
 
-def compile_loss(form, batch, mesh):
+def compile_loss(implementation, batch, mesh):
     """(compiled gradient, its arguments' shapes) at one batch size."""
-    pairwise = Pairwise(form, mesh)
+    pairwise = Pairwise(implementation, mesh)
 
     def loss(image, text, temperature):
         return softmax_contrastive(image, text, temperature, 0.1, pairwise=pairwise)[0]
@@ -50,43 +50,47 @@ def random_pairs(batch, mesh):
 
 
 def seconds(programs, batch, mesh):
-    """{form: median seconds}, the forms taking turns so that noise meets all of them."""
+    """{implementation: median seconds}, the forms taking turns so that noise meets all of them."""
     arguments = (*random_pairs(batch, mesh), jnp.float32(0.07))
-    times = {form: [] for form in programs}
+    times = {implementation: [] for implementation in programs}
     for _ in track(range(ROUNDS), f"timing {batch:,}", transient=True):
-        for form, program in programs.items():
+        for implementation, program in programs.items():
             jax.block_until_ready(program(*arguments))
             began = time.perf_counter()
             jax.block_until_ready(program(*arguments))
-            times[form].append(time.perf_counter() - began)
-    return {form: statistics.median(taken) for form, taken in times.items()}
+            times[implementation].append(time.perf_counter() - began)
+    return {implementation: statistics.median(taken) for implementation, taken in times.items()}
 
 
 def measure(batch, mesh):
-    """One row for each form."""
-    programs = {form: compile_loss(form, batch, mesh) for form in IMPLEMENTATIONS}
+    """One row for each implementation."""
+    programs = {
+        implementation: compile_loss(implementation, batch, mesh) for implementation in IMPLEMENTATIONS
+    }
     timed = batch <= _TIMED.value
     taken = seconds(programs, batch, mesh) if timed else dict.fromkeys(programs)
     return [
         dict(
-            form=form,
+            implementation=implementation,
             batch=batch,
             devices=DEVICES,
             temp_bytes_per_device=program.memory_analysis().temp_size_in_bytes,
-            seconds=taken[form],
+            seconds=taken[implementation],
         )
-        for form, program in programs.items()
+        for implementation, program in programs.items()
     ]
 
 
 def print_rows(rows):
     """The table that docs/performance.md quotes."""
-    table = Table("batch", "form", "temp GB a device", "seconds", "ring / this form")
-    ring = {row["batch"]: row for row in rows if row["form"] == "ring"}
+    table = Table("batch", "implementation", "temp GB a device", "seconds", "ring / this implementation")
+    ring = {row["batch"]: row for row in rows if row["implementation"] == "ring"}
     for row in rows:
         own, best = row["seconds"], ring[row["batch"]]["seconds"]
         timing = ("", "") if own is None else (f"{own:.2f}", f"{best / own:.2f}")
-        table.add_row(f"{row['batch']:,}", row["form"], f"{row['temp_bytes_per_device'] / 1e9:.3f}", *timing)
+        table.add_row(
+            f"{row['batch']:,}", row["implementation"], f"{row['temp_bytes_per_device'] / 1e9:.3f}", *timing
+        )
     Console().print(table)
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from big_ssl.random_keys import step_key
 from big_ssl.training import schedules
-from big_ssl.training.random_keys import step_key
 from big_ssl.weights import architecture, dino_heads, dinov2, rules
 from big_ssl.weights.formats import read_checkpoint
 from big_ssl.weights.tensor_files import read_tensors
@@ -24,7 +24,7 @@ def read(folder) -> tuple[dict, dict]:
 
 
 def state_of(setup, student, teacher, step: int = 0):
-    """The state before a step, of these weights, {path: array}; moments and centres are zero."""
+    """The state before a step, of these weights, {path: array}; moments and centers are zero."""
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), setup.abstract_state)
     paths = flatten_dict(dict(params=zero.params), keep_empty_nodes=True, sep="/")
 
@@ -54,12 +54,12 @@ def _by_view(system, batch, key):
 
 
 def recipe(config) -> dict:
-    """A config's values of a dinov2_torch.Recipe; its rates have a decay by layers."""
+    """A config's values of a dinov2_torch.Recipe; its lr_multipliers have layer-wise decay."""
     objectives, optimizer = config["streams"]["images"]["objectives"], config["optimizer"]
-    by_layers = next(factor for pattern, factor in config["rates"] if pattern == "encoders/")
+    by_layers = next(factor for pattern, factor in config["lr_multipliers"] if pattern == "encoders/")
     return dict(
-        centre_momentum=objectives["dino"]["centring"].get("momentum"),
-        koleo_group=objectives["koleo"]["group_size"],
+        center_momentum=objectives["dino"]["centering"].get("momentum"),
+        koleo_group=objectives["koleo"]["koleo_group"],
         layer_decay=by_layers["decay"],
         patch_rate=by_layers["patch_embedding"],
         betas=(optimizer["b1"], optimizer["b2"]),

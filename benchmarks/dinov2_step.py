@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from benchmarks import dinov2_ours, dinov2_peer, turns
 from big_ssl.models import vit
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, flops
+from big_ssl.training import batches, flops
 from big_ssl.training.setup import set_up
 from configs import dinov2
 
@@ -42,17 +42,19 @@ def step_config(batch: int) -> dict:
     config = dinov2.get_config("vitl16_short").to_dict()
     images = config["streams"]["images"]
     images.update(batch_size=batch)
-    images["data"]["views"]["local_crops"].update(size=98)
-    images["objectives"]["dino"].update(head=dict(HEAD, layers=3, learn_lengths=True))
-    images["objectives"]["koleo"].update(group_size=batch)
-    for view, options in config["views"].items():
-        config["views"][view] = {key: options[key] for key in ("mean", "std")}
-    config["masks"]["global_crops"].update(grid=16, group_size=batch)
+    fields = images["data"]["fields"]
+    fields["local_crops"]["crop"].update(size=98)
+    images["objectives"]["dino"].update(head=dict(HEAD, layers=3, norm_last_layer=False))
+    images["objectives"]["koleo"].update(koleo_group=batch)
+    for name, options in fields.items():
+        kept = ("kind", "crop", "mean", "std", "mask")
+        fields[name] = {key: options[key] for key in kept if key in options}
+    fields["global_crops"]["mask"].update(grid=16, mask_group=batch)
     config["encoders"]["image"].update(
         **TOWER, drop_path=0.0, drop_path_groups=1, position_resize="hf_dinov2", scan=False
     )
-    rates = tuple(rule for rule in config["rates"] if rule[0] == "encoders/")
-    return config | dict(dtype="float32", remat="none", rates=rates)
+    lr_multipliers = tuple(rule for rule in config["lr_multipliers"] if rule[0] == "encoders/")
+    return config | dict(dtype="float32", remat="none", lr_multipliers=lr_multipliers)
 
 
 def make_ours(config, setup, batch, folder):
@@ -72,7 +74,7 @@ def compare(batch: int, steps: int) -> dict:
     """What turns.compare returns."""
     config = step_config(batch)
     setup = set_up(config, jax.devices()[:1])
-    crops = dinov2_ours.random_batch(build.abstract_global_batch(config, None))
+    crops = dinov2_ours.random_batch(batches.abstract_global_batch(config, None))
     given = mesh_lib.global_batch(setup.mesh, crops)
     count = flops.model_flops_per_step(setup.system, setup.abstract_state, given)
     seen = dinov2_ours.seer(setup, config["seed"])(given, 0)

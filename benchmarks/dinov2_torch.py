@@ -55,10 +55,10 @@ class Network(nn.Module):
 
 
 class Recipe(NamedTuple):
-    """What does not change from step to step. centre_momentum: None for Sinkhorn and Knopp's iterations;
+    """What does not change from step to step. center_momentum: None for Sinkhorn and Knopp's iterations;
     koleo_group: examples among which the nearest is looked for; layer_decay, patch_rate: of rates."""
 
-    centre_momentum: float | None
+    center_momentum: float | None
     koleo_group: int
     layer_decay: float
     patch_rate: float
@@ -120,12 +120,12 @@ def koleo_loss(tokens, group, epsilon=1e-8):
 
 
 class Trainer:
-    """A student, its average, AdamW and the centres: {"dino": [K], "ibot": [K]}, moved with each step."""
+    """A student, its average, AdamW and the centers: {"dino": [K], "ibot": [K]}, moved with each step."""
 
     def __init__(self, student, recipe: Recipe):
         self.student, self.recipe = student.train(), recipe
         self.teacher = copy.deepcopy(student).eval().requires_grad_(False)
-        self.centres = {"dino": torch.tensor(0.0), "ibot": torch.tensor(0.0)}
+        self.centers = {"dino": torch.tensor(0.0), "ibot": torch.tensor(0.0)}
         self.optimizer = torch.optim.AdamW(self._groups(), betas=recipe.betas, eps=recipe.eps, fused=True)
 
     def step(self, batch, numbers: Numbers) -> dict:
@@ -172,13 +172,13 @@ class Trainer:
         )
 
     def _targets(self, name, scores, numbers):
-        """What a teacher's scores [..., K] are made into; a centre is the one that earlier steps left."""
-        flat, momentum = scores.flatten(0, -2), self.recipe.centre_momentum
+        """What a teacher's scores [..., K] are made into; a center is the one that earlier steps left."""
+        flat, momentum = scores.flatten(0, -2), self.recipe.center_momentum
         if momentum is None:
             return sinkhorn(flat, numbers.teacher_temperature).reshape(scores.shape)
-        centre = self.centres[name]
-        self.centres[name] = momentum * centre + (1 - momentum) * flat.mean(0)
-        return F.softmax((scores - centre) / numbers.teacher_temperature, -1)
+        center = self.centers[name]
+        self.centers[name] = momentum * center + (1 - momentum) * flat.mean(0)
+        return F.softmax((scores - center) / numbers.teacher_temperature, -1)
 
     def _groups(self):
         depth = self.student.backbone.config.num_hidden_layers

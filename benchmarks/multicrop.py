@@ -28,10 +28,8 @@ from PIL import Image
 from rich.progress import track
 
 from benchmarks import multicrop_peer
-from big_ssl.data import decode, host_views
-from big_ssl.data.device_views import ImageView
+from big_ssl.data import decode, fields
 from big_ssl.data.pipeline import LoadExample
-from big_ssl.data.sources import Record
 from configs import ibot
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
@@ -60,17 +58,20 @@ def photograph(seed: int) -> bytes:
 def host_part(config: dict, pictures: Sequence[bytes]) -> Callable[[int], dict]:
     """(number of a picture) -> its crops, uint8, by the loader that training uses."""
     data = config["streams"]["images"]["data"]
-    views = host_views.build({name: data["views"][name] for name in CROPS})
-    load = LoadExample([Record(picture, {}) for picture in pictures], None, views, {})
+    made = fields.build({name: data["fields"][name] for name in CROPS}, 0)
+    load = LoadExample([dict(image=picture) for picture in pictures], made)
     rngs = [np.random.default_rng(i) for i in range(len(pictures))]
     return lambda i: load.random_map(i, rngs[i])
 
 
 def device_part(config: dict, batch: dict) -> Callable[[], dict]:
     """() -> what the step makes of a batch of crops, {view: uint8[B, n, H, W, 3]}, computed."""
-    views = {name: ImageView(**config["views"][name]) for name in CROPS}
+    options = config["streams"]["images"]["data"]["fields"]
+    made = fields.build({name: options[name] for name in CROPS}, 0)
     key = jax.random.key(0)
-    run = jax.jit(lambda batch, key: {name: view(batch[name], key) for name, view in views.items()})
+    run = jax.jit(
+        lambda batch, key: {name: field.transform(batch[name], key) for name, field in made.items()}
+    )
     batch = jax.device_put(batch)
     return lambda: jax.block_until_ready(run(batch, key))
 
@@ -134,7 +135,9 @@ def main(argv) -> None:
     )
     ours = host_part(config, pictures)
     theirs = multicrop_peer.pipelines(config, pictures)
-    tasks = dict(ours=ours, **theirs) | {"decoding alone": lambda i: decode.opened(pictures[i], np.asarray)}
+    tasks = dict(ours=ours, **theirs) | {
+        "decoding alone": lambda i: decode.decode_rgb(pictures[i], np.asarray)
+    }
     host = seconds(tasks, len(pictures), _ROUNDS.value)
     examples = [ours(i) for i in range(len(pictures))]
     batch = {name: np.stack([example[name] for example in examples]) for name in CROPS}

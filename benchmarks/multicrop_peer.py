@@ -47,21 +47,21 @@ def pipelines(config: dict, pictures: Sequence[bytes]) -> dict[str, Callable[[in
 def _crops(v2, config, blur):
     """What happens to each of the crops before it is scaled: lists of transforms."""
     for name in ("global_crops", "local_crops"):
-        host = config["streams"]["images"]["data"]["views"][name]
-        device = config["views"][name]
+        device = config["streams"]["images"]["data"]["fields"][name]
+        host = device["crop"]
         for i in range(host["count"]):
             steps = [
                 v2.RandomResizedCrop(host["size"], host["scale"], interpolation=v2.InterpolationMode.BICUBIC),
                 v2.RandomHorizontalFlip(),
-                v2.RandomApply([v2.ColorJitter(*device["jitter"])], device["jitter_chance"]),
-                v2.RandomGrayscale(device["grey_chance"]),
-                v2.RandomApply([blur], device["blur_chance"][i]),
+                v2.RandomApply([v2.ColorJitter(*device["jitter"])], device["jitter_prob"]),
+                v2.RandomGrayscale(device["grayscale_prob"]),
+                v2.RandomApply([blur], device["blur_prob"][i]),
             ]
-            if device["solarise_chance"]:
-                steps.append(v2.RandomSolarize(128, device["solarise_chance"][i]))
+            if device["solarize_prob"]:
+                steps.append(v2.RandomSolarize(128, device["solarize_prob"][i]))
             yield steps
 
 
 def _normal(torch, v2, config):
-    view = config["views"]["global_crops"]
+    view = config["streams"]["images"]["data"]["fields"]["global_crops"]
     return v2.ToDtype(torch.float32, scale=True), v2.Normalize(view["mean"], view["std"])

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from big_ssl.config import validate
 from big_ssl.data import sources, tokenizers
+from big_ssl.data.records import IMAGE, values
 from big_ssl.evals import plots
 from configs import emoji
 
@@ -60,10 +61,10 @@ def vocabulary(path: pathlib.Path, source: Mapping, kinds: Mapping[str, str], si
     if not path.exists():
         records = list(sources.records(sources.build(source)))
         for kind in kinds.values():
-            if not any(record.texts.get(kind) for record in records):
-                known = ", ".join(records[0].texts)
+            if not any(values(record, kind) for record in records):
+                known = ", ".join(key for key in records[0] if key != IMAGE)
                 raise ValueError(f"no record has a text of the kind {kind!r}; there are {known}")
-        texts = (text for record in records for kind in kinds.values() for text in record.texts.get(kind, ()))
+        texts = (text for record in records for kind in kinds.values() for text in values(record, kind))
         words = tokenizers.train_wordpiece((text for text in texts if isinstance(text, str)), size)
         path.write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
     return len(path.read_text(encoding="utf-8").splitlines())
@@ -78,7 +79,8 @@ def run_config(base: Mapping, run: Run, data: Data, steps: int) -> dict:
     rate = config["learning_rate"]
     rate.update(warmup_steps=min(rate["warmup_steps"], steps // 4))
     stream = config["streams"]["pairs"]["data"]
-    stream.update(source=part(data.source, run.size), captions={data.kinds[run.text]: 1.0})
+    stream.update(source=part(data.source, run.size))
+    stream["fields"]["text"].update(captions={data.kinds[run.text]: 1.0})
     validate(config)
     return config
 

@@ -15,7 +15,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build
+from big_ssl.training import batches
 from big_ssl.training.setup import set_up
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.")
@@ -32,7 +32,7 @@ def random_batch(config, vocab_size: int) -> dict:
         high = 256 if leaf.dtype == np.uint8 else vocab_size
         return rng.integers(5, high, leaf.shape, dtype=leaf.dtype)
 
-    batch = jax.tree.map(fill, build.abstract_global_batch(config, None))
+    batch = jax.tree.map(fill, batches.abstract_global_batch(config, None))
     for stream in batch.values():
         stream["data_errors"] = {name: np.zeros_like(marks) for name, marks in stream["data_errors"].items()}
     return batch

@@ -3,22 +3,21 @@
 import dataclasses
 import difflib
 import inspect
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from big_ssl.config_ranges import broken_rules
-from big_ssl.data import host_views, sources
-from big_ssl.data.device_views import ImageView
+from big_ssl.data import crops, fields, preprocessing, sources
 from big_ssl.data.masking import BlockMask
 from big_ssl.data.sources import SourceConfig
 from big_ssl.data.tokenizers import TOKENIZERS
+from big_ssl.evals.capabilities import METHODS
 from big_ssl.evals.suite import EVALUATORS
 from big_ssl.models.encoders import ENCODERS
 from big_ssl.models.layer_stack import REMAT_POLICIES
 from big_ssl.objectives.build import OBJECTIVES
-from big_ssl.training import rates, schedules, stages
+from big_ssl.training import lr_multipliers, schedules, stages
 from big_ssl.training.optimizers import CLIPS, NAMES
 
 
@@ -42,11 +41,10 @@ SCHEMA: Mapping = dict(
     mesh_rules=TEXTS,
     sharding=TEXTS,
     requires=dict(weights=bool, preset_here=str),
-    init_from=dict(path=str, skip=TEXTS, copy=TEXTS),
+    init_from=dict(path=str, exclude=TEXTS, remap=TEXTS),
     tokenizer=dict(kind=str, vocabulary=str, size=int, length=int),
     streams=ANY,
-    views=ANY,
-    masks=ANY,
+    eval_transform=dict(size=int, resize=int, resize_mode=str, filter=str, mean=TEXTS, std=TEXTS),
     encoders=ANY,
     optimizer=dict(
         name=str,
@@ -60,7 +58,7 @@ SCHEMA: Mapping = dict(
         clip_scope=str,
     ),
     learning_rate=ANY,
-    rates=TEXTS,
+    lr_multipliers=TEXTS,
     ema=(int, float, Mapping),
     profile=int,
     log_every=int,
@@ -70,12 +68,14 @@ SCHEMA: Mapping = dict(
         skipped_in_a_row=int, replaced_fraction=NUMBER, window_examples=int, evaluator_failures_in_a_row=int
     ),
     evals=ANY,
+    predictors=Mapping,
 )
 # Of the learning rate: either kind of schedule, in full.
 _RISE = dict(kind=str, peak=NUMBER, warmup_steps=int, start=NUMBER, final=NUMBER)
 _STEPS = dict(kind=str, values=TEXTS)
 _STREAM = dict(batch_size=int, data=ANY, objectives=ANY)
-_DATA = dict(source=ANY, views=ANY, captions=ANY, cache_mib=NUMBER, threads=int)
+_DATA = dict(fields=ANY, cache_mib=NUMBER, threads=int)
+_SOURCE = dict(source=ANY, weight=NUMBER, fields=ANY)
 
 
 def validate(config: Mapping) -> None:
@@ -91,9 +91,7 @@ def validate(config: Mapping) -> None:
     for name, stream in config["streams"].items():
         path = f"streams.{name}"
         _check(stream, _STREAM, path)
-        _check(stream["data"], _DATA, f"{path}.data")
-        _check_data(stream["data"], f"{path}.data")
-        validate_source(stream["data"]["source"], f"{path}.data.source")
+        _check_data(stream["data"], f"{path}.data", config["tokenizer"]["length"])
         for objective, options in stream["objectives"].items():
             _check_objective(options, config["total_steps"], f"{path}.objectives.{objective}")
             if streams_of.setdefault(objective, name) != name:
@@ -101,33 +99,25 @@ def validate(config: Mapping) -> None:
                     f"{path}.objectives.{objective}: streams.{streams_of[objective]} has an objective of "
                     "that name; names are unique in a run, a kind may be used any number of times"
                 )
-        for view, options in stream["data"]["views"].items():
-            _check_choice(options, host_views.HOST_VIEWS, f"{path}.data.views.{view}")
-        try:
-            host_views.build(stream["data"]["views"])
-        except ValueError as error:
-            raise ConfigError(f"{path}.data.{error}") from error
     for i, rule in enumerate(config["mesh_rules"]):
         _check_rule(rule, f"mesh_rules.{i}", "mesh sizes")
         _check(rule[1], _MESH, f"mesh_rules.{i}.1")
     for i, rule in enumerate(config["sharding"]):
         _check_rule(rule, f"sharding.{i}", "mesh axes")
         _check_type(rule[1], TEXTS, f"sharding.{i}.1")
-    for i, rule in enumerate(config["init_from"]["copy"]):
-        _check_rule(rule, f"init_from.copy.{i}", "its replacement, or a triple with a folder", sizes=(2, 3))
+    for i, rule in enumerate(config["init_from"]["remap"]):
+        _check_rule(rule, f"init_from.remap.{i}", "its replacement, or a triple with a folder", sizes=(2, 3))
         for k, text in enumerate(rule[1:], 1):
-            _check_type(text, str, f"init_from.copy.{i}.{k}")
-    for i, rule in enumerate(config["rates"]):
-        _check_rule(rule, f"rates.{i}", "a factor")
-        _check_schedule(rule[1], config["total_steps"], f"rates.{i}.1", rates.build_factor)
-    for key, made in (("views", ImageView), ("masks", BlockMask)):
-        for name, options in config[key].items():
-            _check_options(options, made, f"{key}.{name}")
+            _check_type(text, str, f"init_from.remap.{i}.{k}")
+    for i, rule in enumerate(config["lr_multipliers"]):
+        _check_rule(rule, f"lr_multipliers.{i}", "a factor")
+        _check_schedule(rule[1], config["total_steps"], f"lr_multipliers.{i}.1", lr_multipliers.build_factor)
     for name, encoder in config["encoders"].items():
         given = ("dtype", "remat", "vocab_size", "max_len")
         _check_choice(encoder, ENCODERS, f"encoders.{name}", given)
     for name, options in config["evals"].items():
         validate_evaluator(options, f"evals.{name}")
+    _check_predictors(config["predictors"], streams_of)
     _check_values(config)
 
 
@@ -144,6 +134,15 @@ def _check_stages(config):
             validate(stage.config)
         except ConfigError as error:
             raise ConfigError(f"stages.{stage.name}: {error}") from error
+
+
+def _check_predictors(predictors, objectives):
+    """{method: objective}; the heads, which decide the rest, are not built yet: see training.build.system."""
+    for method, name in predictors.items():
+        if method not in METHODS:
+            raise ConfigError(f"predictors.{method} is no method{_nearest(method, METHODS)}")
+        if name not in objectives:
+            raise ConfigError(f"predictors.{method} is {name!r}, no objective{_nearest(name, objectives)}")
 
 
 def validate_evaluator(options: Mapping, path: str) -> None:
@@ -171,21 +170,45 @@ def _check_objective(options, total_steps, path):
     _check_schedule(options["weight"], total_steps, f"{path}.weight")
 
 
-def _check_data(data, path):
-    """Values of a stream's data that no run can be right with."""
-    _check_type(data["captions"], dict, f"{path}.captions")
-    for kind, weight in data["captions"].items():
-        _check_type(weight, NUMBER, f"{path}.captions.{kind}")
-        if not 0 <= weight < math.inf:
-            raise ConfigError(f"{path}.captions.{kind} is {weight}; it must be a probability")
-    if data["captions"] and not any(data["captions"].values()):
-        raise ConfigError(f"{path}.captions are all 0; one of them must be above 0, or none there")
+def _check_data(data, path, length):
+    """A stream's source, or its mixture, and its fields."""
+    mixture = isinstance(data, Mapping) and "sources" in data
+    _check(data, _DATA | (dict(sources=TEXTS) if mixture else dict(source=ANY)), path)
+    for i, entry in enumerate(data.get("sources", ())):
+        _check_type(entry, dict, f"{path}.sources.{i}")
+        _check_keys(entry, _SOURCE, ("source", "weight"), f"{path}.sources.{i}")
+        _check_type(entry["weight"], NUMBER, f"{path}.sources.{i}.weight")
+        if entry["weight"] <= 0:
+            raise ConfigError(f"{path}.sources.{i}.weight is {entry['weight']}; it must be above 0")
+        _check_keys(entry.get("fields", {}), data["fields"], (), f"{path}.sources.{i}.fields")
+    if mixture and not data["sources"]:
+        raise ConfigError(f"{path}.sources is empty; it must have a source at least")
+    for entry in sources.entries(data):
+        validate_source(entry.source, f"{path}.{entry.path}")
+        for name, options in entry.fields.items():
+            _check_field(options, f"{path}.{entry.fields_path}.{name}")
+        try:
+            fields.build(entry.fields, length)
+        except ValueError as error:
+            raise ConfigError(f"{path}.{error}") from error
+
+
+def _check_field(options, path):
+    """A kind of field with its options, and those of an image's crop and mask."""
+    _check_choice(options, fields.KINDS, path)
+    if options["kind"] == "image":
+        _check_choice(options["crop"], crops.CROPS, f"{path}.crop")
+        if options.get("mask") is not None:
+            _check_options(options["mask"], BlockMask, f"{path}.mask")
+    for key, weight in options.get("captions", {}).items():
+        _check_type(weight, NUMBER, f"{path}.captions.{key}")
 
 
 # Where a config chooses by `kind`, and from what.
 _CHOICES = (
-    (re.compile(r"streams\.[^.]+\.data\.source|evals\.[^.]+\.[^.]+"), sources.SOURCES),
-    (re.compile(r"streams\.[^.]+\.data\.views\.[^.]+"), host_views.HOST_VIEWS),
+    (re.compile(r"streams\.[^.]+\.data\.(sources\.\d+\.)?source|evals\.[^.]+\.[^.]+"), sources.SOURCES),
+    (re.compile(r"streams\.[^.]+\.data\.fields\.[^.]+"), fields.KINDS),
+    (re.compile(r"streams\.[^.]+\.data\.fields\.[^.]+\.crop"), crops.CROPS),
     (re.compile(r"streams\.[^.]+\.objectives\.[^.]+"), OBJECTIVES),
     (re.compile(r"encoders\.[^.]+"), ENCODERS),
     (re.compile(r"evals\.[^.]+"), EVALUATORS),
@@ -217,6 +240,14 @@ def _check_values(config):
         raise ConfigError(f"dtype is {config['dtype']!r}; use float32 or bfloat16")
     if config["remat"] not in REMAT_POLICIES:
         raise ConfigError(f"remat is {config['remat']!r}; use {', '.join(REMAT_POLICIES)}")
+    transform = config["eval_transform"]
+    for key, known in (("resize_mode", crops.RESIZE_MODES), ("filter", tuple(preprocessing.FILTERS))):
+        if transform[key] not in known:
+            raise ConfigError(f"eval_transform.{key} is {transform[key]!r}; use {', '.join(known)}")
+    if transform["size"] > transform["resize"]:
+        raise ConfigError(
+            f"eval_transform.size is {transform['size']}; it must be at most resize, {transform['resize']}"
+        )
     if config["optimizer"]["name"] not in NAMES:
         raise ConfigError(f"optimizer.name is {config['optimizer']['name']!r}; use {', '.join(NAMES)}")
     if config["optimizer"]["clip_scope"] not in CLIPS:

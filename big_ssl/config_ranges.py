@@ -35,19 +35,20 @@ _RULES = tuple(
         (r"mesh\.(data|fsdp|tensor)|mesh_rules\.\d+\.1\.(data|fsdp|tensor)", AXIS),
         (r"seed|profile|warmup_steps|cache_mib|threads", NOT_NEGATIVE),
         # Of optimisers and objectives.
-        (r"learning_rate|rates|weight_decay|clip_norm|weight", NOT_NEGATIVE),
+        (r"learning_rate|lr_multipliers|rates|weight_decay|clip_norm|weight", NOT_NEGATIVE),
         (r"b1|b2|momentum|bn_momentum|label_smoothing", FRACTION),
         (r"eps|epsilon|temperature|\w+_temperature", POSITIVE),
-        (r"dim|classes|prototypes|hidden|bottleneck|layers|crops|iterations", COUNT),
-        (r"masks\.[^.]+\.group_size", COUNT),
-        (r"chunk|group_size|koleo_group", NOT_NEGATIVE),
+        (r"embed_dim|classes|prototypes|hidden|bottleneck|layers|crops|iterations", COUNT),
+        (r"mask_group|downsample|max_boxes|num_classes|eval_transform\.(size|resize)", COUNT),
+        (r"chunk|koleo_group|bn_group", NOT_NEGATIVE),
         # Of encoders.
         (r"heads|patch|image_size|mlp_dim|pooled_dim|blocks|drop_path_groups", COUNT),
         (r"width|depth|rope_base|rope_rescale", POSITIVE),
         (r"drop_path|drop_connect|dropout|patch_dropout", FRACTION),
-        # Of views and masks.
-        (r"std|scale|views\.[^.]+\.ratio", POSITIVE),  # of a crop's width to its height, which may be above 1
-        (r"\w+_chance|share|ratio|replaced_fraction", PROBABILITY),
+        # Of fields.
+        (r"std|scale|crop\.ratio", POSITIVE),  # of a crop's width to its height, which may be above 1
+        (r"\w+_prob|share|ratio|replaced_fraction", PROBABILITY),
+        (r"captions\..+", NOT_NEGATIVE),
         (r"jitter|mixup|cutmix|mix_group|registers", NOT_NEGATIVE),
     )
 )

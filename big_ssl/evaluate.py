@@ -25,7 +25,6 @@ from big_ssl.command_line import OUTPUT
 from big_ssl.config import ConfigError, validate_evaluator
 from big_ssl.evals import suite
 from big_ssl.model_flags import FROM, options
-from big_ssl.weights import architecture
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, a converted folder, or weights.")
 _EVAL = flags.DEFINE_enum("eval", None, list(suite.EVALUATORS), "The evaluator.")
@@ -36,30 +35,31 @@ _OPTION = re.compile(r"--?eval\.([\w.]+)(=?)(.*)", re.DOTALL)
 _WORDS = {"true": True, "false": False}
 
 
-def evaluate(path, kind, given: Mapping, output, name: str = "", **source) -> dict[str, float]:
+def evaluate(path, kind, eval_options: Mapping, output, name: str = "", **source) -> dict[str, float]:
     """Runs one evaluator on one model, and writes output, JSON with the keys checkpoint, eval, options
     and metrics. Returns the metrics, {"eval/<kind>/<dataset>/<metric>": value}.
 
-    given: the evaluator's options; name: the dataset in these keys; source: as in inference.read.
+    eval_options: the evaluator's; name: the dataset in these keys; source: as in inference.read.
     Raises ConfigError, OSError, and ValueError that names what does not fit.
     """
-    validate_evaluator(dict(given, kind=kind), "eval")
+    validate_evaluator(dict(eval_options, kind=kind), "eval")
     output = io.as_path(output)
     io.make_folder(output.parent)
-    name = name or dataset(given)
-    evaluator = suite.build({name: dict(given, kind=kind)})[name]
+    name = name or dataset(eval_options)
+    evaluator = suite.build({name: dict(eval_options, kind=kind)})[name]
     config, weights = inference.read(path, **source)
-    suite.check(evaluator, architecture.modules(config).image)
     model = inference.Model(config, weights)
-    found = {f"eval/{key}": value for key, value in evaluator.metrics(model.embedder(_track)).items()}
-    record = dict(checkpoint=str(path), eval=kind, options=dict(given), metrics=found)
+    suite.check(kind, evaluator, model)
+    predictor = model.for_evaluation(progress=_progress)
+    metrics = {f"eval/{key}": value for key, value in evaluator.metrics(predictor).items()}
+    record = dict(checkpoint=str(path), eval=kind, options=dict(eval_options), metrics=metrics)
     io.write_atomically(output, f"{json.dumps(record, indent=2)}\n".encode())
-    return found
+    return metrics
 
 
-def dataset(given: Mapping) -> str:
-    """What data are called: a TFDS dataset by its name, a folder by its own, others by their kind."""
-    data = given.get("data") or given.get("test") or {}
+def dataset(options: Mapping) -> str:
+    """The data's name in the results: that of a TFDS dataset or of a folder, else the source's kind."""
+    data = options.get("data") or options.get("test") or {}
     return str(data.get("name") or pathlib.PurePath(str(data.get("path", ""))).name or data.get("kind", ""))
 
 
@@ -88,29 +88,30 @@ def _value(text):
         return text
 
 
-def _track(steps, total, what):
-    """A bar on a terminal, nothing elsewhere."""
+def _progress(steps, total, description):
+    """A progress bar on a terminal, nothing elsewhere."""
     console = rich.console.Console(stderr=True)
     shown = dict(console=console, transient=True, disable=not console.is_terminal)
-    return rich.progress.track(steps, what, total, **shown)
+    return rich.progress.track(steps, description, total, **shown)
 
 
 def _parse_flags(argv):
     """The evaluator's options stay, for `main`."""
-    own = [argument for argument in argv[1:] if _OPTION.fullmatch(argument)]
-    return command_line.parse_flags([argument for argument in argv if argument not in own]) + own
+    evaluator = [argument for argument in argv[1:] if _OPTION.fullmatch(argument)]
+    return command_line.parse_flags([argument for argument in argv if argument not in evaluator]) + evaluator
 
 
 def main(argv) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it looks for
     try:
-        given, source = parse(argv[1:]), dict(source=FROM.value, options=options())
-        found = evaluate(_CHECKPOINT.value, _EVAL.value, given, OUTPUT.value, _NAME.value, **source)
+        eval_options = parse(argv[1:])
+        source = dict(source=FROM.value, options=options())
+        metrics = evaluate(_CHECKPOINT.value, _EVAL.value, eval_options, OUTPUT.value, _NAME.value, **source)
     except (ConfigError, OSError, ValueError) as error:
         print(str(error).splitlines()[0], file=sys.stderr)
         sys.exit(2)
-    for key, value in found.items():
+    for key, value in metrics.items():
         print(f"{key} {value:.4g}")
 
 

@@ -68,9 +68,9 @@ def _schedules(config):
     yield "optimizer.weight_decay", schedules.build(config["optimizer"]["weight_decay"], total)
     if config["ema"]:
         yield "ema", schedules.ema_momentum(config["ema"], total)
-    for pattern, value in config["rates"]:
+    for pattern, value in config["lr_multipliers"]:
         if not is_layer_decay(value):
-            yield f"rates: {pattern}", schedules.build(value, total)
+            yield f"lr_multipliers: {pattern}", schedules.build(value, total)
     for stream, parts in config["streams"].items():
         for name, options in parts["objectives"].items():
             for key, value in options.items():

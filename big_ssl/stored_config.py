@@ -4,10 +4,12 @@
 """
 
 import json
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from big_ssl import io
+from big_ssl import __version__, io, version
+from big_ssl.config import ConfigError, validate
 
 
 def get_config(path: str) -> ConfigDict:
@@ -18,7 +20,33 @@ def get_config(path: str) -> ConfigDict:
     config = json.loads(io.as_path(path).read_text())
     if not isinstance(config, dict):
         raise ValueError(f"{path} is no config, but a JSON {type(config).__name__}")
+    folder = io.as_path(path).parent
+    if version.written_by(folder) != __version__:
+        check(config, folder)
     return ConfigDict(_with_tuples(config), convert_dict=True)
+
+
+def check(config: Mapping, folder) -> None:
+    """Raises ConfigError, in one line, if the config in a folder is not valid.
+
+    If another version of big_ssl wrote it, the message names that version and the first key that has changed.
+    """
+    try:
+        validate(config)
+    except ConfigError as error:
+        writer = version.written_by(folder)
+        if writer == __version__:
+            raise ConfigError(f"{folder}/config.json: {error}") from error
+        reason, *_ = str(error).split("; ")  # without the suggestion: the nearest key need not be the new one
+        written = f"{folder}/config.json was written by big_ssl {writer}"
+        raise ConfigError(f"{written}; in {__version__} {reason} (see CHANGELOG.md)") from error
+
+
+def check_workdir(workdir) -> None:
+    """Raises ConfigError, as `check` does, if another version's run left a config in workdir."""
+    path = io.as_path(workdir) / "config.json"
+    if path.exists() and version.written_by(workdir) != __version__:
+        check(json.loads(path.read_text()), workdir)
 
 
 def _with_tuples(value):

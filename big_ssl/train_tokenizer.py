@@ -14,7 +14,8 @@ from absl import app, flags
 
 from big_ssl import io
 from big_ssl.command_line import CONFIG, OUTPUT, parse_flags
-from big_ssl.data import clip_bpe, sentence_piece, sources
+from big_ssl.data import clip_bpe, records, sentence_piece, sources
+from big_ssl.data.records import IMAGE
 from big_ssl.data.tokenizers import TOKENIZERS, train_wordpiece
 
 
@@ -40,9 +41,10 @@ _SIZE = flags.DEFINE_integer("vocab_size", 100_000, "Largest number of entries; 
 def captions(config) -> Iterator[str]:
     """Yields all texts of all streams, in order."""
     for stream in config.streams.values():
-        for record in sources.records(sources.build(stream.data.source)):
-            for candidates in record.texts.values():
-                yield from (text for text in candidates if isinstance(text, str))
+        for entry in sources.entries(stream.data):
+            for record in sources.records(sources.build(entry.source)):
+                for key in (key for key in record if key != IMAGE):
+                    yield from (text for text in records.values(record, key) if isinstance(text, str))
 
 
 def run(kind: str, config, vocab_size: int, output: str) -> int:

@@ -35,8 +35,9 @@ def full() -> dict:
         dtype="bfloat16",
         streams=dict(pairs=_pairs()),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=30_522, length=64),
-        views=dict(image=dict(mean=(0.5,), std=(0.5,), flip=True)),
-        masks=dict(),
+        eval_transform=dict(
+            size=289, resize=346, resize_mode="stretch", filter="bicubic", mean=(0.5,), std=(0.5,)
+        ),
         encoders=dict(
             image=dict(
                 kind="efficientnet",
@@ -45,7 +46,7 @@ def full() -> dict:
                 strides=(1, 2, 2, 2, 1, 2, 1),
                 padding="fixed",  # as in Keras, if a feature map has an odd side
                 drop_connect=0.2,  # open: EfficientNet's default
-                group_size=16,  # open: as in configs/align_l2.py
+                bn_group=16,  # open: as in configs/align_l2.py
                 bn_momentum=0.99,  # open: EfficientNet's default
                 scan=True,
             ),
@@ -63,9 +64,9 @@ def full() -> dict:
             clip_scope="all",
         ),
         learning_rate=dict(kind="linear", peak=2e-3, warmup_steps=40_000, start=0.0, final=0.0),
-        rates=(),
+        lr_multipliers=(),
         ema=0.0,
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
@@ -84,6 +85,7 @@ def full() -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+        predictors=dict(),
     )
 
 
@@ -100,8 +102,16 @@ def _pairs():
                 text_keys=("text",),
             ),
             # Resized to 346 x 346 without regard to the aspect ratio, as TensorFlow resizes.
-            views=dict(image=dict(kind="window", resize=346, crop=289, fit="squash")),
-            captions=dict(text=1.0),
+            fields=dict(
+                image=dict(
+                    kind="image",
+                    crop=dict(kind="random_crop", resize=346, size=289, resize_mode="stretch"),
+                    mean=(0.5,),
+                    std=(0.5,),
+                    flip=True,
+                ),
+                text=dict(kind="text", captions=dict(text=1.0)),
+            ),
             cache_mib=0,
             threads=64,
         ),
@@ -109,9 +119,9 @@ def _pairs():
             contrastive=dict(
                 kind="contrastive",
                 weight=1.0,
-                dim=640,  # the width of the pooled image, which is not projected
+                embed_dim=640,  # the width of the pooled image, which is not projected
                 image_projection=False,
-                text_bias=True,
+                text_projection_bias=True,
                 temperature=1.0,
                 temperature_form="raw",
                 label_smoothing=0.1,
@@ -130,16 +140,17 @@ def demo() -> dict:
         learning_rate=dict(kind="cosine", peak=3e-3, warmup_steps=100, start=0.0, final=0.0),
     )
     pairs = config["streams"]["pairs"]
-    pairs.update(batch_size=128, data=emoji.pairs(resize=36, crop=32))
+    pairs.update(batch_size=128, data=emoji.pairs(pairs["data"]["fields"], resize=36, size=32))
+    config["eval_transform"].update(size=32, resize=36, resize_mode="crop")
     # The logarithm of the temperature is learned: at this learning rate the temperature itself would first
     # triple, and training would start more slowly.
     pairs["objectives"]["contrastive"].update(
-        dim=240, text_bias=False, temperature=0.07, temperature_form="log"
+        embed_dim=240, text_projection_bias=False, temperature=0.07, temperature_form="log"
     )
-    config["views"]["image"]["flip"] = False  # a flipped left arrow is a right arrow
+    pairs["data"]["fields"]["image"]["flip"] = False  # a flipped left arrow is a right arrow
     # Layers are not scanned: a scan saves the compilation of many layers, and few run faster without it.
     config["encoders"]["image"].update(
-        width=0.75, depth=1.0, drop_connect=0.0, group_size=0, bn_momentum=0.9, scan=False
+        width=0.75, depth=1.0, drop_connect=0.0, bn_group=0, bn_momentum=0.9, scan=False
     )
     config["encoders"]["text"].update(width=128, depth=2, heads=2, dropout=0.0, scan=False)
     config["optimizer"].update(
@@ -159,8 +170,8 @@ def tiny() -> dict:
     config["learning_rate"].update(peak=2e-3, warmup_steps=5)
     pairs = config["streams"]["pairs"]
     # Padding of fixed size leaves nothing of 16 pixels.
-    pairs.update(batch_size=16, data=emoji.few_pairs(resize=36, crop=32))
-    pairs["objectives"]["contrastive"].update(dim=80)
+    pairs.update(batch_size=16, data=emoji.few_pairs(pairs["data"]["fields"], resize=36, size=32))
+    pairs["objectives"]["contrastive"].update(embed_dim=80)
     config["encoders"]["image"].update(width=0.25, depth=0.3)
     config["encoders"]["text"].update(width=32, depth=1, heads=1)
     config["evals"] = emoji.evals(("twemoji",), ("fxemoji",))

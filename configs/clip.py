@@ -12,7 +12,7 @@ launch/rehearse.sh.
 
 Values are from section 2.5 and Tables 18 to 20 of the paper. `# open` marks a value that the paper leaves
 open, and names the source of ours. Keys for what others have added: encoders.image.patch_dropout (FLIP),
-contrastive.logit_bias (the sigmoid loss), ema, and init_from with rates for a locked image encoder.
+contrastive.logit_bias (the sigmoid loss), ema, and init_from with lr_multipliers for a locked image encoder.
 """
 
 from typing import Any
@@ -24,29 +24,35 @@ from big_ssl import recipe
 from configs import emoji
 from configs.rehearsal import shrink
 
-# Tables 19 and 20. dim: of the embedding; text: the text encoder's width and heads; image: the image encoder.
+# Tables 18 to 20. peak: the learning rate; size: the image's side; text: the text encoder's width and heads.
 _SMALL, _MEDIUM, _LARGE = dict(width=512, heads=8), dict(width=640, heads=10), dict(width=768, heads=12)
 MODELS: dict[str, dict[str, Any]] = {
     "vitb32": dict(
-        peak=5e-4, dim=512, size=224, text=_SMALL, image=dict(patch=32, width=768, depth=12, heads=12)
+        peak=5e-4, embed_dim=512, size=224, text=_SMALL, image=dict(patch=32, width=768, depth=12, heads=12)
     ),
     "vitb16": dict(
-        peak=5e-4, dim=512, size=224, text=_SMALL, image=dict(patch=16, width=768, depth=12, heads=12)
+        peak=5e-4, embed_dim=512, size=224, text=_SMALL, image=dict(patch=16, width=768, depth=12, heads=12)
     ),
     "vitl14": dict(
-        peak=4e-4, dim=768, size=224, text=_LARGE, image=dict(patch=14, width=1024, depth=24, heads=16)
+        peak=4e-4, embed_dim=768, size=224, text=_LARGE, image=dict(patch=14, width=1024, depth=24, heads=16)
     ),
     # One more epoch at 336 pixels, from the weights of vitl14.
     "vitl14_336": dict(
-        peak=2e-5, dim=768, size=336, text=_LARGE, image=dict(patch=14, width=1024, depth=24, heads=16)
+        peak=2e-5, embed_dim=768, size=336, text=_LARGE, image=dict(patch=14, width=1024, depth=24, heads=16)
     ),
-    "rn50": dict(peak=5e-4, dim=1024, size=224, text=_SMALL, image=dict(width=64, blocks=(3, 4, 6, 3))),
-    "rn101": dict(peak=5e-4, dim=512, size=224, text=_SMALL, image=dict(width=64, blocks=(3, 4, 23, 3))),
-    "rn50x4": dict(peak=5e-4, dim=640, size=288, text=_MEDIUM, image=dict(width=80, blocks=(4, 6, 10, 6))),
-    "rn50x16": dict(peak=4e-4, dim=768, size=384, text=_LARGE, image=dict(width=96, blocks=(6, 8, 18, 8))),
+    "rn50": dict(peak=5e-4, embed_dim=1024, size=224, text=_SMALL, image=dict(width=64, blocks=(3, 4, 6, 3))),
+    "rn101": dict(
+        peak=5e-4, embed_dim=512, size=224, text=_SMALL, image=dict(width=64, blocks=(3, 4, 23, 3))
+    ),
+    "rn50x4": dict(
+        peak=5e-4, embed_dim=640, size=288, text=_MEDIUM, image=dict(width=80, blocks=(4, 6, 10, 6))
+    ),
+    "rn50x16": dict(
+        peak=4e-4, embed_dim=768, size=384, text=_LARGE, image=dict(width=96, blocks=(6, 8, 18, 8))
+    ),
     "rn50x64": dict(
         peak=3.6e-4,
-        dim=1024,
+        embed_dim=1024,
         size=448,
         text=dict(width=1024, heads=16),
         image=dict(width=128, blocks=(3, 15, 36, 10)),
@@ -64,21 +70,15 @@ def full(model: str) -> dict:
     """32 epochs of 400M pairs, 32,768 a step."""
     published, is_vit = MODELS[model], model.startswith("vit")
     size = published["size"]
+    pixels = dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
     return dict(
         name=f"clip_{model}",
         seed=0,
         total_steps=12_207 if model == "vitl14_336" else 390_625,
         dtype="bfloat16",
-        streams=dict(pairs=_pairs(published["dim"], size, is_vit)),
+        streams=dict(pairs=_pairs(published["embed_dim"], size, pixels, is_vit)),
         tokenizer=dict(kind="clip_bpe", vocabulary="clip", size=49_408, length=77),
-        views=dict(
-            image=dict(
-                mean=(0.48145466, 0.4578275, 0.40821073),
-                std=(0.26862954, 0.26130258, 0.27577711),
-                flip=False,
-            )
-        ),
-        masks=dict(),
+        eval_transform=dict(size=size, resize=size, resize_mode="crop", filter="bicubic", **pixels),
         encoders=dict(
             image=_vit(published) if is_vit else _resnet(published),
             text=dict(
@@ -106,9 +106,9 @@ def full(model: str) -> dict:
             clip_scope="all",
         ),
         learning_rate=dict(kind="cosine", peak=published["peak"], warmup_steps=2_000, start=0.0, final=0.0),
-        rates=(),
+        lr_multipliers=(),
         ema=0.0,
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
@@ -127,10 +127,11 @@ def full(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+        predictors=dict(),
     )
 
 
-def _pairs(dim, size, image_projection):
+def _pairs(embed_dim, size, pixels, image_projection):
     return dict(
         batch_size=32_768,
         data=dict(
@@ -143,8 +144,15 @@ def _pairs(dim, size, image_projection):
                 text_keys=("text",),
             ),
             # A random square of the resized image is the only augmentation.
-            views=dict(image=dict(kind="window", resize=size, crop=size, fit="crop")),
-            captions=dict(text=1.0),
+            fields=dict(
+                image=dict(
+                    kind="image",
+                    crop=dict(kind="random_crop", resize=size, size=size, resize_mode="crop"),
+                    **pixels,
+                    flip=False,
+                ),
+                text=dict(kind="text", captions=dict(text=1.0)),
+            ),
             cache_mib=0,
             threads=64,
         ),
@@ -152,9 +160,9 @@ def _pairs(dim, size, image_projection):
             contrastive=dict(
                 kind="contrastive",
                 weight=0.5,  # the mean of both directions; ALIGN's 1.0 is their sum
-                dim=dim,
+                embed_dim=embed_dim,
                 image_projection=image_projection,  # a ResNet's attention pool projects
-                text_bias=False,
+                text_projection_bias=False,
                 temperature=0.07,
                 temperature_form="log",
                 logit_bias=placeholder(float),
@@ -185,8 +193,8 @@ def _resnet(published):
         kind="resnet",
         **published["image"],
         image_size=published["size"],
-        pooled_dim=published["dim"],
-        group_size=0,  # open: batch norm over the whole batch
+        pooled_dim=published["embed_dim"],
+        bn_group=0,  # open: batch norm over the whole batch
         bn_momentum=0.9,  # open: PyTorch's default
         scan=True,
     )
@@ -199,8 +207,10 @@ def demo(model: str) -> dict:
     config["learning_rate"].update(peak=1e-3, warmup_steps=100)
     size = 32 if is_vit else 64
     pairs = config["streams"]["pairs"]
-    pairs.update(batch_size=128, data=emoji.pairs(resize=size + size // 8, crop=size))
-    pairs["objectives"]["contrastive"].update(dim=128)
+    resize = size + size // 8
+    pairs.update(batch_size=128, data=emoji.pairs(pairs["data"]["fields"], resize=resize, size=size))
+    config["eval_transform"].update(size=size, resize=resize)
+    pairs["objectives"]["contrastive"].update(embed_dim=128)
     small: dict = dict(width=16, blocks=(1, 1, 1, 1), pooled_dim=128)
     if is_vit:
         small = dict(patch=4, width=128, depth=4, heads=2)
@@ -217,8 +227,9 @@ def tiny(model: str) -> dict:
     config["checkpoint"].update(every=10)
     config["learning_rate"].update(warmup_steps=5)
     pairs = config["streams"]["pairs"]
-    pairs.update(batch_size=16, data=emoji.few_pairs(resize=36, crop=32))
-    pairs["objectives"]["contrastive"].update(dim=32)
+    pairs.update(batch_size=16, data=emoji.few_pairs(pairs["data"]["fields"], resize=36, size=32))
+    config["eval_transform"].update(size=32, resize=36)
+    pairs["objectives"]["contrastive"].update(embed_dim=32)
     is_vit = config["encoders"]["image"]["kind"] == "vit"
     small = dict(patch=16, width=32, depth=1) if is_vit else dict(width=8, pooled_dim=32)
     config["encoders"]["image"].update(small, image_size=32)

@@ -41,7 +41,7 @@ _LONG: dict[str, Any] = dict(
     prototypes=131_072,
     dino_bottleneck=384,
     two_heads=True,
-    centring=dict(kind="sinkhorn", iterations=3),
+    centering=dict(kind="sinkhorn", iterations=3),
     local_size=98,
 )
 MODELS: dict[str, dict[str, Any]] = {
@@ -75,7 +75,7 @@ MODELS: dict[str, dict[str, Any]] = {
         prototypes=65_536,
         dino_bottleneck=256,
         two_heads=False,
-        centring=dict(kind="centre", momentum=0.9),
+        centering=dict(kind="center", momentum=0.9),
         local_size=96,
     ),
 }
@@ -93,31 +93,19 @@ def full(model: str) -> dict:
     """Two global and eight local crops of each image."""
     published = MODELS[model]
     pixels = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_chance=0.8, grey_chance=0.2)
-    patch, batch_size = published["encoder"]["patch"], published["batch_size"]
+    batch_size = published["batch_size"]
     return dict(
         name=f"dinov2_{model}",
         seed=0,
         total_steps=published["steps"],
         dtype="bfloat16",
         streams=dict(
-            images=dict(batch_size=batch_size, data=_data(published), objectives=_objectives(published))
-        ),
-        tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
-        views=dict(
-            global_crops=dict(**colour, blur_chance=(1.0, 0.1), solarise_chance=(0.0, 0.2)),
-            local_crops=dict(**colour, blur_chance=(0.5,) * 8, solarise_chance=()),
-            image=dict(pixels),
-        ),
-        masks=dict(
-            global_crops=dict(
-                grid=224 // patch,
-                share=0.5,
-                ratio=(0.1, 0.5),
-                min_patches=4,
-                group_size=min(16, published["per_device"]),
+            images=dict(
+                batch_size=batch_size, data=_data(published, pixels), objectives=_objectives(published)
             )
         ),
+        tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
+        eval_transform=dict(size=224, resize=256, resize_mode="crop", filter="bicubic", **pixels),
         encoders=dict(image=_encoder(published)),
         optimizer=dict(
             name="adamw",
@@ -140,12 +128,12 @@ def full(model: str) -> dict:
             start=0.0,
             final=1e-6,
         ),
-        rates=(
+        lr_multipliers=(
             ("/prototype", dict(kind="steps", values=((0, 0.0), (_EPOCH, 1.0)))),
             ("encoders/", dict(kind="layer_decay", decay=published["layer_decay"], patch_embedding=0.2)),
         ),
         ema=dict(kind="cosine", peak=published["ema"], warmup_steps=0, start=0.0, final=1.0),
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed. Eight shards are enough for the state of ViT-g, and keep
         # its exchanges short (docs/performance.md); on fewer devices nothing is sharded.
         mesh=dict(data=-1, fsdp=8, tensor=1),
@@ -165,6 +153,7 @@ def full(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+        predictors=dict(),
     )
 
 
@@ -189,7 +178,10 @@ def _encoder(published):
     )
 
 
-def _data(published):
+def _data(published, pixels):
+    patch = published["encoder"]["patch"]
+    mask_group = min(16, published["per_device"])
+    colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8, grayscale_prob=0.2)
     return dict(
         source=dict(
             kind="tfds",
@@ -199,14 +191,27 @@ def _data(published):
             image_key="image",
             text_keys=(),
         ),
-        views=dict(
-            global_crops=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
-            local_crops=dict(
-                kind="random_resized_crop", size=published["local_size"], scale=(0.05, 0.32), count=8
+        fields=dict(
+            global_crops=dict(
+                kind="image",
+                crop=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
+                **colour,
+                blur_prob=(1.0, 0.1),
+                solarize_prob=(0.0, 0.2),
+                mask=dict(
+                    grid=224 // patch, mask_prob=0.5, ratio=(0.1, 0.5), min_patches=4, mask_group=mask_group
+                ),
             ),
-            image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
+            local_crops=dict(
+                kind="image",
+                crop=dict(
+                    kind="random_resized_crop", size=published["local_size"], scale=(0.05, 0.32), count=8
+                ),
+                **colour,
+                blur_prob=(0.5,) * 8,
+                solarize_prob=(),
+            ),
         ),
-        captions={},
         cache_mib=0,
         threads=64,
     )
@@ -215,7 +220,7 @@ def _data(published):
 def _objectives(published):
     """chunk: how many crops' or patches' logits are in memory at a time; no result depends on it."""
     head = dict(
-        prototypes=published["prototypes"], hidden=2_048, bottleneck=256, layers=3, learn_lengths=True
+        prototypes=published["prototypes"], hidden=2_048, bottleneck=256, layers=3, norm_last_layer=False
     )
     temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=30 * _EPOCH, final=0.07)
     return dict(
@@ -224,7 +229,7 @@ def _objectives(published):
             weight=1.0,
             head=dict(head, bottleneck=published["dino_bottleneck"]),
             teacher_temperature=dict(temperature),
-            centring=dict(published["centring"]),
+            centering=dict(published["centering"]),
             chunk=2,
         ),
         ibot=dict(
@@ -232,18 +237,18 @@ def _objectives(published):
             weight=1.0,
             head=head if published["two_heads"] else "dino",
             teacher_temperature=dict(temperature),
-            centring=dict(published["centring"]),
-            centre_over="masked",
+            centering=dict(published["centering"]),
+            center_over="masked",
             chunk=128,
         ),
-        koleo=dict(kind="koleo", weight=0.1, group_size=published["per_device"], crops=2),
+        koleo=dict(kind="koleo", weight=0.1, koleo_group=published["per_device"], crops=2),
     )
 
 
 def as_released(model: str) -> dict:
-    """With the blur of the published code, which takes the complement of the paper's chances."""
+    """With the blur of the published code, which takes the complement of the paper's probabilities."""
     config = full(model)
-    config["views"]["global_crops"].update(blur_chance=(0.0, 0.9))
+    config["streams"]["images"]["data"]["fields"]["global_crops"].update(blur_prob=(0.0, 0.9))
     return config
 
 
@@ -257,19 +262,20 @@ def highres(model: str) -> dict:
         total_steps=steps,
         remat="full",
         eval_every=2_500,
-        rates=config["rates"][1:],  # the prototypes are not frozen again
+        lr_multipliers=config["lr_multipliers"][1:],  # the prototypes are not frozen again
     )
     config["requires"].update(weights=True)
     rate = config["learning_rate"]
     # open: the paper's learning rate is "lower"; ours is a tenth.
     rate.update(peak=rate["peak"] / 10, warmup_steps=rate["warmup_steps"] * steps // total)
     images = config["streams"]["images"]
-    images["data"]["views"]["global_crops"].update(size=side)
-    images["data"]["views"]["image"].update(resize=side, crop=side)
+    global_crops = images["data"]["fields"]["global_crops"]
+    global_crops["crop"].update(size=side)
+    global_crops["mask"].update(grid=37)
+    config["eval_transform"].update(size=side, resize=side)
     for name in ("dino", "ibot"):
         schedule = images["objectives"][name]["teacher_temperature"]
         schedule["warmup_steps"] = schedule["warmup_steps"] * steps // total
-    config["masks"]["global_crops"].update(grid=37)
     config["encoders"]["image"].update(image_size=side)
     return config
 
@@ -281,18 +287,23 @@ def demo(model: str) -> dict:
     config["learning_rate"].update(peak=1e-3, warmup_steps=40, final=1e-5)
     config["optimizer"].update(b2=0.98)
     images = config["streams"]["images"]
-    images.update(batch_size=128, data=emoji.images(size=48, local_size=24, local_count=4))
+    images.update(
+        batch_size=128,
+        data=emoji.images(images["data"]["fields"], size=48, local_size=24, local_count=4),
+    )
+    fields = images["data"]["fields"]
+    config["eval_transform"].update(size=48, resize=48)
     for name in ("dino", "ibot"):
         objective = images["objectives"][name]
-        # Sinkhorn for all models: a moving centre comes too late for so quick a teacher.
-        objective.update(teacher_temperature=0.04, centring=dict(kind="sinkhorn", iterations=3))
+        # Sinkhorn for all models: a moving center comes too late for so quick a teacher.
+        objective.update(teacher_temperature=0.04, centering=dict(kind="sinkhorn", iterations=3))
         if objective["head"] != "dino":
-            objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False)
-    images["objectives"]["koleo"].update(group_size=0)
-    config["masks"]["global_crops"].update(grid=4, min_patches=2, group_size=16)
+            objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True)
+    images["objectives"]["koleo"].update(koleo_group=0)
+    fields["global_crops"]["mask"].update(grid=4, min_patches=2, mask_group=16)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
-    for view in ("global_crops", "local_crops"):
-        config["views"][view].update(jitter=(), grey_chance=0.0, blur_chance=(), solarise_chance=())
+    for name in ("global_crops", "local_crops"):
+        fields[name].update(jitter=(), grayscale_prob=0.0, blur_prob=(), solarize_prob=())
     config["encoders"]["image"].update(
         patch=12, width=128, depth=4, heads=4, image_size=48, drop_path=0.0, drop_path_groups=1, scan=False
     )
@@ -303,15 +314,19 @@ def demo(model: str) -> dict:
 
 
 def tiny(model: str) -> dict:
-    """Seconds, for tests, with the centring and the layer scale of the recipe."""
+    """Seconds, for tests, with the centering and the layer scale of the recipe."""
     config, published = demo(model), full(model)
     config.update(name=f"dinov2_{model}_tiny", **emoji.few_images_run())
     config["learning_rate"].update(peak=2e-3, warmup_steps=2)
     images = config["streams"]["images"]
-    images.update(batch_size=16, data=emoji.few_images(size=32, local_size=16, local_count=2))
+    images.update(
+        batch_size=16,
+        data=emoji.few_images(images["data"]["fields"], size=32, local_size=16, local_count=2),
+    )
+    config["eval_transform"].update(size=32, resize=32)
     for name in ("dino", "ibot"):
         objective = images["objectives"][name]
-        objective.update(centring=published["streams"]["images"]["objectives"][name]["centring"])
+        objective.update(centering=published["streams"]["images"]["objectives"][name]["centering"])
         if objective["head"] != "dino":
             objective["head"].update(prototypes=64, hidden=32, bottleneck=16)
     config["encoders"]["image"].update(patch=8, width=32, depth=1, heads=2, image_size=32, layer_scale=1e-5)

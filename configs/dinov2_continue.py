@@ -13,7 +13,7 @@ The published backbones come without their heads, and randomly initialised heads
 So only the heads train for the first 1,250 steps; then the backbone does too, at a tenth of their learning
 rate. Nobody has published a recipe for this: values are those of the short run in configs/dinov2.py, and the
 ones marked `# open` are ours, untried at full size. A file teacher_checkpoint.pth of the published code has
-heads, which --from=dinov2 keeps: give the heads their sizes here, and set init_from.skip to ().
+heads, which --from=dinov2 keeps: give the heads their sizes here, and set init_from.exclude to ().
 """
 
 from collections.abc import Callable
@@ -50,7 +50,6 @@ def get_config(arg: str = "") -> ConfigDict:
 def full(model: str) -> dict:
     """25,000 steps of 512 images, with two global and eight local crops of each."""
     pixels = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_chance=0.8, grey_chance=0.2)
     return dict(
         name=f"dinov2_continue_{model.removesuffix('_reg')}",
         seed=0,
@@ -59,17 +58,12 @@ def full(model: str) -> dict:
         streams=dict(
             images=dict(
                 batch_size=512,  # open
-                data=_data(),
+                data=_data(pixels),
                 objectives=_objectives(),
             )
         ),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
-        views=dict(
-            global_crops=dict(**colour, blur_chance=(1.0, 0.1), solarise_chance=(0.0, 0.2)),
-            local_crops=dict(**colour, blur_chance=(0.5,) * 8, solarise_chance=()),
-            image=dict(pixels),
-        ),
-        masks=dict(global_crops=dict(grid=16, share=0.5, ratio=(0.1, 0.5), min_patches=4, group_size=16)),
+        eval_transform=dict(size=224, resize=256, resize_mode="crop", filter="bicubic", **pixels),
         encoders=dict(image=_encoder(model)),
         optimizer=dict(
             name="adamw",
@@ -86,9 +80,9 @@ def full(model: str) -> dict:
         learning_rate=dict(
             kind="cosine", peak=1e-3, warmup_steps=_HEADS_ALONE, start=0.0, final=1e-6
         ),  # open
-        rates=_rates(_HEADS_ALONE),
+        lr_multipliers=_lr_multipliers(_HEADS_ALONE),
         ema=dict(kind="cosine", peak=0.994, warmup_steps=0, start=0.0, final=1.0),  # open: of the long run
-        init_from=dict(path="", skip=("heads/",), copy=()),
+        init_from=dict(path="", exclude=("heads/",), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=8, tensor=1),
         mesh_rules=(),
@@ -107,6 +101,7 @@ def full(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+        predictors=dict(),
     )
 
 
@@ -130,15 +125,27 @@ def _encoder(model):
     )
 
 
-def _data():
+def _data(pixels):
+    colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8, grayscale_prob=0.2)
     return dict(
         source=dict(kind="image_folder", path=""),
-        views=dict(
-            global_crops=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
-            local_crops=dict(kind="random_resized_crop", size=98, scale=(0.05, 0.32), count=8),
-            image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
+        fields=dict(
+            global_crops=dict(
+                kind="image",
+                crop=dict(kind="random_resized_crop", size=224, scale=(0.32, 1.0), count=2),
+                **colour,
+                blur_prob=(1.0, 0.1),
+                solarize_prob=(0.0, 0.2),
+                mask=dict(grid=16, mask_prob=0.5, ratio=(0.1, 0.5), min_patches=4, mask_group=16),
+            ),
+            local_crops=dict(
+                kind="image",
+                crop=dict(kind="random_resized_crop", size=98, scale=(0.05, 0.32), count=8),
+                **colour,
+                blur_prob=(0.5,) * 8,
+                solarize_prob=(),
+            ),
         ),
-        captions={},
         cache_mib=0,
         threads=16,
     )
@@ -146,7 +153,7 @@ def _data():
 
 def _objectives():
     """chunk: how many crops' or patches' logits are in memory at a time; no result depends on it."""
-    head = dict(prototypes=65_536, hidden=2_048, bottleneck=256, layers=3, learn_lengths=True)
+    head = dict(prototypes=65_536, hidden=2_048, bottleneck=256, layers=3, norm_last_layer=False)
     temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=2 * _HEADS_ALONE, final=0.07)
     return dict(
         dino=dict(
@@ -154,7 +161,7 @@ def _objectives():
             weight=1.0,
             head=head,
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
+            centering=dict(kind="center", momentum=0.9),
             chunk=2,
         ),
         ibot=dict(
@@ -162,15 +169,15 @@ def _objectives():
             weight=1.0,
             head="dino",
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
-            centre_over="masked",
+            centering=dict(kind="center", momentum=0.9),
+            center_over="masked",
             chunk=128,
         ),
-        koleo=dict(kind="koleo", weight=0.1, group_size=16, crops=2),
+        koleo=dict(kind="koleo", weight=0.1, koleo_group=16, crops=2),
     )
 
 
-def _rates(heads_alone):
+def _lr_multipliers(heads_alone):
     """The backbone waits for the heads, and then has a tenth of their learning rate."""
     return (("encoders/", dict(kind="steps", values=((0, 0.0), (heads_alone, 0.1)))),)
 
@@ -179,24 +186,32 @@ def demo() -> dict:
     """The small model of configs/dinov2.py:vitl16_short,demo with new heads, on the same emoji drawings."""
     config = full("vits14")
     config.update(name="dinov2_continue_demo", **emoji.images_run())
-    config.update(rates=_rates(50), init_from=dict(path="runs/dinov2_demo", skip=("heads/",), copy=()))
+    config.update(
+        lr_multipliers=_lr_multipliers(50),
+        init_from=dict(path="runs/dinov2_demo", exclude=("heads/",), remap=()),
+    )
     config["learning_rate"].update(peak=1e-3, warmup_steps=40, final=1e-5)
     config["optimizer"].update(b2=0.98)
     images = config["streams"]["images"]
-    images.update(batch_size=128, data=emoji.images(size=48, local_size=24, local_count=4))
+    images.update(
+        batch_size=128,
+        data=emoji.images(images["data"]["fields"], size=48, local_size=24, local_count=4),
+    )
+    fields = images["data"]["fields"]
+    config["eval_transform"].update(size=48, resize=48)
     for name in ("dino", "ibot"):
-        # A moving centre comes too late for so quick a teacher.
+        # A moving center comes too late for so quick a teacher.
         images["objectives"][name].update(
-            teacher_temperature=0.04, centring=dict(kind="sinkhorn", iterations=3)
+            teacher_temperature=0.04, centering=dict(kind="sinkhorn", iterations=3)
         )
     images["objectives"]["dino"]["head"].update(
-        prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False
+        prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True
     )
-    images["objectives"]["koleo"].update(group_size=0)
-    config["masks"]["global_crops"].update(grid=4, min_patches=2)
+    images["objectives"]["koleo"].update(koleo_group=0)
+    fields["global_crops"]["mask"].update(grid=4, min_patches=2)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
-    for view in ("global_crops", "local_crops"):
-        config["views"][view].update(jitter=(), grey_chance=0.0, blur_chance=(), solarise_chance=())
+    for name in ("global_crops", "local_crops"):
+        fields[name].update(jitter=(), grayscale_prob=0.0, blur_prob=(), solarize_prob=())
     config["encoders"]["image"].update(
         patch=12, width=128, depth=4, heads=4, image_size=48, drop_path=0.0, drop_path_groups=1, scan=False
     )
@@ -205,15 +220,19 @@ def demo() -> dict:
 
 
 def tiny() -> dict:
-    """Seconds, for tests, from scratch, with the centring and the layer scale of the recipe."""
+    """Seconds, for tests, from scratch, with the centering and the layer scale of the recipe."""
     config = demo()
     config.update(name="dinov2_continue_tiny", **emoji.few_images_run())
-    config.update(rates=_rates(5), init_from=dict(path="", skip=(), copy=()))
+    config.update(lr_multipliers=_lr_multipliers(5), init_from=dict(path="", exclude=(), remap=()))
     config["learning_rate"].update(peak=2e-3, warmup_steps=2)
     images = config["streams"]["images"]
-    images.update(batch_size=16, data=emoji.few_images(size=32, local_size=16, local_count=2))
+    images.update(
+        batch_size=16,
+        data=emoji.few_images(images["data"]["fields"], size=32, local_size=16, local_count=2),
+    )
+    config["eval_transform"].update(size=32, resize=32)
     for name in ("dino", "ibot"):
-        images["objectives"][name].update(centring=dict(kind="centre", momentum=0.9))
+        images["objectives"][name].update(centering=dict(kind="center", momentum=0.9))
     images["objectives"]["dino"]["head"].update(prototypes=64, hidden=32, bottleneck=16)
     config["encoders"]["image"].update(patch=8, width=32, depth=1, heads=2, image_size=32, layer_scale=1e-5)
     return config

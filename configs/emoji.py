@@ -3,58 +3,72 @@
 TRAINING_STYLES = ("noto", "noto-v1", "emojitwo", "fluent3d", "fluent-flat", "fxemoji")
 
 
-def pairs(resize: int, crop: int) -> dict:
-    """6,803 drawings of 1,541 concepts with their names, as the data of a stream.
+# 6,803 drawings of 1,541 concepts.
+_DRAWINGS = dict(kind="emoji", styles=TRAINING_STYLES, concepts="seen")
+# The 627 of one style, for tests.
+_FEW = dict(kind="emoji", styles=("fxemoji",), concepts="seen")
+
+
+def pairs(fields: dict, resize: int, size: int) -> dict:
+    """The drawings with their names, as the data of a stream.
 
     A concept an item: two drawings of one concept in a batch would be false negatives of each other.
+
+    Args:
+      fields: those of the recipe, whose image keeps its device transforms.
+      resize: the shorter side that a drawing is resized to.
+      size: the side of a random crop of that.
     """
+    crop = dict(kind="random_crop", resize=resize, size=size, resize_mode="crop")
+    captions = dict(label=0.7, name=0.1, short_names=0.1, tags=0.1)
     return dict(
         source=dict(kind="emoji_concepts", styles=TRAINING_STYLES, concepts="seen"),
-        views=dict(image=dict(kind="window", resize=resize, crop=crop, fit="crop")),
-        captions=dict(label=0.7, name=0.1, short_names=0.1, tags=0.1),
+        fields=dict(image=fields["image"] | dict(crop=crop), text=dict(kind="text", captions=captions)),
         cache_mib=128,
         threads=2,
     )
 
 
-def few_pairs(resize: int, crop: int) -> dict:
-    """The 627 drawings of one style, for tests."""
-    return pairs(resize, crop) | dict(source=dict(kind="emoji", styles=("fxemoji",), concepts="seen"))
+def few_pairs(fields: dict, **sizes: int) -> dict:
+    """Those of one style, for tests."""
+    return pairs(fields, **sizes) | dict(source=dict(_FEW))
 
 
-def images(size: int, local_size: int, local_count: int) -> dict:
-    """The same drawings without their names, in crops, as the data of a stream."""
+def images(fields: dict, size: int, local_size: int, local_count: int) -> dict:
+    """The same drawings without their names, in crops, as the data of a stream.
+
+    fields: those of the recipe, whose crops keep their device transforms and their masks.
+    """
     crops = dict(
         global_crops=dict(kind="random_resized_crop", size=size, scale=(0.4, 1.0), count=2),
         local_crops=dict(kind="random_resized_crop", size=local_size, scale=(0.1, 0.4), count=local_count),
-        image=dict(kind="window", resize=size, crop=size, fit="crop"),  # for evaluation
     )
-    source = dict(kind="emoji", styles=TRAINING_STYLES, concepts="seen")
-    return dict(source=source, views=crops, captions={}, cache_mib=128, threads=2)
+    changed = {name: fields[name] | dict(crop=crop) for name, crop in crops.items()}
+    return dict(source=dict(_DRAWINGS), fields=changed, cache_mib=128, threads=2)
 
 
-def few_images(**crops: int) -> dict:
+def few_images(fields: dict, **sizes: int) -> dict:
     """Those of one style, for tests."""
-    return images(**crops) | dict(source=dict(kind="emoji", styles=("fxemoji",), concepts="seen"))
+    return images(fields, **sizes) | dict(source=dict(_FEW))
 
 
 # How many categories there are, as labels.
 CATEGORIES = 10
 
 
-def crops(size: int) -> dict:
-    """The same drawings with their labels, a random crop of each, as the data of a stream."""
-    views = dict(
-        crops=dict(kind="random_resized_crop", size=size, scale=(0.4, 1.0), count=1),
-        image=dict(kind="window", resize=size, crop=size, fit="crop"),  # for evaluation
-    )
-    source = dict(kind="emoji", styles=TRAINING_STYLES, concepts="seen")
-    return dict(source=source, views=views, captions={}, cache_mib=128, threads=2)
+def crops(fields: dict, size: int) -> dict:
+    """The same drawings with their categories, a random crop of each, as the data of a stream.
+
+    fields: those of the recipe, whose crops keep their device transforms.
+    """
+    crop = dict(kind="random_resized_crop", size=size, scale=(0.4, 1.0), count=1)
+    changed = dict(crops=fields["crops"] | dict(crop=crop), label=dict(kind="label", key="category"))
+    return dict(source=dict(_DRAWINGS), fields=changed, cache_mib=128, threads=2)
 
 
-def few_crops(size: int) -> dict:
+def few_crops(fields: dict, size: int) -> dict:
     """Those of one style, for tests."""
-    return crops(size) | dict(source=dict(kind="emoji", styles=("fxemoji",), concepts="seen"))
+    return crops(fields, size) | dict(source=dict(_FEW))
 
 
 def evals(styles=("twemoji", "openmoji"), training_styles=TRAINING_STYLES) -> dict:
@@ -137,7 +151,7 @@ def images_run() -> dict:
         requires=dict(weights=False, preset_here="tiny"),
         # In so few steps a slower teacher would remain the random network that it starts as.
         ema=dict(kind="cosine", peak=0.95, warmup_steps=0, start=0.0, final=0.99),
-        rates=(),
+        lr_multipliers=(),
         log_every=20,
         eval_every=200,
         checkpoint=dict(every=100, keep=2, best=""),

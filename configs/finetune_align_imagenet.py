@@ -47,20 +47,16 @@ def full(model: str) -> dict:
         seed=0,
         total_steps=_EPOCHS * imagenet.EPOCH,
         dtype="bfloat16",
-        streams=dict(images=_images(train=475, evaluate=600)),
+        streams=dict(images=_images(size=475)),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
-        views=dict(
-            crops=dict(mean=(0.5,), std=(0.5,), flip=True),  # open: the scaling
-            image=dict(mean=(0.5,), std=(0.5,), flip=False),
-        ),
-        masks=dict(),
+        eval_transform=_eval_transform(size=600),
         encoders=dict(
             image=dict(
                 kind="efficientnet",
                 **MODELS[model]["encoder"],
                 strides=(1, 2, 2, 2, 1, 2, 1),
                 drop_connect=0.2,  # open
-                group_size=16,  # open
+                bn_group=16,  # open
                 bn_momentum=0.99,  # open
                 scan=True,
             )
@@ -77,9 +73,9 @@ def full(model: str) -> dict:
             clip_scope="all",
         ),
         learning_rate=_decayed(0.01),
-        rates=(("encoders/", 0.1),),
+        lr_multipliers=(("encoders/", 0.1),),
         ema=0.0,
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=MODELS[model]["fsdp"], tensor=1),
         mesh_rules=(),
@@ -98,20 +94,32 @@ def full(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=imagenet.evals(),
+        predictors=dict(),
     )
 
 
-def _images(train, evaluate):
-    """Trains on `train` pixels, and evaluates on the central 0.875 of an image, `evaluate` pixels wide."""
+def _eval_transform(size):
+    """The central 0.875 of an image, `size` pixels wide."""
+    return dict(
+        size=size,
+        resize=round(size / 0.875),
+        resize_mode="crop",
+        filter="bicubic",
+        mean=(0.5,),
+        std=(0.5,),
+    )
+
+
+def _images(size):
+    """Random crops of `size` pixels."""
     return dict(
         batch_size=imagenet.BATCH,
-        data=imagenet.data(size=train, resize=round(evaluate / 0.875), crop=evaluate),
+        data=imagenet.data(size=size, mean=(0.5,), std=(0.5,), flip=True),  # open: the scaling
         objectives=dict(
             classification=dict(
                 kind="classification",
                 weight=1.0,
                 classes=imagenet.CLASSES,
-                label="label",
                 view="crops",
                 loss="softmax",
             )
@@ -124,11 +132,12 @@ def frozen(model: str) -> dict:
     config = full(model)
     config.update(
         name=f"align_{model}_imagenet_frozen",
-        init_from=dict(path="", skip=("heads/",), copy=()),
+        init_from=dict(path="", exclude=("heads/",), remap=()),
         learning_rate=_decayed(0.1),
-        rates=(("encoders/", 0.0),),
+        lr_multipliers=(("encoders/", 0.0),),
     )
-    config["streams"].update(images=_images(train=289, evaluate=360))
+    config["streams"].update(images=_images(size=289))
+    config["eval_transform"] = _eval_transform(size=360)
     return config
 
 
@@ -148,19 +157,20 @@ def demo() -> dict:
         remat="none",
         mesh=dict(data=-1, fsdp=1, tensor=1),
         requires=dict(weights=False, preset_here="tiny"),
-        init_from=dict(path="", skip=("heads/",), copy=()),
+        init_from=dict(path="", exclude=("heads/",), remap=()),
         learning_rate=dict(kind="steps", values=((0, 0.05), (300, 0.01))),
-        rates=(),  # from scratch all layers learn alike
+        lr_multipliers=(),  # from scratch all layers learn alike
         log_every=20,
         eval_every=100,
         checkpoint=dict(every=100, keep=2, best="eval/classification/twemoji/top1"),
         evals=emoji.classified(),
     )
     images = config["streams"]["images"]
-    images.update(batch_size=128, data=emoji.crops(size=32))
-    images["objectives"]["classification"].update(classes=emoji.CATEGORIES, label="category")
+    images.update(batch_size=128, data=emoji.crops(images["data"]["fields"], size=32))
+    images["objectives"]["classification"].update(classes=emoji.CATEGORIES)
+    config["eval_transform"].update(size=32, resize=32)
     config["encoders"]["image"].update(
-        width=0.75, depth=1.0, drop_connect=0.0, group_size=0, bn_momentum=0.9, scan=False
+        width=0.75, depth=1.0, drop_connect=0.0, bn_group=0, bn_momentum=0.9, scan=False
     )
     return config
 
@@ -172,6 +182,8 @@ def tiny() -> dict:
     config.update(evals=emoji.classified(("fxemoji",)))
     config["checkpoint"].update(every=5, best="eval/classification/fxemoji/top1")
     config["learning_rate"].update(values=((0, 0.05), (8, 0.01)))
-    config["streams"]["images"].update(batch_size=16, data=emoji.few_crops(size=16))
+    images = config["streams"]["images"]
+    images.update(batch_size=16, data=emoji.few_crops(images["data"]["fields"], size=16))
+    config["eval_transform"].update(size=16, resize=16)
     config["encoders"]["image"].update(width=0.25, depth=0.3)
     return config

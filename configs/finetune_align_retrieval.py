@@ -27,14 +27,14 @@ MODELS: dict[str, dict[str, Any]] = {
         image=dict(width=4.3, depth=5.3),
         text=dict(width=1024, depth=24, heads=16),
         vocabulary=100_000,
-        dim=1376,
+        embed_dim=1376,
         fsdp=16,
     ),
     "base": dict(
         image=dict(width=2.0, depth=3.1, padding="fixed"),
         text=dict(width=768, depth=12, heads=12),
         vocabulary=30_522,
-        dim=640,
+        embed_dim=640,
         fsdp=1,
     ),
 }
@@ -55,17 +55,18 @@ def coco(model: str) -> dict:
         seed=0,
         total_steps=6_000,
         dtype="bfloat16",
-        streams=dict(pairs=_pairs(sizes["dim"])),
+        streams=dict(pairs=_pairs(sizes["embed_dim"])),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=sizes["vocabulary"], length=64),
-        views=dict(image=dict(mean=(0.5,), std=(0.5,), flip=True)),  # open: as COYO scales
-        masks=dict(),
+        eval_transform=dict(
+            size=289, resize=346, resize_mode="stretch", filter="bicubic", mean=(0.5,), std=(0.5,)
+        ),
         encoders=dict(
             image=dict(
                 kind="efficientnet",
                 **sizes["image"],
                 strides=(1, 2, 2, 2, 1, 2, 1),
                 drop_connect=0.2,  # open: EfficientNet's default
-                group_size=16,  # open: a TPU v3 core's 16 examples in pre-training
+                bn_group=16,  # open: a TPU v3 core's 16 examples in pre-training
                 bn_momentum=0.99,  # open: EfficientNet's default
                 scan=True,
             ),
@@ -84,9 +85,9 @@ def coco(model: str) -> dict:
         ),
         # The paper speaks of an initial rate; the warm-up of pre-training is longer than all of this.
         learning_rate=dict(kind="linear", peak=1e-5, warmup_steps=0, start=0.0, final=0.0),
-        rates=(),
+        lr_multipliers=(),
         ema=0.0,
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=sizes["fsdp"], tensor=1),
         mesh_rules=(),
@@ -105,10 +106,11 @@ def coco(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+        predictors=dict(),
     )
 
 
-def _pairs(dim):
+def _pairs(embed_dim):
     return dict(
         batch_size=2_048,
         data=dict(
@@ -121,8 +123,16 @@ def _pairs(dim):
                 text_keys=("captions/text",),
             ),
             # Resized to 346 x 346 without regard to the aspect ratio, as TensorFlow resizes.
-            views=dict(image=dict(kind="window", resize=346, crop=289, fit="squash")),
-            captions={"captions/text": 1.0},
+            fields=dict(
+                image=dict(
+                    kind="image",
+                    crop=dict(kind="random_crop", resize=346, size=289, resize_mode="stretch"),
+                    mean=(0.5,),  # open: as COYO scales
+                    std=(0.5,),
+                    flip=True,
+                ),
+                text=dict(kind="text", captions={"captions/text": 1.0}),
+            ),
             cache_mib=0,
             threads=64,
         ),
@@ -130,9 +140,9 @@ def _pairs(dim):
             contrastive=dict(
                 kind="contrastive",
                 weight=1.0,
-                dim=dim,  # the width of the pooled image, which is not projected
+                embed_dim=embed_dim,  # the width of the pooled image, which is not projected
                 image_projection=False,
-                text_bias=True,
+                text_projection_bias=True,
                 temperature=1.0,
                 temperature_form="raw",
                 label_smoothing=0.1,
@@ -159,13 +169,14 @@ def tiny() -> dict:
     config["learning_rate"].update(kind="cosine")
     config["evals"] = emoji.evals(("twemoji",), ("fxemoji",))
     pairs = config["streams"]["pairs"]
-    pairs.update(batch_size=16, data=emoji.few_pairs(resize=18, crop=16))
+    pairs.update(batch_size=16, data=emoji.few_pairs(pairs["data"]["fields"], resize=18, size=16))
+    config["eval_transform"].update(size=16, resize=18, resize_mode="crop")
     pairs["objectives"]["contrastive"].update(
-        dim=80, text_bias=False, temperature=0.07, temperature_form="log"
+        embed_dim=80, text_projection_bias=False, temperature=0.07, temperature_form="log"
     )
-    config["views"]["image"]["flip"] = False
+    pairs["data"]["fields"]["image"]["flip"] = False
     config["encoders"]["image"].update(
-        width=0.25, depth=0.3, drop_connect=0.0, group_size=0, bn_momentum=0.9, scan=False
+        width=0.25, depth=0.3, drop_connect=0.0, bn_group=0, bn_momentum=0.9, scan=False
     )
     config["encoders"]["text"].update(width=32, depth=1, heads=1, dropout=0.0, scan=False)
     config["optimizer"].update(

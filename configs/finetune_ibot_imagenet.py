@@ -65,13 +65,9 @@ def full(model: str) -> dict:
         seed=0,
         total_steps=published["epochs"] * imagenet.EPOCH,
         dtype="bfloat16",
-        streams=dict(images=_images()),
+        streams=dict(images=_images(published["mix_group"])),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
-        views=dict(
-            crops=dict(**imagenet.PIXELS, flip=True, mixup=0.8, cutmix=1.0, mix_group=published["mix_group"]),
-            image=dict(imagenet.PIXELS),
-        ),
-        masks=dict(),
+        eval_transform=dict(size=224, resize=256, resize_mode="crop", filter="bicubic", **imagenet.PIXELS),
         encoders=dict(
             image=dict(
                 kind="vit",
@@ -105,10 +101,10 @@ def full(model: str) -> dict:
             start=0.0,
             final=1e-6,
         ),
-        rates=(("encoders/", dict(kind="layer_decay", decay=published["decay"])),),
+        lr_multipliers=(("encoders/", dict(kind="layer_decay", decay=published["decay"])),),
         ema=0.0,
         # The heads of a run are of no use here, and published backbones have no mask token.
-        init_from=dict(path="", skip=("heads/", "mask_token$"), copy=()),
+        init_from=dict(path="", exclude=("heads/", "mask_token$"), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
@@ -127,19 +123,21 @@ def full(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=imagenet.evals(),
+        predictors=dict(),
     )
 
 
-def _images():
+def _images(mix_group):
     return dict(
         batch_size=imagenet.BATCH,
-        data=imagenet.data(size=224, resize=256, crop=224),
+        data=imagenet.data(
+            size=224, **imagenet.PIXELS, flip=True, mixup=0.8, cutmix=1.0, mix_group=mix_group
+        ),
         objectives=dict(
             classification=dict(
                 kind="classification",
                 weight=1.0,
                 classes=imagenet.CLASSES,
-                label="label",
                 view="crops",
                 loss="softmax",
                 label_smoothing=0.1,
@@ -157,7 +155,7 @@ def demo() -> dict:
         dtype="float32",
         remat="none",
         requires=dict(weights=False, preset_here="tiny"),
-        rates=(("encoders/", dict(kind="layer_decay", decay=0.9)),),
+        lr_multipliers=(("encoders/", dict(kind="layer_decay", decay=0.9)),),
         log_every=20,
         eval_every=150,
         checkpoint=dict(every=150, keep=2, best="eval/classification/twemoji/top1"),
@@ -166,9 +164,10 @@ def demo() -> dict:
     config["learning_rate"].update(peak=2e-3, warmup_steps=60)
     config["optimizer"].update(b2=0.98)
     images = config["streams"]["images"]
-    images.update(batch_size=128, data=emoji.crops(size=48))
-    images["objectives"]["classification"].update(classes=emoji.CATEGORIES, label="category")
-    config["views"]["crops"].update(mix_group=16)
+    images.update(batch_size=128, data=emoji.crops(images["data"]["fields"], size=48))
+    images["data"]["fields"]["crops"].update(mix_group=16)
+    images["objectives"]["classification"].update(classes=emoji.CATEGORIES)
+    config["eval_transform"].update(size=48, resize=48)
     config["encoders"]["image"].update(
         patch=12, width=128, depth=4, heads=4, image_size=48, drop_path=0.0, scan=False
     )
@@ -182,7 +181,9 @@ def tiny() -> dict:
     config.update(evals=emoji.classified(("fxemoji",)))
     config["checkpoint"].update(every=5, best="eval/classification/fxemoji/top1")
     config["learning_rate"].update(warmup_steps=2)
-    config["streams"]["images"].update(batch_size=16, data=emoji.few_crops(size=32))
-    config["views"]["crops"].update(mix_group=4)
+    images = config["streams"]["images"]
+    images.update(batch_size=16, data=emoji.few_crops(images["data"]["fields"], size=32))
+    images["data"]["fields"]["crops"].update(mix_group=4)
+    config["eval_transform"].update(size=32, resize=32)
     config["encoders"]["image"].update(patch=8, width=32, depth=1, heads=2, image_size=32)
     return config

@@ -49,20 +49,14 @@ def get_config(arg: str = "") -> ConfigDict:
 def full() -> dict:
     """CLIP's two encoders with DINOv2's ViT blocks, and four objectives."""
     pixels = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_chance=0.8, grey_chance=0.2)
     return dict(
         name="hybrid_clip_dinov2",
         seed=0,
         total_steps=390_625,
         dtype="bfloat16",
-        streams=dict(pairs=_pairs()),
+        streams=dict(pairs=_pairs(pixels)),
         tokenizer=dict(kind="clip_bpe", vocabulary="clip", size=49_408, length=77),
-        views=dict(
-            global_crops=dict(**colour, blur_chance=(1.0, 0.1), solarise_chance=(0.0, 0.2)),
-            local_crops=dict(**colour, blur_chance=(0.5,) * 8, solarise_chance=()),
-            image=dict(pixels),
-        ),
-        masks=dict(global_crops=dict(grid=14, share=0.5, ratio=(0.1, 0.5), min_patches=4, group_size=16)),
+        eval_transform=dict(size=224, resize=224, resize_mode="crop", filter="bicubic", **pixels),
         encoders=_encoders(),
         optimizer=dict(
             name="adamw",
@@ -76,9 +70,9 @@ def full() -> dict:
             clip_scope="part",
         ),
         learning_rate=dict(kind="cosine", peak=5e-4, warmup_steps=2_000, start=0.0, final=0.0),
-        rates=(("/prototype", dict(kind="steps", values=((0, 0.0), (_EPOCH, 1.0)))),),
+        lr_multipliers=(("/prototype", dict(kind="steps", values=((0, 0.0), (_EPOCH, 1.0)))),),
         ema=dict(kind="linear", peak=0.996, warmup_steps=0, start=0.996, final=0.996),
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
@@ -97,6 +91,7 @@ def full() -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+        predictors=dict(),
     )
 
 
@@ -136,7 +131,8 @@ def _encoders():
     )
 
 
-def _pairs():
+def _pairs(pixels):
+    colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8, grayscale_prob=0.2)
     return dict(
         batch_size=32_768,
         data=dict(
@@ -148,12 +144,29 @@ def _pairs():
                 image_key="image",
                 text_keys=("text",),
             ),
-            views=dict(
-                image=dict(kind="window", resize=224, crop=224, fit="crop"),
-                global_crops=dict(kind="random_resized_crop", size=224, scale=(0.4, 1.0), count=2),
-                local_crops=dict(kind="random_resized_crop", size=96, scale=(0.05, 0.4), count=8),
+            fields=dict(
+                image=dict(
+                    kind="image",
+                    crop=dict(kind="random_crop", resize=224, size=224, resize_mode="crop"),
+                    **pixels,
+                ),
+                global_crops=dict(
+                    kind="image",
+                    crop=dict(kind="random_resized_crop", size=224, scale=(0.4, 1.0), count=2),
+                    **colour,
+                    blur_prob=(1.0, 0.1),
+                    solarize_prob=(0.0, 0.2),
+                    mask=dict(grid=14, mask_prob=0.5, ratio=(0.1, 0.5), min_patches=4, mask_group=16),
+                ),
+                local_crops=dict(
+                    kind="image",
+                    crop=dict(kind="random_resized_crop", size=96, scale=(0.05, 0.4), count=8),
+                    **colour,
+                    blur_prob=(0.5,) * 8,
+                    solarize_prob=(),
+                ),
+                text=dict(kind="text", captions=dict(text=1.0)),
             ),
-            captions=dict(text=1.0),
             cache_mib=0,
             threads=64,
         ),
@@ -163,15 +176,15 @@ def _pairs():
 
 def _objectives():
     """chunk: how many crops' or patches' logits are in memory at a time; no result depends on it."""
-    head = dict(prototypes=65_536, hidden=2_048, bottleneck=256, layers=3, learn_lengths=True)
+    head = dict(prototypes=65_536, hidden=2_048, bottleneck=256, layers=3, norm_last_layer=False)
     temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=30 * _EPOCH, final=0.07)
     return dict(
         contrastive=dict(
             kind="contrastive",
             weight=0.5,  # the mean of both directions
-            dim=512,
+            embed_dim=512,
             image_projection=True,
-            text_bias=False,
+            text_projection_bias=False,
             temperature=0.07,
             temperature_form="log",
             logit_bias=placeholder(float),
@@ -182,7 +195,7 @@ def _objectives():
             weight=1.0,
             head=head,
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
+            centering=dict(kind="center", momentum=0.9),
             chunk=2,
         ),
         ibot=dict(
@@ -190,29 +203,36 @@ def _objectives():
             weight=1.0,
             head="dino",
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
-            centre_over="masked",
+            centering=dict(kind="center", momentum=0.9),
+            center_over="masked",
             chunk=128,
         ),
-        koleo=dict(kind="koleo", weight=0.1, group_size=64, crops=2),
+        koleo=dict(kind="koleo", weight=0.1, koleo_group=64, crops=2),
     )
 
 
 def contrastive(config: dict) -> dict:
     """CLIP's half: the other objectives, their masks and their crops are left out."""
-    objectives = config["streams"]["pairs"]["objectives"]
+    pairs = config["streams"]["pairs"]
     for name in ("dino", "ibot", "koleo"):
-        del objectives[name]
-    config.update(name=f"{config['name']}_contrastive", masks={}, rates=())
+        del pairs["objectives"][name]
+    for name in ("global_crops", "local_crops"):
+        del pairs["data"]["fields"][name]
+    config.update(name=f"{config['name']}_contrastive", lr_multipliers=())
     return config
 
 
 def self_supervised(config: dict) -> dict:
     """DINOv2's half: the texts and the evaluators that need them are left out."""
     config.update(name=f"{config['name']}_self_supervised")
-    del config["streams"]["pairs"]["objectives"]["contrastive"], config["encoders"]["text"]
+    pairs = config["streams"]["pairs"]
+    del pairs["objectives"]["contrastive"], config["encoders"]["text"]
+    for name in ("image", "text"):
+        del pairs["data"]["fields"][name]
     config["evals"] = {
-        name: options for name, options in config["evals"].items() if options["kind"] not in suite.OF_TEXTS
+        name: options
+        for name, options in config["evals"].items()
+        if "encode_text" not in suite.EVALUATORS[options["kind"]].requires
     }
     return config
 
@@ -224,20 +244,22 @@ def demo() -> dict:
     config.update(tokenizer=dict(emoji.TOKENIZER), evals=emoji.evals() | config["evals"])
     config["learning_rate"].update(peak=1e-3, warmup_steps=40, final=1e-5)
     pairs = config["streams"]["pairs"]
-    crops = emoji.images(size=48, local_size=24, local_count=4)["views"]
-    pairs.update(batch_size=128, data=emoji.pairs(resize=54, crop=48))
-    pairs["data"].update(views=crops | pairs["data"]["views"])
+    crops = emoji.images(pairs["data"]["fields"], size=48, local_size=24, local_count=4)["fields"]
+    pairs.update(batch_size=128, data=emoji.pairs(pairs["data"]["fields"], resize=54, size=48))
+    pairs["data"].update(fields=crops | pairs["data"]["fields"])
+    fields = pairs["data"]["fields"]
+    config["eval_transform"].update(size=48, resize=54)
     objectives = pairs["objectives"]
-    objectives["contrastive"].update(dim=128)
+    objectives["contrastive"].update(embed_dim=128)
     for name in ("dino", "ibot"):
-        # A moving centre comes too late for so quick a teacher.
-        objectives[name].update(teacher_temperature=0.04, centring=dict(kind="sinkhorn", iterations=3))
-    objectives["dino"]["head"].update(prototypes=4_096, hidden=512, bottleneck=128, learn_lengths=False)
-    objectives["koleo"].update(group_size=0)
-    config["masks"]["global_crops"].update(grid=4, min_patches=2)
+        # A moving center comes too late for so quick a teacher.
+        objectives[name].update(teacher_temperature=0.04, centering=dict(kind="sinkhorn", iterations=3))
+    objectives["dino"]["head"].update(prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True)
+    objectives["koleo"].update(koleo_group=0)
+    fields["global_crops"]["mask"].update(grid=4, min_patches=2)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
-    for view in ("global_crops", "local_crops"):
-        config["views"][view].update(jitter=(), grey_chance=0.0, blur_chance=(), solarise_chance=())
+    for name in ("global_crops", "local_crops"):
+        fields[name].update(jitter=(), grayscale_prob=0.0, blur_prob=(), solarize_prob=())
     config["encoders"]["image"].update(
         patch=12, width=128, depth=4, heads=4, image_size=48, drop_path=0.0, drop_path_groups=1, scan=False
     )
@@ -249,19 +271,20 @@ def demo() -> dict:
 
 
 def tiny() -> dict:
-    """Seconds, for tests, with the centring and the layer scale of the recipe."""
+    """Seconds, for tests, with the centering and the layer scale of the recipe."""
     config = demo()
     config.update(name="hybrid_tiny", **emoji.few_images_run())
     config["evals"] = emoji.evals(("twemoji",), ("fxemoji",)) | config["evals"]
     config["learning_rate"].update(peak=2e-3, warmup_steps=2)
     pairs = config["streams"]["pairs"]
-    crops = emoji.few_images(size=32, local_size=16, local_count=2)["views"]
-    pairs.update(batch_size=16, data=emoji.few_pairs(resize=36, crop=32))
-    pairs["data"].update(views=crops | pairs["data"]["views"])
+    crops = emoji.few_images(pairs["data"]["fields"], size=32, local_size=16, local_count=2)["fields"]
+    pairs.update(batch_size=16, data=emoji.few_pairs(pairs["data"]["fields"], resize=36, size=32))
+    pairs["data"].update(fields=crops | pairs["data"]["fields"])
+    config["eval_transform"].update(size=32, resize=36)
     objectives = pairs["objectives"]
-    objectives["contrastive"].update(dim=32)
+    objectives["contrastive"].update(embed_dim=32)
     for name in ("dino", "ibot"):
-        objectives[name].update(centring=dict(kind="centre", momentum=0.9))
+        objectives[name].update(centering=dict(kind="center", momentum=0.9))
     objectives["dino"]["head"].update(prototypes=64, hidden=32, bottleneck=16)
     config["encoders"]["image"].update(patch=8, width=32, depth=1, heads=2, image_size=32, layer_scale=1e-5)
     config["encoders"]["text"].update(width=32, depth=1)

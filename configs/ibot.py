@@ -7,7 +7,7 @@
 Models: `vits16` (the default), `vitb16` and `vitl16`. Presets: `demo` trains a small model on the embedded
 emoji drawings without their names, in minutes on two CPU cores; `tiny` is the demo in seconds, for tests;
 `rehearsal` is for launch/rehearse.sh. With the weight of one objective at 0 the other remains: DINO, or
-masked image modelling alone. The demo has DINOv2's KoLeo too, and its Sinkhorn in place of a moving centre.
+masked image modelling alone. The demo has DINOv2's KoLeo too, and its Sinkhorn in place of a moving center.
 
 Values are from the paper and the README of the published code; for B and L also from what others report of
 their argument files, which are no longer public. What differs from the published code, and why:
@@ -26,7 +26,7 @@ from configs.rehearsal import shrink
 
 # peak: the learning rate for 256 images a step. scale: the smallest area of a global crop. rise, frozen: the
 # epochs in which the teacher's temperature rises, and in which the prototypes are frozen.
-_LARGE = dict(peak=7.5e-4, final=2e-6, scale=0.32, learn_lengths=False, rise=50, frozen=3, clip_norm=0.3)
+_LARGE = dict(peak=7.5e-4, final=2e-6, scale=0.32, norm_last_layer=True, rise=50, frozen=3, clip_norm=0.3)
 MODELS: dict[str, dict[str, Any]] = {
     "vits16": dict(
         encoder=dict(patch=16, width=384, depth=12, heads=6),
@@ -34,7 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
         peak=5e-4,
         final=1e-6,
         scale=0.25,
-        learn_lengths=True,
+        norm_last_layer=False,
         rise=30,
         frozen=1,
         clip_norm=3.0,
@@ -56,22 +56,18 @@ def full(model: str) -> dict:
     """1,024 images a step, with two global and ten local crops of each."""
     published = MODELS[model]
     pixels = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_chance=0.8, grey_chance=0.2)
     return dict(
         name=f"ibot_{model}",
         seed=0,
         total_steps=published["epochs"] * _EPOCH,
         dtype="bfloat16",
         streams=dict(
-            images=dict(batch_size=_BATCH, data=_data(published["scale"]), objectives=_objectives(published))
+            images=dict(
+                batch_size=_BATCH, data=_data(published["scale"], pixels), objectives=_objectives(published)
+            )
         ),
         tokenizer=dict(kind="wordpiece", vocabulary="", size=1, length=1),  # there are no texts
-        views=dict(
-            global_crops=dict(**colour, blur_chance=(1.0, 0.1), solarise_chance=(0.0, 0.2)),
-            local_crops=dict(**colour, blur_chance=(0.5,) * 10, solarise_chance=()),
-            image=dict(pixels),
-        ),
-        masks=dict(global_crops=dict(grid=14, share=0.5, ratio=(0.1, 0.5), min_patches=16, group_size=16)),
+        eval_transform=dict(size=224, resize=256, resize_mode="crop", filter="bicubic", **pixels),
         encoders=dict(image=_encoder(published["encoder"])),
         optimizer=dict(
             name="adamw",
@@ -92,9 +88,11 @@ def full(model: str) -> dict:
             start=0.0,
             final=published["final"],
         ),
-        rates=(("/prototype", dict(kind="steps", values=((0, 0.0), (published["frozen"] * _EPOCH, 1.0)))),),
+        lr_multipliers=(
+            ("/prototype", dict(kind="steps", values=((0, 0.0), (published["frozen"] * _EPOCH, 1.0)))),
+        ),
         ema=dict(kind="cosine", peak=0.996, warmup_steps=0, start=0.0, final=1.0),
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
@@ -113,6 +111,7 @@ def full(model: str) -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+        predictors=dict(),
     )
 
 
@@ -131,7 +130,8 @@ def _encoder(size):
     )
 
 
-def _data(scale):
+def _data(scale, pixels):
+    colour = dict(**pixels, flip=True, jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8, grayscale_prob=0.2)
     return dict(
         source=dict(
             kind="tfds",
@@ -141,12 +141,23 @@ def _data(scale):
             image_key="image",
             text_keys=(),
         ),
-        views=dict(
-            global_crops=dict(kind="random_resized_crop", size=224, scale=(scale, 1.0), count=2),
-            local_crops=dict(kind="random_resized_crop", size=96, scale=(0.05, scale), count=10),
-            image=dict(kind="window", resize=256, crop=224, fit="crop"),  # for evaluation
+        fields=dict(
+            global_crops=dict(
+                kind="image",
+                crop=dict(kind="random_resized_crop", size=224, scale=(scale, 1.0), count=2),
+                **colour,
+                blur_prob=(1.0, 0.1),
+                solarize_prob=(0.0, 0.2),
+                mask=dict(grid=14, mask_prob=0.5, ratio=(0.1, 0.5), min_patches=16, mask_group=16),
+            ),
+            local_crops=dict(
+                kind="image",
+                crop=dict(kind="random_resized_crop", size=96, scale=(0.05, scale), count=10),
+                **colour,
+                blur_prob=(0.5,) * 10,
+                solarize_prob=(),
+            ),
         ),
-        captions={},
         cache_mib=0,
         threads=64,
     )
@@ -165,18 +176,18 @@ def _objectives(published):
                 hidden=2_048,
                 bottleneck=256,
                 layers=3,
-                learn_lengths=published["learn_lengths"],
+                norm_last_layer=published["norm_last_layer"],
             ),
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
+            centering=dict(kind="center", momentum=0.9),
         ),
         ibot=dict(
             kind="ibot",
             weight=1.0,
             head="dino",  # one head for both, as in all published runs
             teacher_temperature=dict(temperature),
-            centring=dict(kind="centre", momentum=0.9),
-            centre_over="all",
+            centering=dict(kind="center", momentum=0.9),
+            center_over="all",
         ),
     )
 
@@ -188,18 +199,23 @@ def demo(model: str) -> dict:
     config["learning_rate"].update(peak=2e-3, warmup_steps=40, final=1e-5)
     config["optimizer"].update(b2=0.98, clip_norm=3.0)
     images = config["streams"]["images"]
-    images.update(batch_size=128, data=emoji.images(size=48, local_size=24, local_count=4))
-    # DINOv2's Sinkhorn: a moving centre comes too late for so quick a teacher, and after 50 steps few
+    images.update(
+        batch_size=128,
+        data=emoji.images(images["data"]["fields"], size=48, local_size=24, local_count=4),
+    )
+    fields = images["data"]["fields"]
+    config["eval_transform"].update(size=48, resize=48)
+    # DINOv2's Sinkhorn: a moving center comes too late for so quick a teacher, and after 50 steps few
     # prototypes are in use. DINOv2's KoLeo: without it drawings crowd together.
-    changes = dict(teacher_temperature=0.04, centring=dict(kind="sinkhorn", iterations=3))
-    head = dict(prototypes=4_096, hidden=512, bottleneck=128, layers=3, learn_lengths=False)
+    changes = dict(teacher_temperature=0.04, centering=dict(kind="sinkhorn", iterations=3))
+    head = dict(prototypes=4_096, hidden=512, bottleneck=128, layers=3, norm_last_layer=True)
     images["objectives"]["dino"].update(changes, head=head)
     images["objectives"]["ibot"].update(changes)
-    images["objectives"]["koleo"] = dict(kind="koleo", weight=0.1, group_size=0)
-    config["masks"]["global_crops"].update(grid=4, min_patches=2)
+    images["objectives"]["koleo"] = dict(kind="koleo", weight=0.1, koleo_group=0)
+    fields["global_crops"]["mask"].update(grid=4, min_patches=2)
     # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
-    for view in ("global_crops", "local_crops"):
-        config["views"][view].update(jitter=(), grey_chance=0.0, blur_chance=(), solarise_chance=())
+    for name in ("global_crops", "local_crops"):
+        fields[name].update(jitter=(), grayscale_prob=0.0, blur_prob=(), solarize_prob=())
     config["encoders"]["image"].update(
         patch=12, width=128, depth=4, heads=4, image_size=48, drop_path=0.0, scan=False
     )
@@ -207,15 +223,19 @@ def demo(model: str) -> dict:
 
 
 def tiny(model: str) -> dict:
-    """Seconds, for tests: the recipe's two objectives and its moving centre, on drawings of one style."""
+    """Seconds, for tests: the recipe's two objectives and its moving center, on drawings of one style."""
     config = demo(model)
     config.update(name=f"ibot_{model}_tiny", **emoji.few_images_run())
     config["learning_rate"].update(warmup_steps=2)
     images = config["streams"]["images"]
-    images.update(batch_size=16, data=emoji.few_images(size=32, local_size=16, local_count=2))
+    images.update(
+        batch_size=16,
+        data=emoji.few_images(images["data"]["fields"], size=32, local_size=16, local_count=2),
+    )
+    config["eval_transform"].update(size=32, resize=32)
     images["objectives"]["dino"]["head"].update(prototypes=64, hidden=32, bottleneck=16)
     for name in ("dino", "ibot"):
-        images["objectives"][name].update(centring=dict(kind="centre", momentum=0.9))
+        images["objectives"][name].update(centering=dict(kind="center", momentum=0.9))
     del images["objectives"]["koleo"]
     config["encoders"]["image"].update(patch=8, width=32, depth=1, heads=2, image_size=32)
     return config

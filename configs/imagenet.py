@@ -8,22 +8,19 @@ PIXELS = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 BEST = "eval/classification/imagenet/top1"
 
 
-def data(size: int, resize: int, crop: int) -> dict:
-    """The data of a stream.
+def data(size: int, **transforms) -> dict:
+    """The data of a stream: random crops of `size` pixels with their labels.
 
-    Args:
-      size: The side of a training image, a random crop, in pixels.
-      resize: The shorter side that an image is resized to for evaluation.
-      crop: The side of the central crop of that.
+    transforms: what happens to the crops on the device, see data/fields/image.py.
     """
+    # The usual range of areas (Szegedy et al. 2015, arXiv 1409.4842).
+    crop = dict(kind="random_resized_crop", size=size, scale=(0.08, 1.0), count=1)
     return dict(
         source=_split("train"),
-        views=dict(
-            # The usual range of areas (Szegedy et al. 2015, arXiv 1409.4842).
-            crops=dict(kind="random_resized_crop", size=size, scale=(0.08, 1.0), count=1),
-            image=dict(kind="window", resize=resize, crop=crop, fit="crop"),
+        fields=dict(
+            crops=dict(kind="image", crop=crop, **transforms),
+            label=dict(kind="label", key="label"),
         ),
-        captions={},
         cache_mib=0,
         threads=64,
     )

@@ -47,13 +47,7 @@ def shrink(full: dict) -> dict:
     patch, pooled = _patch(image), _WIDTH if image["kind"] == "vit" else _POOLED
     for stream in config["streams"].values():
         _shrink_stream(stream, patch, pooled)
-    for name, mask in config["masks"].items():
-        stream = next(s for s in config["streams"].values() if name in s["data"]["views"])
-        grid = stream["data"]["views"][name]["size"] // patch
-        mask.update(grid=grid, min_patches=1, group_size=min(mask["group_size"], _PER_DEVICE))
-    for view in config["views"].values():
-        if "mix_group" in view:
-            view.update(mix_group=_PER_DEVICE)
+    _shrink_size(config["eval_transform"], patch)
     for encoder in config["encoders"].values():
         _narrow(encoder, patch)
     config["evals"] = _evals(config)
@@ -75,30 +69,49 @@ def _side(size, patch):
 
 def _shrink_stream(stream, patch, pooled):
     data = stream["data"]
-    labels = [options["label"] for options in stream["objectives"].values() if "label" in options]
-    texts = ("text",) if data["captions"] else ("label",) if labels else ()
-    source = dict(kind="tfds", name=DATA_SET, split="train", data_dir="", image_key="image", text_keys=texts)
-    data.update(source=source, captions={"text": 1.0} if data["captions"] else {}, threads=2)
-    for view in data["views"].values():
-        if view["kind"] == "window":
-            crop = _side(view["crop"], patch)
-            view.update(resize=math.ceil(view["resize"] * crop / view["crop"]), crop=crop)
-        else:
-            view.update(size=_side(view["size"], patch))
+    keys = tuple(dict(text="text", label="label")[f["kind"]] for f in _not_images(data["fields"]))
+    source = dict(kind="tfds", name=DATA_SET, split="train", data_dir="", image_key="image", text_keys=keys)
+    data.update(source=source, threads=2)
+    for field in data["fields"].values():
+        _shrink_field(field, patch)
     stream.update(batch_size=BATCH)
     for options in stream["objectives"].values():
         _shrink_objective(options, pooled)
 
 
+def _not_images(fields):
+    return [field for field in fields.values() if field["kind"] != "image"]
+
+
+def _shrink_field(field, patch):
+    if field["kind"] == "text":
+        field.update(captions=dict(text=1.0))
+    if field["kind"] == "image":
+        _shrink_size(field["crop"], patch)
+    if field.get("mask"):
+        grid, mask_group = field["crop"]["size"] // patch, min(field["mask"]["mask_group"], _PER_DEVICE)
+        field["mask"].update(grid=grid, min_patches=1, mask_group=mask_group)
+    if "mix_group" in field:
+        field.update(mix_group=_PER_DEVICE)
+
+
+def _shrink_size(options, patch):
+    """The size of a crop, and in proportion what is resized before."""
+    size = _side(options["size"], patch)
+    if "resize" in options:
+        options.update(resize=math.ceil(options["resize"] * size / options["size"]))
+    options.update(size=size)
+
+
 def _shrink_objective(options, pooled):
     if options["kind"] == "contrastive":
-        options.update(dim=pooled)  # what the image encoder returns, since not all recipes project it
+        options.update(embed_dim=pooled)  # what the image encoder returns, since not all recipes project it
     if isinstance(options.get("head"), Mapping):
         options["head"].update(_HEAD)
     if options.get("chunk"):
         options.update(chunk=2)
-    if options.get("group_size"):
-        options.update(group_size=_PER_DEVICE)
+    if options.get("koleo_group"):
+        options.update(koleo_group=_PER_DEVICE)
     if "classes" in options:
         options.update(classes=CLASSES)
 
@@ -109,8 +122,8 @@ def _narrow(encoder, patch):
         encoder.update(image_size=_side(encoder["image_size"], patch))
     if encoder.get("drop_path_groups", 1) > 1:
         encoder.update(drop_path_groups=BATCH // _PER_DEVICE)
-    if encoder.get("group_size"):
-        encoder.update(group_size=_PER_DEVICE)
+    if encoder.get("bn_group"):
+        encoder.update(bn_group=_PER_DEVICE)
 
 
 def _evals(config):
@@ -120,8 +133,10 @@ def _evals(config):
         evaluator["data"].update(name=DATA_SET)
     if evals:
         return evals
-    texts = any(stream["data"]["captions"] for stream in config["streams"].values())
-    if texts:
+    fields = [
+        field for stream in config["streams"].values() for field in _not_images(stream["data"]["fields"])
+    ]
+    if any(field["kind"] == "text" for field in fields):
         return emoji.evals(("twemoji",), ("fxemoji",))
     return emoji.neighbours(("fxemoji",), ("fxemoji",))
 

@@ -38,8 +38,9 @@ def full() -> dict:
         streams=dict(pairs=_pairs()),
         # The paper's runs read 16 tokens; the released models read 64, padding included.
         tokenizer=dict(kind="sentencepiece", vocabulary="", size=32_000, length=64),
-        views=dict(image=dict(mean=(0.5,), std=(0.5,), flip=False)),  # open: to [-1, 1], as in big_vision
-        masks=dict(),
+        eval_transform=dict(
+            size=224, resize=224, resize_mode="stretch", filter="bicubic", mean=(0.5,), std=(0.5,)
+        ),
         encoders=_encoders(),
         optimizer=dict(
             name="adamw",  # SigLIP 2; the paper's Adafactor is Adam with a factored second moment
@@ -56,9 +57,9 @@ def full() -> dict:
         ),
         # SigLIP 2: the peak, the warm-up and the cosine.
         learning_rate=dict(kind="cosine", peak=1e-3, warmup_steps=20_000, start=0.0, final=0.0),
-        rates=(),
+        lr_multipliers=(),
         ema=0.0,
-        init_from=dict(path="", skip=(), copy=()),
+        init_from=dict(path="", exclude=(), remap=()),
         # The rest changes nothing that is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
@@ -77,6 +78,7 @@ def full() -> dict:
             evaluator_failures_in_a_row=3,
         ),
         evals=dict(),
+        predictors=dict(),
     )
 
 
@@ -126,8 +128,16 @@ def _pairs():
             ),
             # Resized to 224 x 224 without regard to the aspect ratio, as the released models are
             # evaluated. open: augmentation; there is none here.
-            views=dict(image=dict(kind="window", resize=224, crop=224, fit="squash")),
-            captions=dict(text=1.0),
+            fields=dict(
+                image=dict(
+                    kind="image",
+                    crop=dict(kind="random_crop", resize=224, size=224, resize_mode="stretch"),
+                    mean=(0.5,),  # open: to [-1, 1], as in big_vision
+                    std=(0.5,),
+                    flip=False,
+                ),
+                text=dict(kind="text", captions=dict(text=1.0)),
+            ),
             cache_mib=0,
             threads=64,
         ),
@@ -135,9 +145,9 @@ def _pairs():
             contrastive=dict(
                 kind="contrastive",
                 weight=1.0,
-                dim=768,  # the pooled image is the embedding
+                embed_dim=768,  # the pooled image is the embedding
                 image_projection=False,
-                text_bias=True,
+                text_projection_bias=True,
                 temperature=0.1,  # t' = log 10
                 temperature_form="log",
                 logit_bias=-10.0,
@@ -153,8 +163,9 @@ def demo() -> dict:
     config.update(name="siglip_demo", **emoji.pairs_run())
     config["learning_rate"].update(warmup_steps=100)
     pairs = config["streams"]["pairs"]
-    pairs.update(batch_size=128, data=emoji.pairs(resize=36, crop=32))
-    pairs["objectives"]["contrastive"].update(dim=128)
+    pairs.update(batch_size=128, data=emoji.pairs(pairs["data"]["fields"], resize=36, size=32))
+    config["eval_transform"].update(size=32, resize=36, resize_mode="crop")
+    pairs["objectives"]["contrastive"].update(embed_dim=128)
     # Layers are not scanned: a scan saves the compilation of many layers, and few run faster without it.
     config["encoders"]["image"].update(patch=4, width=128, depth=4, heads=2, image_size=32, scan=False)
     config["encoders"]["text"].update(width=128, depth=2, heads=2, scan=False)
@@ -168,8 +179,8 @@ def tiny() -> dict:
     config["checkpoint"].update(every=10)
     config["learning_rate"].update(warmup_steps=5)
     pairs = config["streams"]["pairs"]
-    pairs.update(batch_size=16, data=emoji.few_pairs(resize=36, crop=32))
-    pairs["objectives"]["contrastive"].update(dim=32)
+    pairs.update(batch_size=16, data=emoji.few_pairs(pairs["data"]["fields"], resize=36, size=32))
+    pairs["objectives"]["contrastive"].update(embed_dim=32)
     config["encoders"]["image"].update(patch=16, width=32, depth=1)
     config["encoders"]["text"].update(width=32, depth=1)
     config["evals"] = emoji.evals(("twemoji",), ("fxemoji",))

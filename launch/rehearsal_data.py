@@ -17,6 +17,7 @@ from big_ssl.command_line import CONFIG, OUTPUT, parse_flags
 from big_ssl.data import sources, tfds_writer
 from big_ssl.data.tokenizers import TOKENIZERS
 from big_ssl.train_tokenizer import TRAINERS
+from big_ssl.training import build
 from configs import rehearsal
 
 SPLITS = {
@@ -29,8 +30,8 @@ DESCRIPTION = "Emoji drawings with their names and categories, to rehearse a run
 def examples(source: Mapping) -> Iterator[tuple[int, dict]]:
     """(key, example) of every drawing of a source's config."""
     for key, record in enumerate(sources.records(sources.build(source))):
-        texts = [*record.texts["label"], *record.texts["name"]]
-        yield key, {"image": BytesIO(record.image), "text": texts, "label": record.texts["category"][0]}
+        texts = [record["label"], record["name"]]
+        yield key, {"image": BytesIO(record["image"]), "text": texts, "label": record["category"]}
 
 
 def write_images(folder: str) -> None:
@@ -66,7 +67,7 @@ def main(_) -> None:
     for name, evaluator in config["evals"].items():
         if "data_dir" in evaluator.get("data", {}):
             print(f"--config.evals.{name}.data.data_dir={folder}")
-    if any(stream["data"]["captions"] for stream in config["streams"].values()):
+    if build.reads_texts(config):
         kind = config["tokenizer"]["kind"]
         path = f"{folder}/vocabulary.{kind}"
         size = write_vocabulary(kind, path)

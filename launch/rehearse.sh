@@ -100,7 +100,7 @@ grep k20_top1 "$scratch/log"
 
 begin "starting a run from it"
 # The run's checkpoint holds everything, so nothing is copied or left out, as a distillation does at its start.
-changes+=("--config.init_from.path=$workdir/killed" "--config.init_from.copy=()" "--config.init_from.skip=()")
+changes+=("--config.init_from.path=$workdir/killed" "--config.init_from.remap=()" "--config.init_from.exclude=()")
 run continued
 
 begin "converting and loading it"

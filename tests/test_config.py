@@ -46,8 +46,8 @@ def test_the_recipe_and_its_presets_are_valid(preset):
         ("checkpoint/kep", "checkpoint.kep is no known key; did you mean keep?"),
         ("streams/pairs/batchsize", "streams.pairs.batchsize is no known key; did you mean batch_size?"),
         (
-            "streams/pairs/data/views/image/resise",
-            "streams.pairs.data.views.image.resise is no known key; did you mean resize?",
+            "streams/pairs/data/fields/image/crop/resise",
+            "streams.pairs.data.fields.image.crop.resise is no known key; did you mean resize?",
         ),
         (
             "streams/pairs/data/source/style",
@@ -59,7 +59,10 @@ def test_the_recipe_and_its_presets_are_valid(preset):
         ),
         ("encoders/image/widht", "encoders.image.widht is no known key; did you mean width?"),
         ("encoders/text/head", "encoders.text.head is no known key; did you mean heads?"),
-        ("views/image/flipped", "views.image.flipped is no known key; did you mean flip?"),
+        (
+            "streams/pairs/data/fields/image/flipped",
+            "streams.pairs.data.fields.image.flipped is no known key; did you mean flip?",
+        ),
         ("evals/emoji/style", "evals.emoji.style is no known key; did you mean styles?"),
     ],
 )
@@ -110,18 +113,22 @@ def test_an_unknown_choice_is_named(path, value, message):
         ("optimizer/clip_norm", None, "optimizer.clip_norm is None, of type NoneType"),
         ("streams/pairs/batch_size", 1.5, "streams.pairs.batch_size is 1.5, of type float"),
         (
-            "streams/pairs/data/views/image/crop",
+            "streams/pairs/data/fields/image/crop/size",
             "16",
-            "streams.pairs.data.views.image.crop is '16', of type str",
+            "streams.pairs.data.fields.image.crop.size is '16', of type str",
         ),
-        ("views/image/flip", 1, "views.image.flip is 1, of type int; it must be bool"),
+        (
+            "streams/pairs/data/fields/image/flip",
+            1,
+            "streams.pairs.data.fields.image.flip is 1, of type int; it must be bool",
+        ),
         ("encoders/text/depth", 2.5, "encoders.text.depth is 2.5, of type float; it must be int"),
         ("encoders/image/depth", "deep", "encoders.image.depth is 'deep', of type str; it must be int or"),
         ("streams/pairs/objectives/contrastive/image_projection", 1, "streams.pairs.objectives.contrastive."),
         ("mesh_rules", (("v5", 3),), "mesh_rules.0.1 is 3; it must be a dict of data, fsdp, tensor"),
         ("mesh_rules", ("v5",), "mesh_rules.0 is 'v5'; it must be a pair of a pattern and mesh sizes"),
-        ("init_from/copy", (("a",),), "init_from.copy.0 is ('a',); it must be a pair of a pattern and"),
-        ("init_from/copy", (("a", "b", 1),), "init_from.copy.0.2 is 1, of type int; it must be str"),
+        ("init_from/remap", (("a",),), "init_from.remap.0 is ('a',); it must be a pair of a pattern and"),
+        ("init_from/remap", (("a", "b", 1),), "init_from.remap.0.2 is 1, of type int; it must be str"),
         ("sharding", (("(", ()),), "sharding.0: the pattern '(' is not a regular expression"),
         ("sharding", (("word", "fsdp"),), "sharding.0.1 is 'fsdp', of type str; it must be tuple or list"),
     ],
@@ -133,8 +140,11 @@ def test_a_wrong_type_is_named(path, value, message):
 
 @pytest.mark.parametrize(
     "path",
-    ["seed", "remat", "optimizer/b2", "streams/pairs/data/captions", "views/image/std", "encoders/image/kind",
-     "streams/pairs/data/source/styles", "streams/pairs/objectives/contrastive/dim", "evals/emoji/kind"],
+    ["seed", "remat", "optimizer/b2", "streams/pairs/data/fields/text/captions",
+     "streams/pairs/data/fields/image/std", "streams/pairs/data/fields/image/crop", "encoders/image/kind",
+     "eval_transform/filter", "streams/pairs/data/source",
+     "streams/pairs/data/source/styles", "streams/pairs/objectives/contrastive/embed_dim",
+     "evals/emoji/kind"],
 )  # fmt: skip
 def test_a_missing_key_is_named(path):
     with pytest.raises(ConfigError, match=rf"^{re.escape(path.replace('/', '.'))} is missing"):
@@ -151,25 +161,33 @@ def test_a_missing_key_is_named(path):
         ("checkpoint/keep", 0, "checkpoint.keep is 0; it must be at least 1"),
         ("streams/pairs/batch_size", 0, "streams.pairs.batch_size is 0; it must be at least 1"),
         (
-            "streams/pairs/data/views/image/crop",
+            "streams/pairs/data/fields/image/crop/size",
             0,
-            "streams.pairs.data.views.image: crop is 0; it must be between 1 and resize, 18",
+            "streams.pairs.data.fields.image.crop: size is 0; it must be between 1 and resize, 18",
         ),
         ("ema", 1.0, "ema: 1.0 must lie in [0, 1)"),
         ("ema", dict(kind="warmup", peak=0.9), "ema: warmup takes momentum, not peak"),
         ("ema", dict(kind="warm"), "ema: schedule: kind 'warm' is unknown"),
         (
-            "streams/pairs/data/views/image/crop",
+            "streams/pairs/data/fields/image/crop/size",
             19,
-            "streams.pairs.data.views.image: crop is 19; it must be between 1 and",
+            "streams.pairs.data.fields.image.crop: size is 19; it must be between 1 and",
         ),
         (
-            "streams/pairs/data/views/image/fit",
+            "streams/pairs/data/fields/image/crop/resize_mode",
             "pad",
-            "streams.pairs.data.views.image: fit is 'pad'; use crop or squash",
+            "streams.pairs.data.fields.image.crop: resize_mode is 'pad'; use crop or stretch",
         ),
-        ("rates", (("x", dict(kind="step", values=())),), "rates.0.1: schedule: kind 'step' is unknown"),
-        ("rates", (("x", dict(kind="layer_decay", decay=2)),), "rates.0.1: layer_decay: decay is 2; it must"),
+        (
+            "lr_multipliers",
+            (("x", dict(kind="step", values=())),),
+            "lr_multipliers.0.1: schedule: kind 'step' is unknown",
+        ),
+        (
+            "lr_multipliers",
+            (("x", dict(kind="layer_decay", decay=2)),),
+            "lr_multipliers.0.1: layer_decay: decay is 2; it must",
+        ),
         ("learning_rate", dict(kind="steps"), "learning_rate.values is missing"),
         ("learning_rate", dict(kind="steps", values=((1, 0.1),)), "learning_rate: schedule: steps [1] must"),
         ("learning_rate", dict(kind="steps", values=(), peak=1), "learning_rate.peak is no known key"),
@@ -188,12 +206,37 @@ def test_a_missing_key_is_named(path):
             "streams.pairs.data.cache_mib is nan; it must be",
         ),
         (
-            "streams/pairs/data/captions",
+            "streams/pairs/data/fields/text/captions",
             dict(a=0.0, b=0),
-            "streams.pairs.data.captions are all 0; one of",
+            "streams.pairs.data.fields.text.captions: one of them must have a weight above 0",
         ),
-        ("streams/pairs/data/captions", dict(a=-1, b=2), "streams.pairs.data.captions.a is -1; it must be a"),
-        ("streams/pairs/data/captions", dict(a="1"), "streams.pairs.data.captions.a is '1', of type str"),
+        (
+            "streams/pairs/data/fields/text/captions",
+            dict(a=-1, b=2),
+            "streams.pairs.data.fields.text.captions.a is -1",
+        ),
+        (
+            "streams/pairs/data/fields/text/captions",
+            dict(a="1"),
+            "streams.pairs.data.fields.text.captions.a is '1'",
+        ),
+        (
+            "streams/pairs/data/fields/text/kind",
+            "texts",
+            "streams.pairs.data.fields.text.kind: 'texts' is un",
+        ),
+        (
+            "streams/pairs/data/fields/image/mask",
+            dict(grid=4),
+            "streams.pairs.data.fields.image.mask: it needs",
+        ),
+        ("eval_transform/filter", "nearest", "eval_transform.filter is 'nearest'; use bicubic, bilinear"),
+        ("eval_transform/resize", 15, "eval_transform.size is 16; it must be at most resize, 15"),
+        (
+            "streams/pairs/data/sources",
+            (),
+            "streams.pairs.data.source is no known key; did you mean sources?",
+        ),
         (
             "learning_rate/warmup_steps",
             20,
@@ -220,8 +263,8 @@ def _steps(*values):
         ("learning_rate/peak", NAN, "", "be a finite number"),
         ("learning_rate/peak", -1e-3, "", "be at least 0"),
         ("learning_rate", _steps((0, 0.1), (5, -0.1)), ".values.1.1", "be at least 0"),
-        ("rates", (("x", -0.5),), ".0.1", "be at least 0"),
-        ("rates", (("x", _steps((0, INF))),), ".0.1.values.0.1", "be a finite number"),
+        ("lr_multipliers", (("x", -0.5),), ".0.1", "be at least 0"),
+        ("lr_multipliers", (("x", _steps((0, INF))),), ".0.1.values.0.1", "be a finite number"),
         ("optimizer/b1", 1.0, "", "lie in [0, 1)"),
         ("optimizer/b2", -0.1, "", "lie in [0, 1)"),
         ("optimizer/eps", 0.0, "", "be above 0"),
@@ -237,7 +280,7 @@ def _steps(*values):
         (f"{TERM}/label_smoothing", 1.0, "", "lie in [0, 1)"),
         ("encoders/image/drop_connect", 1.0, "", "lie in [0, 1)"),
         ("encoders/text/heads", 0, "", "be at least 1"),
-        ("views/image/std", (0.5, 0.0, 0.5), ".1", "be above 0"),
+        ("streams/pairs/data/fields/image/std", (0.5, 0.0, 0.5), ".1", "be above 0"),
         ("evals/emoji/training_styles", (NAN,), ".0", "be a finite number"),
     ],
 )
@@ -255,15 +298,15 @@ def test_every_message_is_one_line():
 
 
 def test_a_ratio_of_a_crop_may_be_above_one_and_a_masks_may_not():
-    assert not list(broken_rules((3 / 4, 4 / 3), "streams.images.data.views.global_crops.ratio"))
-    assert list(broken_rules(-1.0, "streams.images.data.views.global_crops.ratio"))
-    assert list(broken_rules((0.1, 1.5), "masks.global_crops.ratio"))
+    assert not list(broken_rules((3 / 4, 4 / 3), "streams.images.data.fields.global_crops.crop.ratio"))
+    assert list(broken_rules(-1.0, "streams.images.data.fields.global_crops.crop.ratio"))
+    assert list(broken_rules((0.1, 1.5), "streams.images.data.fields.global_crops.mask.ratio"))
 
 
 def test_a_mask_group_has_an_example():
-    (line,) = broken_rules(dict(masks=dict(crops=dict(group_size=0))))
-    assert line == "masks.crops.group_size is 0; it must be at least 1"
-    assert not list(broken_rules(0, "encoders.image.group_size"))
+    (line,) = broken_rules(dict(crops=dict(mask=dict(mask_group=0))))
+    assert line == "crops.mask.mask_group is 0; it must be at least 1"
+    assert not list(broken_rules(0, "encoders.image.bn_group"))
 
 
 def test_two_objectives_of_one_name_are_refused():

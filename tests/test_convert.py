@@ -67,7 +67,7 @@ def clip_config():
         image=dict(kind="vit", patch=8, image_size=16, **shape, **vit.CLIP),
         text=dict(kind="text_transformer", eot_id=3, **shape, **text_transformer.CLIP),
     )
-    config["streams"]["pairs"]["objectives"]["contrastive"].update(dim=8, image_projection=True)
+    config["streams"]["pairs"]["objectives"]["contrastive"].update(embed_dim=8, image_projection=True)
     return config
 
 
@@ -84,8 +84,8 @@ def test_a_trained_run_is_loaded_and_exported(tmp_path):
     kernel = trained["layer_stack"]["mlp_in"]["kernel"]
     np.testing.assert_array_equal(actual["layer1"]["mlp_in"]["kernel"], kernel[1])
     images, texts = np.random.default_rng(0).integers(0, 256, (2, 20, 16, 3), np.uint8), ["red heart", "cat"]
-    towers = evaluation.towers(clip_config(), result.setup)
-    expected = towers.at(result.state.ema).images(resize(images, 16, "crop 18"))
+    predictor = evaluation.predictor(clip_config(), result.setup).for_evaluation(result.state.ema)
+    expected = predictor.encode_image(resize(images, 16, "crop 18"), resize=False)
     # Scanned layers sum in another order.
     np.testing.assert_allclose(model.encode_image(images), expected, rtol=1e-4, atol=1e-5)
     for kind in ("big_ssl", "hf_clip"):

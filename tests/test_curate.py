@@ -50,7 +50,7 @@ def test_the_command_writes_a_dataset_and_its_funnel(curated):
     assert rows["evaluation_duplicate"]["images"] == 50
     written = TfdsPairs("curated_pairs", "train", str(folder / "out"))
     assert len(written) == funnel["output"]["images"] > 10
-    assert sum(len(written[i].texts["text"]) for i in range(len(written))) == funnel["output"]["pairs"]
+    assert sum(len(written[i]["text"]) for i in range(len(written))) == funnel["output"]["pairs"]
     last = output.splitlines()[-1]
     kept = funnel["output"]
     assert last == f"{kept['images']} of 201 images and {kept['pairs']} of 242 pairs in {folder}/out"

@@ -113,7 +113,7 @@ def test_linear_probe(loaded, checkpoint, model, pictures, tmp_path):
         ("emoji", dict(styles=["twemojis"]), "emoji: no style 'twemojis'"),
     ],
 )
-def test_what_does_not_fit_is_said_before_the_model_is_read(kind, given, message, tmp_path):
+def test_options_that_do_not_fit_are_errors_before_the_model_is_read(kind, given, message, tmp_path):
     with pytest.raises((ConfigError, ValueError)) as caught:
         evaluate.evaluate("nowhere", kind, given, tmp_path / "out.json")
     assert str(caught.value).startswith(message)
@@ -148,15 +148,18 @@ def test_options_on_the_command_line():
             evaluate.parse([bad])
 
 
-def test_what_data_are_called():
+def test_names_of_datasets():
     assert evaluate.dataset(dict(data=dict(kind="tfds", name="imagenet_v2"))) == "imagenet_v2"
     assert evaluate.dataset(dict(data=dict(kind="image_folder", path="a/val/"))) == "val"
     assert evaluate.dataset(dict(test=dict(kind="emoji"))) == "emoji"
 
 
-def test_a_model_of_images_alone_says_so(model, monkeypatch, checkpoint, tmp_path):
-    monkeypatch.setattr(model, "_text", None)
-    monkeypatch.setattr(inference, "Model", lambda *_: model)
+def test_a_model_of_images_alone_lacks_what_zero_shot_requires(model, monkeypatch, checkpoint, tmp_path):
+    alone = inference.Model(model.config | dict(head=None, tokenizer=None), model.variables)
+    monkeypatch.setattr(inference, "Model", lambda *_: alone)
     given = dict(data=dict(kind="emoji", styles=STYLES), label="category")
-    with pytest.raises(ValueError, match="this model has no text tower: it embeds images alone"):
+    with pytest.raises(
+        ValueError,
+        match=r"^zero_shot requires encode_text; the model has encode_image, patch_feat",
+    ):
         evaluate.evaluate(checkpoint, "zero_shot", given, tmp_path / "out.json")

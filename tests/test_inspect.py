@@ -19,7 +19,7 @@ def test_all_schedules_of_a_config_are_listed():
         "learning_rate",
         "optimizer.weight_decay",
         "ema",
-        "rates: /prototype",
+        "lr_multipliers: /prototype",
         "images: dino.weight",
         "images: ibot.weight",
         "images: dino.teacher_temperature",
@@ -34,8 +34,8 @@ def test_all_schedules_of_a_config_are_listed():
 
 def test_layer_decay_is_no_schedule():
     config = ibot.get_config().to_dict()
-    config["rates"] += (("encoders/", dict(kind="layer_decay", decay=0.9)),)
-    assert "rates: encoders/" not in dict(inspect.all_schedules(config))
+    config["lr_multipliers"] += (("encoders/", dict(kind="layer_decay", decay=0.9)),)
+    assert "lr_multipliers: encoders/" not in dict(inspect.all_schedules(config))
 
 
 def test_a_plots_line_follows_the_schedule(tmp_path):

@@ -21,7 +21,7 @@ def folder(request, tmp_path):
 
 def test_other_schemes_are_an_error():
     with pytest.raises(
-        io.PathError, match=r"^http://a/b: no http:// is not supported; use a local path, gs://, s3://$"
+        io.PathError, match=r"^http://a/b: http:// is not supported; use a local path, gs://, s3://$"
     ):
         io.as_path("http://a/b")
 

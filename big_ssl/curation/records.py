@@ -10,7 +10,7 @@ from PIL import Image
 
 from big_ssl.curation.filters import Decision, Item
 from big_ssl.data import tfds_writer
-from big_ssl.data.records import Record
+from big_ssl.data.records import IMAGE, Record, values
 
 # The written dataset's TFDS name, its only split, and its feature name of texts.
 NAME, SPLIT, KIND = "curated_pairs", "train", "text"
@@ -40,8 +40,8 @@ class Items(Sequence[Item]):
 
     def __getitem__(self, index):
         record = self.source[index]
-        digest = hashlib.blake2b(record.image, digest_size=16).hexdigest()
-        width, height = _recorded_size(record, self.sides) if self.sides else image_size(record.image)
+        digest = hashlib.blake2b(record[IMAGE], digest_size=16).hexdigest()
+        width, height = _recorded_size(record, self.sides) if self.sides else image_size(record[IMAGE])
         duplicate = self.duplicates is not None and bool(self.duplicates[index])
         return Item(index, digest, width, height, tuple(_captions(record, self.kinds)), duplicate)
 
@@ -62,7 +62,7 @@ def examples(source: Sequence[Record], decisions: Iterable[Decision]) -> Iterato
 
 def example(source: Sequence[Record], decision: Decision) -> tuple[int, dict]:
     """One of `examples`."""
-    return decision.id, {"image": BytesIO(source[decision.id].image), KIND: list(decision.kept)}
+    return decision.id, {"image": BytesIO(source[decision.id][IMAGE]), KIND: list(decision.kept)}
 
 
 def write(folder: str, made, beam_options=None) -> int:
@@ -81,11 +81,11 @@ def write(folder: str, made, beam_options=None) -> int:
 
 def _captions(record, kinds):
     """The record's non-empty texts of these kinds."""
-    candidates = (text for kind in kinds for text in record.texts.get(kind, ()))
+    candidates = (text for kind in kinds for text in values(record, kind))
     return (text for text in candidates if isinstance(text, str) and text.strip())
 
 
 def _recorded_size(record, sides):
     """The original's (width, height) in the record's fields; 0 if missing."""
-    values = [next(iter(record.texts.get(side, ())), None) for side in sides]
-    return tuple(int(value) if isinstance(value, int | np.integer) else 0 for value in values)
+    recorded = [next(iter(values(record, side)), None) for side in sides]
+    return tuple(int(value) if isinstance(value, int | np.integer) else 0 for value in recorded)

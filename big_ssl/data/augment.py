@@ -1,6 +1,6 @@
-"""Colour, blur and solarisation of a batch of pictures on the device: float32[N, H, W, 3] in [0, 1].
+"""Colour jitter, blur and solarisation of a batch of images on the device: float32[N, H, W, 3] in [0, 1].
 
-As torchvision's transforms define them on tensors, with each picture's own random numbers.
+As torchvision's transforms define them on tensors, with each image's own random numbers.
 """
 
 import jax
@@ -13,47 +13,47 @@ _BLUR_RADIUS = 4
 _BLUR_SIGMA = (0.1, 2.0)
 
 
-def colour_jitter(key, x, strengths, chance: float):
-    """Brightness, contrast, saturation and hue changed by up to `strengths`, each with this chance.
+def color_jitter(key, x, strengths, probability: float):
+    """Brightness, contrast, saturation and hue changed by up to `strengths`, each with this probability.
 
     A factor is uniform in [1 - s, 1 + s], the hue's turn in [-s, s]. The four come in random order, one
-    order for the batch: a branch for each picture would compute all four in each place.
+    order for the batch: a branch for each image would compute all four in each place.
     """
     apply_key, order_key, *keys = jax.random.split(key, 6)
     factors = [_uniform(k, x, -s, s) for k, s in zip(keys, strengths, strict=True)]
     changes = [
         lambda x: _clip(x * (1 + factors[0])),
-        lambda x: _blend(x, grey(x).mean((1, 2), keepdims=True), factors[1]),
-        lambda x: _blend(x, grey(x), factors[2]),
-        lambda x: turn_hue(x, factors[3]),
+        lambda x: _blend(x, grayscale(x).mean((1, 2), keepdims=True), factors[1]),
+        lambda x: _blend(x, grayscale(x), factors[2]),
+        lambda x: adjust_hue(x, factors[3]),
     ]
     order = jax.random.permutation(order_key, len(changes))
     changed = jax.lax.fori_loop(0, len(changes), lambda i, x: jax.lax.switch(order[i], changes, x), x)
-    return _sometimes(apply_key, changed, x, chance)
+    return _random_apply(apply_key, changed, x, probability)
 
 
-def random_grey(key, x, chance: float):
-    """Without colour, each with this chance."""
-    return _sometimes(key, jnp.broadcast_to(grey(x), x.shape), x, chance)
+def random_grayscale(key, x, probability: float):
+    """Without colour, each with this probability."""
+    return _random_apply(key, jnp.broadcast_to(grayscale(x), x.shape), x, probability)
 
 
-def random_blur(key, x, chance):
-    """Gaussian blur of a deviation uniform in [0.1, 2] pixels, each with its chance: float or float[N]."""
+def random_blur(key, x, probability):
+    """Gaussian blur, sigma uniform in [0.1, 2] pixels, each with its probability: float or float[N]."""
     apply_key, sigma_key = jax.random.split(key)
-    return _sometimes(apply_key, blur(x, _uniform(sigma_key, x, *_BLUR_SIGMA)), x, chance)
+    return _random_apply(apply_key, blur(x, _uniform(sigma_key, x, *_BLUR_SIGMA)), x, probability)
 
 
-def random_solarise(key, x, chance):
-    """What is brighter than a half inverted, each with its chance: float or float[N]."""
-    return _sometimes(key, jnp.where(x >= 0.5, 1 - x, x), x, chance)
+def random_solarize(key, x, probability):
+    """What is brighter than a half inverted, each with its probability: float or float[N]."""
+    return _random_apply(key, jnp.where(x >= 0.5, 1 - x, x), x, probability)
 
 
-def grey(x):
+def grayscale(x):
     """[..., 3] -> [..., 1]."""
     return (x * jnp.asarray(_LUMA)).sum(-1, keepdims=True)
 
 
-def turn_hue(x, turn):
+def adjust_hue(x, turn):
     """The hue moved by turn: float[N, 1, 1, 1], in turns of the colour circle; value and saturation stay."""
     value, chroma = x.max(-1), x.max(-1) - x.min(-1)
     red, green, blue = (x[..., i] for i in range(3))
@@ -98,6 +98,6 @@ def _uniform(key, x, low, high):
     return jax.random.uniform(key, (len(x), 1, 1, 1), minval=low, maxval=high)
 
 
-def _sometimes(key, changed, x, chance):
-    chosen = jax.random.uniform(key, (len(x),)) < chance
+def _random_apply(key, changed, x, probability):
+    chosen = jax.random.uniform(key, (len(x),)) < probability
     return jnp.where(chosen[:, None, None, None], changed, x)

@@ -1,15 +1,15 @@
-"""Prepared pictures in memory, bounded in bytes."""
+"""Prepared images in memory, bounded in bytes."""
 
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
 
 import numpy as np
-from PIL import Image
+
+from big_ssl.data.crops import Prepared
 
 
 class Cache:
-    """What was made of encoded pictures, kept until `capacity` bytes are full.
+    """Keeps what was prepared until `capacity` bytes are full.
 
     Nothing is dropped for what comes later: an epoch's order is random, so that what was used last is no
     likelier to come next, and dropping it would only cost the next epoch a hit.
@@ -17,29 +17,35 @@ class Cache:
 
     def __init__(self, capacity: int):
         self._capacity, self._used = capacity, 0
-        self._kept: dict[bytes, Mapping[str, Any]] = {}
+        self._entries: dict[Hashable, Mapping[str, Prepared]] = {}
         self._lock = threading.Lock()
 
-    def get(self, encoded: bytes, prepare: Callable[[bytes], Mapping[str, Any]]) -> Mapping[str, Any]:
-        """prepare(encoded), {view: array or picture}, or what it gave before."""
-        cached = self._kept.get(encoded)
-        if cached is not None:
-            return cached
+    def get(
+        self, key: Hashable, encoded: bytes, prepare: Callable[[bytes], Mapping[str, Prepared]]
+    ) -> Mapping[str, Prepared]:
+        """prepare(encoded), {field: Prepared}, or what it returned before.
+
+        key: of the record, where an image lies; images of several keys are prepared in different ways.
+        """
+        entry = self._entries.get((key, encoded))
+        if entry is not None:
+            return entry
         prepared = prepare(encoded)
         size = len(encoded) + memory_bytes(prepared)
         with self._lock:
-            if encoded not in self._kept and self._used + size <= self._capacity:
-                self._kept[encoded] = prepared
+            if (key, encoded) not in self._entries and self._used + size <= self._capacity:
+                self._entries[key, encoded] = prepared
                 self._used += size
         return prepared
 
 
-def memory_bytes(prepared: Mapping[str, Any]) -> int:
-    """Bytes of arrays and of Pillow's RGB pictures, what several views share counted once."""
-    return sum(_size(each) for each in {id(each): each for each in prepared.values()}.values())
+def memory_bytes(prepared: Mapping[str, Prepared]) -> int:
+    """Bytes of arrays and of Pillow's RGB images, what several fields share counted once."""
+    distinct = {id(each.pixels): each.pixels for each in prepared.values()}
+    return sum(_size(pixels) for pixels in distinct.values())
 
 
-def _size(prepared: np.ndarray | Image.Image):
-    if isinstance(prepared, np.ndarray):
-        return prepared.nbytes
-    return 4 * prepared.width * prepared.height  # Pillow pads a pixel to four bytes
+def _size(pixels):
+    if isinstance(pixels, np.ndarray):
+        return pixels.nbytes
+    return 4 * pixels.width * pixels.height  # Pillow pads a pixel to four bytes

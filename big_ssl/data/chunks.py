@@ -12,7 +12,7 @@ from PIL import Image
 
 from big_ssl import retry
 from big_ssl.data import decode
-from big_ssl.data.sources import Record
+from big_ssl.data.records import IMAGE, Record
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ def load(
     if kept is None:
         return None
     try:
-        picture = decode.opened(record.image, lambda picture: picture)
+        picture = decode.decode_rgb(record[IMAGE], lambda image: image)
     except decode.BadImage as error:
         raise ValueError(f"data: the picture of record {index} can't be decoded: {error}") from error
     return make(picture), kept

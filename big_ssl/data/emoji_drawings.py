@@ -51,20 +51,20 @@ class EmojiPairs(Sequence[Record]):
     def __getitem__(self, index):
         row = self.rows[index]
         names = [name.replace("_", " ") for name in row["short_names"]]
-        texts = {kind: [row[kind]] for kind in ("label", "name", "category", "subcategory")}
-        if self._noisy:
-            texts["noisy"] = [self._noisy[index]]
-        return Record(self._images[index].as_py(), texts | {"short_names": names, "tags": row["tags"]})
+        texts = {key: row[key] for key in ("label", "name", "category", "subcategory")}
+        noisy = {"noisy": self._noisy[index]} if self._noisy else {}
+        image = {"image": self._images[index].as_py()}
+        return image | texts | noisy | {"short_names": names, "tags": row["tags"]}
 
     def record_name(self, index: int) -> str:
         """The style and the concept of a drawing."""
         return f"{self.rows[index]['style']}/{self.rows[index]['unified']}"
 
-    def label_names(self, kind: str) -> list[str]:
-        """The classes of a kind of label, of all embedded drawings, whatever the styles here."""
-        if kind not in ("label", "category", "subcategory"):
-            raise ValueError(f"emoji: {kind!r} is no label; there are label, category, subcategory")
-        return sorted(set(_read_embedded()[kind].to_pylist()))
+    def label_names(self, key: str) -> list[str]:
+        """The classes of a key, of all embedded drawings, whatever the styles here."""
+        if key not in ("label", "category", "subcategory"):
+            raise ValueError(f"emoji: {key!r} is no label; there are label, category, subcategory")
+        return sorted(set(_read_embedded()[key].to_pylist()))
 
 
 class EmojiConcepts(Sequence[list[Record]]):

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Rectangles tried for one picture; the published loop needs about ten.
+# Rectangles tried for one image; the published loop needs about ten.
 _ATTEMPTS = 48
-# After so many failures in a row the published loop gives up on a picture.
+# After so many failures in a row the published loop gives up on a image.
 _PATIENCE = 10
 # A rectangle's height by its width lies between this and its inverse.
 _ASPECT = 0.3
@@ -21,63 +21,63 @@ class BlockMask:
     """Masks of a view of several crops (Bao et al. 2022, arXiv 2106.08254, algorithm 1; Zhou et al. 2022,
     arXiv 2111.07832, section 3.2).
 
-    grid: patches along a side of a crop. share: the part of the crops that is masked at all; ratio: the
-    range of the part of a masked crop's patches. min_patches: of a rectangle.
-    group_size: examples among which the masked patches are counted, so that their number is static: in
-    a group share of all crops is masked, with ratios spread evenly over the range and dealt out at
-    random (DINOv2's published code does so for each device's batch); a group never leaves a device
-    where the devices' parts of the batch are multiples of it.
+    grid: patches along a side of a crop. mask_prob: the fraction of the crops that is masked at all; ratio:
+    the range of the fraction of a masked crop's patches. min_patches: of a rectangle.
+    mask_group: the total of masked patches is fixed within each group of this many examples, so that shapes
+    are static: a fraction mask_prob of the group's crops is masked, with ratios evenly spaced over `ratio`
+    and randomly assigned (DINOv2's published code does so for each device's batch). A group never leaves a
+    device if the devices' parts of the batch are multiples of it.
     Rectangles are drawn as published, and what they lack of a crop's number, a few patches, is drawn
     one by one (as in DINOv3). Raises ValueError for what can't be.
     """
 
     grid: int
-    share: float = 0.5
+    mask_prob: float = 0.5
     ratio: tuple[float, float] = (0.1, 0.5)
     min_patches: int = 4
-    group_size: int = 16
+    mask_group: int = 16
 
     def __post_init__(self):
         low, high = self.ratio
-        if not 0 < low <= high < 1 or not 0 < self.share <= 1 or self.grid < 2:
+        if not 0 < low <= high < 1 or not 0 < self.mask_prob <= 1 or self.grid < 2:
             raise ValueError(
-                f"mask: grid is {self.grid}, share {self.share} and ratio {self.ratio}; they must be at "
-                "least 2, in (0, 1], and a rising pair within (0, 1)"
+                f"mask: grid is {self.grid}, mask_prob {self.mask_prob} and ratio {self.ratio}; they must be "
+                "at least 2, in (0, 1], and a rising pair within (0, 1)"
             )
 
     def counts(self, crops: int) -> np.ndarray:
-        """int[crops]: how many patches are masked in each of a group's crops, before they are dealt out."""
-        masked = max(1, int(self.share * crops))
+        """int[crops]: how many patches are masked in each of a group's crops, before they are assigned."""
+        masked = max(1, int(self.mask_prob * crops))
         edges = np.linspace(*self.ratio, masked + 1)
         counts = np.maximum(1, (self.grid**2 * (edges[:-1] + edges[1:]) / 2).astype(int))
         return np.pad(counts, (0, crops - masked))
 
     def __call__(self, key, examples: int, crops: int):
-        """A mask for each of [examples, crops] pictures of N = grid ** 2 patches.
+        """A mask for each of [examples, crops] images of N = grid ** 2 patches.
 
         Returns mask: bool[examples, crops, N], True where a patch is masked; and for G groups with M
         masked patches each, indices: int32[G, M], where they are among a group's patches, laid out as
         [examples / G * crops * N], and weights: float32[G, M], one by how many are masked in their crop.
-        Raises ValueError where group_size does not divide the examples, unless it is larger.
+        Raises ValueError where mask_group does not divide the examples, unless it is larger.
         """
-        size = min(self.group_size, examples)
+        size = min(self.mask_group, examples)
         if examples % size:
-            raise ValueError(f"mask: group_size {size} does not divide a batch of {examples}")
+            raise ValueError(f"mask: mask_group {size} does not divide a batch of {examples}")
         counts = jnp.asarray(self.counts(size * crops))
-        masks, dealt = jax.vmap(functools.partial(self._group, counts))(
+        masks, assigned = jax.vmap(functools.partial(self._group, counts))(
             jax.random.split(key, examples // size)
         )
         flat = masks.reshape(len(masks), -1)
         indices = jax.vmap(lambda m: jnp.nonzero(m, size=int(self.counts(size * crops).sum()))[0])(flat)
-        each = jnp.take_along_axis(dealt, indices // self.grid**2, axis=1)
+        each = jnp.take_along_axis(assigned, indices // self.grid**2, axis=1)
         return dict(
             mask=masks.reshape(examples, crops, -1), indices=indices, weights=1 / each.astype(jnp.float32)
         )
 
     def _group(self, counts, key):
         """(bool[crops, N], int32[crops]) of one group."""
-        deal, draw = jax.random.split(key)
-        counts = jax.random.permutation(deal, counts)
+        assign, draw = jax.random.split(key)
+        counts = jax.random.permutation(assign, counts)
         return jax.vmap(self._one)(jax.random.split(draw, len(counts)), counts), counts
 
     def _one(self, key, count):

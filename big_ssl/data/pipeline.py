@@ -1,17 +1,18 @@
-"""Batches of images and texts by Grain, as a pure function of (seed, step)."""
+"""Batches of typed fields by Grain, as a pure function of (seed, step)."""
 
 import threading
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
 from absl import logging
 
 from big_ssl import retry
-from big_ssl.data import decode, host_views, sources
+from big_ssl.data import decode, sources
 from big_ssl.data.cache import Cache
-from big_ssl.data.host_views import HostView
-from big_ssl.data.records import Labels, Record
+from big_ssl.data.fields import Draws, Field, Image
+from big_ssl.data.records import BadValue, Record
 
 # How many neighbours may stand in for one bad record before the data counts as unusable.
 _MAX_NEIGHBOURS = 100
@@ -20,21 +21,21 @@ _MAX_UNANSWERED = 3
 # How many replaced records a host names.
 _NAMED = 10
 
-# What can be wrong with an example: bool each. The first two: its picture, or its text or label, comes from a
-# neighbour. missing_examples: there was no neighbour either, and the example is zeros.
-DATA_ERRORS = ("replaced_images", "replaced_texts", "missing_examples")
+# The counter of records that their source can't read; the other counters are those of the fields' kinds.
+UNREADABLE = "replaced_records"
+# Marks an example for which there was no neighbour either: it is zeros.
+MISSING = "missing_examples"
 
 
-class BadText(ValueError):
-    """A caption that is no text, or that says nothing once tokenised; a label that is no class."""
+class BadRecord(ValueError):
+    """A record that can't be used. counter: under which it is counted.
 
+    unanswered: whether the error is one that passes elsewhere, and did not.
+    """
 
-class UnreadableRecord(ValueError):
-    """A record that its source can't read. unanswered: for an error that passes elsewhere, and did not."""
-
-    def __init__(self, message: str, unanswered: bool):
+    def __init__(self, message: str, counter: str, unanswered: bool = False):
         super().__init__(message)
-        self.unanswered = unanswered
+        self.counter, self.unanswered = counter, unanswered
 
 
 class ReplacedRecords:
@@ -55,121 +56,102 @@ class ReplacedRecords:
             logging.warning("data: %d records are replaced so far; the last: %s: %s", count, name, error)
 
 
-class LoadExample(grain.transforms.RandomMap):
-    """Index -> {view: uint8 array}, text: dict(ids, mask) where there are captions, label: int32[] where
-    there are labels, data_errors: {name: bool}, see DATA_ERRORS.
+def counters(fields: Mapping[str, Field]) -> tuple[str, ...]:
+    """The names under which replaced records are counted, in the order of the fields."""
+    return tuple(dict.fromkeys((UNREADABLE, *(field.counter for field in fields.values()))))
 
-    A record that can't be read, or whose picture, caption or label is bad, is replaced by the next that is
-    good, so that the same (seed, step) gives the same batch, and marked in `data_errors`. Where none of
-    the next hundred is good the arrays are zeros, marked as missing: that the run can't go on is for
+
+def data_errors(fields: Mapping[str, Field]) -> dict[str, bool]:
+    """{counter: False, "missing_examples": False}: what a batch says of each example beside its fields."""
+    return dict.fromkeys((*counters(fields), MISSING), False)
+
+
+def zeros(fields: Mapping[str, Field]) -> dict:
+    """{field: its zeros}: of the shapes and dtypes of every example."""
+    return {name: field.zeros() for name, field in fields.items()}
+
+
+class LoadExample(grain.transforms.RandomMap):
+    """Index -> {field: its value, "data_errors": {counter: bool}}.
+
+    A record that can't be read, or of which a field can't use its value, is replaced by the next one that is
+    good, so that the same (seed, step) gives the same batch, and marked in `data_errors`. If none of
+    the next hundred is good the values are zeros, marked as missing: that the run can't go on is for
     all hosts to find out together.
 
-    views: {name: HostView}; captions: {kind: probability} over the kinds of text that a record has,
-    {} for none; cache_mib: the memory for prepared pictures, which are kept until it is full; labels: the
-    classes, None for none.
+    fields: {name: Field}, opened for this source; cache_mib: the memory for prepared images, which are kept
+    until it is full.
     """
 
-    def __init__(
-        self,
-        source,
-        tokenizer,
-        views: Mapping[str, HostView],
-        captions: Mapping[str, float],
-        cache_mib: float = 0,
-        labels: Labels | None = None,
-    ):
-        self.source, self._tokenizer, self.captions = source, tokenizer, captions
-        self.labels = labels
-        self._views = views
+    def __init__(self, source: Sequence, fields: Mapping[str, Field], cache_mib: float = 0):
+        self.source, self.fields = source, fields
+        # Cheap fields first: what is wrong with a text is known before its image is decoded.
+        self._ordered = sorted(fields.items(), key=lambda item: item[1].load_order)
+        self._images: dict[str, dict[str, Image]] = {}
+        for name, field in fields.items():
+            if isinstance(field, Image):
+                self._images.setdefault(field.key, {})[name] = field
         self._cache = Cache(int(cache_mib * 2**20))
         self._replaced = ReplacedRecords(source)
         self._gone = False
 
     def random_map(self, index: int, rng: np.random.Generator):
-        data_errors, unanswered = dict.fromkeys(DATA_ERRORS, False), 0
+        errors, unanswered = data_errors(self.fields), 0
         for position in (np.arange(_MAX_NEIGHBOURS) + index) % len(self.source):
             if self._gone:
                 break
             try:
-                return self.load(int(position), rng, patient=not unanswered) | dict(data_errors=data_errors)
-            except BadText as error:
-                data_errors["replaced_texts"] = True
+                return self.load(int(position), rng, patient=not unanswered) | dict(data_errors=errors)
+            except BadRecord as error:
+                errors[error.counter] = True
                 self._replaced.add(int(position), error)
-            except (decode.BadImage, UnreadableRecord) as error:
-                data_errors["replaced_images"] = True
-                self._replaced.add(int(position), error)
-                unanswered += isinstance(error, UnreadableRecord) and error.unanswered
+                unanswered += error.unanswered
                 self._gone = self._gone or unanswered >= _MAX_UNANSWERED
         logging.error("data: neither record %d nor any of its neighbours can be used", index)
-        return self._zeros() | dict(data_errors=data_errors | dict(missing_examples=True))
+        return zeros(self.fields) | dict(data_errors=errors | {MISSING: True})
 
     def load(self, index: int, rng: np.random.Generator, patient: bool = True) -> dict:
-        """The example of one record, without data_errors. patient: wait for errors of the storage to pass.
+        """The example of one record, without data_errors.
 
-        Raises UnreadableRecord, decode.BadImage or BadText.
+        patient: wait for errors of the storage to pass. Raises BadRecord.
         """
         item = self._read(index, patient)
         record = item[rng.integers(len(item))] if isinstance(item, list) else item
-        return self._load(record, rng)
+        draws, values = Draws(rng, {}, {}), {}
+        for name, field in self._ordered:
+            try:
+                if isinstance(field, Image) and name not in draws.prepared:
+                    draws.prepared.update(self._prepared(record, field.key))
+                values[name] = field.load(record, draws)
+            except BadValue as error:
+                raise BadRecord(str(error), field.counter) from error
+        return values
 
     def _read(self, index, patient):
         try:
             return retry.call(self.source.__getitem__, index) if patient else self.source[index]
         except Exception as error:  # each storage and each format has its own
-            raise UnreadableRecord(retry.one_line(error), retry.is_transient(error)) from error
+            raise BadRecord(retry.one_line(error), UNREADABLE, retry.is_transient(error)) from error
 
-    def _zeros(self):
-        example: dict = {name: np.zeros(view.shape, np.uint8) for name, view in self._views.items()}
-        if self.captions:
-            example["text"] = {key: np.zeros_like(value[0]) for key, value in self._tokenizer([""]).items()}
-        if self.labels:
-            example["label"] = np.int32(0)
-        return example
+    def _prepared(self, record: Record, key):
+        """{image field: Prepared} of all image fields of a key: decoded once."""
 
-    def _load(self, record: Record, rng):
-        rest: dict = dict(text=self._text(record, rng)) if self.captions else {}
-        if self.labels:
-            rest["label"] = self._label(record)
-        prepared = self._cache.get(record.image, self._prepared)
-        return {name: view.draw(prepared[name], rng) for name, view in self._views.items()} | rest
+        def prepare(image):
+            return {name: field.cropper.prepare(image) for name, field in self._images[key].items()}
 
-    def _text(self, record, rng):
-        tokens = self._tokenizer([draw_caption(record.texts, self.captions, rng)])
-        text = {key: value[0] for key, value in tokens.items()}
-        if self._tokenizer.is_empty(text["ids"]):
-            raise BadText("nothing left after tokenisation")
-        return text
-
-    def _label(self, record):
-        try:
-            return np.int32(self.labels.number(record))
-        except ValueError as error:
-            raise BadText(str(error)) from error
-
-    def _prepared(self, encoded):
-        return decode.opened(
-            encoded, lambda image: {name: view.prepare(image) for name, view in self._views.items()}
-        )
+        encoded = record.get(key)
+        if not isinstance(encoded, bytes):
+            raise BadValue(f"no encoded image under {key!r}")
+        return self._cache.get(key, encoded, lambda encoded: decode.decode_rgb(encoded, prepare))
 
 
-def draw_caption(texts: Mapping[str, Sequence], captions: Mapping[str, float], rng) -> str:
-    """One text of a record: a kind by its probability among those present, then a candidate.
+class Part(NamedTuple):
+    """One source of a stream. load: its loader, or any grain RandomMap of record indices; records: how many
+    it has; weight: relative to the stream's other parts."""
 
-    Of "tags" it draws a random subset in random order, as one text. Raises BadText where the
-    record has none, or the one drawn is not a string.
-    """
-    kinds = [kind for kind, weight in captions.items() if weight and len(texts.get(kind, ()))]
-    if not kinds:
-        raise BadText("no caption")
-    weights = np.array([captions[kind] for kind in kinds])
-    kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
-    candidates = texts[kind]
-    count = rng.integers(1, len(candidates) + 1) if kind == "tags" else 1
-    drawn = [candidates[i] for i in rng.permutation(len(candidates))[:count]]
-    if not all(isinstance(text, str) for text in drawn):
-        raise BadText(f"a caption of type {type(drawn[0]).__name__}")
-    # Half an emoji, as a caption cut short in JSON leaves it, is no Unicode and can't be tokenised.
-    return " ".join(drawn).encode(errors="ignore").decode()
+    load: grain.transforms.RandomMap
+    records: int
+    weight: float = 1.0
 
 
 class _Rows(grain.MapDataset):
@@ -188,29 +170,48 @@ class _Rows(grain.MapDataset):
 
 
 def batches(
-    load, records: int, batch_size: int, seed: int, start: int, threads: int, rows: np.ndarray | None = None
+    parts: Sequence[Part],
+    batch_size: int,
+    seed: int,
+    start: int,
+    threads: int,
+    rows: np.ndarray | None = None,
 ) -> grain.DatasetIterator:
-    """Batches from step `start` on, for ever, shuffled anew each epoch.
+    """An endless iterator of batches from step `start` on.
 
-    load: a grain RandomMap of record indices; batch_size: of all processes together;
-    rows: int[R], which rows of the global batches this process loads, None for all of them.
-    An example has the same row on any number of processes, so that what depends on the row
-    (dropout, flips, the groups of batch norm) does not depend on them.
+    Each part is shuffled anew in each of its own epochs. Of several parts every batch has its share by
+    weight, to a rounding that evens out over batches, in rows drawn at random. An example has the same row
+    on any number of processes, so that what depends on the row (dropout, flips, the groups of batch norm)
+    does not depend on them.
+
+    Args:
+      parts: the sources, at least one.
+      batch_size: of all processes together.
+      seed: of the order and of every example's draws.
+      start: the first step.
+      threads: that load examples.
+      rows: int[R], the rows of the global batches that this process loads, None for all of them.
     """
     rows = np.arange(batch_size) if rows is None else rows
-    order = grain.MapDataset.range(records).seed(seed).shuffle().repeat()
-    examples = _Rows(order.random_map(load), batch_size, rows)
+    examples = _Rows(_examples(parts, batch_size, seed), batch_size, rows)
     batched = examples.batch(len(rows), drop_remainder=True)[start:]
     return iter(
         batched.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     )
 
 
-def build(config: Mapping, tokenizer) -> LoadExample:
-    """The loader of one stream's records, from its `data` config.
-
-    With the key "label", which kind of label comes with each picture.
-    """
-    source, views = sources.build(config["source"]), host_views.build(config["views"])
-    labels = sources.labels(config["source"], source, config["label"]) if config.get("label") else None
-    return LoadExample(source, tokenizer, views, dict(config["captions"]), config["cache_mib"], labels)
+def _examples(parts, batch_size, seed):
+    """The endless order of a stream's examples."""
+    first, *others = parts
+    order = grain.MapDataset.range(first.records).seed(seed).shuffle().repeat().random_map(first.load)
+    if not others:
+        return order
+    orders = [order]
+    for place, part in enumerate(others, 1):
+        # Equal sources at two places are not to be read in one order.
+        own = int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
+        dataset = grain.MapDataset.range(part.records).seed(own).shuffle().repeat()
+        orders.append(dataset.random_map(part.load))
+    mixed = grain.MapDataset.mix(orders, [part.weight for part in parts])
+    # Grain interleaves in a fixed pattern; what mixes, masks or normalises neighbours needs random ones.
+    return grain.experimental.WindowShuffleMapDataset(mixed, window_size=batch_size, seed=seed)

@@ -1,36 +1,53 @@
 """From images of any size to what a trained tower wants to see."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class Pixels(NamedTuple):
+    """The normalisation of evaluation: (x / 255 - mean) / std, one value for all channels or one for each."""
+
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
+
+    @classmethod
+    def of(cls, options: Mapping) -> "Pixels":
+        """From a mapping that has mean and std among others."""
+        return cls(options["mean"], options["std"])
+
+    def __call__(self, images):
+        """uint8[..., H, W, 3] -> float32, on the device."""
+        return (images.astype(jnp.float32) / 255 - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
 
 class Resize(NamedTuple):
-    """way: "crop", the shorter side resized to `side` (CLIP); "squash", both sides, whatever the aspect
+    """mode: "crop", the shorter side resized to `side` (CLIP); "stretch", both sides, whatever the aspect
     (SigLIP, ALIGN); the middle of it is kept. filter: bicubic or bilinear."""
 
-    way: str
+    mode: str
     side: int
     filter: str
 
 
 def parse_resize(how: str, size: int) -> Resize:
-    """What a ModelConfig's `resize` says: a way, then, where they are not usual, a side and a filter.
+    """What a ModelConfig's `resize` says: a mode, then, if they are not usual, a side and a filter.
 
-    "crop", "crop 256" (DINO, of which the middle `size` is kept), "squash", "squash 346 bilinear" (ALIGN).
+    "crop", "crop 256" (DINO, of which the middle `size` is kept), "stretch", "stretch 346 bilinear" (ALIGN).
     Raises ValueError for anything else.
     """
-    way, *options = how.split() or [""]
+    mode, *options = how.split() or [""]
     side = int(options.pop(0)) if options and options[0].isdigit() else size
-    filter_ = options.pop(0) if options and options[0] in _FILTERS else "bicubic"
-    if way not in ("crop", "squash") or options:
-        raise ValueError(f"resize is {how!r}; it must be like crop, crop 256 or squash bilinear")
-    return Resize(way, side, filter_)
+    filter_ = options.pop(0) if options and options[0] in FILTERS else "bicubic"
+    if mode not in ("crop", "stretch") or options:
+        raise ValueError(f"resize is {how!r}; it must be like crop, crop 256 or stretch bilinear")
+    return Resize(mode, side, filter_)
 
 
 def resize(images: np.ndarray, size: int, how: str) -> np.ndarray:
@@ -39,11 +56,11 @@ def resize(images: np.ndarray, size: int, how: str) -> np.ndarray:
     how: see `parse_resize`. Images of the size that they are resized to come back untouched, as
     Pillow leaves them.
     """
-    way, side, filter_ = parse_resize(how, size)
+    mode, side, filter_ = parse_resize(how, size)
     if images.shape[1:3] == (size, size) and side == size:
         return images
-    resized = {"crop": _crop, "squash": _squash}[way]
-    pictures = (resized(Image.fromarray(image), side, _FILTERS[filter_]) for image in images)
+    resized = {"crop": _crop, "stretch": _stretch}[mode]
+    pictures = (resized(Image.fromarray(image), side, FILTERS[filter_]) for image in images)
     return np.stack([np.asarray(_middle(picture, (size, size))) for picture in pictures])
 
 
@@ -52,14 +69,22 @@ def of(config: Mapping) -> Callable[[np.ndarray], np.ndarray]:
     return functools.partial(resize, size=config["image_size"], how=config["resize"])
 
 
+def model_keys(eval_transform: Mapping) -> dict:
+    """A config's eval_transform in the keys of a weights.format.ModelConfig: image_size, resize, views."""
+    mode, side, filter_ = (eval_transform[key] for key in ("resize_mode", "resize", "filter"))
+    pixels = {key: eval_transform[key] for key in ("mean", "std")}
+    how = f"{mode} {side} {filter_}"
+    return dict(image_size=eval_transform["size"], resize=how, views=dict(image=pixels))
+
+
 def enlarged(config: Mapping, factor: int) -> Callable[[np.ndarray], np.ndarray]:
     """`of`, but the same part of a picture in `factor` times as many pixels a side."""
     size = config["image_size"]
-    way, side, filter_ = parse_resize(config["resize"], size)
-    return functools.partial(resize, size=factor * size, how=f"{way} {factor * side} {filter_}")
+    mode, side, filter_ = parse_resize(config["resize"], size)
+    return functools.partial(resize, size=factor * size, how=f"{mode} {factor * side} {filter_}")
 
 
-def _squash(image, side, filter_):
+def _stretch(image, side, filter_):
     return image.resize((side, side), filter_)
 
 

@@ -1,34 +1,53 @@
-"""What a source gives: records, and their labels."""
+"""A source's records, and the classes that label them."""
 
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+# One raw example: {key: raw value}. Images are encoded bytes; a text is one string, bytes, or a list of such.
+Record = Mapping[str, Any]
 
-class Record(NamedTuple):
-    """One raw example. image: encoded bytes; texts: {kind: candidates}, e.g. "tags"."""
+# The key of a record's image, for readers that no field names another.
+IMAGE = "image"
 
-    image: bytes
-    texts: Mapping[str, Sequence[Any]]
+
+class BadValue(ValueError):
+    """A value of one record that can't be used; the record is then replaced."""
+
+
+def values(record: Record, key: str) -> list:
+    """A record's candidates under a key: none, one or several, bytes decoded as UTF-8.
+
+    What is no text stays what it is.
+    """
+    value = record.get(key)
+    if value is None:
+        return []
+    several = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
+    candidates = list(value) if several else [value]
+    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in candidates]
 
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """kind: which of a record's texts is its label; names: the classes, in the order of their numbers."""
+    """key: where a record has its label; names: the classes, in the order of their numbers."""
 
-    kind: str
+    key: str
     names: Sequence[str]
 
     def number(self, record: Record) -> int:
-        """The class of a record. Raises ValueError where it is in none."""
-        value = next(iter(record.texts.get(self.kind, ())), None)
+        """The class of a record. Raises BadValue if it is in none."""
+        return self.number_of(next(iter(values(record, self.key)), None))
+
+    def number_of(self, value) -> int:
+        """The class of a name, or of a number as text or integer. Raises BadValue if it is none."""
         if value in self._numbers:
             return self._numbers[value]
-        if isinstance(value, (str, type(None))) or not 0 <= int(value) < len(self.names):
-            raise ValueError(f"data: there is a picture whose {self.kind} is {value!r}, which is no class")
+        if isinstance(value, str | type(None)) or not 0 <= int(value) < len(self.names):
+            raise BadValue(f"data: there is an image whose {self.key} is {value!r}, which is no class")
         return int(value)
 
     @functools.cached_property
@@ -36,11 +55,11 @@ class Labels:
         return {name: i for i, name in enumerate(self.names)}
 
 
-def part(count, share):
-    """The positions, in order, of a fraction `share` of `count`, drawn at random, one at least."""
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}; it must lie in (0, 1]")
-    if share == 1:
+def part(count, fraction):
+    """The positions, in order, of a `fraction` of `count`, drawn at random, at least one."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"share is {fraction}; it must lie in (0, 1]")
+    if fraction == 1:
         return range(count)
-    rows = np.random.default_rng(0).permutation(count)[: max(1, round(share * count))]
+    rows = np.random.default_rng(0).permutation(count)[: max(1, round(fraction * count))]
     return np.sort(rows)

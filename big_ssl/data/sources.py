@@ -1,6 +1,6 @@
-"""Sources of image-text records: random access, nothing decoded.
+"""Sources of records: random access, nothing decoded.
 
-An item is a Record, or a list of records that show the same thing, of which one is drawn at
+An item is a Record, {key: raw value}, or a list of records that show the same thing, of which one is drawn at
 each visit.
 """
 
@@ -9,16 +9,16 @@ import collections
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NewType
+from typing import NamedTuple, NewType
 
 import numpy as np
 import pyarrow.compute
 import pyarrow.parquet
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from big_ssl import io
 from big_ssl.data.emoji_drawings import EmojiConcepts, EmojiPairs
-from big_ssl.data.records import Labels, Record, part
+from big_ssl.data.records import IMAGE, Labels, Record, part
 
 # What a config says of a source: `kind`, a name in SOURCES, and that source's options.
 SourceConfig = NewType("SourceConfig", Mapping)
@@ -45,9 +45,11 @@ class TfdsPairs(Sequence[Record]):
             builder = tfds.builder(name, data_dir=data_dir)
         except tfds.core.registered.DatasetNotFoundError as error:
             raise FileNotFoundError(f"data: no TFDS dataset {name!r} in {data_dir!r}") from error
-        decoders = {image_key: tfds.decode.SkipDecoding()}
+        self._features, self._name = _flat_features(builder.info.features), name
+        # Every image stays encoded: masks and depths are images as well.
+        images = [key for key, f in self._features.items() if isinstance(f, tfds.features.Image)]
+        decoders = unflatten_dict(dict.fromkeys({*images, image_key}, tfds.decode.SkipDecoding()), sep="/")
         self._source = builder.as_data_source(split=split, decoders=decoders)
-        self._features, self._name = builder.info.features, name
         self._image_key, self._text_keys = image_key, tuple(text_keys)
         self._shards = builder.info.splits[split].file_instructions
         self._starts = np.cumsum([0, *(shard.take for shard in self._shards)])
@@ -66,18 +68,17 @@ class TfdsPairs(Sequence[Record]):
         return f"record {place} of {io.as_path(self._shards[shard].filename).name}"
 
     def __getitem__(self, index):
-        example = self._source[index]
-        values = flatten_dict(example, sep="/")
+        values = flatten_dict(self._source[index], sep="/")
         keys = self._text_keys or [key for key in values if key != self._image_key]
-        return Record(example[self._image_key], {key: _texts(values[key]) for key in keys})
+        return {IMAGE: values[self._image_key]} | {key: values[key] for key in keys}
 
-    def label_names(self, kind: str) -> list[str]:
+    def label_names(self, key: str) -> list[str]:
         """The classes of a class label, in the order of its numbers."""
-        names = {key: feature.names for key, feature in self._features.items() if hasattr(feature, "names")}
-        if kind not in names:
+        names = {each: feature.names for each, feature in self._features.items() if hasattr(feature, "names")}
+        if key not in names:
             known = ", ".join(names) or "none"
-            raise ValueError(f"tfds: {kind!r} of {self._name!r} is no class label; there is {known}")
-        return names[kind]
+            raise ValueError(f"tfds: {key!r} of {self._name!r} is no class label; there is {known}")
+        return names[key]
 
 
 class ParquetPairs(Sequence[Record]):
@@ -130,18 +131,18 @@ class ParquetPairs(Sequence[Record]):
         group = bisect.bisect_right(self._starts, position) - 1
         table = _row_group(*self._groups[group], (self._image_key, *self._text_keys))
         (row,) = table.slice(position - self._starts[group], 1).to_pylist()
-        return Record(row[self._image_key] or b"", {key: _texts(row[key]) for key in self._text_keys})
+        return {IMAGE: row[self._image_key] or b""} | {key: row[key] for key in self._text_keys}
 
-    def label_names(self, kind: str) -> list[str]:
+    def label_names(self, key: str) -> list[str]:
         """The different texts of a column, sorted; of whole numbers all from 0 to the largest that occurs."""
-        if kind not in self._text_keys:
-            raise ValueError(f"parquet: {kind!r} is none of the columns {', '.join(self._text_keys)}")
+        if key not in self._text_keys:
+            raise ValueError(f"parquet: {key!r} is none of the columns {', '.join(self._text_keys)}")
         found = set()
         for file in dict.fromkeys(file for file, _ in self._groups):
             with _parquet(file) as parquet:
-                column = parquet.read(columns=[kind])[kind]
+                column = parquet.read(columns=[key])[key]
             if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_integer(column.type)):
-                raise ValueError(f"parquet: {kind!r} holds {column.type}; a label is a string or an integer")
+                raise ValueError(f"parquet: {key!r} holds {column.type}; a label is a string or an integer")
             found |= set(pyarrow.compute.unique(column).to_pylist()) - {None}
         names = sorted(found)
         return names if isinstance(names[0], str) else [str(i) for i in range(names[-1] + 1)]
@@ -164,7 +165,7 @@ class ImageFolder(Sequence[Record]):
         numbers = all(folder.name.isdecimal() for folder in folders)
         folders.sort(key=lambda folder: int(folder.name) if numbers else folder.name)
         self._names = [folder.name for folder in folders]
-        files = [(file, {"label": [folder.name]}) for folder in folders for file in self._pictures(folder)]
+        files = [(file, {"label": folder.name}) for folder in folders for file in self._pictures(folder)]
         self._files = files + [(file, {}) for file in self._beside]
         if not self._files:
             raise ValueError(f"image_folder: {path} has no pictures{' in its subfolders' if folders else ''}")
@@ -173,8 +174,8 @@ class ImageFolder(Sequence[Record]):
         return len(self._files)
 
     def __getitem__(self, index):
-        file, texts = self._files[index]
-        return Record(file.read_bytes(), texts)
+        file, label = self._files[index]
+        return {IMAGE: file.read_bytes()} | label
 
     def summary(self) -> str:
         """How many pictures there are, and what was left out."""
@@ -210,11 +211,11 @@ class ImageFolder(Sequence[Record]):
         for each in folders:
             yield from self._pictures(each)
 
-    def label_names(self, kind: str) -> list[str]:
+    def label_names(self, key: str) -> list[str]:
         """The classes, which are the only label."""
-        if kind != "label" or not self._names:
+        if key != "label" or not self._names:
             known = "label" if self._names else "none, without subfolders"
-            raise ValueError(f"image_folder: {kind!r} is no label; there is {known}")
+            raise ValueError(f"image_folder: {key!r} is no label; there is {known}")
         if self._beside:
             raise ValueError(
                 f"image_folder: {len(self._beside)} pictures beside the subfolders are in no class, such as "
@@ -232,18 +233,42 @@ SOURCES = {
 }
 
 
+class Entry(NamedTuple):
+    """One source of a stream.
+
+    path: its key under the stream's `data`. source: its config. weight: relative to the other sources.
+    fields: {field: options}, with the source's own changes. fields_path: the key of these, or of the
+    stream's.
+    """
+
+    path: str
+    source: Mapping
+    weight: float
+    fields: Mapping[str, Mapping]
+    fields_path: str = "fields"
+
+
+def entries(data: Mapping) -> Iterator[Entry]:
+    """Yields the sources of a stream's `data`: its `source`, or those of its mixture, `sources`."""
+    if "source" in data:
+        yield Entry("source", data["source"], 1.0, data["fields"])
+    for i, entry in enumerate(data.get("sources", ())):
+        changes = entry.get("fields", {})
+        options = {name: {**each, **changes.get(name, {})} for name, each in data["fields"].items()}
+        yield Entry(f"sources.{i}.source", entry["source"], entry["weight"], options, f"sources.{i}.fields")
+
+
 def build(config: Mapping) -> Sequence[Record]:
     """The source that config["kind"] names, built from the other keys."""
     options = {key: value for key, value in config.items() if key != "kind"}
     return SOURCES[config["kind"]](**options)
 
 
-def labels(config: Mapping, source: Sequence, kind: str) -> Labels:
-    """The classes of one kind of label of a source that was built from config. Raises ValueError where it
-    has no such label."""
+def labels(source: Sequence, key: str) -> Labels:
+    """The classes under a key of a source's records. Raises ValueError if it has no such label."""
     if not hasattr(source, "label_names"):
-        raise ValueError(f"data: the source {config['kind']} has no labels")
-    return Labels(kind, source.label_names(kind))
+        raise ValueError(f"data: the source {type(source).__name__} has no labels")
+    return Labels(key, source.label_names(key))
 
 
 def record_name(source: Sequence, index: int) -> str:
@@ -285,13 +310,11 @@ def _check_columns(file, metadata, keys):
             raise ValueError(f"parquet: {file} has no column {key!r}; there are {', '.join(names)}")
 
 
-def _texts(value):
-    """A feature's candidates: none, one text or several, bytes decoded as UTF-8.
-
-    What is no text stays what it is, for the pipeline to replace and count.
-    """
-    if value is None:
-        return []
-    several = isinstance(value, (list, tuple)) or getattr(value, "ndim", 0)
-    values = list(value) if several else [value]
-    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
+def _flat_features(features, prefix=""):
+    """{key: feature} of a TFDS FeaturesDict, one inside a sequence under "sequence/key", as in records."""
+    flat = {}
+    for key, feature in features.items():
+        inner = getattr(feature, "feature", feature)  # of a sequence
+        nested = hasattr(inner, "items")
+        flat |= _flat_features(inner, f"{prefix}{key}/") if nested else {f"{prefix}{key}": inner}
+    return flat

@@ -1,4 +1,4 @@
-"""What a trained classifier says of labelled pictures."""
+"""The accuracy of a trained classifier on labelled images."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,56 +6,54 @@ import numpy as np
 
 from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import ranking
+from big_ssl.evals.evaluator import Evaluator
 from big_ssl.evals.labelled_set import LabelledSet
 from big_ssl.evals.zero_shot import scores
 
 
-class Classifier:
-    """Pictures by the largest logit of the head that the objective "classification" trains.
+class Classifier(Evaluator):
+    """Predicts the class with the largest logit of the trained classifier.
 
-    data, label, classes: as in LabelledSet, in the order of the classes that were trained.
+    data, label, classes: as in LabelledSet, in the order of the classes of training.
     """
+
+    requires = ("classify",)
 
     def __init__(
         self, data: SourceConfig, label: str = "label", classes: str | Sequence[str] = "", *, name: str
     ):
         self._data, self._name = LabelledSet(data, label, classes), name
 
-    @property
-    def classes(self) -> int:
-        """How many there are."""
-        return len(self._data.names)
+    def check(self, predictor) -> None:
+        """Raises ValueError if the classifier has another number of classes."""
+        if predictor.classes != len(self._data.names):
+            raise ValueError(
+                f"classification: the data has {len(self._data.names)} classes, the classifier "
+                f"{predictor.classes}"
+            )
 
-    def metrics(self, embedder) -> dict[str, float]:
-        """{"classification/<name>/<metric>": fraction}; see evals.zero_shot.scores.
-
-        Raises ValueError for a model without a classifier, and for one of another number of classes.
-        """
-        if embedder.logits is None:
-            raise ValueError("classification: this model has no classifier")
-
-        def logits(images):
-            found = embedder.logits(images)
-            if found.shape[1] != self.classes:
-                raise ValueError(
-                    f"classification: the data has {self.classes} classes, the classifier {found.shape[1]}"
-                )
-            return found
-
-        found = judged(self._data, logits, embedder, f"{self._name}: pictures")
-        return {f"classification/{self._name}/{metric}": value for metric, value in found.items()}
+    def metrics(self, predictor) -> dict[str, float]:
+        """{"classification/<name>/<metric>": fraction}; see evals.zero_shot.scores."""
+        metrics = logit_scores(self._data, predictor.classify, predictor, f"{self._name}: images")
+        return {f"classification/{self._name}/{metric}": value for metric, value in metrics.items()}
 
 
-def judged(
-    data: LabelledSet, logits: Callable[[np.ndarray], np.ndarray], embedder, what: str
+def logit_scores(
+    data: LabelledSet, logits: Callable[[np.ndarray], np.ndarray], predictor, description: str
 ) -> dict[str, float]:
-    """The scores (see evals.zero_shot) of a classifier, ties against it.
+    """The scores of a classifier, see evals.zero_shot.scores; ties count against it.
 
-    logits: pictures as the embedder's functions take them -> float[N, C]; what: as in
-    LabelledSet.embedded.
+    Args:
+      data: the labelled images.
+      logits: images, as the predictor's methods take them, -> float[N, C].
+      predictor: preprocesses the images and shares their decoding among hosts.
+      description: for the progress, as in LabelledSet.batches.
+
+    Returns:
+      {metric: fraction}.
     """
-    ranks, labels, count = [], [], len(data.names)
-    for found, some in data.embedded(logits, embedder, what):
-        ranks.append(ranking.ranks(found, some[:, None] == np.arange(count)))
-        labels.append(some)
-    return scores(np.concatenate(ranks), np.concatenate(labels), count)
+    ranks, labels, classes = [], [], len(data.names)
+    for batch_logits, batch_labels in data.batches(logits, predictor, description):
+        ranks.append(ranking.ranks(batch_logits, batch_labels[:, None] == np.arange(classes)))
+        labels.append(batch_labels)
+    return scores(np.concatenate(ranks), np.concatenate(labels), classes)

@@ -1,4 +1,4 @@
-"""The evaluation sets of the embedded emoji: unseen styles, unseen concepts, flags or not."""
+"""The evaluation sets of the embedded emoji: unseen styles, unseen concepts, with flags or without."""
 
 import dataclasses
 import functools
@@ -8,13 +8,13 @@ import numpy as np
 
 from big_ssl.data import chunks, emoji_drawings, preprocessing, sources
 
-# The suffixes of the ways in which results are split, see `subsets`.
+# The suffixes of the subsets that results are reported for, see `subsets`.
 SPLITS = ("", "_no_flags", "_unseen", "_unseen_no_flags")
 
 
 @dataclasses.dataclass(frozen=True)
 class NamedImages:
-    """Pictures with one right name each.
+    """Images with one right name each.
 
     images: uint8[N, H, W, 3]; names: M texts; labels: int[N] into names; unseen, flag:
     bool[M], whether a name's concept was held out of training, and whether it is a flag.
@@ -31,13 +31,13 @@ class NamedImages:
         return self.labels[images, None] == np.flatnonzero(names)[None]
 
 
-def load(style: str, prepare: Callable[[np.ndarray], np.ndarray]) -> NamedImages:
+def load(style: str, preprocess: Callable[[np.ndarray], np.ndarray]) -> NamedImages:
     """All drawings of one style, against the names of every concept in the embedded set.
 
-    prepare: uint8[1, H, W, 3] -> uint8[1, S, S, 3].
+    preprocess: uint8[1, H, W, 3] -> uint8[1, S, S, 3].
     """
     source, concepts = sources.EmojiPairs([style]), _concepts()
-    images = load_images(source, prepare)
+    images = load_images(source, preprocess)
     return NamedImages(
         images=images,
         names=[row["label"] for row in concepts],
@@ -47,48 +47,50 @@ def load(style: str, prepare: Callable[[np.ndarray], np.ndarray]) -> NamedImages
     )
 
 
-def load_images(source: sources.EmojiPairs, prepare: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """uint8[N, S, S, 3], a source's pictures, prepared as in `load`."""
-    return np.concatenate([images for images, _ in chunks.chunks(source, lambda _: True, prepare)])
+def load_images(source: sources.EmojiPairs, preprocess: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """uint8[N, S, S, 3]: a source's images, preprocessed as in `load`."""
+    return np.concatenate([images for images, _ in chunks.chunks(source, lambda _: True, preprocess)])
 
 
 def subsets(data: NamedImages) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yields (suffix, images: bool[N], names: bool[M]) of each way the results are split.
+    """Yields (suffix, images: bool[N], names: bool[M]) of each subset.
 
-    Without flags, flags are neither asked nor offered; of unseen concepts only the pictures
-    are chosen here, so that they compete with every name, seen ones included.
+    Without flags, flags are neither queries nor candidates. A subset of unseen concepts restricts only the
+    images, so that they compete with every name, seen ones included.
     """
-    every, no_flags = np.ones_like(data.flag), ~data.flag
-    queries = (every, no_flags, data.unseen, data.unseen & no_flags)
-    for suffix, images, names in zip(SPLITS, queries, (every, no_flags, every, no_flags), strict=True):
+    everything, no_flags = np.ones_like(data.flag), ~data.flag
+    queries = (everything, no_flags, data.unseen, data.unseen & no_flags)
+    candidates = (everything, no_flags, everything, no_flags)
+    for suffix, images, names in zip(SPLITS, queries, candidates, strict=True):
         yield suffix, images[data.labels], names
 
 
 def pixel_scores(style: str, training_styles: Sequence[str]) -> np.ndarray:
-    """float[N, M], what plain pixels know: minus the distance from each picture of a style to the
-    nearest training picture of each concept, on 16 x 16 mean-free pixels; -inf for unseen concepts.
+    """The baseline of plain pixels, without any learning: float[N, M].
 
-    Both sides are the whole drawings, shrunk: the cropping that a model sees would only hurt here.
+    Minus the distance from each image of a style to the nearest training image of each concept, on 16 x 16
+    mean-free pixels; -inf for unseen concepts. Both are downsampled whole drawings: a model's cropping would
+    only hurt here.
     """
-    known, labels = _known_drawings(tuple(training_styles))
-    asked = _pixels(sources.EmojiPairs([style]))
-    distances = (asked**2).sum(1)[:, None] - 2 * asked @ known.T + (known**2).sum(1)
+    train, labels = _training_drawings(tuple(training_styles))
+    queries = _pixels(sources.EmojiPairs([style]))
+    distances = (queries**2).sum(1)[:, None] - 2 * queries @ train.T + (train**2).sum(1)
     order = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[order], return_index=True)
-    scores = np.full((len(asked), len(_concepts())), -np.inf, np.float32)
+    scores = np.full((len(queries), len(_concepts())), -np.inf, np.float32)
     scores[:, present] = -np.minimum.reduceat(distances[:, order], starts, axis=1)
     return scores
 
 
-@functools.cache  # the same for every style that is asked about
-def _known_drawings(styles):
+@functools.cache  # the same for every evaluated style
+def _training_drawings(styles):
     """(float32[T, 768], int[T]): pixels and labels of the training drawings."""
     source = sources.EmojiPairs(styles, "seen")
     return _pixels(source), _labels(source)
 
 
 def _labels(source):
-    """int[N]: which concept each drawing of a source shows."""
+    """int[N]: the concept of each drawing of a source."""
     index = {row["unified"]: i for i, row in enumerate(_concepts())}
     return np.array([index[row["unified"]] for row in source.rows])
 

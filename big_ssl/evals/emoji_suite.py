@@ -7,31 +7,49 @@ import numpy as np
 
 from big_ssl.data.sources import EmojiPairs
 from big_ssl.evals import emoji, ranking
-from big_ssl.evals.report_texts import Scene
+from big_ssl.evals.evaluator import Evaluator
+from big_ssl.evals.report_texts import RetrievalExamples, retrieval_sections
 
 KS = (1, 5, 10)
-# Those that no recipe here trains on.
+# No recipe of this project trains on these.
 STYLES = ("twemoji", "openmoji")
+# Free texts for the report; none of them is the exact name of a concept.
+QUERIES = (
+    "a smiling face with hearts",
+    "someone who is sad and crying",
+    "a cat",
+    "food from Japan",
+    "a red fruit",
+    "a flag with a cross",
+    "a woman at work",
+    "something to drink",
+    "a fast vehicle",
+    "musical instrument",
+    "bad weather",
+    "an arrow that points left",
+)
 
 
-class EmojiSuite:
+class EmojiSuite(Evaluator):
     """Both tasks on whole styles of the embedded drawings, against the names of all concepts.
 
-    styles: the drawing styles to judge on; training_styles: those trained on, for the pixel
-    baseline, which is left out where there are none.
+    styles: the drawing styles to evaluate on; training_styles: those of training, for the pixel
+    baseline, which is left out without any.
     """
 
+    requires = ("encode_image", "encode_text")
+
     def __init__(self, styles: Sequence[str] = STYLES, training_styles: Sequence[str] = (), *, name: str):
-        del name  # the sets are called after their styles
+        del name  # metrics have the names of the styles
         for style in (*styles, *training_styles):
-            EmojiPairs([style])  # names one that doesn't exist now, not at the first evaluation
+            EmojiPairs([style])  # an unknown style is an error now, not at the first evaluation
         self._styles, self._training_styles = styles, training_styles
         self._sets: dict[str, emoji.NamedImages] = {}
 
-    def _loaded(self, prepare):
-        """Seconds of decoding, which the first training step need not wait for."""
+    def _loaded(self, preprocess):
+        """Decodes for seconds, which the first training step does not have to wait for."""
         if not self._sets:
-            self._sets = {style: emoji.load(style, prepare) for style in self._styles}
+            self._sets = {style: emoji.load(style, preprocess) for style in self._styles}
         return self._sets
 
     @functools.cached_property
@@ -40,30 +58,34 @@ class EmojiSuite:
             return dict.fromkeys(self._styles)
         return {style: emoji.pixel_scores(style, self._training_styles) for style in self._styles}
 
-    def metrics(self, embedder) -> dict[str, float]:
+    def metrics(self, predictor) -> dict[str, float]:
         """{"zero_shot/<style>/..." and "retrieval/<style>/...": fraction}."""
-        found: dict[str, float] = {}
-        for style, scene in self.scenes(embedder).items():
-            scores = scene.image_embeddings @ scene.text_embeddings.T
+        metrics: dict[str, float] = {}
+        for style, examples in self.examples(predictor).items():
+            scores = examples.image_embeddings @ examples.text_embeddings.T
             for kind, measure in (("zero_shot", classification), ("retrieval", retrieval)):
                 values = measure(self._sets[style], scores, self._pixels[style], style)
-                found |= {f"{kind}/{key}": value for key, value in values.items()}
-        return found
+                metrics |= {f"{kind}/{key}": value for key, value in values.items()}
+        return metrics
 
-    def scenes(self, embedder) -> dict[str, Scene]:
-        """Each style's pictures and names with their embeddings, for the report."""
-        return {style: _scene(embedder, data) for style, data in self._loaded(embedder.prepare).items()}
+    def examples(self, predictor) -> dict[str, RetrievalExamples]:
+        """{style: its images and names with their embeddings}."""
+        return {
+            style: RetrievalExamples(
+                images=data.images,
+                names=list(data.names),
+                labels=data.labels,
+                image_embeddings=predictor.encode_image(data.images, resize=False),
+                text_embeddings=predictor.encode_text(list(data.names)),
+                unseen=data.unseen,
+            )
+            for style, data in self._loaded(predictor.preprocess).items()
+        }
 
-
-def _scene(embedder, data):
-    return Scene(
-        images=data.images,
-        names=list(data.names),
-        labels=data.labels,
-        image_embeddings=embedder.images(data.images),
-        text_embeddings=embedder.texts(data.names),
-        unseen=data.unseen,
-    )
+    def sections(self, predictor):
+        """Images for free texts, names for images, similarities; in short for all styles but the first."""
+        texts = predictor.encode_text(QUERIES)
+        return retrieval_sections(self.examples(predictor), QUERIES, texts)
 
 
 def classification(data: emoji.NamedImages, scores: np.ndarray, pixels: np.ndarray | None, name: str):
@@ -91,20 +113,20 @@ def classification(data: emoji.NamedImages, scores: np.ndarray, pixels: np.ndarr
 def retrieval(data: emoji.NamedImages, scores: np.ndarray, pixels: np.ndarray | None, name: str):
     """{"<name><subset>/<direction>_r<k>": value} for both directions, chance and pixels.
 
-    In every subset the pictures and the names are those of the same concepts, one name a
-    picture; so "_unseen" here means unseen concepts among themselves.
+    In every subset the images and the names are those of the same concepts, one name for each
+    image; so "_unseen" here means unseen concepts among themselves.
     """
     metrics = {}
     for suffix, images, names in emoji.subsets(data):
         names = names & np.isin(np.arange(len(names)), data.labels[images])
         positives, chosen = data.positives(images, names), np.ix_(images, names)
-        metrics |= _both_ways(scores[chosen], positives, f"{name}{suffix}/")
+        metrics |= _both_directions(scores[chosen], positives, f"{name}{suffix}/")
         if pixels is not None:
-            metrics |= _both_ways(pixels[chosen], positives, f"{name}{suffix}/pixel_1nn_")
+            metrics |= _both_directions(pixels[chosen], positives, f"{name}{suffix}/pixel_1nn_")
         metrics |= {f"{name}{suffix}/chance_r{k}": ranking.chance_at(positives, k) for k in KS}
     return metrics
 
 
-def _both_ways(scores, positives, prefix) -> Mapping[str, float]:
-    forth = ranking.recalls(scores, positives, KS, f"{prefix}image_to_text_r")
-    return forth | ranking.recalls(scores.T, positives.T, KS, f"{prefix}text_to_image_r")
+def _both_directions(scores, positives, prefix) -> Mapping[str, float]:
+    image_to_text = ranking.recalls(scores, positives, KS, f"{prefix}image_to_text_r")
+    return image_to_text | ranking.recalls(scores.T, positives.T, KS, f"{prefix}text_to_image_r")

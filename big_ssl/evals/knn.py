@@ -11,26 +11,30 @@ from PIL import Image
 from big_ssl.data import chunks
 from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import report_texts, split_candidates
-from big_ssl.evals.embedder import in_batches
-from big_ssl.evals.labelled_set import LabelledSet
-from big_ssl.evals.report_pictures import Gallery
+from big_ssl.evals.batched import in_batches
+from big_ssl.evals.evaluator import Evaluator
+from big_ssl.evals.labelled_set import FEATURES, LabelledSet
+from big_ssl.evals.report_images import NearestImages, encoder_sections, neighbour_section
 from big_ssl.parallel import mesh as mesh_lib
 
-# Queries at a time, whose similarities to all training pictures are in memory.
+# Queries at a time, whose similarities to all training images are in memory.
 _QUERIES = 256
 _PIXELS = 16
+# Test images that the report shows, and how many neighbours of each.
+_SHOWN, _NEIGHBOURS = 8, 8
 
 
-class Knn:
-    """The class with the largest sum of exp(cosine / temperature) among the k nearest training pictures.
+class Knn(Evaluator):
+    """Predicts the class with the largest sum of exp(cosine / temperature) among the k nearest images.
 
     DINOv2's code takes the softmax over more neighbours before it cuts to k, which is the same but for a
-    factor. train, test: labelled sources with the same labels; label: as in LabelledSet; ks: reported each;
-    per_class: numbers of training pictures of each class, with which it is asked again, a mean over so many
-    tries;
-    features: "pooled", the image tower's output, or "images", the embedding; pixels: whether to report,
-    too, what 16 x 16 mean-free pixels give in place of features.
+    factor. train, test: labelled sources with the same labels; label: as in LabelledSet; ks: the values of k;
+    per_class: numbers of training images of each class for few-shot results, means over `tries` draws;
+    features: "pooled", the image encoder's output, or "images", the embedding; pixels: whether to report
+    the accuracy with 16 x 16 mean-free pixels as features, too.
     """
+
+    requires = ("encode_image",)
 
     def __init__(
         self,
@@ -46,8 +50,8 @@ class Knn:
         *,
         name: str,
     ):
-        if features not in ("pooled", "images"):
-            raise ValueError(f"features is {features!r}; use pooled or images")
+        if features not in FEATURES:
+            raise ValueError(f"features is {features!r}; use {' or '.join(FEATURES)}")
         if not ks or min(ks) < 1:
             raise ValueError(f"knn: ks is {tuple(ks)}; it must hold numbers of at least 1")
         if tries < 1 or min(per_class, default=1) < 1:
@@ -62,75 +66,81 @@ class Knn:
         self._per_class, self._tries = tuple(per_class), tries
         self._of_pixels: dict | None = None
 
-    def metrics(self, embedder) -> dict[str, float]:
-        """{"knn/<name>/<metric>": value}: k<k>_top1 for each k, majority, what the most frequent class of
-        the training pictures would get; with pixels, pixel_k<k>_top1; and for each n of per_class,
+    def metrics(self, predictor) -> dict[str, float]:
+        """{"knn/<name>/<metric>": value}: k<k>_top1 for each k; majority, the accuracy of always predicting
+        the most frequent training class; with pixels, pixel_k<k>_top1; and for each n of per_class,
         <n>_per_class_k<k>_top1."""
-        split = self._split(lambda data, what: data.features(embedder, self._features, what))
-        found = self._accuracies("", *split)
+        data = self._splits(lambda split, description: split.features(predictor, self._features, description))
+        metrics = self._accuracies("", *data)
         for count in self._per_class:
-            found |= self._few_shot(count, *split)
+            metrics |= self._few_shot(count, *data)
         if self._pixels:
-            found |= self._pixel_accuracies(embedder)
-        return {f"knn/{self._name}/{metric}": value for metric, value in found.items()}
+            metrics |= self._pixel_accuracies(predictor)
+        return {f"knn/{self._name}/{metric}": value for metric, value in metrics.items()}
 
-    def gallery(self, embedder, queries: int, neighbours: int) -> Gallery:
-        """Some pictures of test, evenly spread through it, with their nearest training pictures."""
-        data = dict(train=self._train, test=self._test)
-        (train, _), (test, _) = (
-            part.features(embedder, self._features, f"{self._name}: {name}") for name, part in data.items()
+    def sections(self, predictor):
+        """Attention maps and patches if the encoder has them; test images with their nearest neighbours."""
+        sections = []
+        if "intermediate_layers" in predictor.methods:
+            sections += encoder_sections(predictor, self.images)
+        return [*sections, neighbour_section(self.nearest(predictor, _SHOWN, _NEIGHBOURS))]
+
+    def nearest(self, predictor, count: int, neighbours: int) -> NearestImages:
+        """`count` test images, evenly spread through the set, with their nearest training images."""
+        train, _, test, _ = self._splits(
+            lambda split, description: split.features(predictor, self._features, description)
         )
-        asked = report_texts.spread(np.arange(len(test)), queries)
-        cosines = _unit(test[asked]) @ _unit(train).T
+        chosen = report_texts.spread(np.arange(len(test)), count)
+        cosines = _unit(test[chosen]) @ _unit(train).T
         nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :neighbours]
+        preprocess = chunks.prepared(predictor.preprocess)
 
-        make = chunks.prepared(embedder.prepare)
+        def load(split, indices):
+            images, labels = zip(*(split.image(int(i), preprocess) for i in indices), strict=True)
+            return images, [self._train.names[label] for label in labels]
 
-        def shown(part, indices):
-            pictures, labels = zip(*(part.picture(int(i), make) for i in indices), strict=True)
-            return pictures, [self._train.names[label] for label in labels]
-
-        found = [shown(self._train, row) for row in nearest]
-        pictures, names = shown(self._test, asked)
+        images, names = load(self._test, chosen)
+        rows = [load(self._train, row) for row in nearest]
         cosines = np.take_along_axis(cosines, nearest, axis=1)
-        return Gallery(self._name, pictures, names, found, cosines, len(train))
+        return NearestImages(self._name, images, names, rows, cosines, len(train))
 
-    def pictures(self, count: int, prepare) -> np.ndarray:
-        """uint8[count, S, S, 3]: some pictures of test, prepared so, evenly spread through it."""
+    def images(self, count: int, preprocess) -> np.ndarray:
+        """uint8[count, S, S, 3]: preprocessed test images, evenly spread through the set."""
         chosen = report_texts.spread(np.arange(len(self._test)), count)
-        return np.stack([self._test.picture(int(i), chunks.prepared(prepare))[0] for i in chosen])
+        return np.stack([self._test.image(int(i), chunks.prepared(preprocess))[0] for i in chosen])
 
-    def _pixel_accuracies(self, embedder):
-        """The same at every evaluation of a run, whose pictures are always prepared alike."""
+    def _pixel_accuracies(self, predictor):
+        """Computed once: the images of a run are always preprocessed in the same way."""
         if self._of_pixels is None:
-            collect = embedder.split.collect
-            split = self._split(
-                lambda data, what: data.seen_by(collect, "pixels", embedder, what, make=_shrunk)
+            collect = predictor.split.collect
+            data = self._splits(
+                lambda split, description: split.extract_features(
+                    collect, "pixels", predictor, description, transform=_downsample
+                )
             )
-            self._of_pixels = self._accuracies("pixel_", *split)
+            self._of_pixels = self._accuracies("pixel_", *data)
             del self._of_pixels["pixel_majority"]
         return self._of_pixels
 
-    def _few_shot(self, count, train, labels, queries, wanted):
-        tried = []
+    def _few_shot(self, count, train, labels, queries, query_labels):
+        draws = []
         for seed in range(self._tries):
             chosen = some_of_each(labels, count, seed)
-            tried.append(
-                self._accuracies(f"{count}_per_class_", train[chosen], labels[chosen], queries, wanted)
-            )
-        return {key: float(np.mean([each[key] for each in tried])) for key in tried[0] if "_top1" in key}
+            prefix = f"{count}_per_class_"
+            draws.append(self._accuracies(prefix, train[chosen], labels[chosen], queries, query_labels))
+        return {key: float(np.mean([draw[key] for draw in draws])) for key in draws[0] if "_top1" in key}
 
-    def _split(self, features):
+    def _splits(self, features):
         """(train features, train labels, test features, test labels)."""
         train = features(self._train, f"{self._name}: train")
         return (*train, *features(self._test, f"{self._name}: test"))
 
-    def _accuracies(self, prefix, train, labels, queries, wanted):
+    def _accuracies(self, prefix, train, labels, queries, query_labels):
         ks = [min(k, len(train)) for k in self._ks]
         classes = len(self._train.names)
-        found = predictions(train, labels, queries, classes, ks, self._temperature)
-        accuracies = {f"k{k}_top1": (found[:, i] == wanted).mean() for i, k in enumerate(self._ks)}
-        accuracies["majority"] = (wanted == np.bincount(labels).argmax()).mean()
+        predicted = predictions(train, labels, queries, classes, ks, self._temperature)
+        accuracies = {f"k{k}_top1": (predicted[:, i] == query_labels).mean() for i, k in enumerate(self._ks)}
+        accuracies["majority"] = (query_labels == np.bincount(labels).argmax()).mean()
         return {f"{prefix}{name}": float(value) for name, value in accuracies.items()}
 
 
@@ -149,9 +159,11 @@ def predictions(
     training features are split over all devices: those of ImageNet would fill one.
     """
     mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
-    known = split_candidates.split(mesh, lambda rows: _unit(train[rows]), len(train))
-    named = split_candidates.split(mesh, lambda rows: np.asarray(labels[rows], np.int32), len(train))
-    run = functools.partial(_jitted(mesh, len(train), classes, tuple(ks), temperature), known, named)
+    candidates = split_candidates.split(mesh, lambda rows: _unit(train[rows]), len(train))
+    classes_of = split_candidates.split(mesh, lambda rows: np.asarray(labels[rows], np.int32), len(train))
+    run = functools.partial(
+        _jitted(mesh, len(train), classes, tuple(ks), temperature), candidates, classes_of
+    )
     return in_batches(run, mesh, _unit(queries), _QUERIES).astype(int)
 
 
@@ -185,7 +197,7 @@ def _unit(x):
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def _shrunk(image):
+def _downsample(image):
     small = Image.fromarray(image).resize((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
     flat = np.asarray(small).ravel().astype(np.float32) / 255
     return flat - flat.mean()

@@ -1,8 +1,8 @@
-"""Which classes a labelled set is classified into, and which of them each of its own labels is.
+"""The classes that a labelled set is classified into, and the class of each of the set's labels.
 
 The rules of ImageNet's test sets: ImageNet-V2 names its folders by number, to be read as integers;
 ImageNet-A and -R are classified into the 200 classes that they show, not into all 1000; ObjectNet
-into the 113 classes that it shares with ImageNet, under its own names, its other pictures left out.
+into the 113 classes that it shares with ImageNet, under ObjectNet's names; its other images are left out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,9 @@ from big_ssl.evals.prompts import labels_file, read_lines
 
 
 class LabelSet(NamedTuple):
-    """names: C class names for prompts; classes: int[L], the class of each of a set's own labels, -1
-    for none; partial: whether pictures under labels without a class are left out, rather than wrong;
-    imagenet: where the classes are some of ImageNet's 1000, their C numbers there."""
+    """names: C class names for prompts; classes: int[L], the class of each of a set's labels, -1
+    for none; partial: whether images whose label has no class are left out; if not, they are an error;
+    imagenet: if the classes are some of ImageNet's 1000, their C numbers there."""
 
     names: Sequence[str]
     classes: np.ndarray
@@ -25,7 +25,7 @@ class LabelSet(NamedTuple):
 
 
 class _Named(NamedTuple):
-    """names: C class names; keys: {one of a set's own labels: class}; the rest as in LabelSet."""
+    """names: C class names; keys: {a label of a set: class}; partial, imagenet: as in LabelSet."""
 
     names: Sequence[str]
     keys: Mapping[str, int]
@@ -33,34 +33,34 @@ class _Named(NamedTuple):
     imagenet: Sequence[int] = ()
 
 
-def build(classes: str | Sequence[str], own: Sequence[str]) -> LabelSet:
-    """The LabelSet that an option names, for a set whose own labels are `own`.
+def build(classes: str | Sequence[str], labels: Sequence[str]) -> LabelSet:
+    """The LabelSet of an option.
 
-    classes: "" for the own labels, a name in LABEL_SETS, a text file of one class name a line or a
-    list of them, in the order of the own labels. Raises ValueError where they do not fit.
+    classes: "" for the labels themselves, a name in LABEL_SETS, a text file of one class name a line or a
+    list of them, in the order of the labels. labels: of the set. Raises ValueError if they do not fit.
     """
     if isinstance(classes, str) and classes in LABEL_SETS:
-        return _named(classes, own)
+        return _named(classes, labels)
     if not classes:
-        return LabelSet([name.replace("_", " ") for name in own], np.arange(len(own)))
+        return LabelSet([name.replace("_", " ") for name in labels], np.arange(len(labels)))
     names = _read(classes) if isinstance(classes, str) else list(classes)
     wrong = [name for name in names if not isinstance(name, str)]
     if wrong:
         raise ValueError(f"classes: {wrong[0]!r} is no text")
-    if len(names) != len(own):
-        raise ValueError(f"classes: there are {len(names)} names for the {len(own)} labels of the data")
-    return LabelSet(names, np.arange(len(own)))
+    if len(names) != len(labels):
+        raise ValueError(f"classes: there are {len(names)} names for the {len(labels)} labels of the data")
+    return LabelSet(names, np.arange(len(labels)))
 
 
-def _named(name, own):
-    known = LABEL_SETS[name]()
-    classes = np.array([known.keys.get(label, -1) for label in own])
+def _named(name, labels):
+    named = LABEL_SETS[name]()
+    classes = np.array([named.keys.get(label, -1) for label in labels])
     if (classes < 0).all():
         raise ValueError(
-            f"classes: none of the {len(own)} labels of the data, such as {own[0]!r}, is one of {name}'s, "
-            f"such as {next(iter(known.keys))!r}"
+            f"classes: none of the {len(labels)} labels of the data, such as {labels[0]!r}, is one of "
+            f"{name}'s, such as {next(iter(named.keys))!r}"
         )
-    return LabelSet(known.names, classes, known.partial, known.imagenet)
+    return LabelSet(named.names, classes, named.partial, named.imagenet)
 
 
 def _read(path):
@@ -81,10 +81,10 @@ def _imagenet():
 
 def _imagenet_part(file):
     """Some of the 1000, in their order; labels as for all of them."""
-    every = _imagenet()
+    imagenet = _imagenet()
     place = {int(number): i for i, number in enumerate(labels_file(file).read_text().split())}
-    keys = {key: place[number] for key, number in every.keys.items() if number in place}
-    return _Named([every.names[number] for number in place], keys, imagenet=tuple(place))
+    keys = {key: place[number] for key, number in imagenet.keys.items() if number in place}
+    return _Named([imagenet.names[number] for number in place], keys, imagenet=tuple(place))
 
 
 def _objectnet():

@@ -1,4 +1,4 @@
-"""A labelled set of pictures: what zero-shot classification and probes read."""
+"""A labelled set of images, for zero-shot classification and probes."""
 
 import copy
 import json
@@ -12,9 +12,12 @@ from big_ssl.data import chunks, sources
 from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import label_sets, reading
 
+# The features that k-NN and the linear probe read, by the predictor's method that computes them.
+FEATURES = {"pooled": "pooled_features", "images": "encode_image"}
+
 
 class LabelledSet:
-    """The pictures of a source, each in one class. `names`: the C classes; `imagenet`: as in LabelSet.
+    """The images of a source, each in one class. `names`: the C classes; `imagenet`: as in LabelSet.
 
     label: which kind of the source's texts is the label; classes: as in label_sets.build. Raises
     ValueError where the source has no such label, or the classes do not fit it.
@@ -22,39 +25,51 @@ class LabelledSet:
 
     def __init__(self, data: SourceConfig, label: str = "label", classes: str | Sequence[str] = ""):
         self._source = sources.build(data)
-        # What equal sets share.
+        # Equal sets have equal keys in a Predictor's cache.
         self._key = json.dumps([data, label, classes], sort_keys=True, default=repr)
-        self._own = sources.labels(data, self._source, label)
-        self._set = label_sets.build(classes, self._own.names)
+        self._labels = sources.labels(self._source, label)
+        self._set = label_sets.build(classes, self._labels.names)
         self.names, self.imagenet = self._set.names, self._set.imagenet
 
-    def embedded(
-        self, see: Callable[[Any], np.ndarray], embedder, what: str, make: Callable = lambda picture: picture
+    def batches(
+        self,
+        function: Callable[[Any], np.ndarray],
+        predictor,
+        description: str,
+        transform: Callable = lambda image: image,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields (what `see` makes of a batch of pictures: [n, ...]; their classes: int[n]), on every host,
-        each of which decodes its part of the pictures. Those of no class are left out.
+        """Applies a function to all images that are in a class, batch by batch, on every host.
 
-        see: one of the embedder's functions, or what is made of one; make: as in reading.batches. Raises
-        ValueError for a picture under a label that is none of the classes, and for one that can't be decoded.
+        Args:
+          function: a batch of images, as the predictor's methods take it, -> [n, ...].
+          predictor: as in reading.batches.
+          description: as in reading.batches.
+          transform: as in reading.batches.
+
+        Yields:
+          (the function's result [n, ...], classes int[n]).
+
+        Raises:
+          ValueError: for an image whose label is none of the classes, or that can't be decoded.
         """
-        for pictures, labels in reading.batches(self._source, self._class, embedder, what, make):
+        for images, labels in reading.batches(self._source, self._class, predictor, description, transform):
             rows = [row for row, label in enumerate(labels) if label is not None]
             if rows:
-                yield see(pictures)[rows], np.array([labels[row] for row in rows])
+                yield function(images)[rows], np.array([labels[row] for row in rows])
 
     def __len__(self):
-        """How many pictures there are, those of no class included."""
+        """The number of images, those without a class included."""
         return len(self._source)
 
-    def picture(self, index: int, make: Callable[[Image.Image], np.ndarray]) -> tuple[np.ndarray, int]:
-        """(what `make` makes of it, its class) of one picture. Raises ValueError where it is in no class."""
-        loaded = chunks.load(self._source, self._class, make, index)
+    def image(self, index: int, transform: Callable[[Image.Image], np.ndarray]) -> tuple[np.ndarray, int]:
+        """(transform(image), class) of one record. Raises ValueError if it is in no class."""
+        loaded = chunks.load(self._source, self._class, transform, index)
         if loaded is None:
             raise ValueError(f"data: record {index} is in none of the classes")
         return loaded
 
     def split(self, fraction: float) -> tuple["LabelledSet", "LabelledSet"]:
-        """(the rest, a random `fraction`), each a set of its own; see held_out."""
+        """(the remaining images, a random `fraction` of them), two sets; see held_out."""
         held = held_out(len(self), fraction)
         return self._part(~held, f"without {fraction}"), self._part(held, f"{fraction} of")
 
@@ -63,33 +78,41 @@ class LabelledSet:
         part._source, part._key = _Part(self._source, np.flatnonzero(chosen)), f"{key} {self._key}"
         return part
 
-    def features(self, embedder, kind: str, what: str) -> tuple[np.ndarray, np.ndarray]:
-        """(float32[N, W], int[N]): all pictures by the embedder's "pooled" or "images", and their classes."""
-        embed = {"pooled": embedder.pooled, "images": embedder.images}[kind]
-        return self.seen_by(embed, kind, embedder, what)
+    def features(self, predictor, kind: str, description: str) -> tuple[np.ndarray, np.ndarray]:
+        """(float32[N, W], classes int[N]) of all images. kind: a key of FEATURES."""
+        function = getattr(predictor, FEATURES[kind])
+        return self.extract_features(function, kind, predictor, description)
 
-    def seen_by(
-        self, see: Callable[[Any], np.ndarray], kind: str, embedder, what: str, **options
+    def extract_features(
+        self, function: Callable[[Any], np.ndarray], kind: str, predictor, description: str, **options
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(what `see` makes of all pictures, [N, ...]; int[N], their classes), not to be written to.
+        """Applies a function to all images, once for all evaluators with equal sets.
 
-        Evaluators with equal sets share it: the embedder keeps it under kind, which must name what `see`
-        does. see, options: as in `embedded`.
+        Args:
+          function: as in `batches`.
+          kind: names the function in the predictor's cache.
+          predictor: as in `batches`.
+          description: as in `batches`.
+          **options: as in `batches`.
+
+        Returns:
+          (the function's results [N, ...], classes int[N]), shared, so not to be written to.
         """
-        if (self._key, kind) not in embedder.known:
-            found, labels = zip(*self.embedded(see, embedder, what, **options), strict=True)
-            embedder.known[self._key, kind] = np.concatenate(found), np.concatenate(labels)
-        return embedder.known[self._key, kind]
+        if (self._key, kind) not in predictor.cache:
+            batches = self.batches(function, predictor, description, **options)
+            features, labels = zip(*batches, strict=True)
+            predictor.cache[self._key, kind] = np.concatenate(features), np.concatenate(labels)
+        return predictor.cache[self._key, kind]
 
     def _class(self, record):
-        number = self._own.number(record)
-        found = int(self._set.classes[number])
-        if found >= 0:
-            return found
+        number = self._labels.number(record)
+        label = int(self._set.classes[number])
+        if label >= 0:
+            return label
         if self._set.partial:
             return None
-        name = self._own.names[number]
-        raise ValueError(f"classes: there is a picture labelled {name!r}, which is none of the classes")
+        name = self._labels.names[number]
+        raise ValueError(f"classes: there is an image labelled {name!r}, which is none of the classes")
 
 
 class _Part(Sequence):
@@ -106,7 +129,7 @@ class _Part(Sequence):
 
 
 def held_out(count: int, fraction: float) -> np.ndarray:
-    """bool[count], which pictures validate: about this fraction, at random but always alike.
+    """bool[count], which images are for validation: about this fraction, at random but always the same.
 
     Raises ValueError where that leaves one part empty.
     """
@@ -117,12 +140,12 @@ def held_out(count: int, fraction: float) -> np.ndarray:
 
 
 def labelled_splits(
-    kind: str, given: Mapping[str, SourceConfig | None], label: str
+    kind: str, sources_by_split: Mapping[str, SourceConfig | None], label: str
 ) -> dict[str, LabelledSet]:
-    """{split: its set} of those that are given. Raises ValueError, naming the evaluator's kind, where one has
-    other labels than "train"."""
-    found = {split: LabelledSet(data, label) for split, data in given.items() if data}
-    for split, data in found.items():
-        if list(data.names) != list(found["train"].names):
+    """{split: its set} of the splits with a source. Raises ValueError, naming the evaluator's kind, if one
+    has other labels than "train"."""
+    sets = {split: LabelledSet(data, label) for split, data in sources_by_split.items() if data}
+    for split, data in sets.items():
+        if list(data.names) != list(sets["train"].names):
             raise ValueError(f"{kind}: {split} has other labels than train")
-    return found
+    return sets

@@ -1,23 +1,27 @@
-"""What a published linear head says of labelled pictures (DINOv2, arXiv 2304.07193)."""
+"""The accuracy of a published linear head on labelled images (DINOv2, arXiv 2304.07193)."""
 
 from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 
 from big_ssl.data.sources import SourceConfig
-from big_ssl.evals.classification import judged
+from big_ssl.evals.classification import logit_scores
+from big_ssl.evals.evaluator import Evaluator
 from big_ssl.evals.labelled_set import LabelledSet
 from big_ssl.models import vit
 from big_ssl.weights.linear_heads import BLOCKS, read_head
 
 
-class LinearHead:
-    """Pictures by the largest logit of a linear head from a file, on the frozen tower that it was trained on.
+class LinearHead(Evaluator):
+    """Predicts the class with the largest logit of a linear head from a file, on the frozen encoder that it
+    was trained on.
 
     head: a file as in weights.linear_heads. test, label, classes: as in LabelledSet, in the order of the
-    head's classes. Of a head of ImageNet's 1000, and a set classified into some of them (ImageNet-A, -R), the
-    others are left out.
+    head's classes. If the head has ImageNet's 1000 classes and the set some of them (ImageNet-A, -R), the
+    other logits are left out.
     """
+
+    requires = ("intermediate_layers",)
 
     def __init__(
         self,
@@ -30,33 +34,33 @@ class LinearHead:
     ):
         self._weight, self._bias = read_head(head)
         self._data, self._name = LabelledSet(test, label, classes), name
-        count, own = len(self._data.names), len(self._bias)
-        if count != own and own == 1000 and self._data.imagenet:
-            places = list(self._data.imagenet)
-            self._weight, self._bias = self._weight[places], self._bias[places]
-        elif count != own:
-            raise ValueError(f"linear_head: the data has {count} classes, {head} {own}")
+        count, outputs = len(self._data.names), len(self._bias)
+        if count != outputs and outputs == 1000 and self._data.imagenet:
+            rows = list(self._data.imagenet)
+            self._weight, self._bias = self._weight[rows], self._bias[rows]
+        elif count != outputs:
+            raise ValueError(f"linear_head: the data has {count} classes, {head} {outputs}")
 
-    def check(self, tower: nn.Module) -> None:
-        """Raises ValueError where this image tower does not give what the head reads."""
-        blocks(tower, self._weight.shape[1])
+    def check(self, predictor) -> None:
+        """Raises ValueError if the image encoder does not have the outputs that the head reads."""
+        blocks(predictor.encoder, self._weight.shape[1])
 
-    def metrics(self, embedder) -> dict[str, float]:
-        """{"linear_head/<name>/<metric>": fraction}; see evals.zero_shot.scores. Of five classes or fewer
-        there is no top5."""
+    def metrics(self, predictor) -> dict[str, float]:
+        """{"linear_head/<name>/<metric>": fraction}; see evals.zero_shot.scores. There is no top5 with five
+        classes or fewer."""
 
         def logits(images):
-            read = embedder.inside(head_input, images, self._weight.shape[1])
-            return read @ self._weight.T + self._bias
+            features = predictor.apply(head_input, images, self._weight.shape[1])
+            return features @ self._weight.T + self._bias
 
-        found = judged(self._data, logits, embedder, f"{self._name}: pictures")
+        metrics = logit_scores(self._data, logits, predictor, f"{self._name}: images")
         if len(self._bias) <= 5:
-            del found["top5"]
-        return {f"linear_head/{self._name}/{metric}": value for metric, value in found.items()}
+            del metrics["top5"]
+        return {f"linear_head/{self._name}/{metric}": value for metric, value in metrics.items()}
 
 
 def head_input(model: vit.ViT, variables: Mapping, images, size: int):
-    """What a head that reads `size` numbers is given: float32[B, size], see weights.linear_heads.
+    """The input of a head that reads `size` numbers: float32[B, size], see weights.linear_heads.
 
     images: as in vit.layer_tokens. Raises ValueError as `blocks` does.
     """
@@ -64,9 +68,9 @@ def head_input(model: vit.ViT, variables: Mapping, images, size: int):
 
 
 def blocks(tower: nn.Module, size: int) -> int:
-    """Of how many layers a head that reads `size` numbers reads the class tokens.
+    """The number of layers whose class tokens a head of `size` inputs reads.
 
-    Raises ValueError where this image tower is none that such a head was trained on.
+    Raises ValueError if no such head was trained on this image encoder.
     """
     vit.check_layers(tower, min(BLOCKS))
     sizes = {(count + 1) * tower.width: count for count in BLOCKS}

@@ -8,22 +8,26 @@ import numpy as np
 
 from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import ranking
-from big_ssl.evals.labelled_set import held_out, labelled_splits
+from big_ssl.evals.evaluator import Evaluator
+from big_ssl.evals.labelled_set import FEATURES, held_out, labelled_splits
+from big_ssl.evals.reading import no_progress
 
 # Eight a decade.
 CLIP_GRID = tuple(float(c) for c in 10 ** np.linspace(-6, 6, 97))
 
 
-class LinearProbe:
+class LinearProbe(Evaluator):
     """Multinomial logistic regression by L-BFGS, its C chosen on a validation split and then fitted
     again on training and validation together.
 
     train, test, validation: labelled sources with the same labels; without validation, a random
     validation_fraction of train is that. label: as in LabelledSet. features: "pooled", the image
-    tower's output before its projection, or "images", the normalised embedding. grid: the values of C,
+    encoder's output before its projection, or "images", the normalised embedding. grid: the values of C,
     ascending, 97 from 1e-6 to 1e6 if empty; every_c: tries them all, not only those that
     `sweep` comes to. iterations, tolerance: where L-BFGS stops.
     """
+
+    requires = ("encode_image",)
 
     def __init__(
         self,
@@ -41,32 +45,32 @@ class LinearProbe:
         name: str,
     ):
         _logistic_regression()
-        if features not in ("pooled", "images"):
-            raise ValueError(f"features is {features!r}; use pooled or images")
-        given = dict(train=train, validation=validation, test=test)
-        self._sets = labelled_splits("linear_probe", given, label)
+        if features not in FEATURES:
+            raise ValueError(f"features is {features!r}; use {' or '.join(FEATURES)}")
+        splits = dict(train=train, validation=validation, test=test)
+        self._sets = labelled_splits("linear_probe", splits, label)
         self._fraction, self._features, self._name = validation_fraction, features, name
         self._grid, self._every_c = tuple(grid) or CLIP_GRID, every_c
         self._options = dict(max_iter=iterations, tol=tolerance)
 
-    def metrics(self, embedder) -> dict[str, float]:
+    def metrics(self, predictor) -> dict[str, float]:
         """{"linear_probe/<name>/<metric>": value}: top1, mean_per_class and chance on test, the chosen
         c, and validation_top1, what it was chosen for."""
         data = {
-            split: part.features(embedder, self._features, f"{self._name}: {split}")
+            split: part.features(predictor, self._features, f"{self._name}: {split}")
             for split, part in self._sets.items()
         }
         if "validation" not in data:
             data |= split_off(*data["train"], self._fraction)
-        found = probe(
-            **data, grid=self._grid, every_c=self._every_c, track=embedder.track, options=self._options
+        metrics = probe(
+            **data, grid=self._grid, every_c=self._every_c, progress=predictor.progress, options=self._options
         )
-        found["chance"] = 1 / len(self._sets["train"].names)
-        return {f"linear_probe/{self._name}/{metric}": value for metric, value in found.items()}
+        metrics["chance"] = 1 / len(self._sets["train"].names)
+        return {f"linear_probe/{self._name}/{metric}": value for metric, value in metrics.items()}
 
 
 def split_off(features: np.ndarray, labels: np.ndarray, fraction: float) -> dict:
-    """dict(train, validation), pairs of (float[N, W], int[N]), at random but always alike."""
+    """dict(train, validation), pairs of (float[N, W], int[N]), at random but always the same."""
     chosen = held_out(len(labels), fraction)
     return dict(train=(features[~chosen], labels[~chosen]), validation=(features[chosen], labels[chosen]))
 
@@ -77,7 +81,7 @@ def probe(
     test,
     grid: Sequence[float] = CLIP_GRID,
     every_c: bool = False,
-    track: Callable[[Iterable, int, str], Iterable] = lambda steps, total, what: steps,
+    progress: Callable[[Iterable, int, str], Iterable] = no_progress,
     options: Mapping = MappingProxyType({}),
 ) -> dict[str, float]:
     """top1 and mean_per_class on test, c and validation_top1.
@@ -89,18 +93,18 @@ def probe(
     def accuracy(c):
         return float((_fit(train, c, options).predict(validation[0]) == validation[1]).mean())
 
-    best, found = sweep(accuracy, grid, every_c, track)
+    best, best_accuracy = sweep(accuracy, grid, every_c, progress)
     both = [np.concatenate(pair) for pair in zip(train, validation, strict=True)]
     hits = _fit(both, best, options).predict(test[0]) == test[1]
     mean = ranking.mean_per_class(hits, test[1])
-    return dict(top1=float(hits.mean()), mean_per_class=mean, c=best, validation_top1=found)
+    return dict(top1=float(hits.mean()), mean_per_class=mean, c=best, validation_top1=best_accuracy)
 
 
 def sweep(
     score: Callable[[float], float],
     grid: Sequence[float],
     every_c: bool = False,
-    track: Callable[[Iterable, int, str], Iterable] = lambda steps, total, what: steps,
+    progress: Callable[[Iterable, int, str], Iterable] = no_progress,
 ) -> tuple[float, float]:
     """(the value in grid with the largest score, that score); of equals the smallest, the plainest fit.
 
@@ -110,7 +114,7 @@ def sweep(
     if not len(grid):
         raise ValueError("linear_probe: the grid of C is empty")
     stride = 1 if every_c else 2 ** max(0, int(np.log2(max(1, (len(grid) - 1) / 6))))
-    tried = {i: score(grid[i]) for i in track(range(0, len(grid), stride), -(-len(grid) // stride), "C")}
+    tried = {i: score(grid[i]) for i in progress(range(0, len(grid), stride), -(-len(grid) // stride), "C")}
     while stride > 1:
         stride //= 2
         best = _best(tried)

@@ -1,8 +1,8 @@
 """Linear heads on frozen features by SGD, many at once: the protocol of DINOv2's code (arXiv 2304.07193).
 
-At 13 rates, heads on the class tokens of the last one or four layers, with and without the mean of the
-patches: 52 heads, trained together, each as if alone. What differs: there the head is chosen on the pictures
-that are reported, here on others.
+Heads at 13 rates, on the class tokens of the last one or four layers, with and without the mean of the
+patches: 52 heads, trained together, independently of one another. One difference: DINOv2's code chooses the
+head on the images that it reports, this one on a validation split.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import grain
 import jax
 import jax.numpy as jnp
@@ -20,10 +19,11 @@ import optax
 
 from big_ssl import io
 from big_ssl.data import pipeline
-from big_ssl.data.host_views import RandomResizedCrop
+from big_ssl.data.crops import RandomResizedCrop
 from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import ranking
-from big_ssl.evals.embedder import in_batches
+from big_ssl.evals.batched import in_batches
+from big_ssl.evals.evaluator import Evaluator
 from big_ssl.evals.labelled_set import LabelledSet, labelled_splits
 from big_ssl.models import vit
 from big_ssl.parallel import distributed
@@ -66,15 +66,17 @@ class Sweep(NamedTuple):
         return [Head(*kind, rate) for kind in self.inputs for rate in self.rates]
 
 
-class LinearSweep:
+class LinearSweep(Evaluator):
     """The best of many linear heads, chosen on a validation split.
 
     train, test, validation: labelled sources with the same labels; without validation, a random
     validation_fraction of train is that. label: as in LabelledSet. rates, blocks, patches: as in Sweep.
-    steps, batch_size: of SGD, cosine to 0. augment: whether heads are trained on random windows of the
-    pictures, mirrored or not, through the whole tower; if not, on each as it is, seen once, in memory.
+    steps, batch_size: of SGD, cosine to 0. augment: whether heads are trained on random crops of the
+    images, mirrored or not, through the whole encoder; if not, on features of whole images, computed once.
     save: the file that the best head is written to, "" for none; see weights.linear_heads.
     """
+
+    requires = ("intermediate_layers",)
 
     def __init__(
         self,
@@ -93,8 +95,8 @@ class LinearSweep:
         *,
         name: str,
     ):
-        given = dict(train=train, validation=validation, test=test)
-        self._sets = labelled_splits("linear_sweep", given, label)
+        splits = dict(train=train, validation=validation, test=test)
+        self._sets = labelled_splits("linear_sweep", splits, label)
         names = self._sets["train"].names
         if validation is None:
             whole = self._sets["train"]
@@ -104,42 +106,42 @@ class LinearSweep:
         _check_save(self._sweep, save)
         self._augment, self._save, self._name = augment, save, name
 
-    def check(self, tower: nn.Module) -> None:
-        """Raises ValueError where this image tower does not give what the heads read."""
-        vit.check_layers(tower, max(self._sweep.blocks))
+    def check(self, predictor) -> None:
+        """Raises ValueError if the image encoder does not have the outputs that the heads read."""
+        vit.check_layers(predictor.encoder, max(self._sweep.blocks))
 
-    def metrics(self, embedder) -> dict[str, float]:
+    def metrics(self, predictor) -> dict[str, float]:
         """{"linear_sweep/<name>/<metric>": value}: top1, mean_per_class and chance on test; rate, blocks
         and patches (1 or 0) of the head, and validation_top1, what it was chosen for."""
         mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
         if self._save:
             io.make_folder(io.as_path(self._save).parent)
-        with contextlib.closing(self._batches(embedder)) as batches:
-            steps = embedder.track(batches, self._sweep.steps, f"{self._name}: heads")
+        with contextlib.closing(self._batches(predictor)) as batches:
+            steps = predictor.progress(batches, self._sweep.steps, f"{self._name}: heads")
             params = train_heads(self._sweep, steps, mesh)
-        known = {split: self._features(embedder, split) for split in ("validation", "test")}
-        best, accuracy = choose(self._sweep, params, known["validation"], mesh)
+        validation, test = (self._features(predictor, split) for split in ("validation", "test"))
+        best, accuracy = choose(self._sweep, params, validation, mesh)
         if self._save and jax.process_index() == 0:
             linear_heads.write_head(self._save, *published(self._sweep, params, best))
-        found = judge(self._sweep, params, best, known["test"], mesh) | dict(validation_top1=accuracy)
-        return {f"linear_sweep/{self._name}/{metric}": value for metric, value in found.items()}
+        metrics = evaluate(self._sweep, params, best, test, mesh) | dict(validation_top1=accuracy)
+        return {f"linear_sweep/{self._name}/{metric}": value for metric, value in metrics.items()}
 
-    def _features(self, embedder, split):
+    def _features(self, predictor, split):
         """(float32[N, blocks + 1, W], int[N]), see vit.layer_tokens."""
         count = max(self._sweep.blocks)
-        see = lambda images: embedder.inside(vit.layer_tokens, images, count)  # noqa: E731
+        function = lambda images: predictor.intermediate_layers(images, count)  # noqa: E731
         kind = f"tokens of {count} layers"
-        return self._sets[split].seen_by(see, kind, embedder, f"{self._name}: {split}")
+        return self._sets[split].extract_features(function, kind, predictor, f"{self._name}: {split}")
 
-    def _batches(self, embedder):
+    def _batches(self, predictor):
         steps, size = self._sweep.steps, self._sweep.batch_size
         if not self._augment:
-            yield from fixed_batches(*self._features(embedder, "train"), steps, size)
+            yield from fixed_batches(*self._features(predictor, "train"), steps, size)
             return
-        # The size of what the model is given, which prepare alone knows.
-        side = embedder.prepare(np.zeros((1, 8, 8, 3), np.uint8)).shape[1]
-        # A step's batch in the embedder's, of each of which every host has its rows.
-        host, starts = embedder.split, range(0, size, embedder.split.size)
+        # Only preprocess knows the size of the model's images.
+        side = predictor.preprocess(np.zeros((1, 8, 8, 3), np.uint8)).shape[1]
+        # A step's batch is made of the predictor's, of which every host has its rows.
+        host, starts = predictor.split, range(0, size, predictor.split.size)
         parts = [start + host.rows(min(host.size, size - start)) for start in starts]
         ends = np.cumsum([len(rows) for rows in parts])[:-1]
         loader = _random_windows(self._sets["train"], side, size, np.concatenate(parts))
@@ -151,8 +153,8 @@ class LinearSweep:
                 images, labels = (
                     map(host.place, np.split(np.asarray(batch[key]), ends)) for key in ("image", "label")
                 )
-                features = [embedder.inside(vit.layer_tokens, some, count) for some in images]
-                yield np.concatenate(features), np.concatenate([host.collect(some) for some in labels])
+                features = [predictor.intermediate_layers(part, count) for part in images]
+                yield np.concatenate(features), np.concatenate([host.collect(part) for part in labels])
 
 
 class _Load(grain.transforms.RandomMap):
@@ -160,17 +162,22 @@ class _Load(grain.transforms.RandomMap):
 
     def __init__(self, data: LabelledSet, side: int):
         # DINOv2's views for this: torchvision's areas, bicubic.
-        self._data, self._view = data, RandomResizedCrop(side, scale=(0.08, 1.0))
+        self._data, self._cropper = data, RandomResizedCrop(side, scale=(0.08, 1.0))
 
     def random_map(self, index: int, rng: np.random.Generator):
-        (window,), label = self._data.picture(index, lambda picture: self._view.draw(picture, rng))
-        # Here, not in the tower, which sees what it would in any evaluation.
+        (window,), label = self._data.image(index, lambda image: self._crop(image, rng))
+        # Flipped here: the encoder normalises images as in any evaluation, without changes.
         return dict(image=window[:, ::-1] if rng.random() < 0.5 else window, label=label)
+
+    def _crop(self, image, rng):
+        prepared = self._cropper.prepare(image)
+        return self._cropper.render(prepared, self._cropper.draw(prepared, rng))
 
 
 def _random_windows(data, side, size, rows):
     threads = os.cpu_count() or 1
-    return pipeline.batches(_Load(data, side), len(data), size, seed=0, start=0, threads=threads, rows=rows)
+    part = pipeline.Part(_Load(data, side), len(data))
+    return pipeline.batches([part], size, seed=0, start=0, threads=threads, rows=rows)
 
 
 def fixed_batches(features, labels, steps: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -245,12 +252,12 @@ def _loss(heads, sweep, features, labels):
 def _logits(heads, sweep, features):
     """float32[heads, B, C]."""
     last = features.shape[1] - 1
-    found = []
+    all_logits = []
     for (blocks, patches), head in zip(sweep.inputs, heads, strict=True):
-        read = features[:, last - blocks : last + patches].reshape(len(features), -1)
-        logits = jnp.einsum("bi,ric->rbc", read, head["kernel"], precision="highest")
-        found.append(logits + head["bias"][:, None])
-    return jnp.concatenate(found)
+        inputs = features[:, last - blocks : last + patches].reshape(len(features), -1)
+        logits = jnp.einsum("bi,ric->rbc", inputs, head["kernel"], precision="highest")
+        all_logits.append(logits + head["bias"][:, None])
+    return jnp.concatenate(all_logits)
 
 
 def predictions(sweep: Sweep, heads, features: np.ndarray, mesh) -> np.ndarray:
@@ -270,13 +277,13 @@ def choose(sweep: Sweep, heads, validation, mesh) -> tuple[int, float]:
 
     validation: (features, labels), as in train_heads.
     """
-    found = predictions(sweep, heads, validation[0], mesh)
-    accuracies = (found == validation[1][:, None]).mean(0)
+    predicted = predictions(sweep, heads, validation[0], mesh)
+    accuracies = (predicted == validation[1][:, None]).mean(0)
     best = int(accuracies.argmax())
     return best, float(accuracies[best])
 
 
-def judge(sweep: Sweep, heads, best: int, test, mesh) -> dict[str, float]:
+def evaluate(sweep: Sweep, heads, best: int, test, mesh) -> dict[str, float]:
     """The metrics of LinearSweep, but validation_top1, of one of sweep.heads. test: as in train_heads."""
     hits = predictions(sweep, heads, test[0], mesh)[:, best] == test[1]
     return dict(

@@ -1,4 +1,4 @@
-"""Figures of the report, and pictures as data: URIs.
+"""Figures of the report, and images as data: URIs.
 
 Every figure is made with matplotlib's object API, so that nothing here changes a global state, and every
 one is returned as a Figure: `figure_uri` turns it into text that a page can carry.
@@ -40,10 +40,10 @@ class Line:
 
 def image_uri(image: np.ndarray) -> str:
     """Encodes uint8[H, W, 3] as a PNG data: URI, shrunk to at most 96 pixels a side, never enlarged."""
-    picture = Image.fromarray(np.asarray(image, np.uint8))
-    picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
+    thumbnail = Image.fromarray(np.asarray(image, np.uint8))
+    thumbnail.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
+    thumbnail.save(buffer, format="PNG", optimize=True)
     return data_uri(buffer.getvalue())
 
 

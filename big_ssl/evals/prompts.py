@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from big_ssl import io
+from big_ssl.evals.reading import no_progress
 
 # Classes whose prompts are embedded together.
 _CLASSES = 32
@@ -58,25 +59,25 @@ def canonical(text: str) -> str:
 def class_embeddings(
     encode: Callable[[Sequence[str]], np.ndarray],
     names: Sequence[str],
-    forms: Sequence[str],
+    templates: Sequence[str],
     canonicalize: bool = False,
-    track: Callable[[Iterable, int, str], Iterable] = lambda steps, total, what: steps,
+    progress: Callable[[Iterable, int, str], Iterable] = no_progress,
 ) -> np.ndarray:
     """float32[C, D], L2-normalised: of each of C names the mean over the embeddings of its prompts, each
     normalised first (CLIP, arXiv 2103.00020, section 3.1.4: an ensemble in embedding space).
 
-    encode: N texts -> float32[N, D]; forms: T templates with {} for the name.
+    encode: N texts -> float32[N, D]; templates: T texts with {} for the name.
     """
     starts = range(0, len(names), _CLASSES)
-    found = []
-    for start in track(starts, len(starts), "class names"):
-        some = names[start : start + _CLASSES]
-        prompts = [form.replace("{}", name) for name in some for form in forms]
+    embeddings = []
+    for start in progress(starts, len(starts), "class names"):
+        batch = names[start : start + _CLASSES]
+        prompts = [form.replace("{}", name) for name in batch for form in templates]
         if canonicalize:
             prompts = [canonical(prompt) for prompt in prompts]
-        each = _unit(np.asarray(encode(prompts), np.float32)).reshape(len(some), len(forms), -1)
-        found.append(_unit(each.mean(1)))
-    return np.concatenate(found)
+        vectors = _unit(np.asarray(encode(prompts), np.float32)).reshape(len(batch), len(templates), -1)
+        embeddings.append(_unit(vectors.mean(1)))
+    return np.concatenate(embeddings)
 
 
 def _unit(vectors):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_ssl.evals import split_candidates
-from big_ssl.evals.embedder import in_batches
+from big_ssl.evals.batched import in_batches
 from big_ssl.parallel import mesh as mesh_lib
 
 # Queries whose scores are in memory at a time.
@@ -34,11 +34,11 @@ def group_ranks(
     over all devices, and the queries come in batches.
     """
     mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
-    known, groups = (
+    candidate_parts, groups = (
         split_candidates.split(mesh, lambda rows, x=x: np.asarray(x[rows]), len(candidates))
         for x in (candidates, np.asarray(candidate_groups, np.int32))
     )
-    run = functools.partial(_group_ranks(mesh, len(candidates)), known, groups)
+    run = functools.partial(_group_ranks(mesh, len(candidates)), candidate_parts, groups)
     batch = (queries, np.asarray(query_groups, np.int32))
     return in_batches(run, mesh, batch, min(_QUERIES, len(queries))).astype(int)
 

@@ -1,9 +1,9 @@
-"""A source read by all hosts together: each decodes its own part, and all get what is made of the whole."""
+"""A source read by all hosts together: each decodes its part of a batch, and all get the whole result."""
 
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +20,17 @@ def _whole(rows):
     return rows
 
 
+def no_progress(steps: Iterable, total: int, description: str) -> Iterable:
+    """The steps themselves: a loop that shows no progress, see Predictor.progress."""
+    del total, description
+    return steps
+
+
 class HostSplit(NamedTuple):
     """How a batch is split over hosts; by default there is one, which has it whole.
 
     size: of a batch. rows: the size of a batch -> int[R], ascending, those of its rows that this host has.
-    place: this host's rows of an array, [R, ...] -> the batch, as an Embedder's functions take it.
+    place: this host's rows of an array, [R, ...] -> the batch, as a Predictor's methods take it.
     collect: such a batch -> the whole array, on every host.
     """
 
@@ -52,32 +58,42 @@ def over_mesh(mesh, size: int) -> HostSplit:
 def batches(
     source: Sequence[Record],
     read: Callable[[Record], Any],
-    embedder,
-    what: str,
-    make: Callable[[np.ndarray], np.ndarray] = _whole,
+    predictor,
+    description: str,
+    transform: Callable[[np.ndarray], np.ndarray] = _whole,
 ) -> Iterator[tuple[Any, list]]:
-    """Yields (a batch of pictures, of each of its rows what `read` made of the record) over all of a source.
+    """Iterates over all of a source in batches.
 
-    The pictures are those of embedder.split.place, the values whole on every host: None, and a black
-    picture, where `read` left the record out, and after the last. read: as in chunks.chunks, of what JSON
-    can hold; make: a prepared picture -> what takes its place; what: as in embedder.track.
+    Args:
+      source: the records.
+      read: as in chunks.chunks; it returns a JSON value, None to leave the record out.
+      predictor: preprocesses the images; `split` places them, `progress` shows the progress.
+      description: as in Predictor.progress.
+      transform: a function of a preprocessed image, uint8[S, S, 3], whose result takes its place.
 
-    Raises ValueError on all hosts where a record of one can't be read or decoded.
+    Yields:
+      (images as predictor.split places them, a list of what `read` returned for each row). The list is
+      whole on every host. Rows of records that `read` leaves out, and after the last record, hold a black
+      image and None.
+
+    Raises:
+      ValueError: on all hosts, if a record of one can't be read or decoded.
     """
-    split = embedder.split
+    split = predictor.split
     rows, starts = split.rows(split.size), range(0, len(source), split.size)
     numbers = ([start + int(row) for row in rows if start + row < len(source)] for start in starts)
-    make_one = lambda picture: make(chunks.prepared(embedder.prepare)(picture))  # noqa: E731
-    black = make_one(np.zeros((8, 8, 3), np.uint8))
-    loaded = chunks.decoded(source, read, make_one, numbers)
+    preprocess = chunks.prepared(predictor.preprocess)
+    make = lambda image: transform(preprocess(image))  # noqa: E731
+    black = make(np.zeros((8, 8, 3), np.uint8))
+    loaded = chunks.decoded(source, read, make, numbers)
     with contextlib.closing(loaded):
-        for _ in embedder.track(starts, len(starts), what):
+        for _ in predictor.progress(starts, len(starts), description):
             with distributed.raise_on_all_hosts(ValueError):
                 examples = next(loaded)
-            pictures = [black if item is None else item[0] for item in examples]
-            pictures += [black] * (len(rows) - len(examples))
+            images = [black if item is None else item[0] for item in examples]
+            images += [black] * (len(rows) - len(examples))
             values = [None if item is None else item[1] for item in examples]
-            yield split.place(np.stack(pictures)), _collected(rows, values, split.size)
+            yield split.place(np.stack(images)), _collected(rows, values, split.size)
 
 
 def _collected(rows, values, size):

@@ -1,4 +1,4 @@
-"""The report's curves, of what a run has numbers for."""
+"""The report's curves, for the metrics that a run has."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ ZERO_SHOT, RETRIEVAL, KNN, SWEEP = "eval/zero_shot/", "eval/retrieval/", "eval/k
 
 
 def panels(series: Series, zero_shot: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The curves that the run has numbers for, each with a sentence on how to read it."""
+    """The curves of the metrics that a run has, each with a sentence on how to read it."""
     accuracies = _zero_shot_lines(series, zero_shot)
     dashed = " Dashed: concepts never seen in training." if any(line.dashed for line in accuracies) else ""
     first: dict[str, Any] = zero_shot[0] if zero_shot else {"base": "", "set": "", "metrics": {}}
@@ -18,46 +18,46 @@ def panels(series: Series, zero_shot: list[dict[str, Any]]) -> list[dict[str, An
     losses = of_objectives(series, "loss")
     loss = {"train/loss": "loss"} | (losses if len(losses) > 1 else {})
     recall = f"{RETRIEVAL}{first['set']}/"
-    ways = {f"{recall}image_to_text_r1": "picture → name", f"{recall}text_to_image_r1": "name → picture"}
-    found = [
-        plots.panel("Loss", _lines(series, loss, noisy=True), "What training makes small: lower is better."),
+    directions = {f"{recall}image_to_text_r1": "image → name", f"{recall}text_to_image_r1": "name → image"}
+    curves = [
+        plots.panel("Loss", _lines(series, loss, noisy=True), "The objective of training: lower is better."),
         plots.panel(
             "Temperature",
             _lines(series, of_objectives(series, "temperature")),
-            "Learnt with the weights. Lower: the model commits more sharply to its best match.",
+            "Learnt with the weights. Lower: sharper differences between good and bad matches.",
         ),
         plots.panel(
             "Right name within the training batch",
             _lines(series, of_objectives(series, "image_to_text_accuracy"), noisy=True),
-            "On training pictures, among the few names of one batch: far easier than the tests.",
+            "On training images, among the few names of one batch: far easier than the tests.",
             percent=True,
         ),
         plots.panel(
             "Zero-shot top-1",
             accuracies,
-            "On pictures never trained on, among all names." + dashed,
+            "On images outside the training set, among all names." + dashed,
             references={label: value for label, value in pixel.items() if value is not None},
             percent=True,
         ),
         plots.panel(
             f"Retrieval R@1, {first['base']}",
-            _lines(series, ways),
+            _lines(series, directions),
             "How often the very first answer is right, in both directions.",
             percent=True,
         ),
         plots.panel(
             "Learning rate",
             _lines(series, {"train/learning_rate": "learning rate"}),
-            "How large the steps are, as planned before the run.",
+            "The schedule of the step size.",
         ),
         *_probes(series),
         *_teacher(series),
     ]
-    return [panel for panel in found if panel is not None]
+    return [panel for panel in curves if panel is not None]
 
 
 def _probes(series):
-    """A panel a set for nearest neighbours, beside pixels and the most frequent class; for linear heads."""
+    """A panel a set for k-NN, with its baselines, and for linear heads."""
     for name in _sets(series, KNN):
         base = f"{KNN}{name}/"
         ks = sorted(int(key[len(base) + 1 : -5]) for key in series if key.startswith(f"{base}k"))
@@ -70,7 +70,7 @@ def _probes(series):
         yield plots.panel(
             f"Neighbours vote, {name.replace('_', ' ')}",
             _lines(series, {f"{base}k{k}_top1": f"{k} nearest" for k in ks}),
-            "How often the nearest training pictures vote for the right class.",
+            "How often the nearest training images vote for the right class.",
             references={labels[key]: value for key, value in last.items()},
             percent=True,
         )
@@ -79,7 +79,7 @@ def _probes(series):
         yield plots.panel(
             f"Linear heads, {name.replace('_', ' ')}",
             _lines(series, {f"{base}top1": "test", f"{base}validation_top1": "validation"}),
-            "The best of many linear classifiers on what the frozen network gives, chosen on validation.",
+            "The best of many linear classifiers on frozen features, chosen on validation.",
             percent=True,
         )
 
@@ -91,7 +91,7 @@ def _sets(series, prefix):
 
 
 def _teacher(series):
-    """What shows a collapse, and how far the student is behind."""
+    """Panels that show a collapse, and how far the student is behind."""
     for key, name in of_objectives(series, "teacher_entropy").items():
         yield plots.panel(
             f"Teacher's entropy, {name}",
@@ -100,14 +100,13 @@ def _teacher(series):
                 {key: "of each target", f"train/{name}/target_spread": "of their mean"},
                 noisy=True,
             ),
-            "How undecided the teacher is about one picture, and how many answers it uses over all of them. "
-            "Curves that meet at any height are a collapse: every picture is told the same.",
+            "The entropy of the teacher's target for one image, and of the mean over all images. "
+            "If the curves meet, at any height, training has collapsed: all images have the same target.",
         )
     yield plots.panel(
         "Student behind teacher",
         _lines(series, of_objectives(series, "target_kl"), noisy=True),
-        "The KL divergence of the student's answers from the targets: the part of the loss that it could "
-        "lose.",
+        "The KL divergence of the student's predictions from the targets: the reducible part of the loss.",
     )
 
 

@@ -1,24 +1,20 @@
-"""The report's galleries of a model that embeds texts: a scene's pictures by text, names by picture."""
+"""The report's retrieval examples: images for a text, names for an image."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from big_ssl.evals import plots
+from big_ssl.evals import page, plots
+from big_ssl.evals.report_sections import EvalSection
 
-# What the page says of an evaluation set whose name it knows; it claims nothing of others.
-NOTES = {
-    "twemoji": "flat colour drawings, in a style that was kept out of training",
-    "openmoji": "outlined line drawings, in a style that was kept out of training: the harder one",
-}
 _NEAREST_IMAGES, _NEAREST_NAMES = 8, 5
 _SHOWN_IMAGES, _SHOWN_IMAGES_IN_SHORT, _QUERIES_IN_SHORT, _HEAT_MAP_SIDE = 12, 6, 4, 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
+class RetrievalExamples:
     """One evaluation set with its embeddings.
 
     images: uint8[N, H, W, 3]; names: M strings; labels: int[N] into names; image_embeddings: float32[N, D]
@@ -36,110 +32,152 @@ class Scene:
     def __post_init__(self):
         images, names = len(self.images), len(self.names)
         if not images == len(self.labels) == len(self.image_embeddings):
-            raise ValueError("images, labels and image_embeddings of a scene differ in number")
+            raise ValueError("images, labels and image_embeddings of retrieval examples differ in number")
         if not names == len(self.unseen) == len(self.text_embeddings):
-            raise ValueError("names, unseen and text_embeddings of a scene differ in number")
+            raise ValueError("names, unseen and text_embeddings of retrieval examples differ in number")
 
 
-def nearest_images(scene: Scene, texts: np.ndarray, count: int) -> np.ndarray:
+def retrieval_sections(
+    examples_by_set: Mapping[str, RetrievalExamples], queries: Sequence[str], texts: np.ndarray
+) -> list[EvalSection]:
+    """Sections that show retrieval in both directions.
+
+    Args:
+      examples_by_set: {set: its examples}; all sets but the first are shown in short.
+      queries: Q free texts.
+      texts: float32[Q, D], their embeddings, of any length.
+
+    Returns:
+      Sections made by the macros of templates/retrieval_examples.html.
+    """
+    texts, sections = unit(texts), []
+    for i, (name, examples) in enumerate(examples_by_set.items()):
+        view = _view(name, examples, queries, texts, short=i > 0)
+        sections += [_in_short(view)] if i else _in_full(view)
+    return sections
+
+
+def _in_full(view):
+    name, parts = view["name"], page.macros("retrieval_examples.html")
+    sections = []
+    if view["queries"]:
+        html = parts.from_text_to_images(view)
+        sections.append(EvalSection(f"{name}-text-to-image", "From a text to images", html=html))
+    html = parts.from_image_to_names(view)
+    sections.append(EvalSection(f"{name}-image-to-text", "From an image to names", html=html))
+    count = view["heat_map"]["count"]
+    title = f"{count} images against their names"
+    return [*sections, EvalSection(f"{name}-similarity", title, html=parts.similarities(view))]
+
+
+def _in_short(view):
+    parts = page.macros("retrieval_examples.html")
+    return EvalSection(f"{view['name']}-examples", f"The same on {view['name']}", html=parts.in_short(view))
+
+
+def nearest_images(examples: RetrievalExamples, texts: np.ndarray, count: int) -> np.ndarray:
     """Indices int[Q, count] of the images nearest to texts: float32[Q, D], nearest first."""
-    return _largest(_float(texts) @ _float(scene.image_embeddings).T, count)
+    return _largest(_float(texts) @ _float(examples.image_embeddings).T, count)
 
 
-def nearest_names(scene: Scene, images: Sequence[int], count: int) -> np.ndarray:
+def nearest_names(examples: RetrievalExamples, images: Sequence[int], count: int) -> np.ndarray:
     """Indices int[K, count] of the names nearest to the K images with these indices, nearest first."""
-    return _largest(_name_similarities(scene, images), count)
+    return _largest(_name_similarities(examples, images), count)
 
 
-def spread_images(scene: Scene, count: int) -> list[int]:
+def spread_images(examples: RetrievalExamples, count: int) -> list[int]:
     """Up to `count` image indices, half of them of unseen concepts where there are any.
 
     Evenly spaced through the set in its own order, so the choice depends on neither the embeddings nor luck.
     """
-    unseen = np.asarray(scene.unseen, bool)[np.asarray(scene.labels)]
+    unseen = np.asarray(examples.unseen, bool)[np.asarray(examples.labels)]
     hidden = spread(np.flatnonzero(unseen), count // 2)
-    known = spread(np.flatnonzero(~unseen), count - len(hidden))
-    return [int(index) for index in [*known, *hidden]]
+    trained = spread(np.flatnonzero(~unseen), count - len(hidden))
+    return [int(index) for index in [*trained, *hidden]]
 
 
-def scene_view(
-    name: str, scene: Scene, queries: Sequence[str], texts: np.ndarray | None, short: bool
+def _view(
+    name: str, examples: RetrievalExamples, queries: Sequence[str], texts: np.ndarray | None, short: bool
 ) -> dict[str, Any]:
-    """What the template needs of one scene: its sizes, galleries and, unless in short, the heat map."""
+    """The template's input for one set: its sizes, examples and, unless in short, the heat map."""
     shown = _QUERIES_IN_SHORT if short else len(queries)
-    cards = _image_to_text(scene, spread_images(scene, _SHOWN_IMAGES_IN_SHORT if short else _SHOWN_IMAGES))
+    cards = _image_to_text(
+        examples, spread_images(examples, _SHOWN_IMAGES_IN_SHORT if short else _SHOWN_IMAGES)
+    )
     return {
         "name": name,
-        "note": NOTES.get(name),
+        "note": page.NOTES.get(name),
         "short": short,
-        "images": len(scene.images),
-        "names": len(scene.names),
-        "unseen": int(np.sum(scene.unseen)),
-        "queries": _text_to_image(scene, queries[:shown], texts[:shown]) if texts is not None else [],
+        "images": len(examples.images),
+        "names": len(examples.names),
+        "unseen": int(np.sum(examples.unseen)),
+        "queries": _text_to_image(examples, queries[:shown], texts[:shown]) if texts is not None else [],
         "cards": cards,
         "right": sum(card["rank"] == 1 for card in cards),
         "hidden": sum(card["unseen"] for card in cards),
-        "heat_map": None if short else _heat_map(scene),
+        "heat_map": None if short else _heat_map(examples),
     }
 
 
-def _text_to_image(scene: Scene, queries: Sequence[str], texts: np.ndarray) -> list[dict[str, Any]]:
-    similarities = texts @ _float(scene.image_embeddings).T
-    nearest = nearest_images(scene, texts, _NEAREST_IMAGES)
+def _text_to_image(
+    examples: RetrievalExamples, queries: Sequence[str], texts: np.ndarray
+) -> list[dict[str, Any]]:
+    similarities = texts @ _float(examples.image_embeddings).T
+    nearest = nearest_images(examples, texts, _NEAREST_IMAGES)
     return [
-        {"query": query, "images": [_thumbnail(scene, i) | {"similarity": float(row[i])} for i in chosen]}
+        {"query": query, "images": [_thumbnail(examples, i) | {"similarity": float(row[i])} for i in chosen]}
         for query, row, chosen in zip(queries, similarities, nearest, strict=True)
     ]
 
 
-def _image_to_text(scene: Scene, images: list[int]) -> list[dict[str, Any]]:
+def _image_to_text(examples: RetrievalExamples, images: list[int]) -> list[dict[str, Any]]:
     """A card an image: its nearest names and the rank of the true one, counted from 1."""
-    similarities = _name_similarities(scene, images)
-    orders = nearest_names(scene, images, len(scene.names))
+    similarities = _name_similarities(examples, images)
+    orders = nearest_names(examples, images, len(examples.names))
     cards = []
     for image, row, order in zip(images, similarities, orders, strict=True):
-        label = int(scene.labels[image])
-        guesses = [_guess(scene, name, row, right=name == label) for name in order[:_NEAREST_NAMES]]
+        label = int(examples.labels[image])
+        guesses = [_guess(examples, name, row, right=name == label) for name in order[:_NEAREST_NAMES]]
         rank = int(np.flatnonzero(order == label)[0]) + 1
-        card = {"guesses": guesses, "rank": rank, "true": _guess(scene, label, row, right=True)}
-        cards.append(_thumbnail(scene, image) | card)
+        card = {"guesses": guesses, "rank": rank, "true": _guess(examples, label, row, right=True)}
+        cards.append(_thumbnail(examples, image) | card)
     return cards
 
 
-def _guess(scene: Scene, name: int, similarities: np.ndarray, right: bool) -> dict[str, Any]:
-    unseen = bool(scene.unseen[name])
+def _guess(examples: RetrievalExamples, name: int, similarities: np.ndarray, right: bool) -> dict[str, Any]:
+    unseen = bool(examples.unseen[name])
     return {
-        "name": scene.names[name],
+        "name": examples.names[name],
         "similarity": float(similarities[name]),
         "right": right,
         "unseen": unseen,
     }
 
 
-def _thumbnail(scene: Scene, image: int) -> dict[str, Any]:
-    label = int(scene.labels[image])
+def _thumbnail(examples: RetrievalExamples, image: int) -> dict[str, Any]:
+    label = int(examples.labels[image])
     return {
         "index": int(image),
-        "uri": plots.image_uri(scene.images[image]),
-        "name": scene.names[label],
-        "unseen": bool(scene.unseen[label]),
+        "uri": plots.image_uri(examples.images[image]),
+        "name": examples.names[label],
+        "unseen": bool(examples.unseen[label]),
     }
 
 
-def _heat_map(scene: Scene) -> dict[str, Any]:
+def _heat_map(examples: RetrievalExamples) -> dict[str, Any]:
     """16 names spread evenly over those that have an image, with the first image of each."""
-    labels, first = np.unique(np.asarray(scene.labels), return_index=True)
+    labels, first = np.unique(np.asarray(examples.labels), return_index=True)
     chosen = spread(np.arange(len(labels)), _HEAT_MAP_SIDE)
     labels, images = labels[chosen], first[chosen]
-    similarities = _name_similarities(scene, images)[:, labels]
-    names, unseen = [scene.names[i] for i in labels], np.asarray(scene.unseen)[labels]
-    figure = plots.heat_map(np.asarray(scene.images)[images], names, similarities, unseen)
+    similarities = _name_similarities(examples, images)[:, labels]
+    names, unseen = [examples.names[i] for i in labels], np.asarray(examples.unseen)[labels]
+    figure = plots.heat_map(np.asarray(examples.images)[images], names, similarities, unseen)
     right = int(np.sum(np.argmax(similarities, axis=1) == np.arange(len(labels))))
     return {"uri": plots.figure_uri(figure, tight=True), "count": len(labels), "right": right}
 
 
-def _name_similarities(scene: Scene, images: Sequence[int]) -> np.ndarray:
-    return _float(scene.image_embeddings)[np.asarray(images, int)] @ _float(scene.text_embeddings).T
+def _name_similarities(examples: RetrievalExamples, images: Sequence[int]) -> np.ndarray:
+    return _float(examples.image_embeddings)[np.asarray(images, int)] @ _float(examples.text_embeddings).T
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

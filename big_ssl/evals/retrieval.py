@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from big_ssl.data import sources
-from big_ssl.data.sources import Record, SourceConfig
+from big_ssl.data import records, sources
+from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import ranking, reading
+from big_ssl.evals.evaluator import Evaluator
 
 KS = (1, 5, 10)
 
@@ -14,13 +15,15 @@ KS = (1, 5, 10)
 _TEXTS = 2048
 
 
-class Retrieval:
-    """Recall at 1, 5 and 10 over a whole set: a hit where any right answer is among the first k.
+class Retrieval(Evaluator):
+    """Recall at 1, 5 and 10 over a whole set: a hit if any right answer is among the first k.
 
-    data: a source of captioned pictures; captions: the kinds of its texts that are captions;
+    data: a source of captioned images; captions: the kinds of its texts that are captions;
     per_image: how many captions of an image count, 0 for all (COCO has five to seven, of which some
     papers keep five); prefix: put before each caption with a space; CLIP's was "a photo of".
     """
+
+    requires = ("encode_image", "encode_text")
 
     def __init__(
         self,
@@ -32,34 +35,35 @@ class Retrieval:
         name: str,
     ):
         self._source, self._name = sources.build(data), name
-        if not isinstance(self._source[0], Record):
+        if isinstance(self._source[0], list):
             raise ValueError(f"data: the source {data['kind']} groups its records; use single ones")
         self._captions = (captions,) if isinstance(captions, str) else tuple(captions)
         self._per_image, self._prefix = per_image or None, f"{prefix} " if prefix else ""
         self._texts(self._source[0])
 
-    def metrics(self, embedder) -> dict[str, float]:
+    def metrics(self, predictor) -> dict[str, float]:
         """{"retrieval/<name>/<direction>_r<k>": fraction}."""
-        images, captions, owners, count = [], [], [], 0
-        for pictures, read in reading.batches(self._source, self._texts, embedder, f"{self._name}: pictures"):
-            some = [row for row, each in enumerate(read) if each is not None]
-            images.append(embedder.images(pictures)[some])
-            for row in some:
-                owners += [count] * len(read[row])
-                captions += read[row]
+        embeddings, captions, owners, count = [], [], [], 0
+        batches = reading.batches(self._source, self._texts, predictor, f"{self._name}: images")
+        for images, texts in batches:
+            rows = [row for row, row_texts in enumerate(texts) if row_texts is not None]
+            embeddings.append(predictor.encode_image(images)[rows])
+            for row in rows:
+                owners += [count] * len(texts[row])
+                captions += texts[row]
                 count += 1
         starts = range(0, len(captions), _TEXTS)
-        steps = embedder.track(starts, len(starts), f"{self._name}: captions")
-        texts = np.concatenate([embedder.texts(captions[start : start + _TEXTS]) for start in steps])
-        found = recalls(np.concatenate(images), texts, np.array(owners))
-        return {f"retrieval/{self._name}/{metric}": value for metric, value in found.items()}
+        steps = predictor.progress(starts, len(starts), f"{self._name}: captions")
+        text_embeddings = [predictor.encode_text(captions[start : start + _TEXTS]) for start in steps]
+        metrics = recalls(np.concatenate(embeddings), np.concatenate(text_embeddings), np.array(owners))
+        return {f"retrieval/{self._name}/{metric}": value for metric, value in metrics.items()}
 
     def _texts(self, record):
-        missing = [kind for kind in self._captions if kind not in record.texts]
+        missing = [kind for kind in self._captions if kind not in record]
         if missing:
-            known = ", ".join(record.texts)
-            raise ValueError(f"captions: the records have no {missing[0]!r}; there are {known}")
-        texts = [text for kind in self._captions for text in record.texts[kind]][: self._per_image]
+            kinds = ", ".join(key for key in record if key != records.IMAGE)
+            raise ValueError(f"captions: the records have no {missing[0]!r}; there are {kinds}")
+        texts = [text for kind in self._captions for text in records.values(record, kind)][: self._per_image]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"captions: {texts!r} of a record are no captions")
         return [self._prefix + text for text in texts]

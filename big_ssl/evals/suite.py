@@ -1,14 +1,12 @@
 """Evaluators by name, as configs and the command choose them."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
-import flax.linen as nn
-
+from big_ssl.evals.capabilities import requirement_error
 from big_ssl.evals.classification import Classifier
-from big_ssl.evals.embedder import Embedder
 from big_ssl.evals.emoji import SPLITS
 from big_ssl.evals.emoji_suite import STYLES, EmojiSuite
+from big_ssl.evals.evaluator import Evaluator
 from big_ssl.evals.knn import Knn
 from big_ssl.evals.linear_head import LinearHead
 from big_ssl.evals.linear_probe import LinearProbe
@@ -16,17 +14,7 @@ from big_ssl.evals.linear_sweep import LinearSweep
 from big_ssl.evals.retrieval import Retrieval
 from big_ssl.evals.zero_shot import ZeroShot
 
-
-class Evaluator(Protocol):
-    """Built once, from its options and its name; asked of many models, or states of one model, that all
-    want their pictures prepared alike."""
-
-    def metrics(self, embedder: Embedder) -> dict[str, float]:
-        """{"<kind>/<dataset>/<metric>": value}."""
-        ...
-
-
-EVALUATORS: dict[str, Callable[..., Evaluator]] = {
+EVALUATORS: dict[str, type[Evaluator]] = {
     "emoji": EmojiSuite,
     "classification": Classifier,
     "zero_shot": ZeroShot,
@@ -37,35 +25,36 @@ EVALUATORS: dict[str, Callable[..., Evaluator]] = {
     "knn": Knn,
 }
 
-# Those that ask a model about texts.
-OF_TEXTS = ("emoji", "zero_shot", "retrieval")
-
 
 def build(config: Mapping[str, Mapping]) -> dict[str, Evaluator]:
     """The evaluators of config.evals, {name: dict(kind, its options)}.
 
-    Raises ValueError, or FileNotFoundError, where the options or the data do not fit.
+    Raises ValueError or FileNotFoundError if options or data do not fit.
     """
-    found = {}
+    evaluators = {}
     for name, options in config.items():
-        given = {key: value for key, value in options.items() if key != "kind"}
-        found[name] = EVALUATORS[options["kind"]](**given, name=name)
-    return found
+        make: Callable[..., Evaluator] = EVALUATORS[options["kind"]]
+        evaluators[name] = make(**{k: v for k, v in options.items() if k != "kind"}, name=name)
+    return evaluators
+
+
+def check(path: str, evaluator: Evaluator, predictor) -> None:
+    """Raises ValueError, which begins with the evaluator's path, if a model lacks what it requires."""
+    if error := requirement_error(predictor, evaluator.requires):
+        raise ValueError(f"{path} {error}")
+    try:
+        evaluator.check(predictor)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def metric_prefixes(config: Mapping[str, Mapping]) -> list[str]:
-    """What the names of the metrics of config.evals begin with: "<kind>/<dataset>/"."""
+    """The prefixes of the metrics of config.evals: "<kind>/<dataset>/"."""
     prefixes = []
     for name, options in config.items():
         if options["kind"] == "emoji":
             sets = [style + split for style in options.get("styles", STYLES) for split in SPLITS]
-            prefixes += [f"{kind}/{each}/" for kind in ("zero_shot", "retrieval") for each in sets]
+            prefixes += [f"{kind}/{dataset}/" for kind in ("zero_shot", "retrieval") for dataset in sets]
         else:
             prefixes.append(f"{options['kind']}/{name}/")
     return prefixes
-
-
-def check(evaluator: Evaluator, tower: nn.Module) -> None:
-    """Raises ValueError where an image tower does not give what an evaluator reads in it."""
-    if isinstance(evaluator, LinearSweep | LinearHead):
-        evaluator.check(tower)

@@ -6,15 +6,18 @@ import numpy as np
 
 from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import prompts, ranking
+from big_ssl.evals.evaluator import Evaluator
 from big_ssl.evals.labelled_set import LabelledSet
 
 
-class ZeroShot:
-    """Pictures by the nearest of their class names' embeddings.
+class ZeroShot(Evaluator):
+    """Classifies images by the nearest class name's embedding.
 
     data, label, classes: as in LabelledSet; templates: as in prompts.templates; canonicalize:
     prompts in lower case without punctuation (SigLIP).
     """
+
+    requires = ("encode_image", "encode_text")
 
     def __init__(
         self,
@@ -29,18 +32,19 @@ class ZeroShot:
         self._data, self._name = LabelledSet(data, label, classes), name
         self._templates, self._canonicalize = prompts.templates(templates), canonicalize
 
-    def metrics(self, embedder) -> dict[str, float]:
+    def metrics(self, predictor) -> dict[str, float]:
         """{"zero_shot/<name>/<metric>": fraction}; see `scores`."""
         names = self._data.names
         classes = prompts.class_embeddings(
-            embedder.texts, names, self._templates, self._canonicalize, embedder.track
+            predictor.encode_text, names, self._templates, self._canonicalize, predictor.progress
         )
         ranks, labels = [], []
-        for images, some in self._data.embedded(embedder.images, embedder, f"{self._name}: pictures"):
-            ranks.append(class_ranks(images @ classes.T, some, names))
-            labels.append(some)
-        found = scores(np.concatenate(ranks), np.concatenate(labels), len(names))
-        return {f"zero_shot/{self._name}/{metric}": value for metric, value in found.items()}
+        batches = self._data.batches(predictor.encode_image, predictor, f"{self._name}: images")
+        for images, batch_labels in batches:
+            ranks.append(class_ranks(images @ classes.T, batch_labels, names))
+            labels.append(batch_labels)
+        metrics = scores(np.concatenate(ranks), np.concatenate(labels), len(names))
+        return {f"zero_shot/{self._name}/{metric}": value for metric, value in metrics.items()}
 
 
 def class_ranks(similarities: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:

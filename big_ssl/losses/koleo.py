@@ -7,17 +7,17 @@ import jax.numpy as jnp
 _EPSILON = 1e-8
 
 
-def koleo(embeddings, group_size: int):
+def koleo(embeddings, koleo_group: int):
     """The mean of -log of the distance to the nearest neighbour, and the mean distance: both float32[].
 
-    embeddings: float32[B, D], L2-normalised; group_size: nearest neighbours are searched within groups of
+    embeddings: float32[B, D], L2-normalised; koleo_group: nearest neighbours are searched within groups of
     this many consecutive examples, 0 searches the whole batch. Between equal embeddings the gradient is zero,
     where the published form's is very large. Raises ValueError if a group has one example or groups do not
     divide the batch.
     """
-    count, size = len(embeddings), group_size or len(embeddings)
+    count, size = len(embeddings), koleo_group or len(embeddings)
     if count % size or size < 2:
-        raise ValueError(f"koleo: group_size {size} must be at least 2 and divide a batch of {count}")
+        raise ValueError(f"koleo: koleo_group {size} must be at least 2 and divide a batch of {count}")
     grouped = embeddings.astype(jnp.float32).reshape(-1, size, embeddings.shape[-1])
     cosines = jnp.einsum("gid,gjd->gij", grouped, grouped, precision="highest")
     others = jax.lax.stop_gradient(jnp.where(jnp.eye(size, dtype=bool), -2.0, cosines))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 class BatchNorm(nn.Module):
     """Batch normalisation of [C, B, H, W], Ioffe and Szegedy 2015 (arXiv 1502.03167).
 
-    group_size: examples that share statistics ("ghost" batch norm, Hoffer et al. 2017), a
+    bn_group: examples that share statistics ("ghost" batch norm, Hoffer et al. 2017), a
       divisor of the batch; 0 takes the whole global batch, however many devices hold it.
       ALIGN was trained on 16 examples a core.
     momentum: of the running averages, as Keras counts it (new = m*old + (1-m)*batch).
@@ -19,7 +19,7 @@ class BatchNorm(nn.Module):
     (collection "batch_stats", float32[C]) are the average over groups, the variance biased.
     """
 
-    group_size: int = 0
+    bn_group: int = 0
     momentum: float = 0.99
     epsilon: float = 1e-3
     scale_init: nn.initializers.Initializer = nn.initializers.ones
@@ -34,7 +34,7 @@ class BatchNorm(nn.Module):
         if not train:
             gain = scale * jax.lax.rsqrt(var.value + self.epsilon)
             return _affine(x, gain, bias - mean.value * gain)
-        group = _check_group(self.group_size, batch)
+        group = _check_group(self.bn_group, batch)
         grouped = x.reshape(channels, batch // group, group, *x.shape[2:])
         y, (group_mean, group_var) = normalize(grouped, scale, bias, self.epsilon)
         if not self.is_initializing():
@@ -88,8 +88,8 @@ def _affine(x, gain, shift):
     return (x * gain[expand] + shift[expand]).astype(x.dtype)
 
 
-def _check_group(group_size, batch):
-    group = group_size or batch
+def _check_group(bn_group, batch):
+    group = bn_group or batch
     if batch % group:
-        raise ValueError(f"batch norm: group_size {group} does not divide the batch of {batch}")
+        raise ValueError(f"batch norm: bn_group {group} does not divide the batch of {batch}")
     return group

@@ -3,13 +3,11 @@
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from big_ssl.models import layer_stack
-
-# For models/layer_layouts.py: the scanned encoder keeps all its layers in one stack.
-STACKS = {"layer": 0}
+from big_ssl.models.attention import attention, of_encoder
+from big_ssl.models.encoder import TransformerEncoder
 
 _init = nn.initializers.normal(0.02)
 
@@ -20,6 +18,7 @@ class BertLayer(nn.Module):
     heads: int
     mlp_dim: int
     dropout: float
+    attention: str  # a name in attention.IMPLEMENTATIONS
     dtype: jnp.dtype
 
     @nn.compact
@@ -37,7 +36,7 @@ class BertLayer(nn.Module):
             nn.Dense(x.shape[-1], kernel_init=_init, dtype=self.dtype, name=name)(x).reshape(split)
             for name in ("query", "key", "value")
         )
-        y = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        y = attention(query, key, value, mask=mask, implementation=self.attention)
         return nn.Dense(x.shape[-1], kernel_init=_init, dtype=self.dtype, name="out")(y.reshape(x.shape))
 
     def _drop(self, x, train):
@@ -52,10 +51,11 @@ def layer_norm(name, dtype):
     return nn.LayerNorm(epsilon=1e-12, dtype=dtype, name=name)
 
 
-class Bert(nn.Module):
+class Bert(TransformerEncoder):
     """BERT encoder with learned positions.
 
-    scan, remat: of its layers, see models/layer_stack.py.
+    attention: its implementation, see models/attention.py. scan, remat: of the layers, see
+      models/layer_stack.py.
 
     ids: int32[B, L], mask: bool[B, L], True where a token stands -> dict(
       pooled: float32[B, D], the last layer's [CLS] state; tokens: dtype[B, L, D]).
@@ -69,9 +69,22 @@ class Bert(nn.Module):
     mlp_dim: int | None = None  # 4 * width
     max_len: int = 512
     dropout: float = 0.1
+    attention: str = "auto"
     scan: bool = False
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
+
+    input = "text"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Both always."""
+        return ("pooled", "tokens")
+
+    def resize_params(self, name, array, shape):
+        """Positions of shorter texts: each is learned on its own, and those that remain stay."""
+        cut = array[: shape[0]] if name == "position/embedding" else array
+        return cut if cut.shape == shape else None
 
     @nn.compact
     def __call__(self, ids, mask, train: bool = False):
@@ -86,7 +99,7 @@ class Bert(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         mlp_dim = self.mlp_dim or 4 * self.width
         x = layer_stack.apply_layers(
-            functools.partial(BertLayer, self.heads, mlp_dim, self.dropout, self.dtype),
+            functools.partial(BertLayer, self.heads, mlp_dim, self.dropout, of_encoder(self), self.dtype),
             "layer",
             range(self.depth),
             lambda layer, x, _: layer(x, mask[:, None, None, :], train),

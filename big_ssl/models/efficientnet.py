@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from big_ssl.models import convolutions, layer_stack
 from big_ssl.models.batch_norm import BatchNorm
+from big_ssl.models.encoder import Encoder
 
 
 class Stage(NamedTuple):
@@ -58,10 +59,6 @@ def round_repeats(repeats: int, depth: float) -> int:
     """Scales a stage's number of blocks, rounded up."""
     return math.ceil(depth * repeats)
 
-
-# For models/layer_layouts.py: the scanned network keeps a stage's blocks in a stack, all but the
-# first, which alone changes stride and width.
-STACKS = {r"stage\d+_block": 1}
 
 # Normal with variance 2 / fan_out, as in the published code; a depthwise kernel [k, k, C]
 # has fan-out k * k.
@@ -124,7 +121,7 @@ class MBConv(nn.Module):
         return x * (mask / keep).astype(x.dtype)
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(Encoder):
     """The network up to the last block's output and its spatial mean, without the top 1x1
     convolution: ALIGN pools the block output itself (arXiv 2102.05918 section 4.1).
 
@@ -132,7 +129,7 @@ class EfficientNet(nn.Module):
     padding: "same", of an image of 289 a map of 10 x 10, or "fixed", as COYO's ALIGN was trained and is
       published, 9 x 9; see models/convolutions.py.
     drop_connect: rate at the last block; block i of n has drop_connect * i / n.
-    group_size: of batch norm; 0 is the global batch.
+    bn_group: of batch norm; 0 is the global batch.
     scan: of a stage's blocks but the first; remat: of all blocks; see models/layer_stack.py.
 
     images: float[B, H, W, 3], normalised -> dict(
@@ -145,15 +142,23 @@ class EfficientNet(nn.Module):
     stem_stride: int = 2
     padding: str = "same"
     drop_connect: float = 0.2
-    group_size: int = 0
+    bn_group: int = 0
     bn_momentum: float = 0.99
     scan: bool = False
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
+    # All of a stage's blocks but the first, which alone changes stride and width.
+    stacks: ClassVar[Mapping[str, int]] = {r"stage\d+_block": 1}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Both always."""
+        return ("pooled", "patches")
+
     @nn.compact
     def __call__(self, images, train: bool = False):
-        norm = functools.partial(BatchNorm, self.group_size, self.bn_momentum)
+        norm = functools.partial(BatchNorm, self.bn_group, self.bn_momentum)
         x = images.astype(self.dtype).transpose(3, 0, 1, 2)
         kernel = self.param("stem", _dense_init, (3, 3, 3, round_channels(32, self.width)))
         padding = convolutions.spatial_padding(x, 3, self.stem_stride, self.padding)

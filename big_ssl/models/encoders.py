@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from big_ssl.models import bert, efficientnet, resnet, text_transformer, vit
+from big_ssl.models.encoder import Encoder
 from big_ssl.parallel.stacked import is_stacked
 
 
@@ -18,23 +18,13 @@ def efficientnet_from(strides, **options) -> efficientnet.EfficientNet:
     return efficientnet.EfficientNet(stages=stages, **options)
 
 
-ENCODERS: dict[str, Callable[..., nn.Module]] = {
+ENCODERS: dict[str, Callable[..., Encoder]] = {
     "efficientnet": efficientnet_from,
     "resnet": resnet.ModifiedResNet,
     "vit": vit.ViT,
     "bert": bert.Bert,
     "text_transformer": text_transformer.TextTransformer,
 }
-# Which of their layers are in stacks when scanned, for models/layer_layouts.py.
-STACKS = {
-    "efficientnet": efficientnet.STACKS,
-    "resnet": resnet.STACKS,
-    "vit": vit.STACKS,
-    "bert": bert.STACKS,
-    "text_transformer": text_transformer.STACKS,
-}
-# Those that read tokens, and so are built for a tokenizer.
-TEXT_ENCODERS = ("bert", "text_transformer")
 
 
 def compute_dtypes(params, dtype):
@@ -52,14 +42,18 @@ def compute_dtypes(params, dtype):
     return jax.tree_util.tree_map_with_path(read, params)
 
 
-def build(config: Mapping, dtype, vocab_size: int, text_length: int, remat: str = "none") -> nn.Module:
-    """The encoder that config["kind"] names, from its other keys.
+def build(config: Mapping, dtype, vocab_size: int, text_length: int, remat: str = "none") -> Encoder:
+    """The encoder of one entry of config.encoders.
 
-    dtype: of the computation; vocab_size, text_length: what the tokenizer gives a text tower;
-    remat: what the backward pass computes again, a name in layer_stack.REMAT_POLICIES.
+    Args:
+      config: `kind`, a name in ENCODERS, and the encoder's options.
+      dtype: of the computation.
+      vocab_size: of the tokenizer, for a text encoder.
+      text_length: tokens of a text, for a text encoder whose `max_len` is not set.
+      remat: what the backward pass recomputes, a name in layer_stack.REMAT_POLICIES.
     """
-    options = {key: value for key, value in config.items() if key != "kind"}
-    if config["kind"] in TEXT_ENCODERS:
-        # A published tower may have more positions than its texts are long.
+    make, options = ENCODERS[config["kind"]], {key: value for key, value in config.items() if key != "kind"}
+    if getattr(make, "input", "image") == "text":  # a builder, which is no class, makes an image encoder
+        # A published text encoder may have more positions than its texts are long.
         options = dict(vocab_size=vocab_size, max_len=text_length) | options
-    return ENCODERS[config["kind"]](dtype=jnp.dtype(dtype), remat=remat, **options)
+    return make(dtype=jnp.dtype(dtype), remat=remat, **options)

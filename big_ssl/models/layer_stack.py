@@ -18,7 +18,7 @@ from big_ssl.parallel.stacked import SUFFIX
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     # Everything: fastest, and the most memory.
     "none": None,
-    # The results of matrix products of activations with weights, the dear part to recompute;
+    # The results of matrix products of activations with weights, which are expensive to recompute;
     # not the elementwise work between them, nor attention's scores.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     # The layer's input alone: the least memory, for a second forward pass, a third more work.
@@ -39,8 +39,8 @@ def apply_layers(
 ):
     """x after the layers "<prefix><i>" for i in indices, or after their stack "<prefix>_stack".
 
-    make: builds a layer, given its name; call(layer, x, own) -> x of the same shape and dtype,
-    where own is the layer's entry of per_layer (None without). What call closes over, such as a
+    make: builds a layer, given its name; call(layer, x, entry) -> x of the same shape and dtype,
+    where entry is the layer's entry of per_layer (None without). What call closes over, such as a
     mask or `train`, is shared by all layers. Only for use inside a module's compact method.
     per_layer: for each layer a pytree of numbers or arrays. Scanned, they reach call as arrays.
     scan: one loop instead of separate layers; they must then be alike in all but their weights.
@@ -48,35 +48,35 @@ def apply_layers(
     """
     if not indices:
         return x
-    owns = [None] * len(indices) if per_layer is None else per_layer
+    entries = [None] * len(indices) if per_layer is None else per_layer
     if scan:
-        return _scanned(make(name=f"{prefix}{SUFFIX}"), call, x, owns, len(indices), remat)
-    for i, own in zip(indices, owns, strict=True):
-        x = _apply(make(name=f"{prefix}{i}"), call, x, own, remat)
+        return _scanned(make(name=f"{prefix}{SUFFIX}"), call, x, entries, len(indices), remat)
+    for i, entry in zip(indices, entries, strict=True):
+        x = _apply(make(name=f"{prefix}{i}"), call, x, entry, remat)
     return x
 
 
-def _apply(layer, call, x, own, remat):
-    # own stays outside the transformation, and so a Python number: a rate of None or 0 can be
+def _apply(layer, call, x, entry, remat):
+    # entry stays outside the transformation, and so a Python number: a rate of None or 0 can be
     # seen while tracing. prevent_cse: outside a loop XLA would merge the recomputation with the
     # forward pass, and keep in memory what was to be recomputed.
-    return _rematerialised(lambda layer, x: call(layer, x, own), remat, prevent_cse=True)(layer, x)
+    return _rematerialised(lambda layer, x: call(layer, x, entry), remat, prevent_cse=True)(layer, x)
 
 
-def _scanned(layer, call, x, owns, length, remat):
-    own = jax.tree.map(lambda *values: jnp.stack(values), *owns)
+def _scanned(layer, call, x, entries, length, remat):
+    entry = jax.tree.map(lambda *values: jnp.stack(values), *entries)
     # A loop's forward and backward bodies are apart, so that nothing could be merged. Inside what is
     # recomputed a layer reads its parameters, and gathers those that are split (parallel/fsdp.py): no
     # layer's whole parameters wait for the backward pass.
     body = _rematerialised(call, remat, prevent_cse=False)
     loop = nn.scan(
-        lambda layer, x, own: (body(layer, x, own), None),
+        lambda layer, x, entry: (body(layer, x, entry), None),
         # "intermediates" are there only where flax is asked to capture them.
         variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         length=length,
     )
-    return loop(layer, x, own)[0]
+    return loop(layer, x, entry)[0]
 
 
 def _rematerialised(call, remat, prevent_cse):

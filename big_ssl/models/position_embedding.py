@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def _bicubic_antialias(grid, shape):
@@ -51,3 +52,20 @@ def resize_position_embedding(
     width = table.shape[1]
     grid = RESIZES[how](table[prefix:].reshape(*old_grid, width), (*new_grid, width))
     return jnp.concatenate([table[:prefix], grid.reshape(-1, width)])
+
+
+def resize_square_table(table: np.ndarray, shape: tuple[int, ...], prefix: int) -> np.ndarray | None:
+    """A table of a square grid, resized for another square grid.
+
+    Args:
+      table: [prefix + n * n, D].
+      shape: the wanted one, (prefix + m * m, D).
+      prefix: how many rows stand before the grid, and stay.
+
+    Returns:
+      float32 of that shape; None if either shape is not of this form.
+    """
+    old, new = (round(math.sqrt(rows - prefix)) for rows in (len(table), shape[0]))
+    if table.shape[1:] != shape[1:] or (prefix + old**2, prefix + new**2) != (len(table), shape[0]):
+        return None
+    return np.asarray(resize_position_embedding(table, (old, old), (new, new)))

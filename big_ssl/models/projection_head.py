@@ -16,22 +16,22 @@ class ProjectionHead(nn.Module):
 
     layers linear layers, the last into a bottleneck, with GELU between them; the bottleneck's output
     is divided by its length, and so are the prototypes: a prototype's logit is a cosine times its length.
-    learn_lengths: whether the prototypes' lengths, all 1 at the start, are trained (iBOT's
-    norm_last_layer=False; its authors freeze them for large models).
+    norm_last_layer: whether the prototypes' lengths stay 1; False trains them, from 1 (iBOT's authors do for
+    small models).
     """
 
     prototypes: int
     hidden: int = 2048
     bottleneck: int = 256
     layers: int = 3
-    learn_lengths: bool = False
+    norm_last_layer: bool = True
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         widths = (*(self.hidden,) * (self.layers - 1), self.bottleneck)
         self.mlp = [nn.Dense(width, kernel_init=_INIT, dtype=self.dtype) for width in widths]
         self.direction = self.param("prototypes", _PROTOTYPES, (self.bottleneck, self.prototypes))
-        if self.learn_lengths:
+        if not self.norm_last_layer:
             self.length = self.param("prototype_lengths", nn.initializers.ones, (self.prototypes,))
 
     def __call__(self, x):
@@ -53,4 +53,4 @@ class ProjectionHead(nn.Module):
         """The prototypes as columns float32[bottleneck, prototypes]: a point's scores are its products with
         them."""
         kernel = l2_normalize(self.direction.T).T
-        return kernel * self.length if self.learn_lengths else kernel
+        return kernel if self.norm_last_layer else kernel * self.length

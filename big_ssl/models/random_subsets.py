@@ -1,4 +1,4 @@
-"""Random subsets of fixed size: what a shape must be known for can still be chosen by chance."""
+"""Random subsets with static size, for jit."""
 
 import jax
 import jax.numpy as jnp

@@ -5,15 +5,17 @@ pool in place of every stride (Zhang 2019), and attention pooling at the end.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from big_ssl.models import convolutions, layer_stack
+from big_ssl.models.attention import attention, of_encoder
 from big_ssl.models.batch_norm import BatchNorm
-from big_ssl.models.position_embedding import resize_position_embedding
+from big_ssl.models.encoder import Encoder
+from big_ssl.models.position_embedding import resize_position_embedding, resize_square_table
 
 # Table 19 of the paper; image_size and pooled_dim are those of the whole model.
 VARIANTS = {
@@ -23,10 +25,6 @@ VARIANTS = {
     "50x16": dict(width=96, blocks=(6, 8, 18, 8), image_size=384, pooled_dim=768),
     "50x64": dict(width=128, blocks=(3, 15, 36, 10), image_size=448, pooled_dim=1024),
 }
-
-# For models/layer_layouts.py: all of a stage's blocks are in its stack but the first, which
-# alone changes stride and width.
-STACKS = {r"stage\d+_block": 1}
 
 # How many times as wide a block's output is as its inside.
 _EXPANSION = 4
@@ -80,6 +78,7 @@ class AttentionPool(nn.Module):
     side: int
     heads: int
     dim: int
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x):
@@ -94,17 +93,18 @@ class AttentionPool(nn.Module):
             dense(channels, name=name)(tokens).reshape(batch, -1, self.heads, channels // self.heads)
             for name, tokens in (("query", x[:, :1]), ("key", x), ("value", x))
         )
-        y = jax.nn.dot_product_attention(query, key, value)
+        y = attention(query, key, value, implementation=self.attention)
         return dense(self.dim, name="out")(y.reshape(batch, channels))
 
 
-class ModifiedResNet(nn.Module):
+class ModifiedResNet(Encoder):
     """CLIP's ResNet; VARIANTS are the published ones.
 
     width: of the first stage's insides; image_size: of the attention pool's position table, in
       pixels of a square image; for images of another size it is resized.
     pooled_dim: of the embedding, which attention pooling projects to by itself.
-    group_size, bn_momentum: see models/batch_norm.py. scan: of a stage's blocks but the first;
+    attention: its implementation in the pool, see models/attention.py.
+    bn_group, bn_momentum: see models/batch_norm.py. scan: of a stage's blocks but the first;
     remat: of all blocks; see models/layer_stack.py.
 
     images: float[B, H, W, 3], normalised -> dict(
@@ -116,11 +116,24 @@ class ModifiedResNet(nn.Module):
     blocks: Sequence[int] = (3, 4, 6, 3)
     image_size: int = 224
     pooled_dim: int = 1024
-    group_size: int = 0
+    bn_group: int = 0
     bn_momentum: float = 0.9
+    attention: str = "auto"
     scan: bool = False
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
+
+    # All of a stage's blocks but the first, which alone changes stride and width.
+    stacks: ClassVar[Mapping[str, int]] = {r"stage\d+_block": 1}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Both always."""
+        return ("pooled", "patches")
+
+    def resize_params(self, name, array, shape):
+        """The attention pool's position table, whose first row is the mean's."""
+        return resize_square_table(array, shape, 1) if name == "pooling/position_embedding" else None
 
     @nn.compact
     def __call__(self, images, train: bool = False):
@@ -129,12 +142,16 @@ class ModifiedResNet(nn.Module):
                 f"resnet: images are {list(images.shape)}; they must be [B, H, W, 3] with H and W "
                 f"at least {_STRIDE}"
             )
-        norm = functools.partial(BatchNorm, self.group_size, self.bn_momentum, 1e-5)
+        norm = functools.partial(BatchNorm, self.bn_group, self.bn_momentum, 1e-5)
         x = self._stem(images.astype(self.dtype).transpose(3, 0, 1, 2), norm, train)
         for i, blocks in enumerate(self.blocks):
             x = self._stage(i, blocks, norm, x, train)
         pool = AttentionPool(
-            self.image_size // _STRIDE, max(1, len(x) // 64), self.pooled_dim, name="pooling"
+            self.image_size // _STRIDE,
+            max(1, len(x) // 64),
+            self.pooled_dim,
+            of_encoder(self),
+            name="pooling",
         )
         return dict(pooled=pool(x).astype(jnp.float32), patches=x.transpose(1, 2, 3, 0))
 

@@ -6,16 +6,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from big_ssl.models import layer_stack
-from big_ssl.models.transformer import STACKS, Layer, layer_norm, make_style
-
-__all__ = ["CLIP", "SIGLIP", "STACKS", "TextTransformer"]
+from big_ssl.models.encoder import TransformerEncoder
+from big_ssl.models.transformer import Layer, layer_config, layer_norm
 
 # What a family's towers share; widths, depths and heads: CLIP's Tables 19 and 20.
 CLIP = dict(causal=True, pooling="eot", activation="quick_gelu", epsilon=1e-5, kernel_init="clip")
 SIGLIP = dict(causal=False, pooling="last", activation="gelu_tanh", epsilon=1e-6, kernel_init="glorot")
 
 
-class TextTransformer(nn.Module):
+class TextTransformer(TransformerEncoder):
     """Pre-norm transformer over tokens with learned positions.
 
     causal: a token sees those before it only. pooling: "eot", the state at the first eot_id, which
@@ -23,7 +22,8 @@ class TextTransformer(nn.Module):
     eot_id: None is the vocabulary's last id, CLIP's own. Its first occurrence is where OpenAI's
       argmax over ids finds it. A text without it is pooled at its first token.
     activation, kernel_init: names in models.transformer; mlp_dim: None is 4 * width.
-    scan, remat: of the layers, see models/layer_stack.py.
+    attention: its implementation, see models/attention.py. scan, remat: of the layers, see
+      models/layer_stack.py.
 
     ids: int32[B, L]; mask: bool[B, L], unread: causal attention never sees what follows the end,
     and SigLIP was trained to see its padding -> dict(pooled: float32[B, D], tokens: dtype[B, L, D]),
@@ -42,17 +42,25 @@ class TextTransformer(nn.Module):
     activation: str = "quick_gelu"
     epsilon: float = 1e-5
     kernel_init: str = "clip"
+    attention: str = "auto"
     scan: bool = False
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
+
+    input = "text"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Both always."""
+        return ("pooled", "tokens")
 
     @nn.compact
     def __call__(self, ids, mask=None, train: bool = False):
         if ids.shape[1] > self.max_len:
             raise ValueError(f"text transformer: {ids.shape[1]} tokens, but max_len is {self.max_len}")
-        style = make_style(self)
+        config = layer_config(self)
         x = layer_stack.apply_layers(
-            functools.partial(Layer, style, self.causal),
+            functools.partial(Layer, config, self.causal),
             "layer",
             range(self.depth),
             lambda layer, x, _: layer(x, train=train),
@@ -60,7 +68,7 @@ class TextTransformer(nn.Module):
             scan=self.scan,
             remat=self.remat,
         )
-        x = layer_norm("final_norm", style)(x)
+        x = layer_norm("final_norm", config)(x)
         return dict(pooled=self._pool(x, ids).astype(jnp.float32), tokens=x)
 
     def _embed(self, ids):

@@ -9,11 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_ssl.models import attention as attention_lib
 from big_ssl.models.random_subsets import add_on_subset
-from big_ssl.models.rotary import Rotation, rotate
-
-# For models/layer_layouts.py: a scanned tower keeps all its layers in one stack.
-STACKS = {"layer": 0}
+from big_ssl.models.rotary import Rope, apply_rope
 
 
 def quick_gelu(x):
@@ -28,7 +26,7 @@ ACTIVATIONS: dict[str, Callable] = {
 }
 
 
-class Deviations(NamedTuple):
+class InitStd(NamedTuple):
     """Standard deviations of a layer's initial kernels; all biases start at zero."""
 
     attention: float  # query, key, value
@@ -40,25 +38,25 @@ class Deviations(NamedTuple):
 def _clip(width, mlp_dim, depth):
     del mlp_dim
     residual = (2 * depth * width) ** -0.5  # two residual branches a layer
-    return Deviations(width**-0.5, residual, (2 * width) ** -0.5, residual)
+    return InitStd(width**-0.5, residual, (2 * width) ** -0.5, residual)
 
 
 def _torch(width, mlp_dim, depth):
     del depth
     # The three projections are one matrix [3 * width, width] there, uniform by Glorot's rule.
-    return Deviations((2 * width) ** -0.5, (3 * width) ** -0.5, (3 * width) ** -0.5, (3 * mlp_dim) ** -0.5)
+    return InitStd((2 * width) ** -0.5, (3 * width) ** -0.5, (3 * width) ** -0.5, (3 * mlp_dim) ** -0.5)
 
 
 def _glorot(width, mlp_dim, depth):
     del depth
     mlp = math.sqrt(2 / (width + mlp_dim))
-    return Deviations(width**-0.5, width**-0.5, mlp, mlp)
+    return InitStd(width**-0.5, width**-0.5, mlp, mlp)
 
 
 def _dino(width, mlp_dim, depth):
     del width, mlp_dim, depth
-    # Cut at 2 there, not at two deviations: a plain normal distribution.
-    return Deviations(0.02, 0.02, 0.02, 0.02)
+    # Cut at 2 there, not at two standard deviations: a plain normal distribution.
+    return InitStd(0.02, 0.02, 0.02, 0.02)
 
 
 # Initial kernels as published. "clip": its text tower, initialize_parameters of OpenAI's code;
@@ -67,85 +65,88 @@ def _dino(width, mlp_dim, depth):
 INITIALISERS = {"clip": _clip, "torch": _torch, "glorot": _glorot, "dino": _dino, "dinov2": _dino}
 
 
-def choose(table: Mapping, key: str, option: str):
+def lookup(table: Mapping, key: str, option: str):
     """table[key]; raises ValueError that names the option and what there is."""
     if key not in table:
         raise ValueError(f"transformer: {option} is {key!r}; there are {', '.join(table)}")
     return table[key]
 
 
-class Style(NamedTuple):
-    """What all layers of a tower, and a pooling head on top of them, have in common."""
+class LayerConfig(NamedTuple):
+    """The options that all layers of an encoder and its pooling head share."""
 
     heads: int
     mlp_dim: int
     activation: str  # a name in ACTIVATIONS
     epsilon: float  # of layer norms
-    deviations: Deviations
+    init_std: InitStd
     dtype: jnp.dtype
     feed_forward: str  # a name in FEED_FORWARDS
     layer_scale: float | None  # the start of LayerScale, None for none
+    attention: str  # a name in attention.IMPLEMENTATIONS
 
 
-def make_style(tower, feed_forward: str = "mlp", layer_scale: float | None = None) -> Style:
-    """The style of a module with the fields width, depth, heads, mlp_dim (None is what feed_forward
-    has by default), activation, epsilon, kernel_init (a name in INITIALISERS) and dtype.
+def layer_config(tower, feed_forward: str = "mlp", layer_scale: float | None = None) -> LayerConfig:
+    """The LayerConfig of a module with the fields width, depth, heads, mlp_dim (None is what feed_forward
+    has by default), activation, epsilon, kernel_init (a name in INITIALISERS), attention and dtype.
 
     Raises ValueError for unknown names and where heads does not divide width.
     """
     if tower.width % tower.heads:
         raise ValueError(f"transformer: {tower.heads} heads do not divide a width of {tower.width}")
-    choose(ACTIVATIONS, tower.activation, "activation")
-    default = choose(FEED_FORWARDS, feed_forward, "feed_forward").default_dim
+    lookup(ACTIVATIONS, tower.activation, "activation")
+    default = lookup(FEED_FORWARDS, feed_forward, "feed_forward").default_dim
     mlp_dim = tower.mlp_dim or default(tower.width)
-    deviations = choose(INITIALISERS, tower.kernel_init, "kernel_init")(tower.width, mlp_dim, tower.depth)
-    common = (tower.activation, tower.epsilon, deviations, tower.dtype)
-    return Style(tower.heads, mlp_dim, *common, feed_forward, layer_scale)
+    init_std = lookup(INITIALISERS, tower.kernel_init, "kernel_init")(tower.width, mlp_dim, tower.depth)
+    common = (tower.activation, tower.epsilon, init_std, tower.dtype)
+    return LayerConfig(
+        tower.heads, mlp_dim, *common, feed_forward, layer_scale, attention=attention_lib.of_encoder(tower)
+    )
 
 
-def layer_norm(name: str, style: Style) -> nn.LayerNorm:
+def layer_norm(name: str, config: LayerConfig) -> nn.LayerNorm:
     """A layer norm; flax computes it in float32 whatever the dtype."""
-    return nn.LayerNorm(epsilon=style.epsilon, dtype=style.dtype, name=name)
+    return nn.LayerNorm(epsilon=config.epsilon, dtype=config.dtype, name=name)
 
 
-def attention(width: int, style: Style) -> Callable:
-    """Multi-head attention: f(x: [B, Q, D], context: [B, K, D], causal=False, places=None) -> [B, Q, D].
+def multi_head_attention(width: int, config: LayerConfig) -> Callable:
+    """Multi-head attention: f(x: [B, Q, D], context: [B, K, D], causal=False, rope=None) -> [B, Q, D].
 
-    causal: a position sees itself and those before it; places: of the patches at their end, by which
-    queries and keys are turned. Only inside a module's compact method, whose parameters it makes: query, key,
+    causal: a position sees only itself and those before it. rope: rotates the queries and keys of the patches
+    at their end. Only inside a module's compact method, whose parameters it makes: query, key,
     value, out; the function may be called more than once, with the same.
     """
     names = ("query", "key", "value")
-    kernels = [dense(name, width, style.deviations.attention, style) for name in names]
-    out = dense("out", width, style.deviations.out, style)
+    kernels = [dense(name, width, config.init_std.attention, config) for name in names]
+    out = dense("out", width, config.init_std.out, config)
 
-    def attend(x, context, causal=False, places=None):
+    def attend(x, context, causal=False, rope=None):
         query, key, value = (
-            kernel(inputs).reshape(*inputs.shape[:2], style.heads, -1)
+            kernel(inputs).reshape(*inputs.shape[:2], config.heads, -1)
             for kernel, inputs in zip(kernels, (x, context, context), strict=True)
         )
-        if places is not None:
-            query, key = rotate(query, places), rotate(key, places)
-        y = jax.nn.dot_product_attention(query, key, value, is_causal=causal)
+        if rope is not None:
+            query, key = apply_rope(query, rope), apply_rope(key, rope)
+        y = attention_lib.attention(query, key, value, causal=causal, implementation=config.attention)
         return out(y.reshape(x.shape))
 
     return attend
 
 
-def mlp(width: int, style: Style) -> Callable:
-    """Two products with the activation between them; see `attention` for where it may stand."""
-    inside = dense("mlp_in", style.mlp_dim, style.deviations.mlp_in, style)
-    out = dense("mlp_out", width, style.deviations.mlp_out, style)
-    return lambda x: out(ACTIVATIONS[style.activation](inside(x)))
+def mlp(width: int, config: LayerConfig) -> Callable:
+    """Two products with the activation between them; see `multi_head_attention` for where it may stand."""
+    hidden = dense("mlp_in", config.mlp_dim, config.init_std.mlp_in, config)
+    out = dense("mlp_out", width, config.init_std.mlp_out, config)
+    return lambda x: out(ACTIVATIONS[config.activation](hidden(x)))
 
 
-def swiglu(width: int, style: Style) -> Callable:
+def swiglu(width: int, config: LayerConfig) -> Callable:
     """Two products of which one, through SiLU, gates the other, and a third (Shazeer 2020, 2002.05202)."""
-    gate, inside = (
-        dense(name, style.mlp_dim, style.deviations.mlp_in, style) for name in ("mlp_gate", "mlp_in")
+    gate, hidden = (
+        dense(name, config.mlp_dim, config.init_std.mlp_in, config) for name in ("mlp_gate", "mlp_in")
     )
-    out = dense("mlp_out", width, style.deviations.mlp_out, style)
-    return lambda x: out(nn.silu(gate(x)) * inside(x))
+    out = dense("mlp_out", width, config.init_std.mlp_out, config)
+    return lambda x: out(nn.silu(gate(x)) * hidden(x))
 
 
 class FeedForward(NamedTuple):
@@ -162,60 +163,61 @@ FEED_FORWARDS = {
 }
 
 
-def feed_forward(width: int, style: Style) -> Callable:
-    """The style's own; see `attention` for where it may stand."""
-    return FEED_FORWARDS[style.feed_forward].make(width, style)
+def feed_forward(width: int, config: LayerConfig) -> Callable:
+    """The config's own; see `multi_head_attention` for where it may stand."""
+    return FEED_FORWARDS[config.feed_forward].make(width, config)
 
 
-def dense(name, features, deviation, style) -> nn.Dense:
+def dense(name, features, deviation, config) -> nn.Dense:
     """A product with a kernel that starts normal of this deviation, and a bias."""
     init = nn.initializers.normal(deviation)
-    return nn.Dense(features, kernel_init=init, dtype=style.dtype, name=name)
+    return nn.Dense(features, kernel_init=init, dtype=config.dtype, name=name)
 
 
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)). x: [B, L, D], or a tuple of such of several B
     and L, for all of which a layer's weights are read, and over devices gathered, once; the same out.
 
-    What is added is first multiplied by a learned vector where style.layer_scale gives its start
+    What is added is first multiplied by a learned vector where config.layer_scale gives its start
     (LayerScale, Touvron et al. 2021, arXiv 2103.17239).
-    drop_rate: the chance, a number or float32[], that an example skips a residual branch while
-    training (stochastic depth, Huang et al. 2016); None where there is no such chance, nor a key.
-    subset_groups: None, and every example has its own chance; else that part of each of so many groups
-    of the batch skips the branch, exactly, and saves its work; drop_rate is then a Python number.
-    places: one for each array of x, see `attention`.
+    drop_rate: the probability, a number or float32[], that an example skips a residual branch in training
+    (stochastic depth, Huang et al. 2016); None disables it, and needs no key.
+    subset_groups: with None, each example is drawn independently. With a number of groups of the batch,
+    exactly drop_rate of each group's examples skip the branch and are not computed; drop_rate must then be a
+    Python number.
+    ropes: for each array of x, see `multi_head_attention`.
     """
 
-    style: Style
+    config: LayerConfig
     causal: bool = False
     subset_groups: int | None = None
 
     @nn.compact
-    def __call__(self, x, drop_rate=None, train: bool = False, places: Sequence[Rotation | None] = (None,)):
+    def __call__(self, x, drop_rate=None, train: bool = False, ropes: Sequence[Rope | None] = (None,)):
         width = jax.tree.leaves(x)[0].shape[-1]
-        x = self._add(x, self._attention(width, places), drop_rate, train)
+        x = self._add(x, self._attention(width, ropes), drop_rate, train)
         return self._add(x, self._feed_forward(width), drop_rate, train)
 
-    def _attention(self, width, places):
-        norm, attend = layer_norm("attention_norm", self.style), attention(width, self.style)
+    def _attention(self, width, ropes):
+        norm, attend = layer_norm("attention_norm", self.config), multi_head_attention(width, self.config)
         scaled = self._scale("attention_scale", width)
 
         def branch(x):
             leaves, structure = jax.tree.flatten(x)
-            normed = zip(map(norm, leaves), places, strict=True)
+            normed = zip(map(norm, leaves), ropes, strict=True)
             return structure.unflatten([scaled(attend(y, y, self.causal, own)) for y, own in normed])
 
         return branch
 
     def _feed_forward(self, width):
-        norm, forward = layer_norm("mlp_norm", self.style), feed_forward(width, self.style)
+        norm, forward = layer_norm("mlp_norm", self.config), feed_forward(width, self.config)
         scaled = self._scale("mlp_scale", width)
         return functools.partial(jax.tree.map, lambda x: scaled(forward(norm(x))))
 
     def _scale(self, name, width):
-        if self.style.layer_scale is None:
+        if self.config.layer_scale is None:
             return lambda y: y
-        scale = self.param(name, nn.initializers.constant(self.style.layer_scale), (width,))
+        scale = self.param(name, nn.initializers.constant(self.config.layer_scale), (width,))
         return lambda y: y * scale.astype(y.dtype)
 
     def _add(self, x, branch, drop_rate, train):
@@ -237,13 +239,13 @@ class AttentionPooling(nn.Module):
     Multihead attention pooling (Zhai et al. 2022, arXiv 2106.04560, section 3.2), as in SigLIP.
     """
 
-    style: Style
+    config: LayerConfig
 
     @nn.compact
     def __call__(self, x):
         batch, _, width = x.shape
         probe = self.param("probe", nn.initializers.normal(math.sqrt(2 / (1 + width))), (width,))
-        query = jnp.broadcast_to(probe.astype(self.style.dtype), (batch, 1, width))
-        y = attention(width, self.style)(query, x)
-        y = y + feed_forward(width, self.style)(layer_norm("mlp_norm", self.style)(y))
+        query = jnp.broadcast_to(probe.astype(self.config.dtype), (batch, 1, width))
+        y = multi_head_attention(width, self.config)(query, x)
+        y = y + feed_forward(width, self.config)(layer_norm("mlp_norm", self.config)(y))
         return y[:, 0]

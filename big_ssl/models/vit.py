@@ -12,32 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_ssl.models import layer_stack
+from big_ssl.models.attention import attention_weights
+from big_ssl.models.encoder import TransformerEncoder
 from big_ssl.models.patch_embedding import PatchEmbedding
-from big_ssl.models.position_embedding import RESIZES, resize_position_embedding
+from big_ssl.models.position_embedding import (
+    RESIZES,
+    resize_position_embedding,
+    resize_square_table,
+)
 from big_ssl.models.random_subsets import random_subsets, take
-from big_ssl.models.rotary import rotate, rotation
+from big_ssl.models.rotary import apply_rope, rope_sincos
 from big_ssl.models.transformer import (
-    STACKS,
     AttentionPooling,
     Layer,
-    Style,
-    choose,
+    LayerConfig,
+    layer_config,
     layer_norm,
-    make_style,
+    lookup,
 )
-
-__all__ = [
-    "CLIP",
-    "DINO",
-    "DINOV2",
-    "SIGLIP",
-    "STACKS",
-    "VARIANTS",
-    "ViT",
-    "check_layers",
-    "last_attention",
-    "layer_tokens",
-]
 
 # Shapes by their usual names: ViT's own Table 1; So400m of Alabdulmohsin et al. 2023 (2305.13035);
 # S of Touvron et al. 2021 (2012.12877); g of DINOv2, not the g of other papers.
@@ -65,12 +57,12 @@ DINOV2 = DINO | dict(kernel_init="dinov2", layer_scale=1e-5, drop_path_mode="sub
 
 # Standard deviations at the start of the class token and registers, and of the position table,
 # where they are not width ** -0.5; a mask token starts at zero.
-_DEVIATIONS = {"dino": (0.02, 0.02), "dinov2": (1e-6, 0.02)}
+INIT_STD = {"dino": (0.02, 0.02), "dinov2": (1e-6, 0.02)}
 # Those that leave the patch embedding as PyTorch makes it, with a third of the variance of LeCun's rule.
 _PYTORCHS_PATCHES = ("torch", "dino", "dinov2")
 
 
-class ViT(nn.Module):
+class ViT(TransformerEncoder):
     """The transformer over an image's patches; VARIANTS, CLIP, SIGLIP, DINO, DINOV2 are published options.
 
     image_size: of the position table, in pixels of a square image; for images of another size it
@@ -92,7 +84,8 @@ class ViT(nn.Module):
       of the batch (DINOv2), chosen within each of drop_path_groups groups of neighbours: with a
       multiple of the devices that share the batch, no example leaves its device.
     patch_dropout: the part of the patches that is left out in training (FLIP, arXiv 2212.00794).
-    scan, remat: of the layers, see models/layer_stack.py.
+    attention: its implementation, see models/attention.py. scan, remat: of the layers, see
+      models/layer_stack.py.
     """
 
     patch: int = 16
@@ -119,9 +112,23 @@ class ViT(nn.Module):
     drop_path_mode: str = "linear"
     drop_path_groups: int = 1
     patch_dropout: float = 0.0
+    attention: str = "auto"
     scan: bool = False
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
+
+    takes_several_sizes = True
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Depend on the class token."""
+        return ("pooled", *(("cls",) if self.class_token else ()), "patches", "layers")
+
+    def resize_params(self, name, array, shape):
+        """The position table, whose first row is the class token's, if there is one."""
+        if name != "position_embedding":
+            return None
+        return resize_square_table(array, shape, int(self.class_token))
 
     @nn.compact
     def __call__(self, images, train: bool = False, mask=None, intermediate: Sequence[int] = ()):
@@ -129,49 +136,49 @@ class ViT(nn.Module):
         replaces, before they get their positions; intermediate: layers to see, as indices of a list.
 
         Returns dict(pooled: float32[B, D], patches: dtype[B, N, D]), both after the final norm, N row
-        by row, in training those that patch_dropout leaves; cls: float32[B, D] where there is a class
-        token and pooled is not it; and with intermediate of length n the same norm of what those
-        layers give: intermediate: dict(cls: float32[n, B, D] where there is one, patches: [n, B, N, D]).
+        by row, in training those that patch_dropout leaves; cls: float32[B, D] if there is a class
+        token; and with intermediate of length n the same norm of those layers' outputs:
+        layers: dict(cls: float32[n, B, D] if there is a class token, patches: [n, B, N, D]).
         images may be a tuple of such of several B, H and W, which go through the layers side by side;
         mask is then a tuple too, of masks and None, and so is what is returned.
         Raises ValueError for options, images and masks that do not fit.
         """
-        style = make_style(self, self.feed_forward, self.layer_scale)
+        config = layer_config(self, self.feed_forward, self.layer_scale)
         sizes = images if isinstance(images, tuple) else (images,)
         masks = mask if isinstance(mask, tuple) else (mask,) * len(sizes)
         if len(masks) != len(sizes):
             raise ValueError(f"vit: images are of {len(sizes)} sizes, and there are {len(masks)} masks")
         x = self._embed(sizes, masks, train)
         if self.pre_norm:
-            x = jax.tree.map(layer_norm("pre_norm", style), x)
-        places = self._places(sizes, train)
-        x, between = self._apply_layers(x, style, train, intermediate, places)
-        norm = layer_norm("final_norm", style)
-        pool = self._pooling(style)
+            x = jax.tree.map(layer_norm("pre_norm", config), x)
+        ropes = self._ropes(sizes, train)
+        x, between = self._apply_layers(x, config, train, intermediate, ropes)
+        norm = layer_norm("final_norm", config)
+        pool = self._pooling(config)
         outputs = [self._outputs(norm(tokens), pool) for tokens in x]
         if intermediate:
             for output, seen in zip(outputs, between, strict=True):
-                output["intermediate"] = self._apart(norm(seen))
+                output["layers"] = self._apart(norm(seen))
         return tuple(outputs) if isinstance(images, tuple) else outputs[0]
 
     def _embed(self, sizes, masks, train):
         """For each size [B, T, D]: the class token and the registers, as there are, and the patches."""
         scale = 1 / 3 if self.kernel_init in _PYTORCHS_PATCHES else 1.0
-        init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
+        patch_init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
         embed = PatchEmbedding(
-            self.patch, self.width, self.patch_bias, init, self.dtype, name="patch_embedding"
+            self.patch, self.width, self.patch_bias, patch_init, self.dtype, name="patch_embedding"
         )
-        drawn = nn.initializers.normal(self._deviations()[0])
-        hidden = self._tokens("mask_token", (), nn.initializers.zeros) if self.mask_token else None
-        first = self._tokens("class_token", (), drawn) if self.class_token else None
+        init = nn.initializers.normal(self._init_std()[0])
+        mask_token = self._tokens("mask_token", (), nn.initializers.zeros) if self.mask_token else None
+        cls_token = self._tokens("class_token", (), init) if self.class_token else None
         table = self._table()
-        registers = self._tokens("registers", (self.registers,), drawn) if self.registers else None
+        registers = self._tokens("registers", (self.registers,), init) if self.registers else None
 
         def sequence(images, mask):
             x = embed(images)
             grid = x.shape[1:3]
-            x = _masked(x.reshape(len(x), -1, self.width), mask, hidden)
-            x = _after(first, x)
+            x = _masked(x.reshape(len(x), -1, self.width), mask, mask_token)
+            x = _after(cls_token, x)
             if table is not None:
                 x = x + self._resized(table, grid).astype(self.dtype)
             x = self._drop_patches(x, train)
@@ -181,33 +188,33 @@ class ViT(nn.Module):
         return tuple(map(sequence, sizes, masks))
 
     def _table(self):
-        """The positions' parameter, None where angles say them."""
+        """Learned position embedding; None with RoPE."""
         if self.rope_base is not None:
             return None
         shape = (int(self.class_token) + (self.image_size // self.patch) ** 2, self.width)
-        return self.param("position_embedding", nn.initializers.normal(self._deviations()[1]), shape)
+        return self.param("position_embedding", nn.initializers.normal(self._init_std()[1]), shape)
 
     def _resized(self, table, grid):
-        choose(RESIZES, self.position_resize, "position_resize")
+        lookup(RESIZES, self.position_resize, "position_resize")
         side = self.image_size // self.patch
         return resize_position_embedding(table, (side, side), grid, self.position_resize)
 
-    def _places(self, sizes, train):
-        """For each size the patches' rotation, None where a table says where they are."""
+    def _ropes(self, sizes, train):
+        """The patches' Rope for each size; None with a learned position embedding."""
         if self.rope_base is None:
             return (None,) * len(sizes)
         if self.patch_dropout:
             raise ValueError("vit: with rope_base every patch has its place; patch_dropout must be 0")
-        return tuple(self._rotation(images.shape, train) for images in sizes)
+        return tuple(self._rope(images.shape, train) for images in sizes)
 
-    def _rotation(self, shape, train):
+    def _rope(self, shape, train):
         scale = 1.0
         if train and self.rope_rescale != 1:
             limit = math.log(self.rope_rescale)
             key = self.make_rng("dropout")
             scale = jnp.exp(jax.random.uniform(key, minval=-limit, maxval=limit))
         grid = (shape[1] // self.patch, shape[2] // self.patch)
-        return rotation(grid, self.width // self.heads, self.rope_base, scale)
+        return rope_sincos(grid, self.width // self.heads, self.rope_base, scale)
 
     def _drop_patches(self, x, train):
         """x: [B, T, D] with some of the patches, others in each example; the class token stays."""
@@ -225,30 +232,30 @@ class ViT(nn.Module):
         tokens = self.param(name, init, (*count, self.width))
         return tokens.astype(self.dtype).reshape(-1, self.width)
 
-    def _deviations(self):
-        return _DEVIATIONS.get(self.kernel_init, (self.width**-0.5,) * 2)
+    def _init_std(self):
+        return INIT_STD.get(self.kernel_init, (self.width**-0.5,) * 2)
 
-    def _apply_layers(self, x, style, train, intermediate, places):
+    def _apply_layers(self, x, config, train, intermediate, ropes):
         """Each x after all layers, and [n, *x.shape] after those of intermediate, None without."""
-        subset = choose({"linear": False, "subset": True}, self.drop_path_mode, "drop_path_mode")
+        subset = lookup({"linear": False, "subset": True}, self.drop_path_mode, "drop_path_mode")
         rates = None if subset else self._drop_rates()
         between, seen = None, self._indices(intermediate)
         if len(seen):
             between = jax.tree.map(lambda x: jnp.zeros((len(seen), *x.shape), x.dtype), x)
-            # A layer's place in the stack is a number of its own, which a loop can tell it by.
+            # Pass the layer index through the scan.
             rates = list(enumerate(rates or [None] * self.depth))
 
-        def call(layer, state, own):
+        def call(layer, state, per_layer):
             x, between = state
-            index, rate = own if len(seen) else (None, own)
+            index, rate = per_layer if len(seen) else (None, per_layer)
             # The size of a subset must be a plain number, in a loop too.
-            x = layer(x, (self.drop_path or None) if subset else rate, train, places)
+            x = layer(x, (self.drop_path or None) if subset else rate, train, ropes)
             if len(seen):
                 here = (seen == index)[:, None, None, None]
                 between = jax.tree.map(lambda x, kept: jnp.where(here, x, kept), x, between)
             return x, between
 
-        make = functools.partial(Layer, style, subset_groups=self.drop_path_groups if subset else None)
+        make = functools.partial(Layer, config, subset_groups=self.drop_path_groups if subset else None)
         indices, how = range(self.depth), dict(scan=self.scan, remat=self.remat)
         return layer_stack.apply_layers(make, "layer", indices, call, (x, between), rates, **how)
 
@@ -270,12 +277,12 @@ class ViT(nn.Module):
             return None
         return [self.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
 
-    def _pooling(self, style: Style):
+    def _pooling(self, config: LayerConfig):
         """(all tokens [B, T, D], patches: [B, N, D]) -> [B, D], a function."""
         if self.pooling == "cls" and self.class_token:
             return lambda x, patches: x[:, 0]
         if self.pooling == "map":
-            pooling = AttentionPooling(style, name="pooling")
+            pooling = AttentionPooling(config, name="pooling")
             return lambda x, patches: pooling(x)
         if self.pooling == "mean":
             return lambda x, patches: patches.astype(jnp.float32).mean(1)
@@ -288,13 +295,11 @@ class ViT(nn.Module):
         """What is returned of one size's tokens after the final norm."""
         outputs = self._apart(x)
         pooled = pool(x, outputs["patches"]).astype(jnp.float32)
-        if self.pooling == "cls":
-            del outputs["cls"]  # it is the pooled output
         return dict(pooled=pooled) | outputs
 
 
 def _masked(x, mask, token):
-    """x: [B, N, D], with the mask token [1, D] where mask: bool[B, N] says so."""
+    """x: [B, N, D], with the mask token [1, D] where mask: bool[B, N] is True."""
     if mask is None:
         return x
     if token is None:
@@ -319,19 +324,19 @@ def layer_tokens(model: ViT, variables: Mapping, images, count: int):
     """
     check_layers(model, count)
     outputs: Any = model.apply(variables, images, intermediate=range(-count, 0))
-    between = outputs["intermediate"]
+    between = outputs["layers"]
     mean = between["patches"][-1].astype(jnp.float32).mean(1)
     return jnp.concatenate([between["cls"], mean[None]]).swapaxes(0, 1)
 
 
 def check_layers(model: nn.Module, count: int) -> None:
-    """Raises ValueError where a model is no ViT that has class tokens after `count` layers."""
-    if not isinstance(model, ViT) or not model.class_token:
+    """Raises ValueError if a model does not have class tokens after its last `count` layers."""
+    if not {"cls", "layers"} <= set(model.outputs):
         raise ValueError(
             f"the image tower, {type(model).__name__}, has no class token; it must be a ViT with one"
         )
-    if count > model.depth:
-        raise ValueError(f"the last {count} layers are asked for; the image tower has {model.depth}")
+    if count > model.num_layers:
+        raise ValueError(f"the last {count} layers are asked for; the image tower has {model.num_layers}")
 
 
 def last_attention(model: ViT, variables: Mapping, images):
@@ -354,6 +359,6 @@ def last_attention(model: ViT, variables: Mapping, images):
     query, key = (x.reshape(*x.shape[:2], model.heads, -1) for x in (query, key))
     if model.rope_base is not None:
         grid = [side // model.patch for side in images.shape[1:3]]
-        places = rotation(grid, query.shape[-1], model.rope_base)
-        query, key = rotate(query, places), rotate(key, places)
-    return nn.dot_product_attention_weights(query, key)
+        rope = rope_sincos(grid, query.shape[-1], model.rope_base)
+        query, key = apply_rope(query, rope), apply_rope(key, rope)
+    return attention_weights(query, key)

@@ -66,8 +66,12 @@ class Sum:
 
 
 class Provided(NamedTuple):
-    """What a trained head can do. inputs: the objective's inputs that it needs, by name; feature: the key of
-    the result among the head's features."""
+    """What a trained head can do.
+
+    inputs: the objective's inputs that it needs, by name. feature: the key of the result among the head's
+    features in evaluation: embeddings before normalisation, logits of `head.classes` classes, for zero_shot
+    the temperature of similarities, beside which there may be a "logit_bias".
+    """
 
     inputs: tuple[str, ...]
     feature: str

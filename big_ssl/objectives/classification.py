@@ -79,7 +79,6 @@ class Classification(StatelessObjective):
 
 def build(
     classes: int,
-    label: str,
     view: str = "image",
     loss: str = "softmax",
     label_smoothing: float = 0.0,
@@ -90,7 +89,6 @@ def build(
 
     Args:
       classes: their number.
-      label: which of the source's labels comes as the batch's "label".
       view: the view that it trains on.
       loss: "softmax" or "sigmoid".
       label_smoothing: the part of a target that is spread over all classes.
@@ -98,7 +96,7 @@ def build(
     Raises:
       ValueError: for an unknown loss.
     """
-    del label, context
+    del context
     if loss not in LOSSES:
         raise ValueError(f"classification.loss is {loss!r}; use {', '.join(LOSSES)}")
     return Classification(ClassifierHead(classes), view, loss, label_smoothing)

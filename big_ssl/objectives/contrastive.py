@@ -16,57 +16,55 @@ _MIN_TEMPERATURE = 0.01
 
 
 class ContrastiveHead(nn.Module):
-    """Projects both towers' pooled outputs into one space of `dim` dimensions.
+    """Projects both towers' pooled outputs into one space of `embed_dim` dimensions.
 
     Called with {"image": encoder outputs, "text": encoder outputs}, one of them or both.
 
-    image_projection: ALIGN has none, its pooled image is the embedding; text_bias: ALIGN's
+    image_projection: ALIGN has none, its pooled image is the embedding; text_projection_bias: ALIGN's
     text projection has a bias, CLIP's has not. temperature_form: "raw" learns the temperature
     itself (ALIGN), "log" the logarithm of its inverse (CLIP), whose steps are relative.
     logit_bias: the start of a learned number added to every logit (SigLIP), None for none.
-    normalize: whether embeddings leave with length 1; not the config's to choose.
     """
 
-    dim: int
+    embed_dim: int
     image_projection: bool = False
-    text_bias: bool = True
+    text_projection_bias: bool = True
     temperature: float = 1.0
     temperature_form: str = "raw"
     logit_bias: float | None = None
-    normalize: bool = True
 
     @nn.compact
     def __call__(self, inputs, train: bool = False):
-        """Returns image, text: float32[B, dim], L2-normalised by default, of the towers given, and
-        temperature: float32[], and logit_bias: float32[] where there is one.
+        """Returns image, text: float32[B, embed_dim], L2-normalised, of the inputs that are there;
+        temperature: float32[]; logit_bias: float32[] if there is one. In evaluation also projected_image and
+        projected_text, the same before normalisation.
         """
-        del train
         features = dict(temperature=self._temperature())
         if self.logit_bias is not None:
             init = nn.initializers.constant(self.logit_bias)
             features["logit_bias"] = self.param("logit_bias", init, ())
+        projected = {}
         if "image" in inputs:
-            features["image"] = self._image(inputs["image"]["pooled"])
+            projected["image"] = self._image(inputs["image"]["pooled"])
         if "text" in inputs:
             text = inputs["text"]["pooled"]
-            features["text"] = self._project("text_projection", text, self.text_bias)
-        if self.normalize:
-            features |= {name: l2_normalize(features[name]) for name in ("image", "text") if name in features}
-        return features
+            projected["text"] = self._project("text_projection", text, self.text_projection_bias)
+        features |= {name: l2_normalize(x) for name, x in projected.items()}
+        return features if train else features | {f"projected_{name}": x for name, x in projected.items()}
 
     def _image(self, pooled):
         if self.image_projection:
             return self._project("image_projection", pooled, bias=False)
-        if pooled.shape[-1] != self.dim:
+        if pooled.shape[-1] != self.embed_dim:
             raise ValueError(
-                f"contrastive: dim is {self.dim} but the image tower gives {pooled.shape[-1]}; "
-                "set dim to that or image_projection to True"
+                f"contrastive: embed_dim is {self.embed_dim} but the image tower gives {pooled.shape[-1]}; "
+                "set embed_dim to that or image_projection to True"
             )
         return pooled
 
     def _project(self, name, pooled, bias):
         init = nn.initializers.normal(pooled.shape[-1] ** -0.5)
-        return nn.Dense(self.dim, use_bias=bias, kernel_init=init, name=name)(pooled)
+        return nn.Dense(self.embed_dim, use_bias=bias, kernel_init=init, name=name)(pooled)
 
     def _temperature(self):
         if self.temperature_form == "raw":
@@ -97,8 +95,12 @@ class Contrastive(StatelessObjective):
 
     @property
     def provides(self):
-        """Embeddings of images and of texts."""
-        return dict(encode_image=Provided(("image",), "image"), encode_text=Provided(("text",), "text"))
+        """Embeddings of images and of texts, and the scale of their similarities."""
+        return dict(
+            encode_image=Provided(("image",), "projected_image"),
+            encode_text=Provided(("text",), "projected_text"),
+            zero_shot=Provided((), "temperature"),
+        )
 
     def loss(self, features, fields, state, step):
         """See objectives.base.Objective."""
@@ -129,35 +131,39 @@ class Contrastive(StatelessObjective):
 
 
 def build(
-    dim: int,
+    embed_dim: int,
     image_projection: bool = False,
-    text_bias: bool = True,
+    text_projection_bias: bool = True,
     temperature: float = 1.0,
     temperature_form: str = "raw",
     logit_bias: float | None = None,
     label_smoothing: float = 0.0,
-    form: str = "ring",
+    implementation: str = "ring",
     *,
     context: Context,
 ) -> Contrastive:
     """Image-text contrastive learning.
 
     Args:
-      dim: width of the joint embedding; see ContrastiveHead for this and the options up to logit_bias.
+      embed_dim: width of the joint embedding; see ContrastiveHead for this and the options up to logit_bias.
       image_projection: whether images are projected, without a bias.
-      text_bias: whether the texts' projection has a bias.
+      text_projection_bias: whether the texts' projection has a bias.
       temperature: its initial value.
       temperature_form: "raw" or "log".
       logit_bias: its initial value, which makes the loss SigLIP's; None for the softmax.
       label_smoothing: of the softmax's targets.
-      form: the implementation, see losses.pairwise.
+      implementation: the implementation, see losses.pairwise.
 
     Raises:
-      ValueError: for an unknown form, or label smoothing without a softmax.
+      ValueError: for an unknown implementation, or label smoothing without a softmax.
     """
-    if form not in IMPLEMENTATIONS:
-        raise ValueError(f"contrastive.form is {form!r}; there are {', '.join(IMPLEMENTATIONS)}")
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"contrastive.implementation is {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}"
+        )
     if label_smoothing and logit_bias is not None:
         raise ValueError("contrastive: label_smoothing is the softmax's; with a logit_bias it must be 0")
-    head = ContrastiveHead(dim, image_projection, text_bias, temperature, temperature_form, logit_bias)
-    return Contrastive(head, Pairwise(form, context.mesh), label_smoothing)
+    head = ContrastiveHead(
+        embed_dim, image_projection, text_projection_bias, temperature, temperature_form, logit_bias
+    )
+    return Contrastive(head, Pairwise(implementation, context.mesh), label_smoothing)

@@ -17,7 +17,7 @@ from big_ssl.objectives.base import Context, EncoderCall, Inputs, Sum
 from big_ssl.objectives.self_distillation import (
     STUDENT,
     SelfDistillation,
-    build_centring,
+    build_centering,
     build_projection,
     distribution_metrics,
     student_call,
@@ -70,7 +70,7 @@ class Dino(SelfDistillation):
         """The mean over examples and pairs of different crops; see objectives.base.Objective."""
         del fields
         student, teacher = self.scores(features, step)
-        offset, state = self.centring(state, teacher, teacher.bottleneck.mean((0, 1)), self.chunk)
+        offset, state = self.centering(state, teacher, teacher.bottleneck.mean((0, 1)), self.chunk)
         pairs = pairwise_cross_entropy(student, teacher, offset, self.chunk)
         loss, count = between_views(pairs.cross_entropy), len(student.bottleneck)
         means = loss, pairs.entropy.mean(), pairs.mean_target
@@ -81,7 +81,7 @@ def build(
     head: Mapping,
     teacher_temperature: Any = 0.04,
     student_temperature: float = 0.1,
-    centring: Mapping = MappingProxyType(dict(kind="centre")),
+    centering: Mapping = MappingProxyType(dict(kind="center")),
     chunk: int = 0,
     teacher: str = "",
     masked: bool = True,
@@ -95,7 +95,7 @@ def build(
       head: options of models.projection_head.ProjectionHead.
       teacher_temperature: a number or a schedule.
       student_temperature: a number.
-      centring: kind, "centre" or "sinkhorn", and its options (objectives/centring.py).
+      centering: kind, "center" or "sinkhorn", and its options (objectives/centering.py).
       chunk: see objectives.self_distillation.
       teacher: the encoder that teaches, "" for the EMA.
       masked: whether the student's global crops are masked.
@@ -109,7 +109,7 @@ def build(
     return Dino(
         ClassTokenHead(projection, teacher_projection),
         context.schedule(teacher_temperature),
-        build_centring("dino", centring),
+        build_centering("dino", centering),
         student_temperature,
         chunk,
         teacher,

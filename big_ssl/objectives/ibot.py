@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from big_ssl.losses.self_distillation import cross_entropy
 from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.base import Context, Inputs, Sum
-from big_ssl.objectives.centring import MovingCentre
+from big_ssl.objectives.centering import EMACenter
 from big_ssl.objectives.self_distillation import (
     SelfDistillation,
-    build_centring,
+    build_centering,
     build_projection,
     distribution_metrics,
     student_call,
@@ -85,7 +85,7 @@ class Ibot(SelfDistillation):
         del fields
         student, teacher = self.scores(features, step)
         seen = features["teacher"].get("mean", teacher.bottleneck.mean(1))
-        offset, state = self.centring(state, teacher, seen.mean(0), self.chunk)
+        offset, state = self.centering(state, teacher, seen.mean(0), self.chunk)
         pairs = cross_entropy(student, teacher, offset, self.chunk)
         weights, crops = features["weights"], features["crops"].sum()
         means = [jnp.average(x, weights=weights) for x in (pairs.cross_entropy, pairs.entropy)]
@@ -97,8 +97,8 @@ def build(
     head: Any,
     teacher_temperature: Any = 0.04,
     student_temperature: float = 0.1,
-    centring: Mapping = MappingProxyType(dict(kind="centre")),
-    centre_over: str = "all",
+    centering: Mapping = MappingProxyType(dict(kind="center")),
+    center_over: str = "all",
     chunk: int = 0,
     teacher: str = "",
     masked: bool = True,
@@ -110,23 +110,23 @@ def build(
     Args:
       head: options of models.projection_head.ProjectionHead, or the name of an objective on the same stream
         whose head it shares.
-      centre_over: "all" patches (iBOT) or the "masked" ones (DINOv2).
+      center_over: "all" patches (iBOT) or the "masked" ones (DINOv2).
       masked: see Ibot.
-      teacher_temperature, student_temperature, centring, chunk, teacher: as in objectives.dino.build.
+      teacher_temperature, student_temperature, centering, chunk, teacher: as in objectives.dino.build.
 
     Raises:
       ValueError: for an unknown option, or the name of an objective that has no head.
     """
-    if centre_over not in ("all", "masked"):
-        raise ValueError(f"ibot.centre_over is {centre_over!r}; use all or masked")
+    if center_over not in ("all", "masked"):
+        raise ValueError(f"ibot.center_over is {center_over!r}; use all or masked")
     owner = head if isinstance(head, str) else ""
     if owner and not isinstance(context.heads.get(owner), Mapping):
         raise ValueError(f"ibot.head is {owner!r}, which is no objective of this stream with a head")
     options = context.heads[owner] if owner else head
     projection = build_projection("ibot", options, context)
     teacher_projection = build_projection("ibot", options, context) if teacher else None
-    built = build_centring("ibot", centring)
-    all_patches = masked and centre_over == "all" and isinstance(built, MovingCentre)
+    built = build_centering("ibot", centering)
+    all_patches = masked and center_over == "all" and isinstance(built, EMACenter)
     patches = PatchHead(projection, all_patches, teacher_projection, masked)
     schedule = context.schedule(teacher_temperature)
     return Ibot(patches, schedule, built, student_temperature, chunk, teacher, owner, masked)

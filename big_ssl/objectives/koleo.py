@@ -27,7 +27,7 @@ class KoLeo(StatelessObjective):
     masked: as in objectives.dino, whose call on the global crops it shares.
     """
 
-    group_size: int = 0
+    koleo_group: int = 0
     crops: int = 2
     masked: bool = True
 
@@ -42,19 +42,19 @@ class KoLeo(StatelessObjective):
     def loss(self, features, fields, state, step):
         """See objectives.base.Objective; distance: the mean distance to the nearest other example."""
         del fields, step
-        of_crop = jax.vmap(lambda points: koleo(points, self.group_size), in_axes=1)
+        of_crop = jax.vmap(lambda points: koleo(points, self.koleo_group), in_axes=1)
         losses, distances = of_crop(features["points"][:, : self.crops])
         return Sum(losses.sum()), dict(distance=Sum(distances.mean())), state
 
 
-def build(group_size: int, crops: int = 2, masked: bool = True, *, context: Context) -> KoLeo:
+def build(koleo_group: int, crops: int = 2, masked: bool = True, *, context: Context) -> KoLeo:
     """KoLeo on class tokens.
 
     Args:
-      group_size: nearest neighbours are searched within groups of this many consecutive examples; 0 searches
+      koleo_group: nearest neighbours are searched within groups of this many consecutive examples; 0 searches
         the whole batch. Published runs search each device's batch.
       crops: 2 in the published code, 1 in the paper.
       masked: see KoLeo.
     """
     del context
-    return KoLeo(group_size, crops, masked)
+    return KoLeo(koleo_group, crops, masked)

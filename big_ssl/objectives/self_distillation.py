@@ -1,7 +1,7 @@
 """What DINO's and iBOT's objectives have in common.
 
 The teacher is the student's own EMA, or, in distillation, another encoder of the config that is frozen
-(config.rates) and starts from weights (config.init_from).
+(config.lr_multipliers) and starts from weights (config.init_from).
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from big_ssl.losses.self_distillation import LazyLogits, target_metrics
 from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.base import Context, EncoderCall, StatelessObjective, Sum
-from big_ssl.objectives.centring import CENTRINGS, MovingCentre, Sinkhorn
+from big_ssl.objectives.centering import CENTERINGS, EMACenter, Sinkhorn
 
 STUDENT = "image"
 
@@ -35,7 +35,7 @@ class SelfDistillation(StatelessObjective):
 
     head: has a `projection`; returns points, and prototypes under "shared".
     teacher_temperature: a function of the step.
-    centring: of the teacher's logits.
+    centering: of the teacher's logits.
     chunk: how many points' logits exist at a time, recomputed in the backward pass; 0 computes all at once
       and keeps them.
     teacher: the encoder that teaches, "" for the EMA.
@@ -44,7 +44,7 @@ class SelfDistillation(StatelessObjective):
 
     head: Any
     teacher_temperature: Callable
-    centring: MovingCentre | Sinkhorn
+    centering: EMACenter | Sinkhorn
     student_temperature: float = 0.1
     chunk: int = 0
     teacher: str = ""
@@ -53,11 +53,11 @@ class SelfDistillation(StatelessObjective):
     @property
     def scope(self):
         """Centering couples examples only if it uses this step's logits."""
-        return self.centring.scope
+        return self.centering.scope
 
     def initial_state(self) -> Any:
         """The centering's."""
-        return self.centring.initial(self.head.projection.prototypes)
+        return self.centering.initial(self.head.projection.prototypes)
 
     def scores(self, features, step) -> tuple[LazyLogits, LazyLogits]:
         """The student's and the teacher's logits of all points; no gradient goes to the teacher."""
@@ -90,15 +90,15 @@ def build_projection(name: str, options: Mapping, context: Context) -> Projectio
     return ProjectionHead(**options, dtype=jnp.dtype(context.dtype))
 
 
-def build_centring(name: str, options: Mapping) -> MovingCentre | Sinkhorn:
+def build_centering(name: str, options: Mapping) -> EMACenter | Sinkhorn:
     """Builds the centering of options["kind"]. Raises ValueError for an unknown one, naming the
     objective."""
     kind = options.get("kind")
-    if kind not in CENTRINGS:
-        raise ValueError(f"{name}.centring.kind is {kind!r}; use {' or '.join(CENTRINGS)}")
+    if kind not in CENTERINGS:
+        raise ValueError(f"{name}.centering.kind is {kind!r}; use {' or '.join(CENTERINGS)}")
     arguments = {key: value for key, value in options.items() if key != "kind"}
-    known = {f.name for f in dataclasses.fields(CENTRINGS[kind])}
+    known = {f.name for f in dataclasses.fields(CENTERINGS[kind])}
     for key in arguments:
         if key not in known:
-            raise ValueError(f"{name}.centring.{key} is no option of {kind}; there are {', '.join(known)}")
-    return CENTRINGS[kind](**arguments)
+            raise ValueError(f"{name}.centering.{key} is no option of {kind}; there are {', '.join(known)}")
+    return CENTERINGS[kind](**arguments)

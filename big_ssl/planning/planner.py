@@ -10,7 +10,7 @@ from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.planning import estimate, hlo
 from big_ssl.planning.program import Program, argument_bytes, compile_step
 from big_ssl.planning.topology import Topology
-from big_ssl.training import build, flops, loop
+from big_ssl.training import batches, flops, loop
 
 
 class Plan(NamedTuple):
@@ -45,7 +45,7 @@ def make_plan(config: Mapping, topology: Topology, devices: Sequence) -> Plan:
     chip = hardware.chip(devices[0].device_kind)
     assert chip is not None, devices[0].device_kind  # every generation of topology.py is in the table
     setup = set_up(config, devices)
-    batch = build.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
+    batch = batches.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
     record = _record_before_compiling(config, topology, devices, chip, setup, batch)
     if record["argument_bytes"] > chip.hbm:
         return Plan(record | dict(fits=False), None, setup, 0)

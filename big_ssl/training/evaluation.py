@@ -9,48 +9,49 @@ from absl import logging
 
 from big_ssl.data import preprocessing
 from big_ssl.evals import suite
-from big_ssl.evals.classification import Classifier
-from big_ssl.evals.embedder import Towers
+from big_ssl.evals.evaluator import Evaluator
+from big_ssl.evals.predictor import Predictor
 from big_ssl.parallel import distributed
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build
 from big_ssl.training.checkpoints import parse_best
 from big_ssl.training.requirements import RequirementsError
 from big_ssl.training.stopping import TrainingFailed
 
-# What a message names at most.
+# A message names at most so many.
 _NAMED = 10
-# The term whose head is a trained classifier.
-_CLASSIFIER = "classification"
 
 # Metrics: an evaluator's failures since it last succeeded; how often a run did not survive an evaluation.
 _FAILURES, _INTERRUPTED = "eval/failures/{}/in_a_row", "eval/interrupted"
 
 
-def evaluators(config: Mapping, encoders: Mapping) -> dict[str, suite.Evaluator]:
-    """Those of config.evals. encoders: {name: module}.
+def predictor(config: Mapping, setup) -> Predictor:
+    """The model of a run, for `Predictor.for_evaluation` to set its variables."""
+    # Enough work for each device of a large mesh.
+    size = max(256, 32 * mesh_lib.batch_shards(setup.mesh))
+    image_config = preprocessing.model_keys(config["eval_transform"])
+    return Predictor(setup.system, None, setup.mesh, image_config, lambda: setup.tokenizer, size)
 
-    Raises RequirementsError where data is missing, or the model lacks an output that an evaluator reads.
+
+def evaluators(config: Mapping, predictor: Predictor | None) -> dict[str, Evaluator]:
+    """The evaluators of config.evals. predictor: the run's model; None if there are none.
+
+    Raises RequirementsError if data is missing, or the model lacks a method or an output that they require.
     """
     check_best(config["checkpoint"]["best"], config["evals"])
-    objectives = {each["kind"]: each for s in config["streams"].values() for each in s["objectives"].values()}
-    for name, options in config["evals"].items():
-        if options["kind"] in suite.OF_TEXTS and "contrastive" not in objectives:
-            raise RequirementsError(f"evals.{name}: {options['kind']} needs a contrastive objective")
     try:
-        found = suite.build(config["evals"])
-        for each in found.values():
-            suite.check(each, encoders["image"])
+        built = suite.build(config["evals"])
     except (ValueError, OSError) as error:
         raise RequirementsError(f"evals: {error}") from error
-    for name, each in found.items():
-        if isinstance(each, Classifier):
-            _check_classifier(f"evals.{name}", each.classes, objectives.get(_CLASSIFIER))
-    return found
+    try:
+        for name, evaluator in built.items():
+            suite.check(f"evals.{name}", evaluator, predictor)
+    except ValueError as error:
+        raise RequirementsError(str(error)) from error
+    return built
 
 
 def check_best(best: str, evals: Mapping) -> None:
-    """Raises RequirementsError where no evaluator of the config gives the metric of checkpoint.best.
+    """Raises RequirementsError if no evaluator of the config has the metric of checkpoint.best.
 
     Without any evaluator it warns: a run whose evaluations are switched off keeps no best checkpoint.
     """
@@ -69,24 +70,6 @@ def check_best(best: str, evals: Mapping) -> None:
         )
 
 
-def _check_classifier(name, classes, objective):
-    trained = "" if objective is None else objective["classes"]
-    if classes != trained:
-        has = f"the classifier {trained}" if objective else f"there is no objective {_CLASSIFIER}"
-        raise RequirementsError(f"{name}: the data has {classes} classes; {has}")
-
-
-def towers(config: Mapping, setup) -> Towers:
-    """Of the term that embeds whole pictures, which are prepared as its stream prepares them."""
-    term = setup.system.provider("encode_image")
-    stream = setup.system.terms[term].stream if term else next(iter(config["streams"]))
-    prepare = preprocessing.of(build.preparation(config["streams"][stream]["data"]))
-    classifier = setup.system.provider("classify")
-    # Enough for each device of a large mesh to be worth its while.
-    size = max(256, 32 * mesh_lib.batch_shards(setup.mesh))
-    return Towers(setup.system, term, setup.tokenizer, setup.mesh, prepare, size, classifier)
-
-
 class Evaluation:
     """Runs the evaluators on one state after another. One that raises is counted in the metrics, and runs
     again at the next evaluation.
@@ -97,7 +80,7 @@ class Evaluation:
 
     def __init__(
         self,
-        evaluators: Mapping[str, suite.Evaluator],
+        evaluators: Mapping[str, Evaluator],
         limit: int,
         lines: Iterable[Mapping],
         start: int,
@@ -110,15 +93,15 @@ class Evaluation:
             keys = {key for key in line if key.startswith("eval/")} if line["step"] <= start else set()
             before |= {key: line[key] for key in keys}
             here |= keys if line["step"] == start else set()
-        known = dict(
+        history = dict(
             failures={name: int(before.get(key) or 0) for name, key in self._keys.items()},
             evaluated=any(key != _INTERRUPTED for key in here),
             times=int(before[_INTERRUPTED]) if _INTERRUPTED in here else 0,
         )
         # Only process 0 has the metrics.
-        known = json.loads(distributed.gather(json.dumps(known) if jax.process_index() == 0 else "")[0])
-        self._failures, self._times = known["failures"], known["times"]
-        self.interrupted = bool(evaluators) and not known["evaluated"]
+        history = json.loads(distributed.gather(json.dumps(history) if jax.process_index() == 0 else "")[0])
+        self._failures, self._times = history["failures"], history["times"]
+        self.interrupted = bool(evaluators) and not history["evaluated"]
 
     def interruption(self) -> dict[str, float]:
         """A metric that counts how often a run did not survive the evaluation of the step it goes on from."""
@@ -129,7 +112,7 @@ class Evaluation:
         """Whether that evaluation is worth another attempt."""
         return self._times <= self._limit
 
-    def metrics(self, embedder) -> tuple[dict[str, float], list[str]]:
+    def metrics(self, predictor) -> tuple[dict[str, float], list[str]]:
         """({"eval/<kind>/<dataset>/<metric>": value} of those that succeed, a line for each that fails).
 
         All hosts must call it, and get the same. An evaluator must not raise on one host while others wait
@@ -138,7 +121,7 @@ class Evaluation:
         metrics: dict[str, float] = {}
         problems = []
         for name, evaluator in self._evaluators.items():
-            values, problem = _run(evaluator, embedder)
+            values, problem = _run(evaluator, predictor)
             metrics |= {f"eval/{key}": value for key, value in values.items()}
             if problem or self._failures[name]:
                 self._failures[name] = self._failures[name] + 1 if problem else 0
@@ -157,11 +140,11 @@ class Evaluation:
                 )
 
 
-def _run(evaluator, embedder):
+def _run(evaluator, predictor):
     """(metrics, "") or ({}, what was raised, on any host), the same on all hosts."""
     values, problem = {}, ""
     try:
-        values = evaluator.metrics(embedder)
+        values = evaluator.metrics(predictor)
     except Exception as error:  # whatever one evaluator lacks, the run goes on without it
         logging.info("an evaluator failed", exc_info=error)
         problem = f"{type(error).__name__}: {error}".split("\n")[0]
@@ -170,8 +153,8 @@ def _run(evaluator, embedder):
     return (values, "") if not failed else ({}, problems[failed[0]])
 
 
-def summary(found: Mapping[str, float]) -> str:
-    """A line of the metrics that one looks for first; of a run that has several kinds, retrieval last."""
+def summary(metrics: Mapping[str, float]) -> str:
+    """A line of the most important metric of each kind; retrieval only if it is the only kind."""
     parts = []
     for kind, metric in (
         ("classification", "top1"),
@@ -184,7 +167,7 @@ def summary(found: Mapping[str, float]) -> str:
     ):
         values = {
             key.split("/")[2]: x
-            for key, x in found.items()
+            for key, x in metrics.items()
             if key.startswith(f"eval/{kind}/") and key.endswith(f"/{metric}")
         }
         if values and not (kind == "retrieval" and parts):

@@ -1,27 +1,11 @@
-"""The arithmetic that a model asks for, counted in its jaxpr.
-
-Not the compiler's count: that one takes a scanned block once, however often it runs, and includes
-what rematerialisation computes a second time.
-"""
+"""Model FLOPs of a training step."""
 
 import dataclasses
-import math
 
 import jax
-from jax.extend import core
 
+from big_ssl.models.flops import forward_flops
 from big_ssl.training.state import evaluation_variables
-
-
-def forward_flops(function, *arguments) -> int:
-    """FLOPs of the matrix products and convolutions in function(*arguments), two a multiply-add.
-
-    arguments: arrays or jax.ShapeDtypeStructs. A scan counts its body as often as it runs; of
-    lax.cond the dearest branch counts, of lax.platform_dependent the default one. Taps that fall on
-    padding count; element-wise work and Pallas kernels do not. Raises ValueError for
-    products inside a while loop, whose trip count no jaxpr tells.
-    """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def model_flops_per_step(system, abstract_state, batch) -> int:
@@ -36,58 +20,3 @@ def model_flops_per_step(system, abstract_state, batch) -> int:
     teacher = evaluation_variables(state)
     whole = forward_flops(placeless.loss, state.params, state.mutable, batch, key, state.step, teacher)
     return 3 * whole - 2 * forward_flops(placeless.teacher_features, teacher, batch, key)
-
-
-def _count(jaxpr):
-    return sum(_count_equation(equation) for equation in jaxpr.eqns)
-
-
-def _count_equation(equation):
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        return _dot_general(equation)
-    if name == "conv_general_dilated":
-        return _convolution(equation)
-    if name == "cond":
-        return _branches(params)
-    inner = sum(_count(jaxpr) for jaxpr in _jaxprs(params))
-    if name == "scan":
-        return params["length"] * inner
-    if name == "while" and inner:
-        raise ValueError("a while loop with matrix products in it: its trip count is unknown; use lax.scan")
-    if name == "shard_map":  # the body is what one device of the manual axes does
-        return math.prod(params["mesh"].shape[axis] for axis in _manual_axes(params)) * inner
-    return inner
-
-
-def _manual_axes(params):
-    return params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]
-
-
-def _dot_general(equation):
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    left, out = equation.invars[0].aval, equation.outvars[0].aval
-    return 2 * out.size * math.prod(left.shape[axis] for axis in contracted)
-
-
-def _convolution(equation):
-    kernel, out = equation.invars[1].aval, equation.outvars[0].aval
-    params = equation.params
-    features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-    # The kernel's input axis is that of one group already. Of a dilated input most taps hit zeros.
-    return 2 * out.size * (kernel.size // features) // math.prod(params["lhs_dilation"])
-
-
-def _branches(params):
-    platforms = params.get("branches_platforms")
-    counts = [_count(branch.jaxpr) for branch in params["branches"]]
-    return counts[platforms.index(None)] if platforms and None in platforms else max(counts)
-
-
-def _jaxprs(params):
-    """Every jaxpr among an equation's parameters: the bodies of jit, scan, remat, custom_vjp, ..."""
-    for value in params.values():
-        if isinstance(value, core.ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, core.Jaxpr):
-            yield value

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from big_ssl.parallel.sharding import path_name
-from big_ssl.training import initial
+from big_ssl.training import build, initial
 from big_ssl.training import state as state_lib
 from big_ssl.training.stages import Stage
 from big_ssl.training.state import TrainState
@@ -45,7 +45,7 @@ def hand_over(stage: Stage, before: TrainState, after: TrainState) -> TrainState
         opt_state=_placed(moments, after.opt_state),
         mutable=dict(encoders=weights["encoders"], objectives=states),
         ema=_average(stage, before, after, weights),
-        counters=before.counters,
+        counters={name: before.counters.get(name, x) for name, x in after.counters.items()},
         replaced_fraction=fractions,
     )
 
@@ -114,7 +114,7 @@ def _fitted(stage, path, array, leaf):
     else:  # a shape: only whether it can be resized
         array = np.zeros(array.shape, array.dtype)
     try:
-        return initial.fitted(path, array, leaf.shape, stage.config["encoders"])
+        return initial.fitted(path, array, leaf.shape, build.encoder_modules(stage.config))
     except ValueError as error:
         raise ValueError(f"stages.{stage.name}: {error}; handover.exclude starts it from scratch") from error
 

@@ -1,46 +1,63 @@
 """Starting from weights: config.init_from.
 
-path: a folder that `python -m big_ssl.convert` wrote, or that another run trained in. skip: patterns of
-the paths ("encoders/text/", "heads/") that start from scratch all the same. copy: pairs of a pattern and
-what takes its place in a path: the arrays fill that place too, so that a run's tower can be a teacher's;
-with a third, a folder, they are that folder's arrays, so that each tower can come from elsewhere.
+path: a folder that `python -m big_ssl.convert` wrote, or that another run trained in. exclude: patterns of
+the paths ("encoders/text/", "heads/") that start from scratch nevertheless. remap: pairs of a pattern and its
+replacement in a path: the arrays fill the new path too, so that a run's encoder can be a teacher's; with a
+third item, a folder, they are that folder's arrays, so that each encoder can come from elsewhere.
 Position tables of another image size are resized, BERT's of longer texts cut. Encoders and heads are
-filled whole or skipped whole, but for single skipped paths.
+filled whole or excluded whole, but for single excluded paths.
 """
 
-import math
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax
 import numpy as np
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
 from big_ssl import io
-from big_ssl.models import encoders
+from big_ssl.models.encoder import Encoder
 from big_ssl.models.layer_layouts import stack_layers
-from big_ssl.models.position_embedding import resize_position_embedding
-from big_ssl.training import requirements, trained
+from big_ssl.training import build, requirements, trained
 from big_ssl.training import state as state_lib
 from big_ssl.weights import formats
 
 
-def read(config: Mapping, abstract_state: state_lib.TrainState):
+def newest_steps(config: Mapping) -> dict[str, int]:
+    """{path: the step of its newest checkpoint} of the runs that config.init_from reads.
+
+    Hosts may see different ones of a run that is still training, so they agree on these before `read`.
+    Raises requirements.RequirementsError if a run has not saved yet.
+    """
+    path, remap = (config["init_from"][key] for key in ("path", "remap"))
+    paths = [each for each in (path, *(folder for _, _, *rest in remap for folder in rest)) if each]
+    try:
+        return {each: trained.newest_step(each) for each in paths if _is_run(each)}
+    except OSError as error:
+        raise requirements.RequirementsError(f"init_from: {error}") from error
+
+
+def read(
+    config: Mapping, abstract_state: state_lib.TrainState, steps: Mapping[str, int] = MappingProxyType({})
+):
     """{"params", "encoders"} as state.averaged, of arrays where weights are given and None where a value
     starts from scratch; None where config.init_from has no path.
 
-    Raises requirements.RequirementsError that names what does not fit.
+    steps: {path: the step of the checkpoint to read} of runs; the newest where there is none. Raises
+    requirements.RequirementsError that names what does not fit.
     """
-    path, skip, copies = (config["init_from"][key] for key in ("path", "skip", "copy"))
+    path, exclude, remap = (config["init_from"][key] for key in ("path", "exclude", "remap"))
     if not path:
         return None
+    modules = build.encoder_modules(config)
     wanted = state_lib.averaged(abstract_state.params, abstract_state.mutable)
     try:
-        given = _restacked(_copied(_read(path), copies), config["encoders"])
-        given = flatten_dict(given, sep="/")
+        source = _restacked(_remapped(_read(path, steps), remap, steps), modules)
+        source = flatten_dict(source, sep="/")
         # A tower without running statistics has an empty node, which must stay.
         wanted = flatten_dict(wanted, keep_empty_nodes=True, sep="/")
-        return _matched(given, wanted, skip, config["encoders"])
+        return _matched(source, wanted, exclude, modules)
     except (ValueError, OSError) as error:
         raise requirements.RequirementsError(f"init_from: {error}") from error
 
@@ -69,53 +86,56 @@ def placed(array: np.ndarray, sharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _read(path):
+def _is_run(path):
+    return (io.as_path(path) / "checkpoints").exists()
+
+
+def _read(path, steps):
     folder = io.as_path(path)
-    if (folder / "checkpoints").exists():
-        return trained.load(folder)[1]
+    if _is_run(path):
+        return trained.load(folder, steps.get(path, 0))[1]
     return unflatten_dict(formats.read_checkpoint("big_ssl", folder)[1], sep="/")
 
 
-def _copied(given, rules):
-    """The tree with arrays of its own, or of the folder that a rule names, under another path besides."""
-    found = flatten_dict(given, keep_empty_nodes=True, sep="/")
-    for pattern, place, *folder in rules:
-        source = flatten_dict(_read(*folder), keep_empty_nodes=True, sep="/") if folder else found
-        matched = {re.sub(pattern, place, name): x for name, x in source.items() if re.search(pattern, name)}
+def _remapped(source, rules, steps):
+    """The tree, with the arrays that a rule matches under their new path too."""
+    flat = flatten_dict(source, keep_empty_nodes=True, sep="/")
+    for pattern, replacement, *folder in rules:
+        other = flatten_dict(_read(*folder, steps), keep_empty_nodes=True, sep="/") if folder else flat
+        matched = {re.sub(pattern, replacement, k): x for k, x in other.items() if re.search(pattern, k)}
         if not matched:
             origin = folder[0] if folder else "path"
-            raise ValueError(f"the weights of {origin} have nothing for copy's {pattern!r}")
-        found |= matched
-    return unflatten_dict(found, sep="/")
+            raise ValueError(f"the weights of {origin} have nothing for remap's {pattern!r}")
+        flat |= matched
+    return unflatten_dict(flat, sep="/")
 
 
-def _restacked(given, towers):
-    """Layers in stacks for the towers that are scanned here; in weights they are apart."""
-    for name, tower in towers.items():
-        if tower.get("scan") and name in given["params"]["encoders"]:
-            stacks = encoders.STACKS[tower["kind"]]
-            params = stack_layers(given["params"]["encoders"][name], stacks)
-            given["params"]["encoders"][name] = params
-            for collection, tree in given.get("encoders", {}).get(name, {}).items():
-                given["encoders"][name][collection] = stack_layers(tree, stacks)
-    return given
+def _restacked(source, modules):
+    """Stacks the layers of the encoders that are scanned here; in weights they are apart."""
+    for name, encoder in modules.items():
+        if getattr(encoder, "scan", False) and name in source["params"]["encoders"]:
+            params = stack_layers(source["params"]["encoders"][name], encoder.stacks)
+            source["params"]["encoders"][name] = params
+            for collection, tree in source.get("encoders", {}).get(name, {}).items():
+                source["encoders"][name][collection] = stack_layers(tree, encoder.stacks)
+    return source
 
 
-def _matched(given, wanted, skip, towers):
-    """A tree like wanted of given arrays, None for what is skipped."""
-    skipped = re.compile("|".join(f"(?:{p})" for p in skip)) if skip else None
+def _matched(source, wanted, exclude, modules):
+    """The source arrays in the structure of wanted; None where excluded."""
+    excluded = re.compile("|".join(f"(?:{p})" for p in exclude)) if exclude else None
     found = {}
     for name, leaf in wanted.items():
         if leaf is empty_node:
             found[name] = leaf
-        elif skipped and skipped.search(name):
+        elif excluded and excluded.search(name):
             found[name] = None
-        elif name not in given:
-            raise ValueError(f"the weights have no {name}; skip=({module(name)!r},) starts it from scratch")
+        elif name not in source:
+            raise ValueError(f"the weights have no {name}; exclude={(module(name),)} starts it from scratch")
         else:
-            found[name] = fitted(name, given[name], leaf.shape, towers)
+            found[name] = fitted(name, source[name], leaf.shape, modules)
     filled = {module(name) for name, value in found.items() if isinstance(value, np.ndarray)}
-    for name in given:
+    for name in source:
         if name not in wanted and module(name) in filled:
             raise ValueError(f"{name} of the weights has no place in this model")
     return unflatten_dict(found, sep="/")
@@ -126,20 +146,24 @@ def module(name):
     return "/".join(name.split("/")[: 3 if name.startswith("params/") else 2]) + "/"
 
 
-def fitted(name, array, shape, towers):
-    """The array, a position table resized to the images' size, or cut to the texts' length."""
+def fitted(name: str, array, shape: tuple[int, ...], modules: Mapping[str, Encoder]) -> np.ndarray:
+    """An array of another model, as a parameter of this one.
+
+    Args:
+      name: its path, such as "params/encoders/image/position_embedding".
+      array: its value there.
+      shape: its shape here. An array of another shape is resized by its encoder's resize_params.
+      modules: {name: encoder}.
+
+    Returns:
+      The array of that shape. Raises ValueError if there is no way to resize it.
+    """
     array = np.asarray(array)
     if array.shape == shape:
         return array
-    tower = towers.get(name.split("/")[2], {})
-    if name.endswith("position/embedding") and tower.get("kind") == "bert":
-        cut = array[: shape[0]]  # of positions that are learnt one by one, those that remain stay
-        if cut.shape == shape:
-            return cut
-    if name.endswith("position_embedding") and tower.get("kind") in ("vit", "resnet"):
-        # Before the places stands a ViT's class token, or what a ResNet's pool asks with.
-        before = int(tower.get("class_token", True))
-        old, new = (round(math.sqrt(places - before)) for places in (len(array), shape[0]))
-        if array.shape[1:] == shape[1:] and (before + old**2, before + new**2) == (len(array), shape[0]):
-            return np.asarray(resize_position_embedding(array, (old, old), (new, new)))
+    place = re.fullmatch(r"params/encoders/([^/]+)/(.+)", name)
+    if place and place[1] in modules:
+        resized = modules[place[1]].resize_params(place[2], array, shape)
+        if resized is not None:
+            return resized
     raise ValueError(f"{name} is {list(array.shape)} in the weights and {list(shape)} in this model")

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import jax
 
-from big_ssl import io
-from big_ssl.evals import suite
-from big_ssl.evals.embedder import Towers
-from big_ssl.parallel import hardware
+from big_ssl import io, stored_config, version
+from big_ssl.evals.evaluator import Evaluator
+from big_ssl.evals.predictor import Predictor
+from big_ssl.parallel import distributed, hardware
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import (
-    build,
+    batches,
     evaluation,
     flops,
     handover,
@@ -39,15 +39,15 @@ from big_ssl.training.wall_time import WallTime
 class Result(NamedTuple):
     """What a run leaves in memory, of the stage that it ended in.
 
-    config: the stage's, with the steps of the whole run. towers: None without evaluators. finished: False
+    config: the stage's, with the steps of the whole run. predictor: None without evaluators. finished: False
     where the run was asked to stop before its end.
     """
 
     config: Mapping
     state: state_lib.TrainState
     setup: Setup
-    evaluators: Mapping[str, suite.Evaluator]
-    towers: Towers | None
+    evaluators: Mapping[str, Evaluator]
+    predictor: Predictor | None
     finished: bool
 
 
@@ -57,7 +57,8 @@ class _Prepared(NamedTuple):
     stage: Stage
     setup: Setup
     loaders: Mapping
-    evaluators: Mapping[str, suite.Evaluator]
+    evaluators: Mapping[str, Evaluator]
+    predictor: Predictor | None
 
 
 def train(config: Mapping, workdir) -> Result:
@@ -69,6 +70,9 @@ def train(config: Mapping, workdir) -> Result:
     """
     began = time.monotonic()
     with ownership.owned(workdir):
+        with phase(f"reading {workdir}/config.json"):
+            if jax.process_index() == 0:
+                stored_config.check_workdir(workdir)
         prepared = _prepare(config, workdir)
         options = config["checkpoint"]
         with (
@@ -85,9 +89,9 @@ def train(config: Mapping, workdir) -> Result:
                     break
                 current, began = current + 1, time.monotonic()
                 state = _next_stage(prepared[current], state)
-        stage, setup, _, evaluators = prepared[current]
+        stage, setup, _, evaluators, predictor = prepared[current]
         whole = stage.config | dict(total_steps=config["total_steps"])
-        return Result(whole, state, setup, evaluators, run.towers, finished)
+        return Result(whole, state, setup, evaluators, predictor, finished)
 
 
 def _prepare(config, workdir) -> list[_Prepared]:
@@ -99,10 +103,11 @@ def _prepare(config, workdir) -> list[_Prepared]:
             size = requirements.state_bytes(setup.abstract_state)
             requirements.check_workdir(workdir, size, config["checkpoint"]["keep"])
             loaders = streams.open_streams(stage.config, setup.tokenizer)
-            evaluators = evaluation.evaluators(stage.config, setup.system.encoders)
+            predictor = evaluation.predictor(stage.config, setup) if stage.config["evals"] else None
+            evaluators = evaluation.evaluators(stage.config, predictor)
             if prepared:
                 _check_handover(stage, prepared[-1].setup, setup)
-            prepared.append(_Prepared(stage, setup, loaders, evaluators))
+            prepared.append(_Prepared(stage, setup, loaders, evaluators, predictor))
     for each in prepared:
         mesh_lib.warm_up_collectives(each.setup.mesh)
     return prepared
@@ -134,12 +139,16 @@ def _start(config, workdir, prepared, checkpoints):
     current = 0 if state is None else stages.at_step(listed, int(state.step)).index
     setup, start_from, weights = prepared[current].setup, None, config["init_from"]["path"]
     if state is None and weights:  # a run that goes on needs them no more, and they may be gone
+        with phase(f"looking for the weights of {weights}"):
+            steps = initial.newest_steps(config)
+        steps = json.loads(distributed.gather(json.dumps(steps))[0])
         with phase(f"reading the weights of {weights}"):
-            start_from = initial.read(config, setup.abstract_state)
+            start_from = initial.read(config, setup.abstract_state, steps)
     # Only now: a config that can't read this run's checkpoints is not the config of this run.
     with phase(f"writing {workdir}/config.json"):
         if jax.process_index() == 0:
             io.write_atomically(io.as_path(workdir) / "config.json", json.dumps(config, indent=2).encode())
+            version.write(workdir)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state.params)
     progress.print_parameters(setup.abstract_state.params, shardings, workdir)
     if state is None:
@@ -152,7 +161,7 @@ class _Run:
     """One process's stretch of a stage, from its first step to its last."""
 
     def __init__(self, workdir, prepared, checkpoints, stop, start, began, run_steps):
-        self.stage, self.setup, self.loaders, evaluators = prepared
+        self.stage, self.setup, self.loaders, evaluators, self.predictor = prepared
         self.config, self.checkpoints, self.stop = self.stage.config, checkpoints, stop
         self.start, self.total = start, self.stage.end
         with phase("reading the metrics"):
@@ -161,7 +170,6 @@ class _Run:
         self.profile = Profile(workdir, self.config["profile"], start, self.total)
         self.batch_sizes = {name: stream["batch_size"] for name, stream in self.config["streams"].items()}
         self.examples = sum(self.batch_sizes.values())
-        self.towers = evaluation.towers(self.config, self.setup) if evaluators else None
         limit = self.config["failure_limits"]["evaluator_failures_in_a_row"]
         self.evaluation = evaluation.Evaluation(evaluators, limit, self.writer.lines(), start)
         self.progress = progress.Progress(start, run_steps, self.examples)
@@ -170,11 +178,10 @@ class _Run:
     def go(self, state):
         """Steps until the stage's end or a request to stop. Returns (state, whether it is the end)."""
         data = self.config | dict(seed=self.stage.data_seed)
-        with contextlib.closing(
-            build.batches(data, self.loaders, self.start - self.stage.start, self.setup.mesh)
-        ) as batches:
+        iterator = batches.iterate(data, self.loaders, self.start - self.stage.start, self.setup.mesh)
+        with contextlib.closing(iterator):
             self._catch_up(state)
-            return self._steps(state, batches)
+            return self._steps(state, iterator)
 
     def _catch_up(self, state):
         """Evaluates the step of a checkpoint whose evaluation the run before did not survive."""
@@ -186,12 +193,12 @@ class _Run:
             else:
                 self.progress.report(self.start, "its evaluation ended the run too often: left out")
 
-    def _steps(self, state, batches):
+    def _steps(self, state, iterator):
         previous = None
         for step in range(self.start + 1, self.total + 1):
             self.profile.before(step)
             with self.time.part("data"):
-                batch = mesh_lib.global_batch(self.setup.mesh, next(batches))
+                batch = mesh_lib.global_batch(self.setup.mesh, next(iterator))
             with self.time.part("compute") if previous else self._compiling():
                 state, metrics = self.setup.step(state, batch)
             # Waiting for the step before keeps one step in flight, and bad ones from passing by.
@@ -234,7 +241,9 @@ class _Run:
         self._check(metrics, step)
         line = {f"train/{key}": value for key, value in metrics.items()}
         self.writer.write(step, line | self.time.metrics() | self._speed(step))
-        counts = (f"{name} {int(metrics[name])}" for name in state_lib.COUNTERS if metrics[name])
+        counts = (
+            f"{name} {int(metrics[name])}" for name in self.setup.abstract_state.counters if metrics[name]
+        )
         self.progress.report(step, "  ".join([f"loss {metrics['loss']:.4f}", *counts]))
 
     def _speed(self, step):
@@ -256,9 +265,10 @@ class _Run:
         self.evaluation.check_health(step)
 
     def _evaluate(self, step, state):
-        if not self.towers:
+        if not self.predictor:
             return {}
-        metrics, problems = self.evaluation.metrics(self.towers.at(state_lib.evaluation_variables(state)))
+        predictor = self.predictor.for_evaluation(state_lib.evaluation_variables(state))
+        metrics, problems = self.evaluation.metrics(predictor)
         self.writer.write(step, metrics)
         self.writer.flush()
         for text in (evaluation.summary(metrics), *problems):
@@ -291,5 +301,5 @@ def _peak_steps_per_second(config, setup):
     peak = hardware.peak_flops(devices.flat[0])
     if peak is None:
         return None
-    batch = build.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
+    batch = batches.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
     return peak * devices.size / flops.model_flops_per_step(setup.system, setup.abstract_state, batch)

@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import bytes_per_device, state_shardings
-from big_ssl.training import build
+from big_ssl.training import batches
 from big_ssl.training.model import Model, build_model
 from big_ssl.training.state import evaluation_variables
 
@@ -54,7 +54,7 @@ def count(config: Mapping, devices: int, device_kind: str) -> Memory:
     model = build_model(config, mesh_lib.make_mesh(dict.fromkeys(mesh_lib.AXES, 1), jax.local_devices()[:1]))
     state = jax.eval_shape(model.init)
     shardings = state_shardings(mesh, state, config["sharding"])
-    batch = build.abstract_global_batch(config, None)
+    batch = batches.abstract_global_batch(config, None)
     shards = mesh_lib.batch_shards(mesh)
     return Memory(
         _sharded_bytes(state, shardings),

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import jax
 
 from big_ssl import io
+from big_ssl.data import sources
 from big_ssl.parallel import distributed
 from big_ssl.parallel.notices import warn_once
-from big_ssl.training import memory
+from big_ssl.training import build, memory
 from big_ssl.training.state import TrainState
 
 # No estimate was ever wrong by this factor (docs/plan.md).
@@ -69,14 +70,15 @@ def check_requirements(config, config_file: str, machine: Machine | None = None)
     elif step.total > _CERTAINLY_TOO_MUCH * machine.memory:
         missing.append(_likely(step, machine))
     for name, stream in config["streams"].items():
-        missing.extend(_missing_data(f"streams.{name}.data.source", stream["data"]["source"]))
+        for entry in sources.entries(stream["data"]):
+            missing.extend(_missing_data(f"streams.{name}.data.{entry.path}", entry.source))
     for name, options in config["evals"].items():
         for key, value in options.items():
             if isinstance(value, Mapping) and "kind" in value:
                 missing.extend(_missing_data(f"evals.{name}.{key}", value))
     if requires["weights"] and not config["init_from"]["path"]:
         missing.append("weights to start from, config.init_from.path (not set)")
-    texts = any(stream["data"]["captions"] for stream in config["streams"].values())
+    texts = build.reads_texts(config)
     if texts and not config["tokenizer"]["vocabulary"]:
         missing.append(f"a {config['tokenizer']['kind']} vocabulary, config.tokenizer.vocabulary (not set)")
     if missing:

@@ -1,101 +1,74 @@
 """The report of a finished run, from what training left in memory and in its workdir."""
 
 import jax
-import numpy as np
 
-from big_ssl.data import preprocessing
-from big_ssl.evals import report_pictures
-from big_ssl.evals.emoji_suite import EmojiSuite
-from big_ssl.evals.knn import Knn
 from big_ssl.evals.report import write_report
-from big_ssl.models.vit import ViT
-from big_ssl.training import build
 from big_ssl.training import state as state_lib
 
-# Free texts for the gallery; none of them is the exact name of a concept.
-QUERIES = (
-    "a smiling face with hearts",
-    "someone who is sad and crying",
-    "a cat",
-    "food from Japan",
-    "a red fruit",
-    "a flag with a cross",
-    "a woman at work",
-    "something to drink",
-    "a fast vehicle",
-    "musical instrument",
-    "bad weather",
-    "an arrow that points left",
-)
-# Of a run without texts: pictures whose inside is shown; rows of a gallery and how long they are; galleries.
-_LOOKED_INTO, _QUERIES, _NEIGHBOURS, _GALLERIES = 6, 8, 8, 2
-
-_SELF_SUPERVISED = (
-    "One network learns from pictures alone: nobody tells it what they show. A student sees crops of a "
-    "picture, some with patches hidden, and learns to answer what its teacher, a slow average of itself, "
-    "answers about other crops and about the hidden patches. Answers have no given meaning; what counts is "
-    "that alike pictures get alike ones. It is judged afterwards, frozen, on labelled pictures: by the "
-    "classes of the nearest training pictures, and by linear classifiers on top of it. No label has "
-    "reached the network."
-)
+# The task, by what a run has: {a predictor's method that an objective provides, or "teacher": paragraph}.
+_TASKS = {
+    "encode_text": (
+        "An image encoder and a text encoder learn together to embed images and texts in one space: every "
+        "training step pulls an image and its own text together, and pushes the image away from the other "
+        "texts of the batch. After training, comparing an image with every candidate name and taking the "
+        "closest names it (zero-shot: nothing is trained for the test), and the same comparison finds images "
+        "for any text. Evaluation uses images outside the training set."
+    ),
+    "teacher": (
+        "Self-distillation trains the image encoder without labels or texts: a student sees crops of an "
+        "image, some with masked patches, and learns to predict the output of its teacher, a moving average "
+        "of the student, for other crops and for the masked patches. Outputs have no given meaning; similar "
+        "images should get similar ones. Evaluation uses the frozen features on labelled images: the classes "
+        "of the nearest training images, and linear classifiers."
+    ),
+    "classify": (
+        "A linear classifier on the image encoder learns the classes of labelled images. Evaluation counts "
+        "how often its largest logit is that of the right class."
+    ),
+}
 
 
 def write_run_report(config, workdir, command: str, result):
     """Writes workdir/report/index.html and returns its path; on processes other than 0, None.
 
-    All processes take part in the embedding, which runs on all devices.
+    Args:
+      config: the run's.
+      workdir: the run's.
+      command: makes the report again.
+      result: of training.loop.train. All processes take part in the evaluators' sections, whose computations
+        run on all devices.
     """
-    scenes, texts = {}, np.empty((0, 0), np.float32)
-    suites = [each for each in result.evaluators.values() if isinstance(each, EmojiSuite)]
-    if suites:
-        embedder = result.towers.at(state_lib.evaluation_variables(result.state))
-        texts = embedder.texts(QUERIES)
-        for each in suites:
-            scenes |= each.scenes(embedder)
-    pictures = _pictures(config, result)
+    sections = []
+    if result.evaluators:
+        predictor = result.predictor.for_evaluation(state_lib.evaluation_variables(result.state))
+        for evaluator in result.evaluators.values():
+            sections += evaluator.sections(predictor)
     if jax.process_index() != 0:
         return None
     return write_report(
         workdir,
         title=config["name"],
-        scenes=scenes,
-        encode_text=lambda _: texts,
-        queries=QUERIES,
-        facts=_facts(config, result, command),
-        pictures=pictures,
+        facts=_facts(config, result),
+        command=command,
+        task=_task(result.setup.system),
+        sections=sections,
     )
 
 
-def _pictures(config, result):
-    """Of a run without texts, what its neighbours' pictures show: what it sees in them where it is a ViT, and
-    which it takes for alike."""
-    neighbours = [each for each in result.evaluators.values() if isinstance(each, Knn)]
-    if result.setup.system.provider("encode_image") or not neighbours:
-        return []
-    embedder = result.towers.at(state_lib.evaluation_variables(result.state))
-    tower, found = result.setup.system.encoders["image"], []
-    if isinstance(tower, ViT) and tower.class_token:
-        stream = next(iter(config["streams"].values()))
-        prepared = build.preparation(stream["data"])
-        shown = lambda factor: neighbours[0].pictures(  # noqa: E731
-            _LOOKED_INTO, preprocessing.enlarged(prepared, factor)
-        )
-        found += report_pictures.inside(embedder, shown)
-    galleries = (each.gallery(embedder, _QUERIES, _NEIGHBOURS) for each in neighbours[:_GALLERIES])
-    return [*found, *map(report_pictures.gallery, galleries)]
+def _task(system):
+    available = {method for method in _TASKS if method != "teacher" and system.provider(method)}
+    available |= {"teacher"} if system.has_teacher else set()
+    return [paragraph for key, paragraph in _TASKS.items() if key in available]
 
 
-def _facts(config, result, command):
+def _facts(config, result):
     sizes = {
-        name: sum(leaf.size for leaf in jax.tree.leaves(tower))
-        for name, tower in result.state.params["encoders"].items()
+        name: sum(leaf.size for leaf in jax.tree.leaves(encoder))
+        for name, encoder in result.state.params["encoders"].items()
     }
-    towers = " + ".join(f"{size / 1e6:.1f}M {name}" for name, size in sizes.items())
     batch = sum(stream["batch_size"] for stream in config["streams"].values())
-    texts = bool(result.setup.system.provider("encode_image"))
-    return ({} if texts else {"task": _SELF_SUPERVISED}) | {
-        "command": command,
-        "parameters": towers,
+    return {
+        "parameters": " + ".join(f"{size / 1e6:.1f}M {name}" for name, size in sizes.items()),
         "steps": f"{config['total_steps']:,}",
         "examples seen": f"{config['total_steps'] * batch:,}",
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from big_ssl.data.fields import Image
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated, state_shardings
-from big_ssl.training import build, requirements, schedules, train_step
+from big_ssl.training import batches, build, requirements, schedules, train_step
 from big_ssl.training import state as state_lib
 from big_ssl.training.model import build_model
 from big_ssl.training.system import System
@@ -45,10 +46,10 @@ def set_up(config: Mapping, devices=None, first: int = 0) -> Setup:
 
 
 def _set_up(config, mesh, first):
-    system, optimizer, rates, init = build_model(config, mesh)
+    system, optimizer, lr_multipliers, init = build_model(config, mesh)
     rate = schedules.build(config["learning_rate"], config["total_steps"])
     shapes = jax.eval_shape(init)
-    rates.check(shapes.params)
+    lr_multipliers.check(shapes.params)
     shardings = state_shardings(mesh, shapes, config["sharding"])
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -61,11 +62,19 @@ def _set_up(config, mesh, first):
     momentum = schedules.ema_momentum(config["ema"], config["total_steps"])
     window = config["failure_limits"]["window_examples"]
     step = train_step.make_step(
-        grad_fn, system.project, optimizer, rate, rates.factors, momentum, config["seed"], window, first
+        grad_fn,
+        system.project,
+        optimizer,
+        rate,
+        lr_multipliers.factors,
+        momentum,
+        config["seed"],
+        window,
+        first,
     )
     step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     # Traced now, for its errors; what is traced is kept for the first step.
-    step.eval_shape(abstract, build.abstract_global_batch(config, mesh_lib.batch_sharding(mesh)))
+    step.eval_shape(abstract, batches.abstract_global_batch(config, mesh_lib.batch_sharding(mesh)))
     return Setup(
         mesh=mesh,
         system=system,
@@ -89,15 +98,16 @@ def _mesh(config, devices):
                 f"it must be a multiple of data x fsdp x grad_accum = {ways} x {parts}"
             )
         if parts > 1:
-            _check_groups(config["masks"], name, stream, stream["batch_size"] // parts, ways)
+            _check_groups(name, build.stream_fields(name, config), stream["batch_size"] // parts, ways)
     return mesh
 
 
-def _check_groups(masks, name, stream, part, ways):
-    """Of a microbatch of `part` examples every device has whole groups, whose masked patches are joined."""
-    for view, mask in masks.items():
-        if view in stream["data"]["views"] and part // min(mask["group_size"], part) % ways:
+def _check_groups(stream, fields, part, ways):
+    """Every device has whole groups of a microbatch of `part` examples, whose masked patches are joined."""
+    for name, field in fields.items():
+        mask = field.block_mask if isinstance(field, Image) else None
+        if mask is not None and part // min(mask.mask_group, part) % ways:
             raise requirements.RequirementsError(
-                f"masks.{view}.group_size is {mask['group_size']}; with grad_accum it must divide a "
-                f"device's part of a microbatch, {part // ways} of streams.{name}"
+                f"streams.{stream}.data.fields.{name}.mask.mask_group is {mask.mask_group}; with grad_accum "
+                f"it must divide a device's part of a microbatch, {part // ways}"
             )

@@ -1,5 +1,6 @@
 """Everything a run carries from step to step, in one pytree."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,10 +17,10 @@ class TrainState(flax.struct.PyTreeNode):
     params: {"encoders": {name: ...}, "heads": {objective: ...}}, float32.
     opt_state: the optimiser's.
     mutable: {"encoders": {name: collections}, "objectives": {name: ...}}: batch statistics,
-      centres, and what else changes without a gradient.
+      centers, and what else changes without a gradient.
     ema: None, or the average of {"params": params, "encoders": mutable["encoders"]}, without the parameters
       that are frozen: their average is what they are.
-    counters: int32[] each: skipped, skipped_in_a_row, replaced_images, replaced_texts.
+    counters: int32[] each: skipped, skipped_in_a_row, and the replaced records of data.pipeline.counters.
     replaced_fraction: {stream: float32[]}, the part of its recent examples that stood in for records which
       could not be used; see `failure_limits` of the config.
     """
@@ -33,16 +34,24 @@ class TrainState(flax.struct.PyTreeNode):
     replaced_fraction: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
-COUNTERS = ("skipped", "skipped_in_a_row", "replaced_images", "replaced_texts")
+# The counters of every run; others are those of its fields.
+COUNTERS = ("skipped", "skipped_in_a_row")
 
 
 def create(
-    params, mutable, optimizer, use_ema: bool, frozen=lambda name: False, streams: Iterable[str] = ()
+    params,
+    mutable,
+    optimizer,
+    use_ema: bool,
+    frozen=lambda name: False,
+    counters: Mapping[str, Iterable[str]] | None = None,
 ) -> TrainState:
     """The state before the first step.
 
-    frozen: whether the parameter of a path never changes; streams: the names of the run's streams.
+    frozen: whether the parameter of a path never changes; counters: {stream: the names under which its
+    replaced records are counted}.
     """
+    counters = counters or {}
     trained = {path: x for path, x in flatten_dict(params).items() if not frozen("/".join(path))}
     start = averaged(unflatten_dict(trained), mutable)
     return TrainState(
@@ -52,8 +61,11 @@ def create(
         mutable=mutable,
         # A copy, since the step donates its input and no buffer can be donated twice.
         ema=jax.tree.map(jnp.copy, start) if use_ema else None,
-        counters={name: jnp.zeros((), jnp.int32) for name in COUNTERS},
-        replaced_fraction={name: jnp.zeros((), jnp.float32) for name in streams},
+        counters={
+            name: jnp.zeros((), jnp.int32)
+            for name in dict.fromkeys(itertools.chain(COUNTERS, *counters.values()))
+        },
+        replaced_fraction={name: jnp.zeros((), jnp.float32) for name in counters},
     )
 
 

@@ -6,82 +6,127 @@ import jax
 import numpy as np
 
 from big_ssl import retry
-from big_ssl.data import decode, pipeline, sources
-from big_ssl.data.pipeline import BadText, LoadExample, UnreadableRecord
+from big_ssl.data import fields as data_fields
+from big_ssl.data import sources
+from big_ssl.data.pipeline import BadRecord, LoadExample, Part
 from big_ssl.data.tokenizers import Tokenizer
 from big_ssl.training import build
 from big_ssl.training.requirements import RequirementsError
 
-# Records of each stream that are read before a run, from the first to the last.
+# Records of each source that are read before a run, from the first to the last.
 _TRIED = 8
 
 
-def open_streams(config: Mapping, tokens: Tokenizer | None) -> dict[str, LoadExample]:
-    """{stream: the loader of its records}; prints what each stream has.
+def open_streams(config: Mapping, tokens: Tokenizer | None) -> dict[str, list[Part]]:
+    """{stream: its sources with the loaders of their records}; prints what each stream has.
 
-    Raises RequirementsError, in a line, where a source can't be opened, one of a few records spread over
-    it can't be read or none of these can be used, and where an objective has not as many classes as its
-    label has in the source.
+    Raises RequirementsError, in a line, if a source can't be opened, one of a few records spread over it
+    can't be read or none of these can be used; if no record has a key that a field names; and if an objective
+    has another number of classes than the data.
     """
-    loaders = {}
+    parts = {}
     for name, stream in config["streams"].items():
-        load = _opened(name, build.loaded_data(name, config), tokens)
-        _check_records(f"streams.{name}.data", load)
-        if load.labels:
-            _check_classes(f"streams.{name}.objectives", stream["objectives"], load.labels)
+        entries = list(sources.entries(stream["data"]))
+        parts[name] = [_opened(name, config, entry, tokens) for entry in entries]
+        for entry, part in zip(entries, parts[name], strict=True):
+            _check_same(
+                f"streams.{name}.data.{entry.fields_path}", part.load.fields, parts[name][0].load.fields
+            )
+        _check_classes(name, config, parts[name][0].load.fields)
+        summaries = (sources.summary(part.load.source) for part in parts[name])
         if jax.process_index() == 0:
-            print(f"streams.{name}: {sources.summary(load.source)}", flush=True)
-        loaders[name] = load
-    return loaders
+            print(f"streams.{name}: {' + '.join(summaries)}", flush=True)
+    return parts
 
 
-def _opened(name, data, tokens):
+def _opened(stream, config, entry, tokens):
+    """A Part, whose loader has been tried."""
+    path = f"streams.{stream}.data"
+    data = config["streams"][stream]["data"]
     try:
-        return pipeline.build(data, tokens)
+        source = sources.build(entry.source)
     except Exception as error:  # each format has its own
         known = isinstance(error, ValueError | OSError | NotImplementedError)
         reason = str(error).split("\n")[0] if known else retry.one_line(error)
-        raise RequirementsError(f"streams.{name}.data.source: {reason}") from error
+        raise RequirementsError(f"{path}.{entry.path}: {reason}") from error
+    if not len(source):
+        raise RequirementsError(f"{path}.{entry.path}: it has no records")
+    fields = data_fields.opened(build.stream_fields(stream, config, entry.fields), source, tokens)
+    load = LoadExample(source, fields, data["cache_mib"])
+    # First what all records lack, which would also be wrong with each of them.
+    records = _some_records(f"{path}.{entry.path}", source)
+    _check_keys(f"{path}.{entry.fields_path}", fields, records)
+    _check_fields(f"{path}.{entry.fields_path}", fields)
+    _check_records(f"{path}.{entry.path}", load, records)
+    return Part(load, len(source), entry.weight)
 
 
-def _check_records(key, load):
-    count = len(load.source)
-    if not count:
-        raise RequirementsError(f"{key}.source: it has no records")
+def _some_records(path, source):
+    """{index: the record, or the records of its group} of a few, from the first to the last."""
+    records = {}
+    for index in sorted({int(i) for i in np.linspace(0, len(source) - 1, _TRIED)}):
+        try:
+            item = retry.call(source.__getitem__, index)
+        except Exception as error:  # each storage and each format has its own
+            name = sources.record_name(source, index)
+            raise RequirementsError(f"{path}: {name} can't be read: {retry.one_line(error)}") from error
+        records[index] = item if isinstance(item, list) else [item]
+    return records
+
+
+def _check_keys(path, fields, records):
+    """Raises RequirementsError if none of these records has a key that a field names."""
+    present = {key: None for group in records.values() for record in group for key in record}
+    for name, field in fields.items():
+        for option, key in field.missing_keys(present).items():
+            known = ", ".join(map(str, present)) or "none"
+            raise RequirementsError(f"{path}.{name}.{option}: the records have no {key!r}; there are {known}")
+
+
+def _check_fields(path, fields):
+    for name, field in fields.items():
+        if field.needs_tokenizer and field.context.tokenizer is None:
+            raise RequirementsError(f"{path}.{name} needs config.tokenizer.vocabulary, which is not set")
+        try:
+            field.check()
+        except (ValueError, OSError) as error:
+            raise RequirementsError(f"{path}.{name}: {error}") from error
+
+
+def _check_records(path, load, records):
+    """Raises RequirementsError if none of these records can be used."""
     wrong = []
-    tried = sorted({int(i) for i in np.linspace(0, count - 1, _TRIED)})
-    for index in tried:
+    for index in records:
         try:
             load.load(index, np.random.default_rng(0))
-        except UnreadableRecord as error:
-            name = sources.record_name(load.source, index)
-            raise RequirementsError(f"{key}.source: {name} can't be read: {error}") from error
-        except (decode.BadImage, BadText) as error:
+        except BadRecord as error:
             wrong.append(f"{sources.record_name(load.source, index)}: {error}")
-    if len(wrong) == len(tried):
-        _check_captions(key, load, tried)
+    if len(wrong) == len(records):
         raise RequirementsError(
-            f"{key}.source: none of {len(tried)} records from first to last can be used, such as {wrong[0]}"
+            f"{path}: none of {len(records)} records from first to last can be used, such as {wrong[0]}"
         )
 
 
-def _check_captions(key, load, indices):
-    """Raises RequirementsError where these records have none of the kinds of text that are wanted."""
-    there: set[str] = set()
-    for index in indices:
-        item = load.source[index]
-        there.update(*(record.texts for record in (item if isinstance(item, list) else [item])))
-    if load.captions and not there & set(load.captions):
-        raise RequirementsError(
-            f"{key}.captions: the records have no text {', '.join(map(repr, load.captions))}; "
-            f"there are {', '.join(sorted(there)) or 'none'}"
-        )
+def _check_same(path, fields, first):
+    """Raises RequirementsError if a source's fields differ from the first one's in what the batch holds."""
+    for name, field in fields.items():
+        shapes = [
+            jax.tree.map(lambda x: (np.shape(x), np.asarray(x).dtype), each[name].zeros())
+            for each in (fields, first)
+        ]
+        if shapes[0] != shapes[1] or field.device_options() != first[name].device_options():
+            raise RequirementsError(f"{path}.{name}: it may change what is read, not what the batch holds")
+        if field.class_names() != first[name].class_names():
+            raise RequirementsError(f"{path}.{name}: its classes are not those of the first source")
 
 
-def _check_classes(key, objectives, labels):
-    for name, options in objectives.items():
-        if "label" in options and options["classes"] != len(labels.names):
-            raise RequirementsError(
-                f"{key}.{name}.classes is {options['classes']}; "
-                f"{options['label']!r} of the data has {len(labels.names)}"
-            )
+def _check_classes(stream, config, fields):
+    """Raises RequirementsError if an objective has another number of classes than a field that it reads."""
+    objectives = config["streams"][stream]["objectives"]
+    for name, read in build.batch_fields(stream, config).items():
+        for field in read:
+            wanted, there = objectives[name].get("classes"), fields[field].classes()
+            if None not in (wanted, there) and wanted != there:
+                raise RequirementsError(
+                    f"streams.{stream}.objectives.{name}.classes is {wanted}; the field {field} has {there}"
+                )

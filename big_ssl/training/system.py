@@ -5,18 +5,17 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_ssl.data.device_views import ImageView
-from big_ssl.data.masking import BlockMask
+from big_ssl.data.fields import Field, Image
+from big_ssl.data.preprocessing import Pixels
 from big_ssl.models import encoders
-from big_ssl.models.vit import ViT
+from big_ssl.models.encoder import Encoder
 from big_ssl.objectives.base import BatchField, EncoderCall, Objective, Sum
 from big_ssl.parallel import fsdp
 from big_ssl.parallel.sharding import path_name
-from big_ssl.training.random_keys import named_key
+from big_ssl.random_keys import named_key
 
 # What an encoder's outputs contain beside those that it computes, if the view has them.
 _VIEW_OUTPUTS = ("mask", "mix_ratio")
@@ -35,6 +34,12 @@ class Term:
         """The encoder calls among the objective's inputs."""
         return {k: v for k, v in self.objective.inputs.items() if isinstance(v, EncoderCall)}
 
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """The fields of the stream's batch that the objective reads, through encoders or itself."""
+        inputs = self.objective.inputs.values()
+        return tuple(each.view if isinstance(each, EncoderCall) else each.name for each in inputs)
+
     def fields(self, batch: Mapping[str, Mapping]) -> dict[str, Any]:
         """The batch fields among the objective's inputs, of {stream: batch}."""
         inputs = self.objective.inputs.items()
@@ -45,19 +50,18 @@ class Term:
 class System:
     """All that is trained, as pure functions of (params, mutable, batch, key).
 
-    encoders: {name: linen module}. views: {view: ImageView}, what happens on the device to a batch's images
-    before an encoder sees them. masks: {view: BlockMask}, drawn anew in each step. terms: {objective's name:
-    Term}. specs: the PartitionSpec of each parameter on the mesh that all of it is traced within, None on one
-    device. frozen: whether the parameter of a path is never trained. predictors: {method: the objective that
-    provides it}, where several do.
-    A batch is {stream: {field: array}}: uint8 images [B, H, W, 3] or crops [B, n, H, W, 3], dict(ids, mask)
-    of texts, labels.
+    encoders: {name: linen module}. fields: {stream: {field: Field}}, which transform a batch on the device.
+    terms: {objective's name: Term}. eval_pixels: how images are normalised in evaluation. specs: the
+    PartitionSpec of each parameter on the mesh that all of it is traced within, None on one device. frozen:
+    whether the parameter of a path is never trained. predictors: {method: the objective that provides it},
+    where several do.
+    A batch is {stream: {field: its values}}, of the shapes of Field.zeros with a leading [B].
     """
 
-    encoders: Mapping[str, nn.Module]
-    views: Mapping[str, ImageView]
+    encoders: Mapping[str, Encoder]
+    fields: Mapping[str, Mapping[str, Field]]
     terms: Mapping[str, Term]
-    masks: Mapping[str, BlockMask] = dataclasses.field(default_factory=dict)
+    eval_pixels: Pixels = dataclasses.field(default_factory=Pixels)
     specs: Any = None
     frozen: Callable[[str], bool] = lambda name: False
     predictors: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -85,13 +89,27 @@ class System:
 
         metrics: {"<objective>/<metric>": float32[]}, see `metrics`. teacher: see `features`.
         """
+        batch = self.flipped(batch, key)
         features, statistics = self.features(params, mutable["encoders"], batch, key, teacher)
         losses, metrics, states = self.losses(features, batch, mutable["objectives"], step)
         total = self.total(losses, step)
         return total, (self.metrics(losses, metrics, step), {"encoders": statistics, "objectives": states})
 
+    def flipped(self, batch, key):
+        """The batch with boxes, masks and depths mirrored wherever `features` will mirror their images.
+
+        key: the same as that of `features`.
+        """
+        batch = {stream: dict(values) for stream, values in batch.items()}
+        for stream, name in self.mirrored:
+            field, images = self.fields[stream][name], self.fields[stream][name].image_field()
+            shape, image_key = batch[stream][images].shape[:-3], named_key(key, f"{stream}/{images}")
+            flips = self.fields[stream][images].flips(image_key, shape)
+            batch[stream][name] = field.mirror(batch[stream][name], flips)
+        return batch
+
     def features(self, params, encoder_state, batch, key, teacher=None):
-        """The features of every objective's head, in training mode.
+        """The features of every objective's head, in training mode. batch: see `flipped`.
 
         teacher: state.averaged of the EMA weights, for the teacher's calls.
         Returns ({objective: features}, the encoders' new state).
@@ -143,36 +161,29 @@ class System:
             values |= {f"{name}/loss": loss.mean, f"{name}/weighted_loss": weighted}
         return values
 
-    def encode(self, variables, name, views):
-        """The encoders' outputs of the given views for objective `name`, in evaluation mode.
+    def encode(self, variables, call, inputs):
+        """The encoder outputs of one call in evaluation mode.
 
-        variables: {"params", "encoders"} as state.evaluation_variables returns; views: {input of the
-        objective: batch}, any part of its encoder calls. Without a name the image encoder is called on
-        views["image"]. Returns {input: encoder outputs}.
+        variables: {"params", "encoders"} as state.evaluation_variables returns; inputs: the batch field that
+        call.view names.
         """
-        outputs, params = {}, self._gathered(variables["params"])
-        calls = self.terms[name].calls if name else dict(image=EncoderCall("image", "image"))
-        for each in views:
-            call = calls[each]._replace(masked=False, high_res=False)
-            collections = {"params": params["encoders"][call.encoder]} | variables["encoders"][call.encoder]
-            # Evaluation prepares images as the view "image" does, whatever view the objective trains on.
-            arguments = self._view_input("image" if each == "image" else call.view, views[each], None)
-            apply = functools.partial(self.encoders[call.encoder].apply, collections, train=False)
-            outputs[each] = _run(apply, arguments, call)
-        return outputs
+        params = self._gathered(variables["params"])["encoders"][call.encoder]
+        collections = {"params": params} | variables["encoders"][call.encoder]
+        apply = functools.partial(self.encoders[call.encoder].apply, collections, train=False)
+        return _run(apply, self._eval_input(inputs), call)
 
     def head(self, variables, name, inputs):
         """The features of objective `name`'s head, in evaluation mode, of what `encode` returned."""
         return self._apply_head(name, self._gathered(variables["params"]), inputs)
 
-    def image_tower(self, variables, images):
-        """(the image encoder, its variables, its input: float32[B, H, W, 3]), to probe its inside.
+    def bound_encoder(self, variables, call, images):
+        """(the call's encoder, its variables, its input: float32[B, H, W, 3]), to probe its layers.
 
         variables: as in `encode`; images: uint8[B, H, W, 3].
         """
-        params = self._gathered(variables["params"])["encoders"]["image"]
-        collections = {"params": params} | variables["encoders"]["image"]
-        return self.encoders["image"], collections, self._view_input("image", images, None)["images"]
+        params = self._gathered(variables["params"])["encoders"][call.encoder]
+        collections = {"params": params} | variables["encoders"][call.encoder]
+        return self.encoders[call.encoder], collections, self.eval_pixels(images)
 
     def project(self, params):
         """Each objective's constraint on its head, applied after an update."""
@@ -195,6 +206,16 @@ class System:
                 f"predictors.{method} must be one of {', '.join(names)}: each of these objectives provides it"
             )
         return self.predictors[method] if len(names) > 1 else "".join(names)
+
+    @property
+    def mirrored(self) -> list[tuple[str, str]]:
+        """(stream, field) of every field that belongs to an image which is mirrored at random."""
+        return [
+            (stream, name)
+            for stream, fields in self.fields.items()
+            for name, field in fields.items()
+            if isinstance(image := fields.get(field.image_field()), Image) and image.flip
+        ]
 
     @property
     def has_teacher(self) -> bool:
@@ -227,7 +248,7 @@ class System:
         """(stream, calls that run together): all of an encoder's, if it takes several sizes at once."""
         groups: dict = {}
         for stream, call in self.encoder_calls():
-            alone = None if isinstance(self.encoders[call.encoder], ViT) else call
+            alone = None if self.encoders[call.encoder].takes_several_sizes else call
             if not call.teacher:
                 groups.setdefault((stream, call.encoder, alone), []).append(call)
         return [(stream, calls) for (stream, *_), calls in groups.items()]
@@ -272,22 +293,14 @@ class System:
         inputs = {}
         for stream, view in dict.fromkeys((stream, call.view) for stream, call in self.encoder_calls()):
             view_key = named_key(key, f"{stream}/{view}")
-            inputs[stream, view] = self._view_input(view, batch[stream][view], view_key if train else None)
-            if view in self.masks:
-                crops = batch[stream][view].shape[:2]
-                inputs[stream, view]["mask"] = self.masks[view](named_key(view_key, "mask"), *crops)
+            inputs[stream, view] = self.fields[stream][view].encoder_inputs(
+                batch[stream][view], view_key, train
+            )
         return inputs
 
-    def _view_input(self, view, field, key):
-        if view not in self.views:
-            return dict(field)
-        transform, inputs = self.views[view], {}
-        images = transform(field, key)
-        if key is not None and transform.mixes:
-            images, inputs["mix_ratio"] = transform.mix(images, named_key(key, "mix"))
-        if transform.shrink > 1:
-            inputs["high_res"], images = images, transform.shrunk(images)
-        return inputs | dict(images=images)
+    def _eval_input(self, value):
+        """An encoder's arguments: of prepared images, uint8[B, H, W, 3], or of dict(ids, mask)."""
+        return dict(value) if isinstance(value, Mapping) else dict(images=self.eval_pixels(value))
 
     def _gathered(self, params):
         if self.specs is None:

@@ -17,8 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from big_ssl.objectives.base import Sum
 from big_ssl.parallel.mesh import BATCH_AXES, batch_shards
 from big_ssl.parallel.sharding import path_name
+from big_ssl.random_keys import step_key
 from big_ssl.training import state as state_lib
-from big_ssl.training.random_keys import step_key
 from big_ssl.training.state import TrainState
 
 
@@ -36,7 +36,7 @@ def make_step(
       project: System.project.
       optimizer: gives updates for a learning rate of 1.
       learning_rate, ema_momentum: functions of the step; the latter is read only if the state has an average.
-      factors: Rates.factors, of each parameter's learning rate.
+      factors: LrMultipliers.factors, of each parameter's learning rate.
       seed: of the run.
       window: the number of a stream's last examples over which the fraction of replaced records is taken.
       first: the steps that the run took in earlier stages; schedules and objectives count from there.
@@ -82,7 +82,13 @@ def value_and_grad(system, microbatches: int, mesh: Mesh):
 
 
 def _accumulated(system, count, mesh, params, mutable, batch, key, step, teacher=None):
-    parts = jax.tree.map(functools.partial(_split, count, mesh), batch), jax.random.split(key, count)
+    keys = jax.random.split(key, count)
+    parts = jax.vmap(system.flipped)(jax.tree.map(functools.partial(_split, count, mesh), batch), keys), keys
+    # What a batch-scoped loss reads of the whole batch is mirrored as in the microbatches.
+    join = functools.partial(_join, batch_shards(mesh))
+    batch = {stream: dict(values) for stream, values in batch.items()}
+    for stream, name in system.mirrored:
+        batch[stream][name] = jax.tree.map(join, parts[0][stream][name])
     states = mutable["objectives"]
     batch_scoped = [name for name, term in system.terms.items() if term.objective.scope == "batch"]
 
@@ -104,7 +110,7 @@ def _accumulated(system, count, mesh, params, mutable, batch, key, step, teacher
     counts = jax.tree.map(lambda x: x.sum(0), counts)
     # Shared features are taken from one microbatch; the compiler leaves the encoders out.
     shared = first_pass(jax.tree.map(lambda x: x[0], parts))[1]
-    per_example = jax.tree.map(functools.partial(_join, batch_shards(mesh)), per_example)
+    per_example = jax.tree.map(join, per_example)
     grad_fn = jax.value_and_grad(coupled_loss, (0, 1), has_aux=True)
     (total, (coupled_metrics, coupled_states)), (grads_per_example, grads_shared) = grad_fn(
         per_example, shared
@@ -207,14 +213,14 @@ def _update_average(state, params, mutable, momentum, step):
 
 
 def _count(counters, usable, batch):
-    """The counters after a step; a stream's "data_errors" are {name: bool[B]}, see data.pipeline."""
+    """The counters after a step; a stream's "data_errors" are {counter: bool[B]}, see data.pipeline."""
     skipped = 1 - usable.astype(jnp.int32)
     counters = counters | dict(
         skipped=counters["skipped"] + skipped,
         skipped_in_a_row=(counters["skipped_in_a_row"] + 1) * skipped,
     )
     for stream in batch.values():
-        for name in ("replaced_images", "replaced_texts"):
+        for name in counters.keys() & stream["data_errors"].keys():
             replaced = stream["data_errors"][name].sum(dtype=jnp.int32)
             counters = counters | {name: counters[name] + replaced}
     return counters

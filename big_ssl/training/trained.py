@@ -1,4 +1,4 @@
-"""What a run has trained, for use without the run: its newest checkpoint, read and left as it is."""
+"""The model that a run has trained, from its newest checkpoint, which is read and left unchanged."""
 
 import contextlib
 import json
@@ -10,60 +10,61 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint.utils import checkpoint_steps
 
-from big_ssl import io
-from big_ssl.config import ConfigError, validate
-from big_ssl.models import encoders
+from big_ssl import io, stored_config
+from big_ssl.data import preprocessing
+from big_ssl.evals import capabilities
 from big_ssl.models.layer_layouts import unstack_layers
+from big_ssl.objectives.base import EncoderCall
 from big_ssl.objectives.contrastive import ContrastiveHead
-from big_ssl.training import build, requirements
+from big_ssl.training import build, requirements, stages
 from big_ssl.weights.format import ModelConfig
 
 
 def read(workdir) -> tuple[ModelConfig, dict]:
-    """(ModelConfig, variables) of what a run has trained; see `load` and `describe`."""
+    """(ModelConfig, variables) of the model that a run has trained; see `describe`, `load` and `exported`."""
     config, variables = load(workdir)
-    described = describe(config)
-    return described, _described(config, described, variables)
+    return describe(config), exported(config, variables)
 
 
-def load(workdir) -> tuple[ModelConfig, dict]:
-    """(training config, variables) of a run, layers apart; the average where there is one.
+def load(workdir, step: int = 0) -> tuple[ModelConfig, dict]:
+    """(training config of the newest checkpoint's stage, variables) of a run, layers apart; the average if
+    there is one.
 
-    variables: as state.evaluation_variables, of NumPy arrays. A process reads them for itself, without
-    waiting for others and without a device. Raises FileNotFoundError where the run has not saved yet,
-    ValueError where its config is not one that this version knows.
+    step: of the checkpoint, 0 for the newest. variables: as state.evaluation_variables, of NumPy arrays. A
+    process reads them for itself, without
+    waiting for others and without a device. Raises FileNotFoundError if the run has not saved yet,
+    ValueError if this version can't read its config.
     """
     requirements.check_checkpoint_path(workdir)
     workdir = io.absolute(workdir)
-    # What the run was evaluated on while it trained is nothing that the model depends on.
+    # The model does not depend on the run's evaluators, whose data may be gone.
     config = json.loads((workdir / "config.json").read_text()) | dict(evals={})
-    try:
-        validate(config)
-    except ConfigError as error:
-        raise ValueError(f"{workdir}/config.json: {error}") from error
-    return _unrolled(config, _evaluation_variables(_newest(workdir)))
+    stored_config.check(config, workdir)
+    checkpoint = workdir / "checkpoints" / str(step or newest_step(workdir))
+    stage = stages.at_step(stages.resolve(config), int(checkpoint.name))
+    return _unrolled(stage.config, _evaluation_variables(checkpoint))
 
 
-def _newest(workdir):
-    """The folder of the newest whole checkpoint."""
-    folder = workdir / "checkpoints"
+def newest_step(workdir) -> int:
+    """The step of a run's newest whole checkpoint. Raises FileNotFoundError if the run has not saved yet."""
+    folder = io.absolute(workdir) / "checkpoints"
     steps = checkpoint_steps(folder) if folder.exists() else []
     if not steps:
         raise FileNotFoundError(f"{workdir} has no checkpoint yet")
-    return folder / str(max(steps))
+    return max(steps)
 
 
 def _evaluation_variables(checkpoint):
-    """state.evaluation_variables of a checkpoint, of which nothing else is read: no optimiser's moments."""
+    """state.evaluation_variables of a checkpoint; the optimiser's moments are not read."""
     with _reading_alone():
         stored = ocp.metadata(checkpoint).metadata
         if stored["ema"] is not None:
             frozen = _without_average(stored["params"], stored["ema"]["params"])
-            wanted = dict(ema=stored["ema"]) | (dict(params=frozen) if frozen else {})
+            parts = dict(ema=stored["ema"]) | (dict(params=frozen) if frozen else {})
         else:
-            wanted = dict(params=stored["params"], mutable=dict(encoders=stored["mutable"]["encoders"]))
+            parts = dict(params=stored["params"], mutable=dict(encoders=stored["mutable"]["encoders"]))
         # Leaves of NumPy are read as NumPy: an array of the size of the whole model fits no one device.
-        restored = ocp.load(checkpoint, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted))
+        restored = ocp.load(checkpoint, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), parts))
     if "ema" not in restored:
         return dict(params=restored["params"], **restored["mutable"])
     params = flatten_dict(restored["ema"]["params"]) | flatten_dict(restored.get("params", {}))
@@ -71,14 +72,14 @@ def _evaluation_variables(checkpoint):
 
 
 def _without_average(params, averages):
-    """The parameters that are frozen, of which a state keeps no average."""
-    known = flatten_dict(averages)
-    return unflatten_dict({path: x for path, x in flatten_dict(params).items() if path not in known})
+    """The frozen parameters, without an average in the state."""
+    averaged = flatten_dict(averages)
+    return unflatten_dict({path: x for path, x in flatten_dict(params).items() if path not in averaged})
 
 
 @contextlib.contextmanager
 def _reading_alone() -> Iterator[None]:
-    """Orbax waits for no other process, and reads the parts of a tree that it is asked for."""
+    """Makes orbax wait for no other process, and read only the requested parts of a tree."""
     process, context = jax.process_index(), ocp.Context()
     context.multiprocessing.primary_host = process
     context.multiprocessing.active_processes = {process}
@@ -91,56 +92,95 @@ def _reading_alone() -> Iterator[None]:
 def _unrolled(config, variables):
     """With layers apart, as all other formats have them."""
     scanned = {name: tower for name, tower in config["encoders"].items() if tower.get("scan")}
-    for name, tower in scanned.items():
-        variables = _unstacked(variables, name, encoders.STACKS[tower["kind"]])
+    modules = build.encoder_modules(config)
+    for name in scanned:
+        variables = _unstacked(variables, name, modules[name].stacks)
     apart = {name: tower | dict(scan=False) for name, tower in scanned.items()}
     return config | dict(encoders=config["encoders"] | apart), variables
 
 
 def _unstacked(variables, name, stacks):
     params, statistics = variables["params"], variables["encoders"]
-    towers = params["encoders"] | {name: unstack_layers(params["encoders"][name], stacks)}
-    kept = {collection: unstack_layers(tree, stacks) for collection, tree in statistics[name].items()}
-    return dict(params=params | dict(encoders=towers), encoders=statistics | {name: kept})
+    encoder_params = params["encoders"] | {name: unstack_layers(params["encoders"][name], stacks)}
+    unstacked = {collection: unstack_layers(tree, stacks) for collection, tree in statistics[name].items()}
+    return dict(params=params | dict(encoders=encoder_params), encoders=statistics | {name: unstacked})
 
 
 def describe(config: Mapping) -> ModelConfig:
-    """What is trained by a training config, a model of images alone where no objective reads texts too.
+    """The ModelConfig of the model that a training config trains.
 
-    Raises ValueError where no stream says how pictures are prepared, by its view "image".
+    Its layout is that of converted models, whatever names the run uses: an image encoder, and a text encoder
+    and a head if an objective provides encode_text. Raises ValueError without an image encoder.
     """
-    streams, heads = config["streams"].values(), _heads(config)
-    seen = [stream for stream in streams if "image" in stream["data"]["views"]]
-    seen.sort(key=lambda stream: heads.get("contrastive") not in stream["objectives"])
-    if not seen or "image" not in config["encoders"]:
-        raise ValueError(f"{config['name']} has no image tower, or no stream with a view of that name")
-    objectives = {name: each for stream in streams for name, each in stream["objectives"].items()}
-    common = build.preparation(seen[0]["data"])
+    system = build.system(config, None)
+    encoders_by_place, heads = _encoders(system), _heads(system)
+    described = dict(
+        encoders={place: config["encoders"][name] for place, name in encoders_by_place.items()},
+        head=None,
+        tokenizer=None,
+        **preprocessing.model_keys(config["eval_transform"]),
+    )
+    if "contrastive" in heads:
+        options = _options(config, heads["contrastive"])
+        head = {key: value for key, value in options.items() if key in ContrastiveHead.__dataclass_fields__}
+        described |= dict(head=head, tokenizer=config["tokenizer"])
     if "classification" in heads:
-        common["classes"] = objectives[heads["classification"]]["classes"]
-    if "contrastive" not in heads:
-        alone = dict(encoders=dict(image=config["encoders"]["image"]), head=None, tokenizer=None)
-        return alone | dict(views=dict(image=config["views"]["image"])) | common
-    known = ContrastiveHead.__dataclass_fields__
-    return dict(
-        encoders=config["encoders"],
-        head={key: value for key, value in objectives[heads["contrastive"]].items() if key in known},
-        views=config["views"],
-        tokenizer=config["tokenizer"],
-        **common,
+        described["classes"] = system.terms[heads["classification"]].objective.head.classes
+    return described
+
+
+def _image_call(system) -> EncoderCall:
+    """capabilities.image_call. Raises ValueError if there is none."""
+    call = capabilities.image_call(system)
+    if call is None:
+        raise ValueError("no objective trains an image encoder, and no encoder is named image")
+    return call
+
+
+def _encoders(system) -> dict[str, str]:
+    """{its place in a ModelConfig, "image" or "text": the run's encoder}."""
+    text = capabilities.prediction(system, "encode_text")
+    places = dict(image=_image_call(system).encoder)
+    return places if text is None else places | dict(text=text.call.encoder)
+
+
+def _heads(system) -> dict[str, str]:
+    """{its place in a ModelConfig: the objective whose head it is}."""
+    places = dict(contrastive=system.provider("encode_text"), classification=system.provider("classify"))
+    heads = {place: name for place, name in places.items() if name}
+    if "contrastive" in heads and not isinstance(
+        head := system.terms[heads["contrastive"]].objective.head, ContrastiveHead
+    ):
+        raise ValueError(
+            f"{heads['contrastive']}: a {type(head).__name__} can't be stored as a ModelConfig's head"
+        )
+    return heads
+
+
+def _options(config, objective):
+    return next(
+        stream["objectives"][objective]
+        for stream in config["streams"].values()
+        if objective in stream["objectives"]
     )
 
 
-def _heads(config) -> dict[str, str]:
-    """{a head of a ModelConfig: the objective that trains it}."""
-    providers = build.providers(config)
-    heads = dict(contrastive=providers["encode_text"], classification=providers["classify"])
-    return {head: name for head, name in heads.items() if name}
+def exported(config: Mapping, variables: Mapping) -> dict:
+    """The variables of the ModelConfig of `describe`: encoders and heads that embed and classify.
 
-
-def _described(config, described, variables):
-    """Of variables what embeds and classifies; heads of self-distillation stay in the run, for init_from."""
-    names = described["encoders"]
-    heads = {head: variables["params"]["heads"][name] for head, name in _heads(config).items()}
-    params = {"encoders": {name: variables["params"]["encoders"][name] for name in names}, "heads": heads}
-    return dict(params=params, encoders={name: variables["encoders"][name] for name in names})
+    Heads of self-distillation stay in the run, for init_from.
+    """
+    system = build.system(config, None)
+    encoders_by_place, heads = _encoders(system), _heads(system)
+    params = variables["params"]
+    stored = {
+        place: params["heads"][system.terms[name].objective.shares_head_with or name]
+        for place, name in heads.items()
+    }
+    return dict(
+        params={
+            "encoders": {place: params["encoders"][name] for place, name in encoders_by_place.items()},
+            "heads": stored,
+        },
+        encoders={place: variables["encoders"][name] for place, name in encoders_by_place.items()},
+    )

@@ -21,7 +21,7 @@ class Modules(NamedTuple):
     """A model's modules.
 
     image: the image encoder; text: the text encoder, None for image-only models; head: the contrastive head,
-    without normalisation, None for image-only models; classifier: None unless the model is one; projections:
+    None for image-only models; classifier: None unless the model is one; projections:
     {objective: self-distillation head}.
     """
 
@@ -43,7 +43,7 @@ def modules(config: ModelConfig, dtype: str = "float32") -> Modules:
         if config["head"] is None:
             return Modules(image, None, None, classifier, projections)
         text = encoders.build(config["encoders"]["text"], dtype, size, length)
-        head = ContrastiveHead(**config["head"], normalize=False)
+        head = ContrastiveHead(**config["head"])
         return Modules(image, text, head, classifier, projections)
     except (KeyError, TypeError) as error:
         raise WeightsError(f"config.json does not describe a model: {error}") from error
@@ -56,12 +56,12 @@ def with_defaults(config: ModelConfig) -> ModelConfig:
     if head is None:
         return config | dict(encoders=encoder_options)
     encoder_options["text"] = _options(config["encoders"]["text"], text)
-    return config | dict(encoders=encoder_options, head=_fields(head, ("normalize",)))
+    return config | dict(encoders=encoder_options, head=_fields(head, ()))
 
 
 def _options(configured, module):
     # An EfficientNet's stages are built from the option `strides`.
-    options = dict(kind=configured["kind"], **_fields(module, ("dtype", "remat", "stages")))
+    options = dict(kind=configured["kind"], **_fields(module, ("dtype", "remat", "attention", "stages")))
     return {key: configured[key] for key in configured if key == "strides"} | options
 
 

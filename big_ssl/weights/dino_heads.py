@@ -60,7 +60,7 @@ def _options(tensors, head):
         hidden=shape_of(tensors, f"{head.mlp}.0.weight", 2)[0],
         bottleneck=bottleneck,
         layers=1 + count(tensors, head.mlp.replace(".", r"\.") + r"\.(\d+)\.") // 2,
-        learn_lengths=head.last_layer + _WEIGHT_G in tensors,
+        norm_last_layer=head.last_layer + _WEIGHT_G not in tensors,
     )
 
 

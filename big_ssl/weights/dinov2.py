@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from big_ssl.models import vit
 from big_ssl.models.position_embedding import RESIZES
-from big_ssl.models.transformer import choose
+from big_ssl.models.transformer import lookup
 from big_ssl.weights import dino_heads, dino_layers
 from big_ssl.weights.dino_heads import Names
 from big_ssl.weights.format import Format, ModelConfig, image_config, shape_of
@@ -26,7 +26,7 @@ def _config(tensors, files, options) -> ModelConfig:
     swiglu = f"blocks.0.{dino_layers.SWIGLU[0]}.weight" in tensors
     registers = shape_of(tensors, "register_tokens", 3)[1] if "register_tokens" in tensors else 0
     resize = options.get("position_resize", "bicubic_antialias" if registers else "dinov2")
-    choose(RESIZES, resize, "position_resize")
+    lookup(RESIZES, resize, "position_resize")
     image = vit.DINOV2 | dict(
         **dino_layers.shape(tensors, options, dino_layers.SWIGLU[1] if swiglu else "mlp.fc2"),
         feed_forward="swiglu" if swiglu else "mlp",

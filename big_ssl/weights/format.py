@@ -108,15 +108,15 @@ def image_config(image: dict, image_size: int, **changes) -> ModelConfig:
     )
 
 
-def clip_config(image: dict, text: dict, dim: int, image_size: int, **changes) -> ModelConfig:
+def clip_config(image: dict, text: dict, embed_dim: int, image_size: int, **changes) -> ModelConfig:
     """CLIP's ModelConfig from the options of its two towers; changes: replaced keys."""
     return (
         dict(
             encoders=dict(image=image, text=dict(kind="text_transformer", **text)),
             head=dict(
-                dim=dim,
+                embed_dim=embed_dim,
                 image_projection=image["kind"] == "vit",  # a ResNet's attention pool projects by itself
-                text_bias=False,
+                text_projection_bias=False,
                 temperature=0.07,
                 temperature_form="log",
                 logit_bias=None,
@@ -135,10 +135,12 @@ def clip_config(image: dict, text: dict, dim: int, image_size: int, **changes) -
 def siglip_config(image: dict, text: dict, image_size: int, **changes) -> ModelConfig:
     """SigLIP's ModelConfig: the pooled image is the embedding, the text projection has a bias."""
     config = clip_config(image, text, image["width"], image_size)
-    config["head"] |= dict(image_projection=False, text_bias=True, temperature=0.1, logit_bias=-10.0)
+    config["head"] |= dict(
+        image_projection=False, text_projection_bias=True, temperature=0.1, logit_bias=-10.0
+    )
     gemma = text["vocab_size"] == GEMMA_SIZE
     config["tokenizer"] |= dict(kind="sentencepiece_gemma" if gemma else "sentencepiece", vocabulary="")
-    return config | dict(views=dict(image=HALF_PIXELS), resize="squash") | changes
+    return config | dict(views=dict(image=HALF_PIXELS), resize="stretch") | changes
 
 
 CLIP_PIXELS = dict(

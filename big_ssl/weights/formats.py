@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from big_ssl import io
+from big_ssl import io, version
 from big_ssl.weights import (
     architecture,
     dino_heads,
@@ -81,7 +81,8 @@ def read_checkpoint(
         config = format_.config(tensors, _json_files(file.parent, format_), options or {})
         ours = rules.read(format_.rules(config), format_.ignored, tensors, architecture.shapes(config))
     except ValueError as error:  # also from modules, for options they reject
-        raise WeightsError(f"{file}, as {kind}: {error}".split("\n")[0]) from error
+        writer = f" of version {version.written_by(file.parent)}" if kind == "big_ssl" else ""
+        raise WeightsError(f"{file}, as {kind}{writer}: {error}".split("\n")[0]) from error
     return config, ours
 
 
@@ -119,6 +120,8 @@ def write_checkpoint(kind: str, folder, config: ModelConfig, ours: Mapping[str, 
     write_safetensors(folder / format_.weights[0], tensors, dict(format="pt"))
     for name, content in json_files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if kind == "big_ssl":
+        version.write(folder)
     return dict(ours)
 
 

@@ -114,15 +114,15 @@ def _config(tensors, files, options) -> ModelConfig:
     text, image = _text(tensors, text_config), _image(vision_config)
     _check_shortcuts(image)
     head = dict(
-        dim=shape_of(tensors, "text_projection.weight", 2)[0],
+        embed_dim=shape_of(tensors, "text_projection.weight", 2)[0],
         image_projection=False,
-        text_bias=True,
+        text_projection_bias=True,
         temperature=1.0,
         temperature_form="raw",
         logit_bias=None,
     )
     image_size = vision_config.get("image_size", 600)  # AlignVisionConfig's default
-    default = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize="squash 346 bilinear")
+    default = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize="stretch 346 bilinear")
     return dict(
         encoders=dict(image=image, text=text),
         head=head,
@@ -210,7 +210,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
         width_coefficient=image["width"],
         depth_coefficient=image["depth"],
         strides=list(image["strides"]),
-        hidden_dim=head["dim"],
+        hidden_dim=head["embed_dim"],
         drop_connect_rate=image["drop_connect"],
     )
     text_config = _FIXED_TEXT | dict(
@@ -226,7 +226,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
     described = dict(
         model_type="align",
         architectures=["AlignModel"],
-        projection_dim=head["dim"],
+        projection_dim=head["embed_dim"],
         temperature_init_value=head["temperature"],
         text_config=text_config,
         vision_config=vision_config,
@@ -241,7 +241,9 @@ def _check_is_align(image, text, head):
     kinds = image["kind"], text["kind"]
     if kinds != ("efficientnet", "bert"):
         raise WeightsError(f"hf_align holds an efficientnet and a bert, not {kinds[0]} and {kinds[1]}")
-    required = dict(image_projection=False, text_bias=True, temperature_form="raw", logit_bias=None)
+    required = dict(
+        image_projection=False, text_projection_bias=True, temperature_form="raw", logit_bias=None
+    )
     check_options("hf_align", "head", head, "AlignModel", required)
     check_options("hf_align", "image", image, "AlignModel", dict(stem_stride=2, padding="fixed"))
     _check_shortcuts(image)

@@ -60,7 +60,7 @@ def _eot_id(text_config, vocab_size):
 def _describe(config: ModelConfig) -> dict[str, dict]:
     image, text = config["encoders"]["image"], config["encoders"]["text"]
     _check_is_clip(image, text, config["head"])
-    dim, eot_id = config["head"]["dim"], text["eot_id"]
+    dim, eot_id = config["head"]["embed_dim"], text["eot_id"]
     text_config = hf_layers.describe_layers(text) | dict(
         model_type="clip_text_model",
         vocab_size=text["vocab_size"],
@@ -100,7 +100,10 @@ def _check_is_clip(image, text, head):
     required = {
         "image": (image, dict(class_token=True, pre_norm=True, patch_bias=False, pooling="cls")),
         "text": (text, dict(causal=True, pooling="eot")),
-        "head": (head, dict(image_projection=True, text_bias=False, temperature_form="log", logit_bias=None)),
+        "head": (
+            head,
+            dict(image_projection=True, text_projection_bias=False, temperature_form="log", logit_bias=None),
+        ),
     }
     for part, (options, values) in required.items():
         check_options("hf_clip", part, options, "CLIPModel", values)

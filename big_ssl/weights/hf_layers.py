@@ -134,7 +134,7 @@ def read_preprocessing(files: Mapping[str, dict], default: ModelConfig) -> Model
     number = settings.get("resample", _RESAMPLE[parse_resize(default["resize"], 0).filter])
     if number not in filters:
         raise WeightsError(f"preprocessor_config.json: resample is {number}; 2 and 3 are known")
-    size, resize = _side(settings, "size"), "squash"
+    size, resize = _side(settings, "size"), "stretch"
     image_size = _side(settings, "crop_size") if settings.get("do_center_crop") else size
     if settings.get("do_center_crop") and not _has_both_sides(settings["size"]):
         resize = "crop"

@@ -29,7 +29,7 @@ def _config(tensors, files, options) -> ModelConfig:
     image = hf_images.shape(tensors, files, "output.dense", _DEFAULTS)
     image |= dict(pooling="cls", kernel_init="dino", position_resize="hf_dinov2")
     size = files["config.json"].get("image_size", 224)
-    default = dict(views=dict(image=HALF_PIXELS), image_size=size, resize="squash bilinear")
+    default = dict(views=dict(image=HALF_PIXELS), image_size=size, resize="stretch bilinear")
     return image_config(image, **hf_layers.read_preprocessing(files, default))
 
 

@@ -35,7 +35,7 @@ def _config(tensors, files, options) -> ModelConfig:
     if config["encoders"]["image"]["kind"] == "vit":
         config["encoders"]["image"]["activation"] = activation
     preprocessing = file.get("preprocess_cfg", {})
-    resize = _lookup(preprocessing, "resize_mode", dict(shortest="crop", squash="squash"))
+    resize = _lookup(preprocessing, "resize_mode", dict(shortest="crop", squash="stretch"))
     _lookup(preprocessing, "interpolation", dict(bicubic=None))
     pixels = {key: tuple(preprocessing.get(key, CLIP_PIXELS[key])) for key in ("mean", "std")}
     return config | dict(
@@ -73,7 +73,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
     activation = text["activation"]
     if activation not in ("quick_gelu", "gelu") or image.get("activation", activation) != activation:
         raise WeightsError(f"open_clip: both towers must have quick_gelu or gelu, not {activation}")
-    model = dict(embed_dim=head["dim"], quick_gelu=activation == "quick_gelu")
+    model = dict(embed_dim=head["embed_dim"], quick_gelu=activation == "quick_gelu")
     model["vision_cfg"] = _describe_vit(image) if image["kind"] == "vit" else _describe_resnet(image)
     model["vision_cfg"]["image_size"] = config["image_size"]
     model["text_cfg"] = dict(

@@ -30,7 +30,7 @@ def test_the_runs_differ_in_their_pictures_and_texts_alone():
     configs = _configs()
     for run, config in configs.items():
         data = config["streams"]["pairs"]["data"]
-        assert data.pop("captions") == {KINDS[run.text]: 1.0}
+        assert data["fields"].pop("text")["captions"] == {KINDS[run.text]: 1.0}
         assert data.pop("source") == dict(EMOJI, share=run.size / 4)
         assert config.pop("name") == f"{run.text}_{run.size}x_seed3"
     assert all(config == configs[RUNS[0]] for config in configs.values())
@@ -172,4 +172,4 @@ def test_six_runs_of_real_noisy_captions_and_none_twice(tmp_path):
 
 def test_the_smallest_part_has_every_kind_of_text():
     source = sources.build(noise_runs.part(EMOJI, 1))
-    assert all(source[i].texts[kind] for i in range(len(source)) for kind in KINDS.values())
+    assert all(source[i][kind] for i in range(len(source)) for kind in KINDS.values())

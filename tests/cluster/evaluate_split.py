@@ -55,17 +55,17 @@ def main(address):
     config["streams"]["pairs"]["batch_size"] = 4
     setup = loop.set_up(config)
     mesh_lib.warm_up_collectives(setup.mesh)
-    evaluators = evaluation.evaluators(config, setup.system.encoders)
-    towers, variables = evaluation.towers(config, setup), state_lib.evaluation_variables(setup.init())
+    predictor, variables = evaluation.predictor(config, setup), state_lib.evaluation_variables(setup.init())
+    evaluators = evaluation.evaluators(config, predictor)
     metrics, decoded, opened = {}, {}, _Counted()
     for name, evaluator in evaluators.items():
         opened.count = 0
-        metrics |= evaluator.metrics(towers.at(variables))
+        metrics |= evaluator.metrics(predictor.for_evaluation(variables))
         decoded[name] = opened.count
     if jax.process_index() == jax.process_count() - 1:
         decode.opened = _damaged
     asked = {"zero_shot": suite.build(EVALS)["zero_shot"]}
-    _, problems = evaluation.Evaluation(asked, 3, [], 0).metrics(towers.at(variables))
+    _, problems = evaluation.Evaluation(asked, 3, [], 0).metrics(predictor.for_evaluation(variables))
     print(json.dumps(dict(metrics=metrics, decoded=decoded, problems=problems)))
     distributed.shutdown(0)
 

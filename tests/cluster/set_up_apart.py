@@ -41,7 +41,7 @@ def _cases(first):
     return {
         "vocabulary": (_config(tokenizer=vocabulary), first),
         "evaluator": (_config(evals=evals), first),
-        "weights": (_config(init_from=dict(path="weights", skip=(), copy=())), f"{first}_second"),
+        "weights": (_config(init_from=dict(path="weights", exclude=(), remap=())), f"{first}_second"),
         "workdir": (_config(), "run"),
         "config": (_config(total_steps=steps), first),
     }
@@ -65,7 +65,7 @@ def _prepare(first):
 
 def _starts_from(first):
     """Whether weights and copies are the first run's, on this process's devices."""
-    rules = dict(path=first, skip=(), copy=(("encoders/image/", "encoders/image/", first),))
+    rules = dict(path=first, exclude=(), remap=(("encoders/image/", "encoders/image/", first),))
     config = _config(init_from=rules)
     setup = loop.set_up(config)
     state = initial.replace(setup.init(), initial.read(config, setup.abstract_state))
@@ -85,7 +85,7 @@ def start(folder, address):
     os.chdir(own)
     # The successful cases first: a process that failed alone has read less, and orbax counts its reads.
     results: dict = dict(init_from=_starts_from(first))
-    results["second"] = _run(_config(init_from=dict(path=first, skip=(), copy=())), f"{folder}/second")
+    results["second"] = _run(_config(init_from=dict(path=first, exclude=(), remap=())), f"{folder}/second")
     if jax.process_index() == 0:
         _prepare(first)
     distributed.all_hosts_agree(True)  # a barrier: the files exist

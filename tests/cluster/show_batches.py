@@ -14,21 +14,21 @@ from jax.experimental import multihost_utils
 
 from big_ssl.parallel import distributed
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build
+from big_ssl.training import batches, build, streams
 from configs.align_l2 import get_config
 
 
 def digests(config, steps):
     """{"step/row": str} of the global batches, as every process sees them on the devices."""
     mesh, results = mesh_lib.make_mesh(config["mesh"]), {}
-    batches = build.batches(config, build.loaders(config, build.tokenizer(config)), 0, mesh)
-    for step, batch in enumerate(itertools.islice(batches, steps)):
+    iterator = batches.iterate(config, streams.open_streams(config, build.tokenizer(config)), 0, mesh)
+    for step, batch in enumerate(itertools.islice(iterator, steps)):
         pairs = mesh_lib.global_batch(mesh, batch)["pairs"]
         image, ids = multihost_utils.process_allgather((pairs["image"], pairs["text"]["ids"]), tiled=True)
         for row in range(len(image)):
             content = image[row].tobytes() + ids[row].tobytes()
             results[f"{step}/{row}"] = hashlib.sha1(content).hexdigest()
-    batches.close()
+    iterator.close()
     return results
 
 

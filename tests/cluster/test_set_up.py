@@ -42,6 +42,6 @@ def test_a_config_that_differs_is_an_error_on_both(outputs):
 
 
 def test_a_run_starts_from_another_run_on_both(outputs):
-    """Weights, and those of a folder that config.init_from.copy names, on all devices; and trains."""
+    """Weights, and those of a folder that config.init_from.remap names, on all devices; and trains."""
     assert [each["init_from"] for each in outputs] == [True, True]
     assert [each["second"][0] for each in outputs] == [0, 0], outputs

@@ -27,9 +27,9 @@ def test_coyos_values():
     )
     assert (config["tokenizer"]["size"], config["tokenizer"]["length"]) == (30_522, 64)
     image = config["encoders"]["image"]
-    assert (image["group_size"], image["padding"]) == (16, "fixed")
+    assert (image["bn_group"], image["padding"]) == (16, "fixed")
     assert (image["width"], image["depth"]) == efficientnet.VARIANTS["b7"]
-    assert pairs["objectives"]["contrastive"]["dim"] == efficientnet.round_channels(320, image["width"])
+    assert pairs["objectives"]["contrastive"]["embed_dim"] == efficientnet.round_channels(320, image["width"])
 
 
 def test_the_text_tower_is_bert_base():
@@ -50,8 +50,9 @@ def test_it_differs_from_the_papers_where_the_papers_differ():
         assert base.pop("name") == l2.pop("name").replace("align", "align_base")
         assert base["encoders"]["image"].pop("padding") == "fixed"
         base["mesh"].pop("fsdp"), l2["mesh"].pop("fsdp")
-        windows = [config["streams"]["pairs"]["data"]["views"].pop("image") for config in (base, l2)]
-        assert (windows[0] == windows[1]) == (preset == "demo")
+        images = [config["streams"]["pairs"]["data"]["fields"].pop("image") for config in (base, l2)]
+        transforms = [config.pop("eval_transform") for config in (base, l2)]
+        assert (images[0] == images[1]) == (transforms[0] == transforms[1]) == (preset == "demo")
         assert base == l2
 
 
@@ -85,7 +86,7 @@ def test_fine_tuning_is_the_recipe_with_a_lower_rate(arg, steps, model):
     rate = config["learning_rate"]
     assert (rate["kind"], rate["peak"], rate["warmup_steps"]) == ("linear", 1e-5, 0)
     assert config["requires"]["weights"]
-    for key in ("encoders", "optimizer", "tokenizer", "views", "rates"):
+    for key in ("encoders", "optimizer", "tokenizer", "eval_transform", "lr_multipliers"):
         assert config[key] == full[key]
 
 

@@ -15,8 +15,9 @@ def test_the_published_values():
     config = get_config().to_dict()
     pairs = config["streams"]["pairs"]
     assert (pairs["batch_size"], config["total_steps"]) == (16_384, 1_200_000)
-    window = pairs["data"]["views"]["image"]
-    assert (window["resize"], window["crop"], window["fit"]) == (346, 289, "squash")
+    crop = pairs["data"]["fields"]["image"]["crop"]
+    assert (crop["resize"], crop["size"], crop["resize_mode"]) == (346, 289, "stretch")
+    assert [config["eval_transform"][key] for key in crop if key != "kind"] == [346, "stretch", 289]
     assert (config["encoders"]["text"]["depth"], config["encoders"]["text"]["width"]) == (24, 1024)
     assert config["tokenizer"]["length"] == 64
     contrastive = pairs["objectives"]["contrastive"]
@@ -37,7 +38,7 @@ def test_the_towers_are_built_for_their_size(preset, scan, remat):
 def test_the_embedding_is_as_wide_as_the_image_tower(preset):
     config = get_config(preset).to_dict()
     width = config["encoders"]["image"]["width"]
-    dim = config["streams"]["pairs"]["objectives"]["contrastive"]["dim"]
+    dim = config["streams"]["pairs"]["objectives"]["contrastive"]["embed_dim"]
     assert dim == efficientnet.round_channels(320, width)
     variant = efficientnet.VARIANTS["l2"]
     assert preset or (width, config["encoders"]["image"]["depth"]) == variant
@@ -57,7 +58,7 @@ def test_the_multilingual_one_differs_in_its_vocabulary_alone():
 
 def test_its_vocabulary_tells_words_apart_that_differ_in_accents_and_vowel_signs(tmp_path):
     source = sources.EmojiPairs(["fluent-flat"], languages=("fr", "hi", "ja"))
-    texts = (source[i].texts["noisy"][0] for i in range(len(source)))
+    texts = (source[i]["noisy"] for i in range(len(source)))
     kind, path = get_config("multilingual").tokenizer.kind, tmp_path / "vocabulary"
     path.write_bytes(TRAINERS[kind](texts, 2_000))
     tokens = tokenizers.TOKENIZERS[kind](str(path), 16)

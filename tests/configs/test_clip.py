@@ -7,7 +7,7 @@ import pytest
 
 from big_ssl.config import validate
 from big_ssl.parallel.mesh import make_mesh
-from big_ssl.training import build
+from big_ssl.training import batches, build
 from configs import clip
 
 # Model, learning rate (Tables 18 to 20), millions of parameters as published.
@@ -44,7 +44,7 @@ def test_the_published_values(model, rate, millions):
     moments = (0.999, 1e-8) if model.startswith("rn") else (0.98, 1e-6)
     assert (config["optimizer"]["b2"], config["optimizer"]["eps"]) == moments
     system = build.system(config, make_mesh(config["mesh"], jax.devices()[:1]))
-    params, _ = jax.eval_shape(lambda: system.init(jax.random.key(0), build.abstract_batch(config)))
+    params, _ = jax.eval_shape(lambda: system.init(jax.random.key(0), batches.abstract_batch(config)))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
@@ -64,7 +64,7 @@ def test_gains_biases_and_the_temperature_are_not_decayed():
     """Section 2.5: "all weights that are not gains or biases"."""
     config = get("tiny")
     system = build.system(config, make_mesh(config["mesh"], jax.devices()[:1]))
-    params, _ = jax.eval_shape(lambda: system.init(jax.random.key(0), build.abstract_batch(config)))
+    params, _ = jax.eval_shape(lambda: system.init(jax.random.key(0), batches.abstract_batch(config)))
     pattern = re.compile("|".join(config["optimizer"]["weight_decay_exclude"]))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -74,5 +74,6 @@ def test_gains_biases_and_the_temperature_are_not_decayed():
 def test_the_high_resolution_epoch_asks_for_weights():
     config = get("vitl14_336")
     assert config["requires"]["weights"]
-    window = config["streams"]["pairs"]["data"]["views"]["image"]
-    assert config["encoders"]["image"]["image_size"] == window["resize"] == window["crop"] == 336
+    crop = config["streams"]["pairs"]["data"]["fields"]["image"]["crop"]
+    assert config["encoders"]["image"]["image_size"] == crop["resize"] == crop["size"] == 336
+    assert config["eval_transform"]["size"] == 336

@@ -8,8 +8,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from big_ssl.config import validate
 from big_ssl.models.vit import ViT
 from big_ssl.parallel.mesh import make_mesh
-from big_ssl.training import build, initial, schedules
-from big_ssl.training.rates import Rates
+from big_ssl.training import batches, build, initial, schedules
+from big_ssl.training.lr_multipliers import LrMultipliers
 from configs import dinov2, dinov2_continue, dinov2_distill, hybrid_clip_dinov2
 
 PRESETS = ("", "as_released", "highres", "demo", "tiny")
@@ -27,7 +27,7 @@ def system(config):
 def counts(config):
     """{part: number of parameters}."""
     made = system(config)
-    params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
+    params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(config)))
     parts = params["encoders"] | params["heads"]
     return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
 
@@ -48,8 +48,8 @@ def test_the_published_values(model, batch, steps, peak, drop_path, average, dec
     assert config["encoders"]["image"]["drop_path"] == drop_path
     assert float(schedules.build(config["ema"], steps)(0)) == pytest.approx(average)
     assert float(schedules.build(config["optimizer"]["weight_decay"], steps)(steps)) == pytest.approx(decay)
-    views = images["data"]["views"]
-    assert (views["global_crops"]["count"], views["local_crops"]["count"]) == (2, 8)
+    fields = images["data"]["fields"]
+    assert [fields[name]["crop"]["count"] for name in ("global_crops", "local_crops")] == [2, 8]
     assert {name: term["weight"] for name, term in images["objectives"].items()} == dict(
         dino=1.0, ibot=1.0, koleo=0.1
     )
@@ -83,14 +83,15 @@ def test_presets_have_the_keys_of_the_recipe_and_are_valid(model, preset):
     full, config = get(model), get(model, preset)
     validate(config)
     assert full.keys() == config.keys()
-    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits", "masks", "views"):
+    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits", "eval_transform"):
         assert full[key].keys() == config[key].keys()
     assert full["encoders"]["image"].keys() == config["encoders"]["image"].keys()
 
 
 def test_the_released_codes_blur_is_the_papers_turned_round():
-    assert get("vitl14")["views"]["global_crops"]["blur_chance"] == (1.0, 0.1)
-    assert get("vitl14", "as_released")["views"]["global_crops"]["blur_chance"] == (0.0, 0.9)
+    for preset, probs in (("", (1.0, 0.1)), ("as_released", (0.0, 0.9))):
+        fields = get("vitl14", preset)["streams"]["images"]["data"]["fields"]
+        assert fields["global_crops"]["blur_prob"] == probs
 
 
 @pytest.mark.parametrize("preset", ["", "contrastive", "self_supervised", "demo", "tiny", *HALVES])
@@ -102,8 +103,8 @@ def test_the_hybrid_runs_each_pass_once(monkeypatch):
     """Four objectives: the picture with its text, masked crops, small crops, and the teacher's crops."""
     config = hybrid_clip_dinov2.get_config("tiny").to_dict()
     made = system(config)
-    params, mutable = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
-    batch = build.abstract_global_batch(config, None)
+    params, mutable = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(config)))
+    batch = batches.abstract_global_batch(config, None)
     seen, original = [], ViT.__call__
 
     def spy(self, images, train=False, mask=None, **rest):
@@ -143,10 +144,10 @@ def test_a_distilled_student_has_a_frozen_teacher_that_sees_the_large_crops():
                 ("image", "local_crops", False, False),
                 ("teacher", "global_crops", False, False),
             ]
-            rates = Rates.build(config["rates"], config["total_steps"])
-            assert rates.frozen("encoders/teacher/class_token")
-            assert rates.frozen("heads/ibot/teacher_projection/prototypes")
-            assert not rates.frozen("heads/ibot/projection/prototypes")
+            lr_multipliers = LrMultipliers.build(config["lr_multipliers"], config["total_steps"])
+            assert lr_multipliers.frozen("encoders/teacher/class_token")
+            assert lr_multipliers.frozen("heads/ibot/teacher_projection/prototypes")
+            assert not lr_multipliers.frozen("heads/ibot/projection/prototypes")
 
 
 def test_a_student_starts_from_its_teachers_run():
@@ -154,15 +155,15 @@ def test_a_student_starts_from_its_teachers_run():
     config = dinov2_distill.get_config("tiny").to_dict()
     rules = dinov2_distill.get_config("demo").to_dict()["init_from"]
     made = system(config)
-    params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
+    params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(config)))
     taught = get("vitg14", "tiny")
-    weights, _ = jax.jit(lambda: system(taught).init(jax.random.key(1), build.abstract_batch(taught)))()
+    weights, _ = jax.jit(lambda: system(taught).init(jax.random.key(1), batches.abstract_batch(taught)))()
     flat = flatten_dict(dict(params=weights), sep="/")
     found = initial._matched(
-        flatten_dict(initial._copied(unflatten_dict(flat, sep="/"), rules["copy"]), sep="/"),
+        flatten_dict(initial._remapped(unflatten_dict(flat, sep="/"), rules["remap"], {}), sep="/"),
         flatten_dict(dict(params=params, encoders={}), keep_empty_nodes=True, sep="/"),
-        rules["skip"],
-        config["encoders"],
+        rules["exclude"],
+        made.encoders,
     )["params"]
     table = found["encoders"]["teacher"]["position_embedding"]
     np.testing.assert_array_equal(table, weights["encoders"]["image"]["position_embedding"])
@@ -189,18 +190,18 @@ def test_gram_is_one_more_term():
 
 
 def test_grams_teacher_may_see_larger_crops():
-    """Its pass has the crops as they come, all others the same at half the size; shrink has to be set."""
+    """Its pass has the crops as they come, all others the same at half the size; downsample has to be set."""
     config = get("vitl14", "tiny")
     images = config["streams"]["images"]
     images["objectives"] = dict(gram=dict(kind="gram", weight=2.0, teacher="gram", large=True))
     config["encoders"]["gram"] = dict(config["encoders"]["image"])
-    with pytest.raises(ValueError, match=r"^gram reads global_crops high_res; views.global_crops.shr"):
+    with pytest.raises(ValueError, match=r"^gram reads global_crops high_res; .*crops.downsample must"):
         system(config)
-    images["data"]["views"]["global_crops"].update(size=64)
-    config["views"]["global_crops"].update(shrink=2)
+    images["data"]["fields"]["global_crops"]["crop"].update(size=64)
+    images["data"]["fields"]["global_crops"].update(downsample=2)
     made, seen = system(config), {}
     batch = {"images": {"global_crops": np.zeros((2, 2, 64, 64, 3), np.uint8)}}
-    params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
+    params, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(config)))
 
     def loss(params):
         kept = dict(encoders=dict(image={}, gram={}), objectives=dict(gram={}))
@@ -224,9 +225,9 @@ def test_published_models_train_on_heads_first(preset, registers):
     assert (tower["registers"], tower["image_size"]) == (registers, 518)
     expected = dict(vits14=22_056_576, vitb14=86_580_480, vitl14=304_368_640, vitg14=1_136_480_768)
     assert counts(config)["image"] == expected[preset.partition("_")[0]] + registers * tower["width"]
-    rates = Rates.build(config["rates"], config["total_steps"])
+    lr_multipliers = LrMultipliers.build(config["lr_multipliers"], config["total_steps"])
     params = dict(encoders=dict(image=0.0), heads=dict(dino=0.0))
-    factors = [rates.factors(params, step) for step in (0, 1_249, 1_250)]
+    factors = [lr_multipliers.factors(params, step) for step in (0, 1_249, 1_250)]
     assert [(float(f["encoders"]["image"]), float(f["heads"]["dino"])) for f in factors] == [
         (0, 1),
         (0, 1),

@@ -8,8 +8,8 @@ import pytest
 
 from big_ssl.config import validate
 from big_ssl.parallel.mesh import make_mesh
-from big_ssl.training import build, requirements, schedules
-from big_ssl.training.rates import Rates
+from big_ssl.training import batches, build, requirements, schedules
+from big_ssl.training.lr_multipliers import LrMultipliers
 from configs import align_base, align_l2, finetune_align_imagenet, finetune_ibot_imagenet
 
 RECIPES = {"ibot": finetune_ibot_imagenet, "align": finetune_align_imagenet}
@@ -18,7 +18,7 @@ EPOCH = 1_251
 
 def shapes(config):
     made = build.system(config, make_mesh(config["mesh"], jax.devices()[:1]))
-    return jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))[0]
+    return jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(config)))[0]
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,13 @@ def test_ibots_values(preset, epochs, warmup, decay, drop_path, depth, group):
     assert (rate["warmup_steps"], rate["peak"], rate["final"]) == (warmup * EPOCH, 1e-3, 1e-6)
     assert config["encoders"]["image"]["drop_path"] == drop_path
     assert config["optimizer"]["weight_decay"] == 0.05
-    view = config["views"]["crops"]
+    view = config["streams"]["images"]["data"]["fields"]["crops"]
     assert (view["mixup"], view["cutmix"], view["mix_group"]) == (0.8, 1.0, group)
     assert config["streams"]["images"]["objectives"]["classification"]["label_smoothing"] == 0.1
-    found = Rates.build(config["rates"], config["total_steps"]).factors(shapes(config), 0)
+    multipliers = LrMultipliers.build(
+        config["lr_multipliers"], config["total_steps"], build.encoder_modules(config)
+    )
+    found = multipliers.factors(shapes(config), 0)
     tower = found["encoders"]["image"]
     assert tower["class_token"] == pytest.approx(decay ** (depth + 1))
     stack = tower["layer_stack"]["mlp_in"]["kernel"]
@@ -73,12 +76,12 @@ def test_aligns_values(preset, rate, train, evaluate, tower):
     epochs = {0: 1, 29: 1, 30: 0.2, 60: 0.04, 90: 0.008, 99: 0.008}
     for epoch, factor in epochs.items():
         assert schedule(epoch * EPOCH) == pytest.approx(rate * factor), epoch
-    views = config["streams"]["images"]["data"]["views"]
-    assert (views["crops"]["size"], views["image"]["crop"]) == (train, evaluate)
-    assert evaluate / views["image"]["resize"] == pytest.approx(0.875, abs=2e-3)
-    assert config["rates"] == (("encoders/", tower),)
+    crop, transform = config["streams"]["images"]["data"]["fields"]["crops"]["crop"], config["eval_transform"]
+    assert (crop["size"], transform["size"]) == (train, evaluate)
+    assert evaluate / transform["resize"] == pytest.approx(0.875, abs=2e-3)
+    assert config["lr_multipliers"] == (("encoders/", tower),)
     # The second run goes on with the first one's classifier.
-    assert config["init_from"]["skip"] == (("heads/",) if preset == "frozen" else ())
+    assert config["init_from"]["exclude"] == (("heads/",) if preset == "frozen" else ())
     pretraining = (align_base if preset == "base" else align_l2).get_config().to_dict()
     assert config["encoders"]["image"] == pretraining["encoders"]["image"]
 
@@ -89,7 +92,7 @@ def test_presets_have_the_keys_of_the_recipe_and_are_valid(recipe, preset):
     full, small = (RECIPES[recipe].get_config(name).to_dict() for name in ("", preset))
     validate(small)
     assert full.keys() == small.keys()
-    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits", "views"):
+    for key in ("mesh", "optimizer", "learning_rate", "checkpoint", "failure_limits", "eval_transform"):
         assert full[key].keys() == small[key].keys()
     assert full["encoders"]["image"].keys() == small["encoders"]["image"].keys()
     assert not small["requires"]["weights"]

@@ -50,7 +50,7 @@ def test_a_rehearsal_keeps_the_path_of_its_recipe(recipe):
             assert short["encoders"][name].get(key) == encoder.get(key)
     for name, stream in full["streams"].items():
         assert short["streams"][name]["objectives"].keys() == stream["objectives"].keys()
-        assert short["streams"][name]["data"]["views"].keys() == stream["data"]["views"].keys()
+        assert short["streams"][name]["data"]["fields"].keys() == stream["data"]["fields"].keys()
         assert short["streams"][name]["data"]["source"]["kind"] == "tfds"
     assert short["mesh"]["fsdp"] == 2
     assert short["evals"]
@@ -62,7 +62,7 @@ def test_schedules_keep_their_shapes():
     long, brief = schedules.build(full, total), schedules.build(short, rehearsal.STEPS)
     for step in range(2, rehearsal.STEPS):
         assert float(brief(step)) == pytest.approx(float(long(step * total / rehearsal.STEPS)), rel=0.2)
-    frozen = get("ibot", "rehearsal")["rates"][0][1]["values"]
+    frozen = get("ibot", "rehearsal")["lr_multipliers"][0][1]["values"]
     assert frozen == ((0, 0.0), (1, 1.0))
 
 

@@ -42,10 +42,10 @@ def test_the_smallest_preset_runs(recipe, tmp_path):
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert len(losses) == 3
     assert np.isfinite(losses).all()
-    judged = {key.split("/")[1] for line in lines for key in line if key.startswith("eval/")}
-    assert judged == RECIPES[recipe]
-    seen = {path.name for path in (tmp_path / "report").iterdir()} & {"attention.png", "patches.png"}
-    assert len(seen) == (2 if judged == _PICTURES else 0)
+    evaluated = {key.split("/")[1] for line in lines for key in line if key.startswith("eval/")}
+    assert evaluated == RECIPES[recipe]
+    shown = {path.name for path in (tmp_path / "report").iterdir()} & {"attention.png", "patches.png"}
+    assert len(shown) == (2 if evaluated >= _PICTURES else 0)
     assert (tmp_path / "checkpoints" / "6").exists()
     assert (tmp_path / "report" / "index.html").exists()
 

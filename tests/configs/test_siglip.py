@@ -7,13 +7,13 @@ import pytest
 
 from big_ssl.config import validate
 from big_ssl.parallel.mesh import make_mesh
-from big_ssl.training import build
+from big_ssl.training import batches, build
 from configs import siglip
 
 
 def params_of(config):
     system = build.system(config, make_mesh(config["mesh"], jax.devices()[:1]))
-    return jax.eval_shape(lambda: system.init(jax.random.key(0), build.abstract_batch(config)))[0]
+    return jax.eval_shape(lambda: system.init(jax.random.key(0), batches.abstract_batch(config)))[0]
 
 
 def test_the_published_values():
@@ -49,6 +49,6 @@ def test_presets_are_valid_and_embed_at_the_width_of_the_image_encoder(preset):
     small = siglip.get_config(preset).to_dict()
     validate(small)
     # The image has no projection, so that the encoder's width is the embedding's.
-    dim = small["streams"]["pairs"]["objectives"]["contrastive"]["dim"]
+    dim = small["streams"]["pairs"]["objectives"]["contrastive"]["embed_dim"]
     assert dim == small["encoders"]["image"]["width"]
     params_of(small)

@@ -11,6 +11,7 @@ from big_ssl.curation import counting, records
 from big_ssl.curation.filters import Item
 from big_ssl.curation.limits import Limits
 from big_ssl.data import sources
+from big_ssl.data.records import values
 
 beam = pytest.importorskip("apache_beam", reason="Apache Beam is not installed: the curation extra")
 SAMPLE = str(pathlib.Path(__file__).parents[1] / "data" / "openclipart_sample.parquet")
@@ -53,7 +54,7 @@ def test_the_command_writes_the_same_dataset_and_funnel(tmp_path):
         folder = tmp_path / name
         curate.curate(items, limits, str(folder), options)
         written = sources.TfdsPairs(records.NAME, records.SPLIT, str(folder))
-        pairs = sorted((record.image, record.texts["text"]) for record in sources.records(written))
+        pairs = sorted((record["image"], values(record, "text")) for record in sources.records(written))
         actual.append((pairs, json.loads((folder / "funnel.json").read_text())))
     assert actual[0] == actual[1]
     assert len(actual[0][0]) > 20

@@ -9,17 +9,16 @@ from PIL import Image
 
 from big_ssl import retry
 from big_ssl.data import chunks
-from big_ssl.data.sources import Record
 
 
 def _record(value):
     buffer = io.BytesIO()
     Image.new("RGB", (6, 5), (value, 0, 0)).save(buffer, "PNG")
-    return Record(buffer.getvalue(), {"label": [value]})
+    return dict(image=buffer.getvalue(), label=value)
 
 
 def _label(record):
-    return record.texts["label"][0]
+    return record["label"]
 
 
 def _corner(images):
@@ -40,7 +39,7 @@ def test_every_picture_comes_once_and_in_order(count, monkeypatch):
 
 def test_what_is_left_out_is_not_decoded(monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK", 4)
-    records = [_record(i) if i % 8 < 3 else Record(b"no picture", {"label": [None]}) for i in range(16)]
+    records = [_record(i) if i % 8 < 3 else dict(image=b"no picture", label=None) for i in range(16)]
     found = list(chunks.chunks(records, _label, _corner))
     assert [labels for _, labels in found] == [[0, 1, 2], [8, 9, 10]]
     np.testing.assert_array_equal(found[1][0][:, 0, 0, 0], [8, 9, 10])
@@ -48,7 +47,7 @@ def test_what_is_left_out_is_not_decoded(monkeypatch):
 
 def test_a_picture_that_cannot_be_decoded_is_an_error_that_names_it():
     records = [_record(i) for i in range(7)]
-    records[5] = records[5]._replace(image=records[5].image[:30])
+    records[5] = records[5] | dict(image=records[5]["image"][:30])
     with pytest.raises(ValueError, match="data: the picture of record 5 can't be decoded: ") as caught:
         list(chunks.chunks(records, _label, _corner))
     assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ import pytest
 
 from big_ssl.data.masking import BlockMask
 
-MASK = BlockMask(grid=14, group_size=8)
+MASK = BlockMask(grid=14, mask_group=8)
 
 
 @functools.cache
@@ -99,7 +99,7 @@ def test_a_batch_smaller_than_a_group_is_one():
     ("options", "message"),
     [
         (dict(grid=1), "mask: grid is 1"),
-        (dict(grid=14, share=0.0), "share 0.0"),
+        (dict(grid=14, mask_prob=0.0), "mask_prob 0.0"),
         (dict(grid=14, ratio=(0.5, 0.1)), r"ratio \(0.5, 0.1\)"),
     ],
 )
@@ -109,5 +109,5 @@ def test_what_is_no_mask_is_named(options, message):
 
 
 def test_a_group_that_does_not_divide_the_batch_is_named():
-    with pytest.raises(ValueError, match="mask: group_size 8 does not divide a batch of 12"):
+    with pytest.raises(ValueError, match="mask: mask_group 8 does not divide a batch of 12"):
         MASK(jax.random.key(0), 12, 2)

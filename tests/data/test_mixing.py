@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from big_ssl.data import mixing
-from big_ssl.data.device_views import ImageView
+from big_ssl.data.fields import Image
+from big_ssl.random_keys import named_key
 from tests import compiling
 
 RNG = np.random.default_rng(0)
@@ -24,7 +25,7 @@ def mixed(mixup, cutmix, group=2, seed=0):
 
 @functools.cache
 def compiled(mixup, cutmix, group):
-    return jax.jit(functools.partial(mixing.mix, mixup=mixup, cutmix=cutmix, group=group))
+    return jax.jit(functools.partial(mixing.mix, mixup=mixup, cutmix=cutmix, mix_group=group))
 
 
 def test_partners_are_neighbours():
@@ -81,18 +82,22 @@ def test_a_group_is_mixed_alike():
 
 @pytest.mark.parametrize("group", [3, 10, 128])
 def test_groups_that_do_not_fit_are_named(group):
-    with pytest.raises(
-        ValueError, match=f"^views: mix_group is {group}; it must be even, and divide a batch"
-    ):
+    with pytest.raises(ValueError, match=f"^mix_group is {group}; it must be even, and divide a batch"):
         mixing.mix(jax.random.key(0), IMAGES, 0.8, 1.0, group)
 
 
 def test_a_view_of_crops_mixes_all_of_a_pictures():
-    view = ImageView(mean=(0.5,), std=(0.5,), mixup=0.8, mix_group=4)
+    crop = dict(kind="random_resized_crop", size=16, scale=(0.1, 1.0), count=2)
+    field = Image(crop, mean=(0.0,), std=(1 / 255,), mixup=0.8, mix_group=4)
     crops = IMAGES[:, None].repeat(2, 1)
     with compiling.quickly():
-        found, share = jax.jit(view.mix)(crops, jax.random.key(0))
-    np.testing.assert_allclose(found[:, 0], found[:, 1])
-    part = np.asarray(share)[:, None, None, None]
-    np.testing.assert_allclose(found[:, 0], part * IMAGES + (1 - part) * OTHERS, rtol=1e-5)
-    assert not ImageView(mean=(0.5,), std=(0.5,)).mixes
+        inputs = jax.jit(field.encoder_inputs, static_argnums=2)(crops, jax.random.key(0), True)
+    mixed_images, lam = inputs["images"], inputs["mix_ratio"]
+    np.testing.assert_allclose(mixed_images[:, 0], mixed_images[:, 1])
+    part = np.asarray(lam)[:, None, None, None]
+    np.testing.assert_allclose(mixed_images[:, 0], part * IMAGES + (1 - part) * OTHERS, rtol=1e-5)
+    _, expected = mixing.mix(named_key(jax.random.key(0), "mix"), crops, 0.8, 0.0, 4)
+    np.testing.assert_allclose(lam, expected, rtol=1e-6)
+    inputs = field.encoder_inputs(crops, jax.random.key(0), False)
+    assert set(inputs) == {"images"}
+    np.testing.assert_allclose(inputs["images"], crops, rtol=1e-6)

@@ -3,6 +3,7 @@
 import io
 import itertools
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -10,24 +11,32 @@ from absl import logging
 from PIL import Image
 
 from big_ssl import retry
-from big_ssl.data import decode, pipeline
+from big_ssl.data import decode, fields, pipeline
 from big_ssl.data.cache import memory_bytes
-from big_ssl.data.host_views import RandomResizedCrop, Window
-from big_ssl.data.sources import EmojiPairs, ImageFolder, Labels, Record
+from big_ssl.data.fields.text import draw_caption
+from big_ssl.data.records import BadValue
+from big_ssl.data.sources import EmojiPairs, ImageFolder
 from big_ssl.data.tokenizers import WordPiece, vocabulary_path
 
 TOKENIZER = WordPiece(vocabulary_path("emoji"), 8)
-VIEWS = dict(image=Window(18, 16))
+IMAGE = dict(kind="image", crop=dict(kind="random_crop", resize=18, size=16), mean=(0.5,), std=(0.5,))
 CAPTIONS = dict(label=0.5, name=0.2, short_names=0.1, tags=0.2)
+
+
+def _loader(source, captions=None, cache_mib=0, **more):
+    """The loader of a source's images, of its texts if there are captions, and of other fields."""
+    options = dict(image=IMAGE) | (dict(text=dict(kind="text", captions=captions)) if captions else {})
+    made = fields.opened(fields.build(options | more, 8), source, TOKENIZER)
+    return pipeline.LoadExample(source, made, cache_mib)
 
 
 @pytest.fixture(scope="module")
 def load():
-    return pipeline.LoadExample(EmojiPairs(["fxemoji"], "seen"), TOKENIZER, VIEWS, CAPTIONS)
+    return _loader(EmojiPairs(["fxemoji"], "seen"), CAPTIONS)
 
 
 def _take(load, steps, records=500, batch_size=16, seed=0, start=0, threads=2, rows=None):
-    batches = pipeline.batches(load, records, batch_size, seed, start, threads, rows)
+    batches = pipeline.batches([pipeline.Part(load, records)], batch_size, seed, start, threads, rows)
     taken = list(itertools.islice(batches, steps))
     batches.close()
     return taken
@@ -75,8 +84,6 @@ class _Indices:
     """Stands in for LoadExample: each record is its own index."""
 
     def __new__(cls):
-        import grain
-
         class Load(grain.transforms.RandomMap):
             def random_map(self, index, rng):
                 return dict(index=index, draw=rng.integers(0, 2**31))
@@ -115,14 +122,14 @@ class _Source(list):
         good = EmojiPairs(["fxemoji"], "seen")
         super().__init__(good[i] for i in range(length))
         for index, changes in bad.items():
-            self[index] = self[index]._replace(**changes)
+            self[index] = self[index] | changes
 
 
-NO_IMAGE, NO_TEXT = dict(image=b"nothing"), dict(texts={"label": [""]})
+NO_IMAGE, NO_TEXT = dict(image=b"nothing"), dict(label="")
 
 
 def _load(bad, **options):
-    return pipeline.LoadExample(_Source(bad, **options), TOKENIZER, VIEWS, dict(label=1.0))
+    return _loader(_Source(bad, **options), dict(label=1.0))
 
 
 def _errors(example):
@@ -190,7 +197,7 @@ class _Unanswering(_Source):
 
 def _load_from(errors, where):
     source = _Unanswering(errors, where)
-    return source, pipeline.LoadExample(source, TOKENIZER, VIEWS, dict(label=1.0))
+    return source, _loader(source, dict(label=1.0))
 
 
 @pytest.fixture
@@ -215,14 +222,14 @@ def test_a_record_that_is_read_late_is_the_record(pauses):
 def test_a_record_that_is_never_read_is_replaced(error, waits, pauses):
     _, load = _load_from([error] * 100, {3})
     example = load.random_map(3, np.random.default_rng(0))
-    assert _errors(example) == ["replaced_images"]
+    assert _errors(example) == ["replaced_records"]
     assert len(pauses) == waits
 
 
 def test_a_source_that_is_gone_is_not_asked_for_ever(pauses):
     source, load = _load_from([ConnectionResetError()] * 1000, range(20))
     example = load.random_map(3, np.random.default_rng(0))
-    assert _errors(example) == ["replaced_images", "missing_examples"]
+    assert _errors(example) == ["replaced_records", "missing_examples"]
     assert (source.reads, len(pauses)) == (8, 5)  # the record six times, two neighbours once
     assert _errors(load.random_map(4, np.random.default_rng(0))) == ["missing_examples"]
     assert source.reads == 8
@@ -237,7 +244,7 @@ def test_replaced_records_are_named(tmp_path, monkeypatch):
     lines: list[str] = []
     monkeypatch.setattr(logging, "warning", lambda text, *values: lines.append(text % values))
     source = ImageFolder(str(tmp_path))
-    load = pipeline.LoadExample(source, None, VIEWS, {})
+    load = _loader(source)
     load.random_map(3, np.random.default_rng(0))  # all hundred neighbours, round and round
     assert [line.split()[1] for line in lines[:10]] == [str(tmp_path / f"{i:02}.jpg") for i in range(3, 13)]
     assert all("is replaced: UnidentifiedImageError: " in line for line in lines[:10])
@@ -257,41 +264,45 @@ class _Photos(list):
             buffer = io.BytesIO()
             pixels = draw.integers(0, 255, (5, 20, 3), np.uint8)
             Image.fromarray(pixels).resize((1000, 250)).save(buffer, "JPEG")
-            self.append(Record(buffer.getvalue(), {}))
+            self.append(dict(image=buffer.getvalue()))
 
 
 def test_the_cache_is_bounded_in_bytes():
-    crops = dict(a=RandomResizedCrop(8, (0.5, 1.0)), b=RandomResizedCrop(8, (0.1, 0.5)))
-    load = pipeline.LoadExample(_Photos(6), None, crops, {}, cache_mib=3.5)
+    crops = dict(
+        image=IMAGE | dict(crop=dict(kind="random_resized_crop", size=8, scale=(0.5, 1.0))),
+        small=IMAGE | dict(crop=dict(kind="random_resized_crop", size=8, scale=(0.1, 0.5))),
+    )
+    load = _loader(_Photos(6), cache_mib=3.5, **crops)
     for _ in range(2):
         for index in range(6):
             load.random_map(index, np.random.default_rng(0))
-    kept = load._cache._kept
-    assert list(kept) == [record.image for record in load.source[:3]]  # the views share a picture
+    kept = load._cache._entries
+    # The fields share an image.
+    assert list(kept) == [("image", record["image"]) for record in load.source[:3]]
     assert sum(map(memory_bytes, kept.values())) == 3 * 1000 * 250 * 4
 
 
 def test_a_picture_in_the_cache_is_not_decoded_again(monkeypatch):
-    opened, decoded = decode.opened, []
-    monkeypatch.setattr(decode, "opened", lambda *arguments: decoded.append(1) or opened(*arguments))
-    load = pipeline.LoadExample(_Photos(2), None, VIEWS, {}, cache_mib=1)
+    decode_rgb, decoded = decode.decode_rgb, []
+    monkeypatch.setattr(decode, "decode_rgb", lambda *given: decoded.append(1) or decode_rgb(*given))
+    load = _loader(_Photos(2), cache_mib=1)
     examples = [load.random_map(index, np.random.default_rng(0)) for index in (0, 1, 0, 1)]
     assert len(decoded) == 2
     _assert_equal(examples[:2], examples[2:])
 
 
 @pytest.mark.parametrize(
-    "text", ["", "  ", "\n", "\x00", "\x07\x1b", "[PAD] [SEP]", None, 7, 1.5, b"bytes", ["list"], "\ud800"]
+    "text", ["", "  ", "\n", "\x00", "\x07\x1b", "[PAD] [SEP]", None, 7, 1.5, b"\x07", ["list"], "\ud800"]
 )
 def test_what_is_no_caption_is_replaced(text):
-    load = _load({3: dict(texts={"label": [text]})})
+    load = _load({3: dict(label=[text])})
     assert load.random_map(3, np.random.default_rng(0))["data_errors"]["replaced_texts"]
 
 
 def test_labels_are_the_classes_of_the_records():
     source = EmojiPairs(["fxemoji"], "seen")
     names = source.label_names("category")
-    load = pipeline.LoadExample(source, None, VIEWS, {}, labels=Labels("category", names))
+    load = _loader(source, label=dict(kind="label", key="category"))
     (batch,) = _take(load, 1)
     assert batch["label"].dtype == np.int32
     assert set(batch) == {"image", "label", "data_errors"}
@@ -299,29 +310,33 @@ def test_labels_are_the_classes_of_the_records():
     assert names[found] == source.rows[7]["category"]
 
 
-@pytest.mark.parametrize(
-    "texts", [{}, {"kind": []}, {"kind": ["c"]}, {"kind": [-1]}, {"kind": [2]}, {"kind": [None]}]
-)
-def test_a_record_without_a_class_is_replaced(texts):
+class _Kinds(_Source):
+    def label_names(self, key):
+        assert key == "kind"
+        return ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", [None, [], "c", -1, 2, [None]])
+def test_a_record_without_a_class_is_replaced(kind):
     """A number that is none of the classes is what TFDS gives a picture whose label is kept secret."""
-    source = _Source({i: dict(texts={"kind": [np.int64(i % 2)]}) for i in range(20)} | {3: dict(texts=texts)})
-    load = pipeline.LoadExample(source, None, VIEWS, {}, labels=Labels("kind", ("a", "b")))
+    source = _Kinds({i: dict(kind=np.int64(i % 2)) for i in range(20)} | {3: dict(kind=kind)})
+    load = _loader(source, label=dict(kind="label", key="kind"))
     found = load.random_map(3, np.random.default_rng(0))
     assert found["label"] == 0  # of the fourth
-    assert _errors(found) == ["replaced_texts"]
+    assert _errors(found) == ["replaced_labels"]
     assert load.random_map(5, np.random.default_rng(0))["label"] == 1
 
 
-@pytest.mark.parametrize("texts", [{}, {"label": []}, {"other": ["a cat"]}])
-def test_a_record_without_captions_is_replaced(texts):
-    load = _load({3: dict(texts=texts)})
+@pytest.mark.parametrize("label", [None, []])
+def test_a_record_without_captions_is_replaced(label):
+    load = _load({3: dict(label=label)})
     assert load.random_map(3, np.random.default_rng(0))["data_errors"]["replaced_texts"]
 
 
 def test_the_cache_changes_nothing():
     source = EmojiPairs(["fxemoji"], "seen")
-    cached = pipeline.LoadExample(source, TOKENIZER, VIEWS, CAPTIONS, cache_mib=1)
-    plain = pipeline.LoadExample(source, TOKENIZER, VIEWS, CAPTIONS, cache_mib=0)
+    cached = _loader(source, CAPTIONS, cache_mib=1)
+    plain = _loader(source, CAPTIONS)
     _assert_equal(_take(cached, 4, records=30), _take(plain, 4, records=30))
 
 
@@ -330,7 +345,7 @@ def test_the_cache_changes_nothing():
 
 def _draw(texts, captions=CAPTIONS, times=4000):
     rng = np.random.default_rng(0)
-    return [pipeline.draw_caption(texts, captions, rng) for _ in range(times)]
+    return [draw_caption(texts, captions, rng) for _ in range(times)]
 
 
 def test_kinds_come_as_often_as_configured():
@@ -349,7 +364,7 @@ def test_what_a_record_lacks_is_shared_among_the_rest():
 
 def test_a_kind_of_weight_0_is_never_drawn():
     assert set(_draw(dict(label=["l"], name=["n"]), dict(label=0.0, name=0.5))) == {"n"}
-    with pytest.raises(pipeline.BadText, match="no caption"):
+    with pytest.raises(BadValue, match="no caption"):
         _draw(dict(label=["l"]), dict(label=0.0, name=0.5))
 
 
@@ -363,17 +378,63 @@ def test_tags_are_a_random_subset_in_random_order():
 
 
 def test_a_tag_that_is_no_string_is_a_bad_text():
-    with pytest.raises(pipeline.BadText, match="type int"):
+    with pytest.raises(BadValue, match="type int"):
         _draw(dict(tags=[3]), dict(tags=1.0))
-    with pytest.raises(pipeline.BadText, match="no caption"):
-        pipeline.draw_caption({}, CAPTIONS, np.random.default_rng(0))
+    with pytest.raises(BadValue, match="no caption"):
+        draw_caption({}, CAPTIONS, np.random.default_rng(0))
 
 
-def test_build_reads_the_config():
-    data = dict(
-        source=dict(kind="emoji", styles=("fxemoji",), concepts="seen"),
-        views=dict(image=dict(kind="window", resize=18, crop=16)), captions=CAPTIONS, cache_mib=0, threads=1,
-    )  # fmt: skip
-    load = pipeline.build(data, TOKENIZER)
-    assert len(load.source) == len(EmojiPairs(["fxemoji"], "seen"))
-    assert load.random_map(0, np.random.default_rng(0))["image"].shape == (16, 16, 3)
+# Mixtures.
+
+
+def _numbered(first, count):
+    """A source whose records are a label from `first` on."""
+
+    class Load(grain.transforms.RandomMap):
+        def random_map(self, index, rng):
+            return dict(index=first + index, draw=rng.integers(0, 2**31))
+
+    return pipeline.Part(Load(), count)
+
+
+def _mixed(steps, start=0, seed=0, rows=None, weights=(0.75, 0.25), batch_size=16):
+    parts = [_numbered(0, 40)._replace(weight=weights[0]), _numbered(1000, 13)._replace(weight=weights[1])]
+    iterator = pipeline.batches(parts, batch_size, seed, start, 2, rows)
+    taken = list(itertools.islice(iterator, steps))
+    iterator.close()
+    return taken
+
+
+def test_every_batch_of_a_mixture_has_its_share_of_each_source():
+    second = np.stack([batch["index"] >= 1000 for batch in _mixed(50)])
+    np.testing.assert_array_equal(second.sum(1), 4)
+    # In rows drawn at random, and not in a pattern: each row has each source at times.
+    assert (second.mean(0) > 0.05).all()
+    assert (second.mean(0) < 0.6).all()
+    uneven = np.stack([batch["index"] >= 1000 for batch in _mixed(60, weights=(2, 1))])
+    assert set(uneven.sum(1)) == {5, 6}
+    assert uneven.mean() == pytest.approx(1 / 3, abs=0.002)
+
+
+def test_a_mixture_shows_each_source_whole_before_it_repeats():
+    indices = np.concatenate([batch["index"] for batch in _mixed(40)])
+    for first, count in ((0, 40), (1000, 13)):
+        seen = indices[(indices >= first) & (indices < first + count)] - first
+        epochs = seen[: len(seen) // count * count].reshape(-1, count)
+        # Rows of a batch come in another order, so an epoch's end is only found to a batch.
+        assert (np.abs(np.bincount(epochs[:-1].ravel(), minlength=count) - (len(epochs) - 1)) <= 1).all()
+    draws = np.concatenate([batch["draw"] for batch in _mixed(40)])
+    assert len(np.unique(draws)) == len(draws)
+
+
+@pytest.mark.parametrize("start", [1, 7, 30])
+def test_a_mixture_resumes_with_the_batches_it_would_have_had(start):
+    _assert_equal(_mixed(3, start), _mixed(start + 3)[start:])
+    assert not _equal(_mixed(3, start), _mixed(3, start, seed=1))
+
+
+def test_processes_share_the_batches_of_a_mixture():
+    whole = _mixed(4, start=5)
+    for rows in np.arange(16).reshape(4, -1):
+        for part, batch in zip(_mixed(4, start=5, rows=rows), whole, strict=True):
+            _assert_equal(part, jax.tree.map(lambda x, rows=rows: x[rows], batch))

@@ -16,16 +16,16 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
         ("crop 256", ("crop", 256, "bicubic")),
         ("crop bilinear", ("crop", 224, "bilinear")),
         ("crop 256 bilinear", ("crop", 256, "bilinear")),
-        ("squash", ("squash", 224, "bicubic")),
-        ("squash bilinear", ("squash", 224, "bilinear")),
-        ("squash 346 bilinear", ("squash", 346, "bilinear")),
+        ("stretch", ("stretch", 224, "bicubic")),
+        ("stretch bilinear", ("stretch", 224, "bilinear")),
+        ("stretch 346 bilinear", ("stretch", 346, "bilinear")),
     ],
 )
 def test_the_words(how, expected):
     assert preprocessing.parse_resize(how, 224) == expected
 
 
-@pytest.mark.parametrize("how", ["", "pad", "squash 256 256", "crop nearest", "crop 256 256", "256 crop"])
+@pytest.mark.parametrize("how", ["", "pad", "stretch 256 256", "crop nearest", "crop 256 256", "256 crop"])
 def test_other_words(how):
     with pytest.raises(ValueError, match=f"resize is '{how}'; it must be like crop, crop 256"):
         preprocessing.parse_resize(how, 224)
@@ -41,7 +41,7 @@ def test_a_crop_of_a_larger_side_is_its_middle():
 def test_only_an_image_that_needs_no_resizing_is_untouched():
     small = IMAGES[:, :16, :16]
     assert preprocessing.resize(small, 16, "crop") is small
-    assert preprocessing.resize(small, 16, "squash bilinear") is small
+    assert preprocessing.resize(small, 16, "stretch bilinear") is small
     larger = [Image.fromarray(image).resize((20, 20), Image.Resampling.BICUBIC) for image in small]
     expected = np.stack([np.asarray(image) for image in larger])[:, 2:18, 2:18]
     np.testing.assert_array_equal(preprocessing.resize(small, 16, "crop 20"), expected)
@@ -49,5 +49,17 @@ def test_only_an_image_that_needs_no_resizing_is_untouched():
 
 def test_bilinear_is_not_bicubic():
     expected = np.asarray(Image.fromarray(IMAGES[0]).resize((8, 8), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(preprocessing.resize(IMAGES, 8, "squash bilinear")[0], expected)
-    assert (preprocessing.resize(IMAGES, 8, "squash")[0] != expected).any()
+    np.testing.assert_array_equal(preprocessing.resize(IMAGES, 8, "stretch bilinear")[0], expected)
+    assert (preprocessing.resize(IMAGES, 8, "stretch")[0] != expected).any()
+
+
+def test_a_configs_transform_is_that_of_the_models_it_trains():
+    transform = dict(size=16, resize=20, resize_mode="stretch", filter="bilinear", mean=(0.5,), std=(0.25,))
+    keys = preprocessing.model_keys(transform)
+    assert keys == dict(
+        image_size=16, resize="stretch 20 bilinear", views=dict(image=dict(mean=(0.5,), std=(0.25,)))
+    )
+    expected = preprocessing.resize(IMAGES, 16, "stretch 20 bilinear")
+    np.testing.assert_array_equal(preprocessing.of(keys)(IMAGES), expected)
+    pixels = preprocessing.Pixels.of(transform)(expected)
+    np.testing.assert_allclose(pixels, (expected / 255 - 0.5) / 0.25, rtol=1e-5, atol=1e-6)

@@ -11,16 +11,28 @@ import pytest
 from PIL import Image
 
 import big_ssl
-from big_ssl.data import emoji_drawings, pipeline, sources, tokenizers
-from big_ssl.data.host_views import Window
+from big_ssl.data import emoji_drawings, fields, pipeline, sources, tokenizers
+from big_ssl.data.records import values
 from configs.emoji import TRAINING_STYLES
-
-VIEWS = dict(image=Window(8, 8))
 
 
 @pytest.fixture(scope="module")
 def seen():
     return sources.EmojiPairs(TRAINING_STYLES, "seen")
+
+
+def _texts(record):
+    """{key: its texts} of a record, all but the image."""
+    return {key: values(record, key) for key in record if key != "image"}
+
+
+def _loader(source, tokenizer, captions):
+    crop = dict(kind="random_crop", resize=8, size=8)
+    options = dict(
+        image=dict(kind="image", crop=crop, mean=(0.5,), std=(0.5,)),
+        text=dict(kind="text", captions=captions),
+    )
+    return pipeline.LoadExample(source, fields.opened(fields.build(options, 8), source, tokenizer))
 
 
 def _stem(row):
@@ -53,12 +65,12 @@ def test_a_name_of_training_is_never_that_of_a_held_out_concept(seen):
 
 def test_a_record_is_a_picture_and_its_texts(seen):
     record = seen[0]
-    assert set(record.texts) == {"label", "name", "category", "subcategory", "short_names", "tags"}
-    assert all(isinstance(text, str) for texts in record.texts.values() for text in texts)
-    assert Image.open(io.BytesIO(record.image)).format == "WEBP"
+    assert set(_texts(record)) == {"label", "name", "category", "subcategory", "short_names", "tags"}
+    assert all(isinstance(text, str) for texts in _texts(record).values() for text in texts)
+    assert Image.open(io.BytesIO(record["image"])).format == "WEBP"
     row = seen.rows[0]
-    assert record.texts["label"] == [row["label"]]
-    assert not any("_" in name for name in record.texts["short_names"])
+    assert _texts(record)["label"] == [row["label"]]
+    assert not any("_" in name for name in _texts(record)["short_names"])
 
 
 def test_pictures_stay_with_their_rows():
@@ -68,7 +80,7 @@ def test_pictures_stay_with_their_rows():
     where = {s: {row["unified"]: i for i, row in enumerate(alone[s].rows)} for s in alone}
     for index in range(0, len(both), 50):
         row = both.rows[index]
-        assert both[index].image == alone[row["style"]][where[row["style"]][row["unified"]]].image
+        assert both[index]["image"] == alone[row["style"]][where[row["style"]][row["unified"]]]["image"]
 
 
 def test_an_unknown_style_or_half_is_named():
@@ -95,8 +107,10 @@ def test_a_smaller_share_of_the_drawings_is_a_part_of_a_larger(seen):
 def test_noisy_texts_are_tags_or_in_another_language():
     plain = sources.EmojiPairs(["fxemoji"], "seen")
     source = sources.EmojiPairs(["fxemoji"], "seen", languages=("de", "ja"))
-    texts = [source[i].texts for i in range(len(source))]
-    assert all({**found, "noisy": None} == {**plain[i].texts, "noisy": None} for i, found in enumerate(texts))
+    texts = [_texts(source[i]) for i in range(len(source))]
+    assert all(
+        {**found, "noisy": None} == {**_texts(plain[i]), "noisy": None} for i, found in enumerate(texts)
+    )
     kinds = [0, 0]
     for found in texts:
         (noisy,) = found["noisy"]
@@ -106,7 +120,7 @@ def test_noisy_texts_are_tags_or_in_another_language():
 
 def test_each_drawing_of_a_concept_has_a_noisy_text_of_its_own():
     source = sources.EmojiPairs(emoji_drawings.emoji_styles(), languages=("de",))
-    found = {source[i].texts["noisy"][0] for i, row in enumerate(source.rows) if row["label"] == "hedgehog"}
+    found = {_texts(source[i])["noisy"][0] for i, row in enumerate(source.rows) if row["label"] == "hedgehog"}
     assert found == {"animal spiny", "Igel", "igel stachelig stacheln tier"}
 
 
@@ -143,7 +157,7 @@ def test_the_labels_of_the_drawings(seen):
     assert len(seen.label_names("category")) == 10
     assert len(seen.label_names("subcategory")) == 99
     assert len(seen.label_names("label")) == 1911  # held out or not
-    texts = seen[0].texts
+    texts = _texts(seen[0])
     assert all(texts[kind][0] in seen.label_names(kind) for kind in ("label", "category", "subcategory"))
     with pytest.raises(ValueError, match="emoji: 'tags' is no label; there are label, category, subcategory"):
         seen.label_names("tags")
@@ -164,8 +178,13 @@ def test_a_folder_of_classes(tmp_path):
     found = _folder(tmp_path, names)
     assert found.label_names("label") == ["cat", "dog"]
     records = [found[i] for i in range(len(found))]
-    assert [r.image.decode() for r in records] == ["cat/1.jpeg", "cat/2.png", "dog/b.JPG", "dog/more/a.webp"]
-    assert [r.texts["label"] for r in records] == [["cat"], ["cat"], ["dog"], ["dog"]]
+    assert [r["image"].decode() for r in records] == [
+        "cat/1.jpeg",
+        "cat/2.png",
+        "dog/b.JPG",
+        "dog/more/a.webp",
+    ]
+    assert [_texts(r)["label"] for r in records] == [["cat"], ["cat"], ["dog"], ["dog"]]
 
 
 def test_what_a_folder_has_is_told(tmp_path):
@@ -177,8 +196,8 @@ def test_what_a_folder_has_is_told(tmp_path):
 
 def test_pictures_beside_subfolders_are_read_and_in_no_class(tmp_path):
     found = _folder(tmp_path, ["b.png", "a.jpg", "thumbs/c.png"])
-    assert [found[i].image.decode() for i in range(3)] == ["thumbs/c.png", "a.jpg", "b.png"]
-    assert [found[i].texts for i in range(3)] == [{"label": ["thumbs"]}, {}, {}]
+    assert [found[i]["image"].decode() for i in range(3)] == ["thumbs/c.png", "a.jpg", "b.png"]
+    assert [_texts(found[i]) for i in range(3)] == [{"label": ["thumbs"]}, {}, {}]
     assert found.summary() == "3 pictures in 1 subfolders, 2 of them beside these"
     with pytest.raises(
         ValueError, match=r"2 pictures beside the subfolders are in no class, such as .*/a.jpg"
@@ -215,8 +234,8 @@ def test_what_is_no_folder_of_classes(tmp_path):
 def test_pictures_without_subfolders_have_no_label(tmp_path):
     """One's own pictures, to pre-train on."""
     found = _folder(tmp_path, ["b.png", "a.jpg", ".cache/c.png"])
-    assert [found[i].image.decode() for i in range(len(found))] == ["a.jpg", "b.png"]
-    assert found[0].texts == {}
+    assert [found[i]["image"].decode() for i in range(len(found))] == ["a.jpg", "b.png"]
+    assert _texts(found[0]) == {}
     with pytest.raises(ValueError, match="path is not set"):
         sources.ImageFolder("")
     with pytest.raises(ValueError, match="'label' is no label; there is none, without subfolders"):
@@ -281,23 +300,23 @@ def _pairs(data_dir, **options):
 def test_tfds_records_are_encoded_pictures_and_texts(data_dir):
     source = _pairs(data_dir)
     assert len(source) == 10
-    records = sorted((source[i] for i in range(10)), key=lambda record: record.texts["text"])
+    records = sorted((source[i] for i in range(10)), key=lambda record: _texts(record)["text"])
     assert "tensorflow" not in sys.modules
     for record in records[1:]:
-        number = int(record.texts["text"][0].split()[1])
-        assert record.texts["text"] == [f"grey {number} ÿ"]
-        assert record.texts["tags"] == ["a", "b"][: number % 3]
+        number = int(_texts(record)["text"][0].split()[1])
+        assert _texts(record)["text"] == [f"grey {number} ÿ"]
+        assert _texts(record)["tags"] == ["a", "b"][: number % 3]
         if number != 4:
-            assert record.image == _png(20 * number)
+            assert record["image"] == _png(20 * number)
 
 
 def test_labels_and_nested_texts(data_dir):
     source = sources.TfdsPairs("image_text_pairs", "train", data_dir)  # without keys: all there are
     for record in (source[i] for i in range(10)):
-        assert set(record.texts) == {"text", "tags", "number", "label", "captions/text", "captions/id"}
-        (number,) = record.texts["number"]
-        assert record.texts["label"] == [number % 2]
-        assert record.texts["captions/text"] == [f"{number} {k}" for k in range(number % 2 + 1)]
+        assert set(_texts(record)) == {"text", "tags", "number", "label", "captions/text", "captions/id"}
+        (number,) = _texts(record)["number"]
+        assert _texts(record)["label"] == [number % 2]
+        assert _texts(record)["captions/text"] == [f"{number} {k}" for k in range(number % 2 + 1)]
     assert source.label_names("label") == ["even", "odd"]
     with pytest.raises(
         ValueError, match="tfds: 'text' of 'image_text_pairs' is no class label; there is label"
@@ -315,8 +334,8 @@ def test_a_split_can_be_sliced(data_dir):
 
 def test_tfds_feeds_the_pipeline(data_dir):
     tokenizer = tokenizers.WordPiece(tokenizers.vocabulary_path("emoji"), 8)
-    load = pipeline.LoadExample(_pairs(data_dir), tokenizer, VIEWS, dict(text=1.0))
-    batch = next(pipeline.batches(load, 10, 10, 0, 0, 1))
+    load = _loader(_pairs(data_dir), tokenizer, dict(text=1.0))
+    batch = next(pipeline.batches([pipeline.Part(load, 10)], 10, 0, 0, 1))
     assert batch["image"].shape == (10, 8, 8, 3)
     assert batch["data_errors"]["replaced_images"].sum() == 1
     assert batch["data_errors"]["replaced_texts"].sum() == 1
@@ -325,9 +344,9 @@ def test_tfds_feeds_the_pipeline(data_dir):
 def test_a_feature_that_is_no_text_is_a_bad_text_and_not_a_crash(data_dir):
     tokenizer = tokenizers.WordPiece(tokenizers.vocabulary_path("emoji"), 8)
     source = _pairs(data_dir, text_keys=("number",))
-    assert not isinstance(source[0].texts["number"][0], str)
-    load = pipeline.LoadExample(source, tokenizer, VIEWS, dict(number=1.0))
-    with pytest.raises(pipeline.BadText, match="a caption of type int"):
+    assert not isinstance(_texts(source[0])["number"][0], str)
+    load = _loader(source, tokenizer, dict(number=1.0))
+    with pytest.raises(pipeline.BadRecord, match="a caption of type int"):
         load.load(0, np.random.default_rng(0))
 
 
@@ -359,8 +378,8 @@ def test_rows_of_parquet_files_in_order(parquet_folder):
         assert len(source) == 7
         for i in (6, 0, 5, 1, 4, 2, 3):  # across groups and files, backwards and forwards
             record = source[i]
-            assert record.image == (_png(20 * i) if i != 2 else b"")
-            assert record.texts == dict(
+            assert record["image"] == (_png(20 * i) if i != 2 else b"")
+            assert _texts(record) == dict(
                 alt=[f"grey {i}"] if i != 3 else [], tags=["x", "y"][: i % 3], width=[i]
             )
         assert source[-1] == source[6]
@@ -380,13 +399,13 @@ def test_rows_are_named_by_file_and_row(parquet_folder):
 
 def test_one_parquet_file_and_some_of_its_columns(parquet_folder):
     source = sources.ParquetPairs(str(parquet_folder / "b.parquet"), text_keys=("alt",))
-    assert [record.texts for record in source] == [dict(alt=[f"grey {i}"]) for i in (4, 5, 6)]
+    assert [_texts(record) for record in source] == [dict(alt=[f"grey {i}"]) for i in (4, 5, 6)]
 
 
 def test_a_share_of_the_rows_in_order(parquet_folder):
     every = sources.ParquetPairs(str(parquet_folder))
     parts = [sources.ParquetPairs(str(parquet_folder), share=share) for share in (0.3, 0.6)]
-    numbers = [[record.texts["width"][0] for record in part] for part in parts]
+    numbers = [[_texts(record)["width"][0] for record in part] for part in parts]
     assert list(map(len, numbers)) == [2, 4]
     assert numbers[1] == sorted(numbers[1]) != list(range(4))
     assert set(numbers[0]) < set(numbers[1])
@@ -402,11 +421,11 @@ def test_the_labels_of_parquet_columns(parquet_folder):
     source = sources.ParquetPairs(str(parquet_folder))
     assert source.label_names("alt") == [f"grey {i}" for i in (0, 1, 2, 4, 5, 6)]
     assert source.label_names("width") == [str(i) for i in range(7)]
-    labels = sources.labels(dict(kind="parquet"), source, "alt")
+    labels = sources.labels(source, "alt")
     assert [labels.number(source[i]) for i in (0, 4, 6)] == [0, 3, 5]
-    with pytest.raises(ValueError, match=r"^data: there is a picture whose alt is None, which is no class"):
+    with pytest.raises(ValueError, match=r"^data: there is an image whose alt is None, which is no class"):
         labels.number(source[3])
-    assert sources.labels(dict(kind="parquet"), source, "width").number(source[5]) == 5
+    assert sources.labels(source, "width").number(source[5]) == 5
     with pytest.raises(
         ValueError, match=r"^parquet: 'tags' holds list<.*>; a label is a string or an integer"
     ):

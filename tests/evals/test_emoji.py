@@ -19,7 +19,7 @@ def twemoji():
     return emoji.load("twemoji", SMALL)
 
 
-def test_each_picture_has_its_own_name(twemoji):
+def test_every_image_has_one_name(twemoji):
     rows = sources.EmojiPairs(["twemoji"]).rows
     assert twemoji.images.shape == (len(rows), 16, 16, 3)
     assert [twemoji.names[i] for i in twemoji.labels] == [row["label"] for row in rows]
@@ -63,7 +63,7 @@ def test_positives(small):
     np.testing.assert_array_equal(small.positives(images, names), np.array(expected, bool))
 
 
-def test_pixels_find_an_identical_picture():
+def test_an_identical_image_is_the_nearest_by_pixels():
     # The training pictures themselves, asked at the baseline's own size: distance zero.
     data = emoji.load("fxemoji", PIXELS)
     scores = emoji.pixel_scores("fxemoji", ["fxemoji"])
@@ -91,6 +91,6 @@ def test_pixels_are_the_nearest_of_a_concepts_drawings():
     distances = []
     for i in drawings:
         image = emoji.load_images([source[i]], PIXELS)[0]
-        assert Image.open(io.BytesIO(source[i].image)).size[0] >= 16
+        assert Image.open(io.BytesIO(source[i]["image"])).size[0] >= 16
         distances.append(((pixels(image) - pixels(asked)) ** 2).sum())
     assert scores[chosen, column] == pytest.approx(-min(distances), rel=1e-3)

@@ -56,7 +56,7 @@ def test_retrieval():
     assert {key: found[key] for key in expected} == pytest.approx(expected)
 
 
-def test_names_without_a_picture_are_offered_to_classification_only():
+def test_names_without_an_image_are_candidates_of_classification_only():
     data = emoji.NamedImages(
         images=DATA.images[:2], names=DATA.names, labels=np.array([0, 1]), unseen=DATA.unseen, flag=DATA.flag
     )

@@ -1,14 +1,16 @@
 """Weighted neighbours against scikit-learn's and the published sum of weights."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from big_ssl.data import preprocessing
 from big_ssl.evals import knn, split_candidates
-from big_ssl.evals.embedder import Embedder
+from big_ssl.evals.predictor import Predictor
+from big_ssl.models.encoder import Encoder
 from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.training.system import System
 
 RNG = np.random.default_rng(0)
 CLASSES, KS, TEMPERATURE = 7, (1, 5, 20), 0.07
@@ -65,12 +67,29 @@ def test_near_neighbours_outvote_many_far_ones():
     assert knn.predictions(train, np.array([0, 1, 1, 1]), np.array([[1.0, 0.1]]), 2, (4,), 10.0) == [[1]]
 
 
+class _Pixels(Encoder):
+    outputs = ("pooled",)
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = images.reshape(len(images), -1)
+        return dict(pooled=x - x.mean(1, keepdims=True))
+
+
+def _of_pixels():
+    """A Predictor whose features are the pixels themselves."""
+    system = System(dict(image=_Pixels()), {}, {})
+    mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
+    variables = dict(params=dict(encoders=dict(image={}), heads={}), encoders=dict(image={}))
+    return Predictor(system, variables, mesh, dict(image_size=16, resize="crop"), None, 256).for_evaluation()
+
+
 def emoji(**rest):
     return dict(kind="emoji", styles=("fxemoji",), **rest)
 
 
 def test_the_evaluator_reports_each_k_the_majority_and_pixels():
-    """Of features that are the pixels themselves, as good as the pixels; of what it has seen, all right."""
+    """Features that are the pixels are as good as the pixels; training images are their own neighbours."""
     evaluator = knn.Knn(
         emoji(concepts="unseen"),
         emoji(concepts="unseen"),
@@ -80,20 +99,14 @@ def test_the_evaluator_reports_each_k_the_majority_and_pixels():
         pixels=True,
         name="x",
     )
-    prepare = preprocessing.of(dict(image_size=16, resize="crop"))
-
-    def flat(images):
-        x = images.reshape(len(images), -1) / 255
-        return x - x.mean(1, keepdims=True)
-
-    embedder = Embedder(prepare=prepare, images=flat, texts=None, pooled=flat, inside=None)
-    found = evaluator.metrics(embedder)
+    predictor = _of_pixels()
+    found = evaluator.metrics(predictor)
     assert found["knn/x/k1_top1"] == found["knn/x/pixel_k1_top1"] > 0.99
     assert found["knn/x/majority"] <= found["knn/x/k500_top1"] < 1
     assert set(found) == {
         f"knn/x/{m}" for m in ("k1_top1", "k500_top1", "majority", "pixel_k1_top1", "pixel_k500_top1")
     }
-    assert evaluator.metrics(embedder) == found
+    assert evaluator.metrics(predictor) == found
 
 
 def test_some_of_each_class():
@@ -107,14 +120,14 @@ def test_some_of_each_class():
     np.testing.assert_array_equal(chosen[3], knn.some_of_each(labels, 2, 3))
 
 
-def test_few_of_each_class_are_asked_in_several_draws(folder, embedder):
+def test_few_shot_accuracy_is_a_mean_over_draws(folder, predictor):
     """The mean over draws of what scikit-learn's nearest neighbour gets with each."""
     shades = RNG.integers(0, 256, (4, 6, 3))
     read = lambda colours: [tuple(map(int, colour)) for colour in colours]  # noqa: E731
     train = folder(dict(a=read(shades[0]), b=read(shades[1])), "train")
     test = folder(dict(a=read(shades[2]), b=read(shades[3])), "test")
     sets = (dict(kind="image_folder", path=path) for path in (train, test))
-    found = knn.Knn(*sets, ks=(1,), per_class=(2, 6), tries=3, name="x").metrics(embedder)
+    found = knn.Knn(*sets, ks=(1,), per_class=(2, 6), tries=3, name="x").metrics(predictor)
     known, asked, labels = *(shades.reshape(2, 12, 3) - 60.0), np.repeat([0, 1], 6)
     accuracies = []
     for seed in range(3):

@@ -87,7 +87,7 @@ def test_every_head_is_plain_sgd(heads):
             np.testing.assert_allclose(found["bias"][i], bias, atol=2e-5)
 
 
-def test_a_head_alone_is_what_it_is_among_others(heads):
+def test_a_head_does_not_depend_on_the_others(heads):
     alone = Sweep((LAYERS,), (True,), (0.5,), CLASSES, STEPS, BATCH)
     (found,) = _trained(alone)
     for name in ("kernel", "bias"):
@@ -106,7 +106,7 @@ def test_devices_change_nothing(devices, heads):
 def test_the_winner_is_as_good_as_logistic_regression(heads):
     """On features that lines part almost: within a point. Chosen on validation, whatever test says."""
     best, validated = linear_sweep.choose(SWEEP, heads, VALIDATION, _mesh(1))
-    found = linear_sweep.judge(SWEEP, heads, best, TEST, _mesh(1))
+    found = linear_sweep.evaluate(SWEEP, heads, best, TEST, _mesh(1))
     fit = LogisticRegression(max_iter=1000).fit(_flat(TRAIN[0]), TRAIN[1])
     assert found["top1"] == pytest.approx(fit.score(_flat(TEST[0]), TEST[1]), abs=0.01)
     named = linear_sweep.predictions(SWEEP, heads, VALIDATION[0], _mesh(1))
@@ -116,11 +116,11 @@ def test_the_winner_is_as_good_as_logistic_regression(heads):
     head = SWEEP.heads[best]
     assert (found["rate"], found["blocks"], found["patches"]) == (head.rate, head.blocks, head.patches)
     # With labels turned round the same head is right about nothing.
-    wrong = linear_sweep.judge(SWEEP, heads, best, (TEST[0], (TEST[1] + 1) % CLASSES), _mesh(1))
+    wrong = linear_sweep.evaluate(SWEEP, heads, best, (TEST[0], (TEST[1] + 1) % CLASSES), _mesh(1))
     assert wrong["top1"] < 0.1
 
 
-def test_a_saved_head_says_what_it_said_in_the_sweep(heads):
+def test_a_saved_head_predicts_as_in_the_sweep(heads):
     """Each of them, on its class tokens and the mean of the patches, read or not."""
     named = linear_sweep.predictions(SWEEP, heads, TEST[0], _mesh(1))
     for i, head in enumerate(SWEEP.heads):
@@ -149,23 +149,23 @@ def _set(folder, name, count=24):
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_whole_sets(folder, embedder, augment):
+def test_whole_sets(folder, predictor, augment):
     """Colours through a small tower; a part of train chooses where nothing else is given."""
     train, test = _set(folder, "train"), _set(folder, "test")
     options = dict(rates=(1e-3, 0.5), blocks=(1, 2), steps=20, batch_size=16, augment=augment, name="x")
     evaluator = LinearSweep(train, test, validation_fraction=0.3, **options)
-    found = evaluator.metrics(embedder)
+    found = evaluator.metrics(predictor)
     assert set(found) == {
         f"linear_sweep/x/{key}"
         for key in ("top1", "mean_per_class", "chance", "validation_top1", "rate", "blocks", "patches")
     }
     assert found["linear_sweep/x/top1"] == found["linear_sweep/x/validation_top1"] == 1
-    assert evaluator.metrics(embedder) == found
+    assert evaluator.metrics(predictor) == found
 
 
-def test_a_split_is_two_sets(folder, embedder):
+def test_a_split_is_two_sets(folder, predictor):
     evaluator = LinearSweep(_set(folder, "train"), _set(folder, "test"), blocks=(1,), batch_size=8, name="x")
-    kept, held = (evaluator._features(embedder, split) for split in ("train", "validation"))
+    kept, held = (evaluator._features(predictor, split) for split in ("train", "validation"))
     assert len(kept[1]) + len(held[1]) == 48
     assert 0 < len(held[1]) < 15
 

@@ -95,7 +95,7 @@ def test_chance_is_the_mean_recall_over_every_order():
         assert chance_at(positives, k) == pytest.approx(mean)
 
 
-def test_chance_is_what_random_scores_reach():
+def test_chance_is_the_recall_of_random_scores():
     _, positives = draw(queries=4000)
     scores = np.random.default_rng(2).normal(size=positives.shape)
     for k in (1, 3):

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from big_ssl.evals import page as page_lib
 from big_ssl.evals import plots, report, report_texts
-from big_ssl.evals.report_pictures import Picture
+from big_ssl.evals.report_sections import EvalSection
 
 QUERIES = ["a red heart", "<b>cat & dog</b>", "flag of $France$"]
-FACTS = {"parameters": "1,234", "command": "python -m big_ssl.main --config=configs/some.py"}
+FACTS = {"parameters": "1,234"}
+COMMAND = "python -m big_ssl.main --config=configs/some.py"
 SETS = ("twemoji", "twemoji_no_flags", "twemoji_unseen", "twemoji_unseen_no_flags", "openmoji")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -66,12 +68,12 @@ class Page(html.parser.HTMLParser):
         return [attrs["src"] for tag, attrs in self.elements if tag == "img"]
 
 
-def make_scene(seed, images=40, names=30, noise=0.3):
-    """A scene whose names 0 mod 5 are unseen, with images near their names but not always nearest."""
+def make_examples(seed, images=40, names=30, noise=0.3):
+    """Examples whose names 0 mod 5 are unseen, with images near their names but not always nearest."""
     rng = np.random.default_rng(seed)
     text = rng.normal(size=(names, 16))
     labels = rng.permutation(np.arange(images) % names)
-    return report_texts.Scene(
+    return report_texts.RetrievalExamples(
         images=rng.integers(0, 256, (images, 24, 24, 3), dtype=np.uint8),
         names=[f"name {i} <&>" for i in range(names)],
         labels=labels,
@@ -134,19 +136,18 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scenes():
-    return {"twemoji": make_scene(0), "openmoji": make_scene(1, images=35, noise=0.6)}
+def examples():
+    return {"twemoji": make_examples(0), "openmoji": make_examples(1, images=35, noise=0.6)}
 
 
-def write(workdir, scenes, queries=QUERIES):
-    return report.write_report(
-        workdir, title="A <run>", scenes=scenes, encode_text=encode_text, queries=queries, facts=FACTS
-    )
+def write(workdir, examples, queries=QUERIES):
+    sections = report_texts.retrieval_sections(examples, queries, encode_text(queries))
+    return report.write_report(workdir, title="A <run>", facts=FACTS, command=COMMAND, sections=sections)
 
 
 @pytest.fixture(scope="module")
-def text(workdir, scenes):
-    return write(workdir, scenes).read_text(encoding="utf-8")
+def text(workdir, examples):
+    return write(workdir, examples).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +159,9 @@ def number(text):
     return float(text.strip().rstrip("%×").replace(",", "")) / (100 if "%" in text else 1)
 
 
-def test_every_picture_is_embedded_and_decodes(page):
+def test_every_image_is_in_the_page_and_decodes(page):
     sources = page.images()
-    # 6 panels, a heat map, 8 images a query, and the cards of both scenes.
+    # 6 panels, a heat map, 8 images a query, and the cards of both sets.
     assert len(sources) == 6 + 1 + 8 * (3 + 3) + 12 + 6
     for source in sources:
         header, data = source.split(",", 1)
@@ -203,22 +204,22 @@ def test_retrieval_table_equals_the_last_evaluation(page):
             assert (pixel == "–") == (k > 1 or way == "text_to_image")
 
 
-def test_headline_says_the_first_scene(page):
+def test_headline_of_the_first_set(page):
     last = evaluation(600)["eval/zero_shot/twemoji/top1"]
     note = "flat colour drawings, in a style that was kept out of training"
-    assert f"Shown a picture from twemoji ({note}), the model picks its right name" in page.text
-    assert f"at the first attempt in {last:.1%} of cases" in page.text
+    assert f"Shown an image from twemoji ({note}), the model ranks its right name first" in page.text
+    assert f"in {last:.1%} of cases" in page.text
     assert "python -m big_ssl.main --config=configs/some.py" in page.text
     assert "“<b>cat & dog</b>”" in page.text  # shown, not obeyed
 
 
-def test_nearest_names_are_the_most_similar(page, scenes):
-    scene = scenes["twemoji"]
-    similarities = scene.image_embeddings @ scene.text_embeddings.T
+def test_nearest_names_are_the_most_similar(page, examples):
+    some = examples["twemoji"]
+    similarities = some.image_embeddings @ some.text_embeddings.T
     for card in page.cards[:12]:
         row = similarities[card["image"]]
-        true = scene.names[scene.labels[card["image"]]]
-        assert card["guesses"][0]["text"].startswith(scene.names[int(np.argmax(row))])
+        true = some.names[some.labels[card["image"]]]
+        assert card["guesses"][0]["text"].startswith(some.names[int(np.argmax(row))])
         assert [g["right"] for g in card["guesses"]].count(True) == 1
         (right,) = [g["text"] for g in card["guesses"] if g["right"]]
         assert right.startswith(f"{true} ✓")
@@ -226,34 +227,34 @@ def test_nearest_names_are_the_most_similar(page, scenes):
         assert shown == [f"{value:.2f}" for value in np.sort(row)[::-1][:5]]
 
 
-def test_nearest_images_are_the_most_similar(scenes):
-    scene = scenes["twemoji"]
+def test_nearest_images_are_the_most_similar(examples):
+    some = examples["twemoji"]
     texts = unit(encode_text(["a", "b"]))
-    nearest = report_texts.nearest_images(scene, texts, 8)
-    similarities = texts @ scene.image_embeddings.T
+    nearest = report_texts.nearest_images(some, texts, 8)
+    similarities = texts @ some.image_embeddings.T
     np.testing.assert_array_equal(nearest[:, 0], similarities.argmax(1))
     assert (np.diff(np.take_along_axis(similarities, nearest, 1)) <= 0).all()
 
 
-def test_shown_images_do_not_depend_on_the_model(page, scenes):
-    scene = scenes["twemoji"]
+def test_shown_images_do_not_depend_on_the_model(page, examples):
+    some = examples["twemoji"]
     shown = [card["image"] for card in page.cards[:12]]
-    other = make_scene(0, noise=5.0)
-    assert shown == report_texts.spread_images(scene, 12) == report_texts.spread_images(other, 12)
+    other = make_examples(0, noise=5.0)
+    assert shown == report_texts.spread_images(some, 12) == report_texts.spread_images(other, 12)
     assert len(set(shown)) == 12
-    assert scene.unseen[scene.labels[shown]].sum() == 6
+    assert some.unseen[some.labels[shown]].sum() == 6
 
 
-def test_failures_are_shown_with_the_rank_of_the_right_name(scenes):
-    scene = scenes["openmoji"]
-    cards = report_texts._image_to_text(scene, list(range(len(scene.images))))
-    similarities = scene.image_embeddings @ scene.text_embeddings.T
+def test_failures_are_shown_with_the_rank_of_the_right_name(examples):
+    some = examples["openmoji"]
+    cards = report_texts._image_to_text(some, list(range(len(some.images))))
+    similarities = some.image_embeddings @ some.text_embeddings.T
     for i, card in enumerate(cards):
-        assert card["rank"] == 1 + (similarities[i] > similarities[i, scene.labels[i]]).sum()
+        assert card["rank"] == 1 + (similarities[i] > similarities[i, some.labels[i]]).sum()
     assert {card["rank"] > 5 for card in cards} == {True, False}
 
 
-def test_a_run_without_scenes(tmp_path):
+def test_a_run_without_sections(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(training(s)) for s in (10, 20, 30)))
     page = Page(write(tmp_path, {}).read_text(encoding="utf-8"))
     assert len(page.images()) == 4
@@ -275,20 +276,26 @@ def self_supervised(step):
 
 
 def test_a_run_without_texts(tmp_path):
-    """Says what neighbours find, the largest k of the last step; shows the pictures, also beside the page."""
+    """The headline is of the largest k at the last step; figures are also files beside the page."""
     (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(self_supervised(s)) for s in (10, 40)))
     figure = plots.tiles([[plots.Tile(np.zeros((4, 4, 3), np.uint8), "black", plots.WRONG)] * 2])
-    picture = Picture("attention", "Where it looks", "At <edges>.", figure)
-    options = dict(scenes={}, encode_text=encode_text, queries=QUERIES, facts=FACTS | {"task": "To see."})
-    path = report.write_report(tmp_path, title="A run", pictures=[picture], **options)
-    page = Page(path.read_text(encoding="utf-8"))
-    assert "the 20 nearest training pictures vote for its right class in 40.0% of cases" in page.text
-    assert (
-        "plain pixels, shrunk to 16 × 16, gets 75.0%; always naming the most frequent class gets" in page.text
+    section = EvalSection("attention", "Attention", "At <edges>.", figure)
+    again = EvalSection("attention", "Attention", "The same of another evaluator.")
+    path = report.write_report(
+        tmp_path, title="A run", facts=FACTS, task=["To <see>."], sections=[section, again]
     )
-    assert "in no style at all during training, it is right in 30.0% of cases (pixels 50.0%)" in page.text
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "the 20 nearest training images vote for its right class in 40.0% of cases" in page.text
+    assert (
+        "plain pixels, downsampled to 16 × 16, gets 75.0%; always naming the most frequent class gets"
+        in page.text
+    )
+    assert "of any style in the training set, it is right in 30.0% of cases (pixels 50.0%)" in page.text
     assert "At <edges>." in page.text
-    assert [attrs["id"] for tag, attrs in page.elements if tag == "h2"] == ["task", "curves", "attention"]
+    assert "To <see>." in page.text
+    assert "another evaluator" not in page.text
+    headings = [attrs["id"] for tag, attrs in page.elements if tag == "h2"]
+    assert headings == ["task", "curves", "further", "attention"]
     titles = [attrs["alt"] for tag, attrs in page.elements if tag == "img"]
     curves = ["Neighbours vote, twemoji", "Neighbours vote, twemoji unseen", "Linear heads, heads"]
     curves += [
@@ -296,18 +303,18 @@ def test_a_run_without_texts(tmp_path):
         "Teacher's entropy, ibot",
         "Student behind teacher",
     ]
-    assert titles[-7:] == [*(f"{curve} over training steps" for curve in curves), "Where it looks"]
+    assert titles[-7:] == [*(f"{curve} over training steps" for curve in curves), "Attention"]
     embedded = base64.b64decode(page.images()[-1].split(",", 1)[1])
     assert (path.parent / "attention.png").read_bytes() == embedded
     assert (path.parent / "neighbours_vote_twemoji.png").exists()
 
 
-def test_a_run_without_retrieval_baselines_or_queries(tmp_path, scenes):
+def test_a_run_without_retrieval_baselines_or_queries(tmp_path, examples):
     line = {"step": 5, "eval/zero_shot/twemoji/top1": 0.25, "eval/retrieval/twemoji/image_to_text_r1": 0.25}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line))
-    page = Page(write(tmp_path, scenes, queries=[]).read_text(encoding="utf-8"))
-    assert "at the first attempt in 25.0% of cases" in page.text
-    assert "text-to-image" not in [attrs.get("id") for _, attrs in page.elements]
+    page = Page(write(tmp_path, examples, queries=[]).read_text(encoding="utf-8"))
+    assert "first in 25.0% of cases" in page.text
+    assert "twemoji-text-to-image" not in [attrs.get("id") for _, attrs in page.elements]
     assert "None" not in page.text
 
 
@@ -318,8 +325,8 @@ def test_metrics_of_a_resumed_run(tmp_path):
     assert report.read_metrics(tmp_path / "metrics.jsonl") == {"a": [(1, 1.0), (3, 3.0)]}
 
 
-def test_the_page_is_replaced_and_the_same_each_time(text, workdir, scenes):
-    path = write(workdir, scenes)
+def test_the_page_is_replaced_and_the_same_each_time(text, workdir, examples):
+    path = write(workdir, examples)
     assert path == workdir / "report" / "index.html"
     assert path.read_text(encoding="utf-8") == text
     names = {p.name for p in path.parent.iterdir()}
@@ -328,19 +335,19 @@ def test_the_page_is_replaced_and_the_same_each_time(text, workdir, scenes):
     assert Image.open(path.parent / "loss.png").size == (640, 464)
 
 
-def test_a_scene_of_unequal_lengths_is_refused(scenes):
-    scene = scenes["twemoji"]
+def test_examples_of_unequal_lengths_are_an_error(examples):
+    some = examples["twemoji"]
     with pytest.raises(ValueError, match="differ in number"):
-        dataclasses.replace(scene, images=scene.images[1:])
+        dataclasses.replace(some, images=some.images[1:])
     with pytest.raises(ValueError, match="differ in number"):
-        dataclasses.replace(scene, names=scene.names[1:])
+        dataclasses.replace(some, names=some.names[1:])
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(None, "–"), (0.0, "0%"), (1 / 1911, "0.05%"), (0.416, "41.6%"), (1, "100.0%")]
 )
 def test_percent(value, text):
-    assert report.percent(value) == text
+    assert page_lib.percent(value) == text
 
 
 def test_running_mean_is_centred():
@@ -349,7 +356,7 @@ def test_running_mean_is_centred():
     np.testing.assert_allclose(plots.running_mean(np.eye(7)[3], 3), [0, 0, 1 / 3, 1 / 3, 1 / 3, 0, 0])
 
 
-def test_a_browser_shows_every_picture(text, page, tmp_path):
+def test_a_browser_shows_every_image(text, page, tmp_path):
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip("no Chromium on this machine")
@@ -366,3 +373,17 @@ def test_a_browser_shows_every_picture(text, page, tmp_path):
     widths = [int(width) for width in title.split(",")]
     assert len(widths) == len(page.images())
     assert min(widths) > 0
+
+
+def test_a_run_of_every_kind_has_every_headline_and_table(tmp_path):
+    """Zero-shot, neighbours and what has no table of its own."""
+    line = evaluation(600) | self_supervised(600) | {"eval/classification/photos/top1": 0.75}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line))
+    page = Page(report.write_report(tmp_path, title="A run", facts=FACTS).read_text(encoding="utf-8"))
+    assert "the model ranks its right name first" in page.text
+    assert "the 20 nearest training images vote" in page.text
+    headings = [attrs["id"] for tag, attrs in page.elements if tag == "h2"]
+    assert headings == ["curves", "zero-shot", "retrieval", "further"]
+    kinds = {row["attrs"]["data-kind"]: row["cells"] for row in page.rows if "data-kind" in row["attrs"]}
+    assert set(kinds) == {"linear_sweep", "classification"}
+    assert [cell.strip() for cell in kinds["classification"]] == ["top1", "0.75"]

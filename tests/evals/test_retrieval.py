@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from big_ssl.evals import ranking, retrieval
-from big_ssl.evals.reading import HostSplit
+from big_ssl.evals import ranking, reading, retrieval
 from big_ssl.evals.retrieval import Retrieval, recalls
 
 
@@ -70,7 +69,7 @@ def captioned(folder, monkeypatch):
 
         class Source(sources.ImageFolder):
             def __getitem__(self, index):
-                return super().__getitem__(index)._replace(texts=dict(text=list(texts.values())[index]))
+                return super().__getitem__(index) | dict(text=list(texts.values())[index])
 
         monkeypatch.setitem(sources.SOURCES, "captioned", Source)
         return Retrieval(dict(kind="captioned", path=path), **options, name="x")
@@ -85,13 +84,13 @@ CAPTIONS = {
 }
 
 
-def test_a_whole_set(captioned, embedder, monkeypatch):
+def test_a_whole_set(captioned, predictor, monkeypatch):
     monkeypatch.setattr(retrieval, "_TEXTS", 2)
-    object.__setattr__(embedder, "split", HostSplit(size=2))
+    predictor.split = reading.over_mesh(predictor._mesh, 2)
     seen = []
-    texts = embedder.texts
-    object.__setattr__(embedder, "texts", lambda some: seen.extend(some) or texts(some))
-    found = captioned(CAPTIONS).metrics(embedder)
+    encode_text = predictor.encode_text
+    monkeypatch.setattr(predictor, "encode_text", lambda texts: seen.extend(texts) or encode_text(texts))
+    found = captioned(CAPTIONS).metrics(predictor)
     assert seen == ["something", "a red one", "a green one", "a red one, no: blue", "blue"]
     # Red ties with the caption that names it wrongly, and "something" is nearest to who knows what.
     assert found["retrieval/x/image_to_text_r1"] == pytest.approx(2 / 3)
@@ -99,11 +98,11 @@ def test_a_whole_set(captioned, embedder, monkeypatch):
     assert found["retrieval/x/text_to_image_r1"] in (pytest.approx(3 / 5), pytest.approx(4 / 5))
 
 
-def test_prefix_and_number_of_captions(captioned, embedder):
+def test_prefix_and_number_of_captions(captioned, predictor, monkeypatch):
     seen = []
-    texts = embedder.texts
-    object.__setattr__(embedder, "texts", lambda some: seen.extend(some) or texts(some))
-    captioned(CAPTIONS, per_image=1, prefix="a photo of").metrics(embedder)
+    encode_text = predictor.encode_text
+    monkeypatch.setattr(predictor, "encode_text", lambda texts: seen.extend(texts) or encode_text(texts))
+    captioned(CAPTIONS, per_image=1, prefix="a photo of").metrics(predictor)
     assert seen == [f"a photo of {some[0]}" for some in CAPTIONS.values()]
 
 
@@ -112,10 +111,10 @@ def test_prefix_and_number_of_captions(captioned, embedder):
     [
         ({"red": []}, {}, r"captions: \[\] of a record are no captions"),
         ({"red": ["a", None]}, {}, r"captions: \['a', None\] of a record"),
-        ({"red": ["a"]}, dict(captions=["texts"]), "the records have no 'texts'; there are text"),
+        ({"red": ["a"]}, dict(captions=["texts"]), "the records have no 'texts'; there are label, text"),
     ],
 )
-def test_what_are_no_captions(captioned, captions, options, message):
+def test_records_without_captions_are_errors(captioned, captions, options, message):
     with pytest.raises(ValueError, match=message):
         captioned(captions, **options)
 

@@ -10,9 +10,9 @@ from big_ssl.evals.zero_shot import ZeroShot, class_ranks, scores
 RNG = np.random.default_rng(0)
 
 
-def _evaluate(embedder, path, **options):
+def _evaluate(predictor, path, **options):
     data = dict(kind="image_folder", path=path)
-    found = ZeroShot(data, **options, name="x").metrics(embedder)
+    found = ZeroShot(data, **options, name="x").metrics(predictor)
     assert all(key.startswith("zero_shot/x/") for key in found)
     return {key.removeprefix("zero_shot/x/"): value for key, value in found.items()}
 
@@ -32,7 +32,7 @@ def test_metrics_agree_with_scikit_learn():
     assert found["chance"] == pytest.approx(1 / 30)
 
 
-def test_ties_count_against_the_picture():
+def test_ties_count_against_the_image():
     similarities = np.array([[0.5, 0.5, 0.1], [0.5, 0.5, 0.1]], np.float32)
     np.testing.assert_array_equal(class_ranks(similarities, np.array([0, 1]), "abc"), [1, 1])
 
@@ -97,18 +97,18 @@ def test_bad_templates_are_named(spec, message):
         prompts.templates(spec)
 
 
-def test_a_folder_of_pictures(embedder, folder):
+def test_a_folder_of_images(predictor, folder):
     path = folder({"red": ["red", "red", "green"], "green": ["green"], "blue": ["blue"], "grey": ["red"]})
-    found = _evaluate(embedder, path, templates="a {} thing")
+    found = _evaluate(predictor, path, templates="a {} thing")
     assert found == pytest.approx(dict(top1=4 / 6, top5=1, mean_per_class=(2 / 3 + 2) / 4, chance=1 / 4))
 
 
-def test_other_class_names(embedder, folder, tmp_path):
+def test_other_class_names(predictor, folder, tmp_path):
     path = folder({"n1": ["red"], "n2": ["green", "red"]})
     (tmp_path / "names.txt").write_text("red\ngreen\n")
     for classes in (["red", "green"], str(tmp_path / "names.txt")):
-        assert _evaluate(embedder, path, classes=classes)["top1"] == pytest.approx(2 / 3)
-    assert _evaluate(embedder, path, classes=["green", "red"])["top1"] == pytest.approx(1 / 3)
+        assert _evaluate(predictor, path, classes=classes)["top1"] == pytest.approx(2 / 3)
+    assert _evaluate(predictor, path, classes=["green", "red"])["top1"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(
@@ -122,19 +122,19 @@ def test_other_class_names(embedder, folder, tmp_path):
         (dict(templates="nowhere.txt"), r"nowhere\.txt"),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_is_embedded(options, message, folder):
+def test_options_that_do_not_fit_are_errors_before_any_embedding(options, message, folder):
     path = folder({"red": ["red"], "green": ["green"]})
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         ZeroShot(dict(kind="image_folder", path=path), **options, name="x")
 
 
 def test_a_source_without_labels():
-    with pytest.raises(ValueError, match="data: the source emoji_concepts has no labels"):
+    with pytest.raises(ValueError, match="data: the source EmojiConcepts has no labels"):
         ZeroShot(dict(kind="emoji_concepts", styles=["fxemoji"]), name="x")
 
 
-def test_emoji_by_category(embedder):
+def test_emoji_by_category(predictor):
     data = dict(kind="emoji", styles=["fxemoji"], concepts="unseen")
-    found = ZeroShot(data, label="category", name="x").metrics(embedder)
+    found = ZeroShot(data, label="category", name="x").metrics(predictor)
     assert found["zero_shot/x/chance"] == pytest.approx(1 / 10)
     assert 0 < found["zero_shot/x/top1"] < found["zero_shot/x/top5"] < 1

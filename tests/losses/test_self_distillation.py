@@ -283,5 +283,5 @@ def test_koleo_has_a_finite_gradient_for_equal_embeddings():
 
 @pytest.mark.parametrize(("count", "size"), [(1, 0), (6, 4), (6, 1)])
 def test_koleo_rejects_groups_of_one_and_uneven_groups(count, size):
-    with pytest.raises(ValueError, match=r"^koleo: group_size"):
+    with pytest.raises(ValueError, match=r"^koleo: koleo_group"):
         koleo(jnp.ones((count, 3)), size)

@@ -82,7 +82,7 @@ def train(module, variables, x):
 
 def test_a_group_is_normalised_by_itself():
     x, state = draw(CHANNELS, BATCH, *SIZE), variables()
-    y, _ = train(BatchNorm(group_size=2), state, x)
+    y, _ = train(BatchNorm(bn_group=2), state, x)
     for i in range(0, BATCH, 2):
         alone, _ = train(BatchNorm(), state, x[:, i : i + 2])
         np.testing.assert_allclose(y[:, i : i + 2], alone, **CLOSE)
@@ -92,9 +92,9 @@ def test_gradients_of_groups_are_those_of_separate_batches():
     x, state = draw(CHANNELS, BATCH, *SIZE), variables()
     weights = draw(CHANNELS, BATCH, *SIZE, seed=5)
 
-    def gradient(group_size, rows):
+    def gradient(bn_group, rows):
         def loss(params, x):
-            y, _ = train(BatchNorm(group_size), state | dict(params=params), x)
+            y, _ = train(BatchNorm(bn_group), state | dict(params=params), x)
             return (y * weights[:, rows]).sum()
 
         return jax.jit(jax.grad(loss, (0, 1)))(state["params"], x[:, rows])
@@ -131,9 +131,9 @@ def test_initialising_leaves_mean_zero_and_variance_one():
     np.testing.assert_array_equal(stats["var"], np.ones(CHANNELS))
 
 
-def test_a_group_size_that_does_not_divide_the_batch_is_named():
-    with pytest.raises(ValueError, match="group_size 3 does not divide the batch of 8"):
-        train(BatchNorm(group_size=3), variables(), draw(CHANNELS, BATCH, *SIZE))
+def test_a_bn_group_that_does_not_divide_the_batch_is_named():
+    with pytest.raises(ValueError, match="bn_group 3 does not divide the batch of 8"):
+        train(BatchNorm(bn_group=3), variables(), draw(CHANNELS, BATCH, *SIZE))
 
 
 def test_bfloat16_activations_have_float32_statistics():

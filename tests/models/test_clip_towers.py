@@ -47,7 +47,7 @@ def parameters(image, text, head, image_size):
 def test_clip_resnets_have_as_many_parameters_as_published(name, text_width, millions):
     options = resnet.VARIANTS[name]
     text = text_transformer.TextTransformer(49_408, text_width, heads=text_width // 64)
-    head = ContrastiveHead(options["pooled_dim"], text_bias=False, temperature_form="log")
+    head = ContrastiveHead(options["pooled_dim"], text_projection_bias=False, temperature_form="log")
     found = parameters(resnet.ModifiedResNet(**options), text, head, options["image_size"])
     assert round(found / 1e6, 1) == millions
 
@@ -64,7 +64,7 @@ def test_clip_resnets_have_as_many_parameters_as_published(name, text_width, mil
 def test_clip_vits_have_as_many_parameters_as_published(name, image_size, text_width, millions):
     image = vit.ViT(**vit.VARIANTS[name], **vit.CLIP, image_size=image_size)
     text = text_transformer.TextTransformer(49_408, text_width, heads=text_width // 64)
-    head = ContrastiveHead(text_width, True, text_bias=False, temperature_form="log")
+    head = ContrastiveHead(text_width, True, text_projection_bias=False, temperature_form="log")
     assert round(parameters(image, text, head, image_size) / 1e6, 1) == millions
 
 

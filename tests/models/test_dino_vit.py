@@ -120,7 +120,7 @@ def test_registers_are_read_and_are_in_no_output():
     none = np.zeros((2, 6), bool)
     found = run(VARIABLES, PICTURES, none)
     assert found["patches"].shape == (2, 6, 8)
-    assert found.keys() == {"pooled", "patches", "intermediate"}
+    assert found.keys() == {"pooled", "cls", "patches", "layers"}
     swapped = VARIABLES["params"] | dict(registers=VARIABLES["params"]["registers"][::-1])
     same = run({"params": swapped}, PICTURES, none)  # they have no place
     np.testing.assert_allclose(same["patches"], found["patches"], rtol=1e-4, atol=1e-4)
@@ -141,7 +141,7 @@ def test_the_class_token_is_there_where_it_is_not_pooled():
 
 def test_layers_between_are_those_of_a_shallower_tower():
     found = run(VARIABLES, PICTURES, np.zeros((2, 6), bool))
-    between = found["intermediate"]
+    between = found["layers"]
     assert (between["cls"].shape, between["patches"].shape) == ((2, 2, 8), (2, 2, 6, 8))
     np.testing.assert_array_equal(between["cls"][0], found["pooled"])
     np.testing.assert_array_equal(between["patches"][0], found["patches"])
@@ -157,7 +157,7 @@ def test_layers_between_are_those_of_a_shallower_tower():
 def test_layer_tokens_are_what_the_layers_give():
     """Class tokens in order, then the mean of the last layer's patches, registers left out."""
     found = jax.jit(functools.partial(vit.layer_tokens, MODEL, count=2), **UNOPTIMISED)(VARIABLES, PICTURES)
-    between = run(VARIABLES, PICTURES, np.zeros((2, 6), bool))["intermediate"]
+    between = run(VARIABLES, PICTURES, np.zeros((2, 6), bool))["layers"]
     assert (found.shape, found.dtype) == ((2, 3, 8), jnp.float32)
     np.testing.assert_allclose(found[:, 0], between["cls"][1], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found[:, 1], between["cls"][0], rtol=1e-5, atol=1e-5)
@@ -170,7 +170,7 @@ def test_layer_tokens_are_what_the_layers_give():
 
 def test_scanned_is_unrolled():
     """Layers between and the last attention too; what is trained: test_scanned_towers.py."""
-    model, stacked = MODEL.clone(scan=True, remat="full"), stack_layers(VARIABLES, vit.STACKS)
+    model, stacked = MODEL.clone(scan=True, remat="full"), stack_layers(VARIABLES, vit.ViT.stacks)
     mask = RNG.random((2, 6)) < 0.5
 
     @functools.partial(jax.jit, **UNOPTIMISED)
@@ -349,7 +349,7 @@ def test_bfloat16_computes_and_float32_is_kept():
     run = functools.partial(model.apply, train=True, rngs=dict(dropout=KEY), mask=np.zeros((2, 6), bool))
     outputs = jax.eval_shape(functools.partial(run, intermediate=[0]), made, PICTURES)
     assert (outputs["pooled"].dtype, outputs["cls"].dtype) == (jnp.float32, jnp.float32)
-    assert (outputs["patches"].dtype, outputs["intermediate"]["patches"].dtype) == (
+    assert (outputs["patches"].dtype, outputs["layers"]["patches"].dtype) == (
         jnp.bfloat16,
         jnp.bfloat16,
     )

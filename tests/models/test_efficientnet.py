@@ -11,7 +11,6 @@ import pytest
 from big_ssl.models import encoders
 from big_ssl.models.batch_norm import BatchNorm
 from big_ssl.models.efficientnet import (
-    STACKS,
     VARIANTS,
     EfficientNet,
     MBConv,
@@ -99,7 +98,7 @@ def test_the_scanned_l2_is_the_unrolled_one_in_stacks():
     outputs, variables = shapes("l2", scan=True)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 467_219_796
     assert variables["params"]["stage5_block_stack"]["depthwise"].shape == (21, 5, 5, 824 * 6)
-    unstacked = jax.eval_shape(functools.partial(unstack_layers, stacks=STACKS), variables)
+    unstacked = jax.eval_shape(functools.partial(unstack_layers, stacks=EfficientNet.stacks), variables)
     assert (outputs, unstacked) == shapes("l2")
 
 
@@ -209,16 +208,16 @@ def test_drop_connect_rises_linearly_over_the_blocks():
     np.testing.assert_allclose(rates, 0.2 * np.arange(16) / 16)
 
 
-def test_group_size_and_momentum_reach_every_batch_norm():
+def test_bn_group_and_momentum_reach_every_batch_norm():
     found = []
 
     def record(call, args, kwargs, context):
         if isinstance(context.module, BatchNorm):
-            found.append((context.module.group_size, context.module.momentum, context.module.epsilon))
+            found.append((context.module.bn_group, context.module.momentum, context.module.epsilon))
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        model = EfficientNet(group_size=2, bn_momentum=0.9)
+        model = EfficientNet(bn_group=2, bn_momentum=0.9)
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
     assert found == [(2, 0.9, 1e-3)] * (1 + 2 + 15 * 3)  # the first block has no expansion
 

@@ -9,7 +9,7 @@ import pytest
 
 from big_ssl.models import vit
 from big_ssl.models.layer_layouts import stack_layers
-from big_ssl.models.rotary import rotate, rotation
+from big_ssl.models.rotary import apply_rope, rope_sincos
 
 RNG = np.random.default_rng(0)
 TINY = vit.ViT(**vit.DINOV2, patch=4, width=16, depth=2, heads=2, image_size=8, registers=1, rope_base=100.0)
@@ -19,7 +19,7 @@ PICTURES = RNG.normal(size=(2, 8, 12, 3)).astype(np.float32)
 def test_pairs_turn_as_complex_numbers():
     """Frequencies 1 and 1/10 turns of y, then of x, of heads of width 8."""
     x = RNG.normal(size=(2, 1 + 6, 3, 8))
-    found = np.asarray(rotate(jnp.float32(x), rotation((2, 3), 8, 100.0)))
+    found = np.asarray(apply_rope(jnp.float32(x), rope_sincos((2, 3), 8, 100.0)))
     np.testing.assert_array_equal(found[:, 0], np.float32(x[:, 0]))
     z = x[..., :4] + 1j * x[..., 4:]
     for row, y in enumerate((-0.5, 0.5)):
@@ -31,10 +31,12 @@ def test_pairs_turn_as_complex_numbers():
             np.testing.assert_allclose(found[:, token, :, 4:], expected.imag, rtol=1e-4, atol=1e-5)
 
 
-def test_products_know_only_how_far_apart_two_places_are():
+def test_products_depend_on_relative_positions_only():
     query, key = (np.tile(RNG.normal(size=(1, 1, 1, 8)), (1, 4, 1, 1)) for _ in range(2))
-    by = rotation((1, 4), 8, 100.0)
-    products = np.einsum("bqhd,bkhd->qk", rotate(jnp.float32(query), by), rotate(jnp.float32(key), by))
+    by = rope_sincos((1, 4), 8, 100.0)
+    products = np.einsum(
+        "bqhd,bkhd->qk", apply_rope(jnp.float32(query), by), apply_rope(jnp.float32(key), by)
+    )
     for offset in range(-3, 4):
         diagonal = np.diagonal(products, offset)
         np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-4, atol=1e-5)
@@ -66,7 +68,7 @@ def test_a_tower_without_a_table():
 
 def test_layers_in_a_loop_know_the_places():
     looped = TINY.clone(scan=True, remat="full")
-    params = stack_layers(variables()["params"], vit.STACKS)
+    params = stack_layers(variables()["params"], vit.ViT.stacks)
     found = jax.jit(looped.apply)({"params": params}, PICTURES)
     expected = jax.jit(TINY.apply)(variables(), PICTURES)
     np.testing.assert_allclose(found["patches"], expected["patches"], rtol=1e-4, atol=1e-4)
@@ -74,6 +76,6 @@ def test_layers_in_a_loop_know_the_places():
 
 def test_what_does_not_go_together_is_named():
     with pytest.raises(ValueError, match="rope_base wants heads of a multiple of 4, and theirs is 6"):
-        rotation((1, 1), 6, 100.0)
+        rope_sincos((1, 1), 6, 100.0)
     with pytest.raises(ValueError, match="with rope_base every patch has its place"):
         jax.eval_shape(TINY.clone(patch_dropout=0.5).init, jax.random.key(0), PICTURES)

@@ -63,12 +63,12 @@ def trained(tower, variables, **options):
 @pytest.mark.parametrize(
     ("tower", "stacks"),
     [
-        (IMAGE, efficientnet.STACKS),
-        (TEXT, bert.STACKS),
-        (VIT, vit.STACKS),
-        (DINO, vit.STACKS),
-        (CAUSAL, text_transformer.STACKS),
-        (RESNET, resnet.STACKS),
+        (IMAGE, efficientnet.EfficientNet.stacks),
+        (TEXT, bert.Bert.stacks),
+        (VIT, vit.ViT.stacks),
+        (DINO, vit.ViT.stacks),
+        (CAUSAL, text_transformer.TextTransformer.stacks),
+        (RESNET, resnet.ModifiedResNet.stacks),
     ],
     ids=["efficientnet", "bert", "vit", "dino", "text_transformer", "resnet"],
 )
@@ -98,7 +98,7 @@ def test_scanned_and_recomputed_is_unrolled(tower, stacks, monkeypatch):
 
 def test_scanned_blocks_drop_whole_examples_by_chance():
     """And a tower without drop-connect needs no key at all."""
-    given = stack_layers(variables(IMAGE), efficientnet.STACKS)
+    given = stack_layers(variables(IMAGE), efficientnet.EfficientNet.stacks)
 
     @functools.partial(jax.jit, static_argnums=1)
     def run(key, rate):

@@ -11,7 +11,7 @@ import pytest
 
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, evaluation, loop, requirements, train_step
+from big_ssl.training import batches, build, loop, requirements, streams, train_step
 from configs import emoji, finetune_ibot_imagenet
 from tests import compiling
 
@@ -30,10 +30,10 @@ def system(devices=1, config=CONFIG):
 def example():
     """(params, mutable, batch): a head whose start is not almost zero, labels of all classes."""
     made, rng = system()[0], np.random.default_rng(0)
-    shapes = build.abstract_global_batch(CONFIG, None)
+    shapes = batches.abstract_global_batch(CONFIG, None)
     batch = jax.tree.map(lambda x: rng.integers(0, 256, x.shape).astype(x.dtype), shapes)
     batch["images"]["label"] = np.arange(16, dtype=np.int32) % emoji.CATEGORIES
-    like = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(CONFIG)))
+    like = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(CONFIG)))
     params = jax.tree.map(lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32), like[0])
     return params, like[1], batch
 
@@ -88,7 +88,7 @@ def test_pictures_and_labels_are_mixed_by_the_same_shares():
     made, (params, _, batch) = system()[0], example()
     with compiling.quickly():
         wanted, images, share = jax.jit(functools.partial(by_hand, made))(params, batch, KEY)
-        plain = jax.jit(made.views["image"])(batch["images"]["crops"][:, 0])
+        plain = made.eval_pixels(batch["images"]["crops"][:, 0])
     np.testing.assert_allclose(gradients(1)[0][0], wanted, rtol=1e-5)
     assert len(np.unique(share)) == 4
     assert np.ptp(share) > 0.1
@@ -134,14 +134,13 @@ def test_it_goes_with_another_objective_on_one_pass():
 
     config = align_l2.get_config("tiny").to_dict()
     pairs = config["streams"]["pairs"]
-    pairs["objectives"]["classification"] = dict(
-        kind="classification", weight=0.5, classes=10, label="category"
-    )
+    pairs["objectives"]["classification"] = dict(kind="classification", weight=0.5, classes=10)
+    pairs["data"]["fields"]["label"] = dict(kind="label", key="category")
     made = system(config=config)[0]
     assert len(list(made.encoder_calls())) == 2
-    batch = build.abstract_global_batch(config, None)
+    batch = batches.abstract_global_batch(config, None)
     assert batch["pairs"]["label"].shape == (16,)
-    shapes = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(config)))
+    shapes = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(config)))
     _, (metrics, _) = jax.eval_shape(
         lambda params, mutable, batch: made.loss(params, mutable, batch, KEY, 0), *shapes, batch
     )
@@ -154,47 +153,40 @@ def test_it_goes_with_another_objective_on_one_pass():
 
 
 def test_the_data_bring_labels():
-    batches = build.batches(CONFIG, build.loaders(CONFIG, None), 0, system()[1])
-    found = next(batches)["images"]
-    batches.close()
+    iterator = batches.iterate(CONFIG, streams.open_streams(CONFIG, None), 0, system()[1])
+    found = next(iterator)["images"]
+    iterator.close()
     assert found["label"].dtype == np.int32
     assert found["label"].shape == (16,)
     assert 0 <= found["label"].min() < found["label"].max() < emoji.CATEGORIES
     without = copy.deepcopy(CONFIG)
     without["streams"]["images"]["objectives"] = {}
-    assert build.loaded_data("images", without)["label"] == ""
+    assert build.stream_fields("images", without) == {}
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("classes", "key", "message"),
     [
         (
-            dict(classes=9),
-            r"^streams.images.objectives.classification.classes is 9; 'category' of the data has 10",
+            9,
+            "category",
+            r"^streams.images.objectives.classification.classes is 9; the field label has 10$",
         ),
         (
-            dict(label="tags"),
-            "^streams.images.data.source: emoji: 'tags' is no label; there are label, category, subcategory",
+            10,
+            "tags",
+            "^streams.images.data.fields.label: emoji: 'tags' is no label; there are label, category, sub",
         ),
-        (
-            dict(classes=99, label="subcategory"),
-            r"^evals.fxemoji: the data has 10 classes; the classifier 99$",
-        ),
+        (99, "subcategory", r"^evals.fxemoji: classification: the data has 10 classes, the classifier 99$"),
     ],
 )
-def test_what_does_not_fit_is_said_first(changes, message, tmp_path):
+def test_what_does_not_fit_is_said_first(classes, key, message, tmp_path):
     config = copy.deepcopy(CONFIG)
-    config["streams"]["images"]["objectives"]["classification"].update(changes)
+    config["streams"]["images"]["objectives"]["classification"].update(classes=classes)
+    config["streams"]["images"]["data"]["fields"]["label"].update(key=key)
     with pytest.raises(requirements.RequirementsError, match=message):
         loop.train(config, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
-
-
-def test_an_evaluator_of_a_classifier_wants_one():
-    config = copy.deepcopy(CONFIG)
-    config["streams"]["images"]["objectives"] = {}
-    with pytest.raises(requirements.RequirementsError, match="there is no objective classification"):
-        evaluation.evaluators(config, dict(image=None))
 
 
 def test_an_unknown_loss_is_named():

@@ -22,7 +22,7 @@ def towers(image_width=DIM):
 
 def make(**options):
     return build.build(
-        dict(kind="contrastive", weight=1.0, dim=DIM) | options, Context(None, "float32", None, {})
+        dict(kind="contrastive", weight=1.0, embed_dim=DIM) | options, Context(None, "float32", None, {})
     )
 
 
@@ -109,7 +109,7 @@ def test_an_update_beyond_the_limit_ends_at_the_limit():
 
 def test_the_image_is_its_own_embedding_and_must_have_its_width():
     outputs = towers(image_width=4)
-    with pytest.raises(ValueError, match="dim is 3 but the image tower gives 4"):
+    with pytest.raises(ValueError, match="embed_dim is 3 but the image tower gives 4"):
         init(make(), outputs)
     projected = init(make(image_projection=True), outputs)
     assert projected["image_projection"]["kernel"].shape == (4, DIM)
@@ -119,7 +119,7 @@ def test_the_image_is_its_own_embedding_and_must_have_its_width():
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_text_bias(bias):
-    params = init(make(text_bias=bias), towers())
+    params = init(make(text_projection_bias=bias), towers())
     assert params["text_projection"]["kernel"].shape == (WIDTH, DIM)
     assert ("bias" in params["text_projection"]) == bias
 
@@ -141,7 +141,7 @@ def test_one_tower_alone_gives_its_features_as_both_do(name):
     objective, outputs = make(), towers()
     variables = dict(params=init(objective, outputs))
     alone = objective.head.apply(variables, {name: outputs[name]})
-    assert set(alone) == {name, "temperature"}
+    assert set(alone) == {name, f"projected_{name}", "temperature"}
     np.testing.assert_array_equal(alone[name], objective.head.apply(variables, outputs)[name])
 
 
@@ -181,7 +181,10 @@ def test_a_logit_bias_makes_the_loss_siglips():
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [(dict(form="rings"), "'rings'"), (dict(logit_bias=-10.0, label_smoothing=0.1), "label_smoothing")],
+    [
+        (dict(implementation="rings"), "'rings'"),
+        (dict(logit_bias=-10.0, label_smoothing=0.1), "label_smoothing"),
+    ],
 )
 def test_options_that_cannot_be_are_named(options, named):
     with pytest.raises(ValueError, match=named):

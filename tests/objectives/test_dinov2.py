@@ -10,14 +10,15 @@ import pytest
 
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, requirements, train_step
+from big_ssl.training import batches, build, requirements, train_step
 from big_ssl.training.setup import set_up
 from configs import dinov2
 from tests import compiling
 from tests.training.toys import microbatched
 
 CONFIG = dinov2.get_config("vitl14,tiny").to_dict()
-CONFIG["masks"]["global_crops"].update(group_size=2)
+_MASK = CONFIG["streams"]["images"]["data"]["fields"]["global_crops"]["mask"]
+_MASK.update(mask_group=2)
 KEY, STEP = jax.random.key(1), jnp.int32(0)
 
 
@@ -30,9 +31,9 @@ def system(devices):
 def example():
     """(params, mutable, teacher, batch): a teacher of other weights than the student's."""
     made, rng = system(1)[0], np.random.default_rng(0)
-    shapes = build.abstract_global_batch(CONFIG, None)
+    shapes = batches.abstract_global_batch(CONFIG, None)
     batch = jax.tree.map(lambda x: rng.integers(0, 256, x.shape).astype(x.dtype), shapes)
-    params, mutable = jax.eval_shape(lambda: made.init(KEY, build.abstract_batch(CONFIG)))
+    params, mutable = jax.eval_shape(lambda: made.init(KEY, batches.abstract_batch(CONFIG)))
     drawn = lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32)  # noqa: E731
     params, other = jax.tree.map(drawn, params), jax.tree.map(drawn, params)
     return params, mutable, dict(params=other, encoders=mutable["encoders"]), batch
@@ -78,12 +79,14 @@ def test_koleo_reads_the_pass_that_is_there_already():
 def test_a_mask_that_does_not_fit_is_named():
     """No mask for a masked pass, and groups that microbatches would cut."""
     config = copy.deepcopy(CONFIG)
-    config["masks"] = {}
-    with pytest.raises(ValueError, match=r"^dino reads global_crops masked; masks\.global_crops is missing$"):
+    config["streams"]["images"]["data"]["fields"]["global_crops"]["mask"] = None
+    with pytest.raises(ValueError, match=r"^dino reads global_crops masked; streams.*crops.mask is missing$"):
         build.system(config, None)
     config = copy.deepcopy(CONFIG) | dict(grad_accum=2)
-    config["masks"]["global_crops"].update(group_size=4)
-    message = r"^masks\.global_crops\.group_size is 4; with grad_accum .* microbatch, 1 of streams\.images$"
+    config["streams"]["images"]["data"]["fields"]["global_crops"]["mask"].update(mask_group=4)
+    message = (
+        r"^streams.images.data.fields.global_crops.mask.mask_group is 4; with grad_accum .* microbatch, 1$"
+    )
     with pytest.raises(requirements.RequirementsError, match=message):
         set_up(config, jax.devices()[:8])
 

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from big_ssl.data.masking import BlockMask
 from big_ssl.models.vit import ViT
 from big_ssl.objectives.ibot import PatchHead
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build
+from big_ssl.training import batches, build
 from big_ssl.training.setup import set_up
 from configs import ibot
 from tests import compiling
@@ -35,11 +36,11 @@ def system(devices=1):
 
 @functools.cache
 def example():
-    """(params, mutable, teacher, batch): a teacher of other weights than the student's, centres not zero."""
+    """(params, mutable, teacher, batch): a teacher of other weights than the student's, centers not zero."""
     made, rng = system()[0], np.random.default_rng(0)
-    shapes = build.abstract_global_batch(CONFIG, None)
+    shapes = batches.abstract_global_batch(CONFIG, None)
     batch = jax.tree.map(lambda x: rng.integers(0, 256, x.shape).astype(x.dtype), shapes)
-    like = jax.eval_shape(lambda: made.init(jax.random.key(0), build.abstract_batch(CONFIG)))
+    like = jax.eval_shape(lambda: made.init(jax.random.key(0), batches.abstract_batch(CONFIG)))
 
     def drawn(tree, scale):
         return jax.tree.map(lambda x: (scale * rng.normal(size=x.shape)).astype(np.float32), tree)
@@ -147,13 +148,13 @@ def test_the_targets_are_the_teachers_of_unmasked_crops(whole):
 
     known = logits(teacher["params"], tokens)
     said = logits(params, said_by_student(made, params, own))
-    centre = mutable["objectives"]["dino"]["centre"]
-    targets = jax.nn.softmax((known - centre) / 0.04)
+    center = mutable["objectives"]["dino"]["center"]
+    targets = jax.nn.softmax((known - center) / 0.04)
     log = jax.nn.log_softmax(said / 0.1)
     each = [-(targets[:, t] * log[:, s]).sum(-1) for t in range(2) for s in range(4) if s != t]
     np.testing.assert_allclose(metrics["dino/loss"], np.mean(each), rtol=1e-4)
-    moved = 0.9 * centre + 0.1 * known.mean((0, 1))
-    np.testing.assert_allclose(kept["dino"]["centre"], moved, rtol=1e-4, atol=1e-6)
+    moved = 0.9 * center + 0.1 * known.mean((0, 1))
+    np.testing.assert_allclose(kept["dino"]["center"], moved, rtol=1e-4, atol=1e-6)
 
 
 def said_by_student(made, params, large):
@@ -182,8 +183,8 @@ def test_the_patch_term_averages_over_masked_patches_and_all_crops(whole):
         return head.apply({"params": weights["heads"]["dino"]["projection"]}, seen["patches"])
 
     said, known = logits(params, mask=masks), logits(teacher["params"])
-    centre = mutable["objectives"]["ibot"]["centre"]
-    targets = jax.nn.softmax((known - centre) / 0.04)
+    center = mutable["objectives"]["ibot"]["center"]
+    targets = jax.nn.softmax((known - center) / 0.04)
     each = -np.asarray((targets * jax.nn.log_softmax(said / 0.1)).sum(-1))
     expected = sum(each[i][masks[i]].mean() for i in range(32) if masks[i].any()) / 32
     np.testing.assert_allclose(metrics["ibot/loss"], expected, rtol=1e-4)
@@ -192,9 +193,9 @@ def test_the_patch_term_averages_over_masked_patches_and_all_crops(whole):
     entropy = sum(own[i][masks[i]].mean() for i in range(32) if masks[i].any()) / 16
     np.testing.assert_allclose(metrics["ibot/teacher_entropy"], entropy, rtol=1e-3)
     np.testing.assert_allclose(metrics["ibot/target_kl"], 2 * expected - entropy, rtol=1e-3)
-    # The centre is over all patches, not only the masked ones.
-    moved = 0.9 * centre + 0.1 * np.asarray(known).mean((0, 1))
-    np.testing.assert_allclose(kept["ibot"]["centre"], moved, rtol=1e-3, atol=1e-6)
+    # The center is over all patches, not only the masked ones.
+    moved = 0.9 * center + 0.1 * np.asarray(known).mean((0, 1))
+    np.testing.assert_allclose(kept["ibot"]["center"], moved, rtol=1e-3, atol=1e-6)
 
 
 def test_both_terms_share_one_head(whole):
@@ -230,8 +231,8 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(whole):
 
 def test_masked_patches_are_gathered_in_groups():
     head, rng = PatchHead(_Identity(), all_patches=False), np.random.default_rng(0)
-    mask = CONFIG["masks"]["global_crops"] | dict(group_size=4)
-    drawn = jax.jit(build.BlockMask(**mask), static_argnums=(1, 2))(jax.random.key(0), 8, 2)
+    mask = CONFIG["streams"]["images"]["data"]["fields"]["global_crops"]["mask"] | dict(mask_group=4)
+    drawn = jax.jit(BlockMask(**mask), static_argnums=(1, 2))(jax.random.key(0), 8, 2)
     patches = rng.normal(size=(8, 2, 16, 3)).astype(np.float32)
     found = head.apply({}, dict(global_crops=dict(patches=patches, mask=drawn)))["points"]
     for group in range(2):

@@ -14,7 +14,7 @@ from big_ssl.data import preprocessing
 from big_ssl.inference import Model, load
 from big_ssl.models.layer_layouts import stack_layers, unstack_layers
 from big_ssl.models.position_embedding import resize_position_embedding
-from big_ssl.models.vit import STACKS, ViT
+from big_ssl.models.vit import ViT
 from big_ssl.weights.formats import read_checkpoint
 from big_ssl.weights.tensor_files import read_tensors, write_safetensors
 
@@ -268,7 +268,7 @@ def test_gradients_of_the_vit(options, tmp_path):
         return jax.grad(value)(params)
 
     # Both ways leave unrolled layers as they are.
-    found = unstack_layers(gradient(stack_layers(params, STACKS) if options else params), STACKS)
+    found = unstack_layers(gradient(stack_layers(params, ViT.stacks) if options else params), ViT.stacks)
     expected, found = flatten_dict(expected), flatten_dict(found)
     assert expected.keys() == found.keys()
     for path, value in expected.items():
@@ -298,7 +298,7 @@ def test_preprocessing_is_transformers_own(shape):
     raw = dict(do_rescale=False, do_normalize=False, return_tensors="np")
     square = dict(height=24, width=24)
     squash = SiglipImageProcessorPil(size=square)(list(images), **raw)["pixel_values"]
-    np.testing.assert_array_equal(preprocessing.resize(images, 24, "squash"), squash.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(preprocessing.resize(images, 24, "stretch"), squash.transpose(0, 2, 3, 1))
     crop = CLIPImageProcessorPil(size=dict(shortest_edge=24), crop_size=square)(list(images), **raw)
     found, expected = preprocessing.resize(images, 24, "crop"), crop["pixel_values"].transpose(0, 2, 3, 1)
     margin = (max(24 * max(shape) // min(shape), 24) - 24) % 4

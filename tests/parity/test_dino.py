@@ -56,8 +56,8 @@ def assert_same(ours, images, masks, expected, blocks=None):
     np.testing.assert_allclose(found["pooled"], expected[:, 0], **CLOSE)
     np.testing.assert_allclose(found["patches"], expected[:, first:], **CLOSE)
     if blocks is not None:
-        np.testing.assert_allclose(found["intermediate"]["cls"], blocks[:, :, 0], **CLOSE)
-        np.testing.assert_allclose(found["intermediate"]["patches"], blocks[:, :, first:], **CLOSE)
+        np.testing.assert_allclose(found["layers"]["cls"], blocks[:, :, 0], **CLOSE)
+        np.testing.assert_allclose(found["layers"]["patches"], blocks[:, :, first:], **CLOSE)
 
 
 @pytest.mark.parametrize("swiglu", [False, True], ids=["mlp", "swiglu"])
@@ -291,5 +291,5 @@ def test_preprocessing_is_transformers_own():
         found = preprocessing.resize(images, 28, "crop 32")
         np.testing.assert_array_equal(found, crop["pixel_values"].transpose(0, 2, 3, 1))
         squash = ViTImageProcessorPil(size=square)(list(images), **raw)["pixel_values"]
-        found = preprocessing.resize(images, 28, "squash bilinear")
+        found = preprocessing.resize(images, 28, "stretch bilinear")
         np.testing.assert_array_equal(found, squash.transpose(0, 2, 3, 1))

@@ -1,7 +1,7 @@
 """A whole step of DINOv2 against PyTorch in float64: terms, gradients, AdamW, average, from the same crops.
 
 PyTorch's side is benchmarks/dinov2_torch.py. The second step starts from what the first one left: moments,
-centres and a teacher that has moved.
+centers and a teacher that has moved.
 """
 
 import copy
@@ -14,8 +14,8 @@ from flax.traverse_util import flatten_dict
 from benchmarks import dinov2_ours
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, train_step
-from big_ssl.training.random_keys import step_key
+from big_ssl.random_keys import step_key
+from big_ssl.training import batches, train_step
 from big_ssl.training.setup import set_up
 from configs import dinov2
 from tests import compiling
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.parity
 FIRST = 3
 STUDENT, TEACHER = 5, 6
 HEAD = dict(hidden=20, bottleneck=8, prototypes=40)
-# Separate heads, Sinkhorn, SwiGLU, neighbours in the whole batch; one head, centres, neighbours in pairs.
+# Separate heads, Sinkhorn, SwiGLU, neighbours in the whole batch; one head, centers, neighbours in pairs.
 CASES = {
     "vitl14": (dict(use_swiglu_ffn=True), dict(bottleneck=6, prototypes=50), 4),
     "vitl16_short": ({}, None, 2),
@@ -51,16 +51,16 @@ def recipe(model, weights, group):
     config = dinov2.get_config(f"{model},tiny").to_dict()
     images = config["streams"]["images"]
     images.update(batch_size=4)
-    images["data"]["views"]["local_crops"].update(count=8)
+    images["data"]["fields"]["local_crops"]["crop"].update(count=8)
+    images["data"]["fields"]["global_crops"]["mask"].update(mask_group=2)
     config["encoders"]["image"].update(weights["encoders"]["image"])
-    config["masks"]["global_crops"].update(group_size=2)
     rise = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=6, final=0.07)
     for name in ("dino", "ibot"):
         images["objectives"][name].update(teacher_temperature=rise)
     for name, options in weights["projections"].items():
         images["objectives"][name].update(head=options)
-    images["objectives"]["koleo"].update(group_size=group)
-    config["rates"] = (("encoders/", dict(kind="layer_decay", decay=0.9, patch_embedding=0.2)),)
+    images["objectives"]["koleo"].update(koleo_group=group)
+    config["lr_multipliers"] = (("encoders/", dict(kind="layer_decay", decay=0.9, patch_embedding=0.2)),)
     # With the usual one the first update is hardly more than the gradient's sign.
     config["optimizer"].update(eps=1e-2)
     return config
@@ -78,7 +78,7 @@ class Ours:
 
     def __init__(self, config):
         self.config, self.setup = config, set_up(config, jax.devices()[:1])
-        batch = dinov2_ours.random_batch(build.abstract_global_batch(config, None))
+        batch = dinov2_ours.random_batch(batches.abstract_global_batch(config, None))
         system, mesh = self.setup.system, self.setup.mesh
         self.batch = mesh_lib.global_batch(mesh, batch)
         self._see = dinov2_ours.seer(self.setup, config["seed"])

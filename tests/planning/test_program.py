@@ -8,7 +8,7 @@ from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel import sharding
 from big_ssl.planning import program
 from big_ssl.planning.planner import set_up
-from big_ssl.training import build
+from big_ssl.training import batches, build, streams
 from configs.align_l2 import get_config
 
 
@@ -40,7 +40,7 @@ def test_bytes_of_the_state_equal_the_programs_arguments(setup, fsdp, overrides)
 
 
 def test_bytes_of_a_batch_equal_the_programs_arguments(config, setup):
-    batch = build.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
+    batch = batches.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
     compiled = jax.jit(lambda x: x).lower(batch).compile()
     assert program.argument_bytes(batch) == compiled.memory_analysis().argument_size_in_bytes
 
@@ -52,10 +52,10 @@ def test_a_state_that_cannot_be_split_has_no_bytes():
 
 def test_the_abstract_batch_equals_a_real_one(config, setup):
     mesh = setup.mesh
-    abstract = build.abstract_global_batch(config, mesh_lib.batch_sharding(mesh))
-    batches = build.batches(config, build.loaders(config, build.tokenizer(config)), 0, mesh)
-    real = mesh_lib.global_batch(mesh, next(batches))
-    batches.close()
+    abstract = batches.abstract_global_batch(config, mesh_lib.batch_sharding(mesh))
+    iterator = batches.iterate(config, streams.open_streams(config, build.tokenizer(config)), 0, mesh)
+    real = mesh_lib.global_batch(mesh, next(iterator))
+    iterator.close()
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), real) == jax.tree.map(
         lambda x: (x.shape, x.dtype, x.sharding), abstract
     )

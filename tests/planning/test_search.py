@@ -96,7 +96,7 @@ def test_a_setting_that_cannot_be_built_is_skipped(monkeypatch):
 
     def picky(config, chips, devices):
         if config["mesh"]["fsdp"] == 1:
-            raise RequirementsError("group_size does not divide the batch")
+            raise RequirementsError("bn_group does not divide the batch")
         return make_plan(config, chips, devices)
 
     machine.make_plan = picky

@@ -41,9 +41,9 @@ class Spoiled(sources.EmojiPairs):
             return record
         image = self._what == "image" or (self._what == "both" and index // self._every % 2 == 0)
         if image:
-            return record._replace(image=record.image[: len(record.image) // 2])
+            return record | dict(image=record["image"][: len(record["image"]) // 2])
         bad = ("", None, 7)[index // self._every % 3]
-        return record._replace(texts={"label": [bad], "name": [bad]})
+        return {"image": record["image"], "label": bad, "name": bad}
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -14,9 +14,9 @@ def get_config(folder: str) -> ConfigDict:
     config = micro.get_config().to_dict()
     config["streams"]["pairs"]["data"].update(
         source=dict(kind="parquet", path=f"{folder}/pairs.parquet", text_keys=("title",)),
-        captions=dict(title=1.0),
         cache_mib=0,
     )
+    config["streams"]["pairs"]["data"]["fields"]["text"].update(captions=dict(title=1.0))
     pictures = dict(kind="image_folder", path=f"{folder}/pictures")
     config.update(
         eval_every=4, evals=dict(pictures=dict(kind="knn", train=pictures, test=pictures, ks=(1, 2)))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from big_ssl.parallel.mesh import batch_shards, global_batch, make_mesh
-from big_ssl.training import build, train_step
+from big_ssl.training import batches, build, streams, train_step
 from big_ssl.training.system import System, Term
-from tests.training.toys import Tower, Toy, microbatched
+from tests.training.toys import FIELDS, Tower, Toy, microbatched
 
 
 def gradients(config, devices, count):
@@ -18,10 +18,10 @@ def gradients(config, devices, count):
     mesh = make_mesh(config["mesh"], jax.devices()[:devices])
     tokens = build.tokenizer(config)
     system = build.system(config, mesh)
-    params, mutable = jax.jit(lambda: system.init(jax.random.key(0), build.abstract_batch(config)))()
-    batches = build.batches(config, build.loaders(config, tokens), 0, mesh)
-    batch = global_batch(mesh, next(batches))
-    batches.close()
+    params, mutable = jax.jit(lambda: system.init(jax.random.key(0), batches.abstract_batch(config)))()
+    iterator = batches.iterate(config, streams.open_streams(config, tokens), 0, mesh)
+    batch = global_batch(mesh, next(iterator))
+    iterator.close()
     function = jax.jit(train_step.value_and_grad(system, count, mesh))
     return jax.device_get(function(params, mutable, batch, jax.random.key(1), jnp.int32(0)))
 
@@ -33,7 +33,7 @@ def whole(micro_config):
 
 def grouped(config):
     """Batch norm over pairs of neighbours, so that no group is cut by a microbatch."""
-    config["encoders"]["image"]["group_size"] = 2
+    config["encoders"]["image"]["bn_group"] = 2
     return config
 
 
@@ -64,7 +64,7 @@ WEIGHTS = dict(coupled=0.5, separate=2.0)
 
 def toy_system(names):
     terms = {name: Term("pairs", TOYS[name], lambda step, name=name: WEIGHTS[name]) for name in names}
-    return System({"text": Tower()}, {}, terms)
+    return System({"text": Tower()}, FIELDS, terms)
 
 
 @pytest.mark.parametrize("names", [("coupled",), ("separate",), ("coupled", "separate")])
@@ -92,7 +92,7 @@ def test_the_two_passes_are_one_function_with_its_gradient(names):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after["encoders"], state)
     assert set(after["objectives"]) == set(names)
     for name in names:
-        np.testing.assert_allclose(after["objectives"][name]["centre"], metrics[f"{name}/mean"], rtol=1e-5)
+        np.testing.assert_allclose(after["objectives"][name]["center"], metrics[f"{name}/mean"], rtol=1e-5)
         np.testing.assert_allclose(metrics[f"{name}/loss"] * WEIGHTS[name], metrics[f"{name}/weighted_loss"])
 
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from big_ssl.objectives.base import EncoderCall
+from big_ssl.objectives.contrastive import Contrastive
 from big_ssl.training import build, loop
 from big_ssl.training.requirements import RequirementsError
 from configs.align_l2 import get_config
@@ -33,8 +35,30 @@ def test_without_a_vocabulary_there_is_no_tokenizer():
     assert build.tokenizer(config) is None
 
 
-def test_what_is_evaluated_is_not_shrunk():
+def test_a_field_that_an_objective_reads_must_be_there():
     config = get_config("tiny").to_dict()
-    config["views"]["image"]["shrink"] = 2
-    with pytest.raises(RequirementsError, match=r"^views\.image\.shrink must be 1"):
+    del config["streams"]["pairs"]["data"]["fields"]["text"]
+    message = (
+        r"^streams.pairs.objectives.contrastive reads the field 'text'; streams.pairs.data.fields has image$"
+    )
+    with pytest.raises(RequirementsError, match=message):
         loop.set_up(config)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            EncoderCall("image", "image", ("pooled", "cls")),
+            "contrastive reads cls of encoders.image, a EfficientNet; its outputs are pooled, patches",
+        ),
+        (
+            EncoderCall("photo", "image"),
+            r"contrastive reads encoders.photo, which is missing; there are \['image', 'text'\]",
+        ),
+    ],
+)
+def test_an_encoder_call_that_cannot_be_is_named(call, message, monkeypatch):
+    monkeypatch.setattr(Contrastive, "inputs", dict(image=call))
+    with pytest.raises(RequirementsError, match=f"^{message}$"):
+        loop.set_up(get_config("tiny").to_dict())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, loop
+from big_ssl.training import batches, loop, streams
 from big_ssl.training.checkpoints import Checkpoints
 from configs.align_l2 import get_config
 
@@ -16,12 +16,12 @@ TOLERANCE = 1e-4
 
 
 def _losses(setup, config, state, start=0, stop=STEPS):
-    batches = build.batches(config, build.loaders(config, setup.tokenizer), start, setup.mesh)
+    iterator = batches.iterate(config, streams.open_streams(config, setup.tokenizer), start, setup.mesh)
     losses = []
     for _ in range(start, stop):
-        state, metrics = setup.step(state, mesh_lib.global_batch(setup.mesh, next(batches)))
+        state, metrics = setup.step(state, mesh_lib.global_batch(setup.mesh, next(iterator)))
         losses.append(float(metrics["loss"]))
-    batches.close()
+    iterator.close()
     return np.array(losses), state
 
 
@@ -90,7 +90,7 @@ def test_overrides_in_a_scanned_encoder_do_not_change_the_loss(micro_config, set
 
 @pytest.mark.slow
 def test_batch_norm_groups_do_not_depend_on_the_devices(micro_config, set_up, initial, on_eight):
-    config = micro_config(encoders__image__group_size=4)
+    config = micro_config(encoders__image__bn_group=4)
     losses = {n: _on(n, set_up, config, initial)[0] for n in (1, 8)}
     # With 16 examples on eight devices, a group of four spans two devices.
     np.testing.assert_allclose(losses[1], losses[8], rtol=TOLERANCE)

@@ -6,12 +6,13 @@ import jax
 import pytest
 
 from big_ssl.evals import suite
+from big_ssl.evals.evaluator import Evaluator
 from big_ssl.training import evaluation
 from big_ssl.training.metrics import read_lines
 from big_ssl.training.stopping import TrainingFailed
 
 
-class Flaky:
+class Flaky(Evaluator):
     """Raises at those of its evaluations, counted from 1, that `failures` names."""
 
     asked = 0
@@ -19,7 +20,7 @@ class Flaky:
     def __init__(self, failures: tuple = (), *, name: str):
         self._failures, self._name = failures, name
 
-    def metrics(self, embedder):
+    def metrics(self, predictor):
         Flaky.asked += 1
         if Flaky.asked in self._failures:
             raise ValueError("the picture of record 5\ncan't be decoded")
@@ -48,7 +49,7 @@ def _lines(workdir):
 KEY = "eval/failures/x/in_a_row"
 
 
-def test_an_evaluator_that_raises_is_counted_and_asked_again(train, micro_config, tmp_path, capsys):
+def test_an_evaluator_that_raises_is_counted_and_runs_again(train, micro_config, tmp_path, capsys):
     result = train(_config(micro_config, (1, 2)), tmp_path)
     assert result.finished
     found = _lines(tmp_path)
@@ -80,7 +81,7 @@ def test_an_evaluation_that_the_run_did_not_survive_is_done_by_the_next(
     """And left out where it has ended the run more often than an evaluator may fail."""
     config = _config(micro_config, (), failure_limits__evaluator_failures_in_a_row=1)
 
-    def killed(self, embedder):
+    def killed(self, predictor):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -98,11 +99,11 @@ def test_an_evaluation_that_the_run_did_not_survive_is_done_by_the_next(
     assert next(iter(_lines(other).items())) == (2, {"eval/interrupted": 2})
 
 
-def test_what_fails_on_one_host_fails_on_all(monkeypatch):
+def test_a_failure_on_one_host_is_one_on_all(monkeypatch):
     """Here it succeeded; the other host's error counts on both."""
 
     class Fine:
-        def metrics(self, embedder):
+        def metrics(self, predictor):
             return {"flaky/x/top1": 1.0}
 
     here = evaluation.Evaluation({"x": Fine()}, limit=2, lines=[], start=0)

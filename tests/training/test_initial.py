@@ -27,7 +27,13 @@ def weights(tmp_path_factory):
     return where / "out", config, ours
 
 
-def read(weights, skip=(), copies=(), **image):
+def run_config(config, **init_from):
+    """What initial.read reads of a run's config, with the encoders of a Config."""
+    keys = dict(encoders=config["encoders"], tokenizer=config["tokenizer"], dtype="float32", remat="none")
+    return keys | dict(init_from=init_from)
+
+
+def read(weights, exclude=(), remap=(), **image):
     """What initial.read gives a model like the weights', but for its image tower's options."""
     folder, config, _ = weights
     config = copy.deepcopy(architecture.with_defaults(config))
@@ -36,9 +42,7 @@ def read(weights, skip=(), copies=(), **image):
     tree = unflatten_dict({k: jax.ShapeDtypeStruct(s, np.float32) for k, s in shapes.items()}, sep="/")
     mutable = dict(encoders={"image": {}, "text": {}}, objectives={})
     state = TrainState(step=0, params=tree["params"], opt_state=(), mutable=mutable, ema=None, counters={})
-    return initial.read(
-        dict(init_from=dict(path=str(folder), skip=skip, copy=copies), encoders=config["encoders"]), state
-    )
+    return initial.read(run_config(config, path=str(folder), exclude=exclude, remap=remap), state)
 
 
 def test_every_array_comes_through(weights):
@@ -49,7 +53,7 @@ def test_every_array_comes_through(weights):
 
 
 def test_without_a_path_there_is_nothing(weights):
-    assert initial.read(dict(init_from=dict(path="", skip=(), copy=())), None) is None
+    assert initial.read(dict(init_from=dict(path="", exclude=(), remap=())), None) is None
     state = object()
     assert initial.replace(state, None) is state
 
@@ -70,7 +74,7 @@ def test_layers_go_into_a_stack(weights):
 
 
 def test_what_is_skipped_starts_from_scratch(weights):
-    found = read(weights, skip=("encoders/text/", "heads/"))
+    found = read(weights, exclude=("encoders/text/", "heads/"))
     assert all(leaf is None for leaf in flatten_dict(found["params"]["encoders"]["text"]).values())
     assert found["params"]["heads"]["contrastive"]["logit_scale"] is None
     assert all(leaf is not None for leaf in flatten_dict(found["params"]["encoders"]["image"]).values())
@@ -78,7 +82,7 @@ def test_what_is_skipped_starts_from_scratch(weights):
 
 def test_arrays_fill_another_place_too(weights):
     """The second layer from the first one's, whose own place is filled as well."""
-    found = read(weights, copies=(("image/layer0/", "image/layer1/"),))["params"]["encoders"]["image"]
+    found = read(weights, remap=(("image/layer0/", "image/layer1/"),))["params"]["encoders"]["image"]
     expected = weights[2]["params/encoders/image/layer0/mlp_in/kernel"]
     for layer in ("layer0", "layer1"):
         np.testing.assert_array_equal(found[layer]["mlp_in"]["kernel"], expected)
@@ -90,14 +94,14 @@ def test_a_tower_can_come_from_another_folder(weights, tmp_path):
     others = {name: array + 1 for name, array in ours.items()}
     write_checkpoint("big_ssl", tmp_path, config, others)
     rule = ("encoders/image/", "encoders/image/", str(tmp_path))
-    found = flatten_dict(read(weights, copies=(rule,))["params"], sep="/")
+    found = flatten_dict(read(weights, remap=(rule,))["params"], sep="/")
     for name, array in found.items():
         origin = others if name.startswith("encoders/image/") else ours
         np.testing.assert_array_equal(array, origin[f"params/{name}"])
     rule = ("encoders/audio/", "encoders/image/", str(tmp_path))
-    message = f"{tmp_path} have nothing for copy's 'encoders/audio"
+    message = f"{tmp_path} have nothing for remap's 'encoders/audio"
     with pytest.raises(requirements.RequirementsError, match=message):
-        read(weights, copies=(rule,))
+        read(weights, remap=(rule,))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,8 @@ def test_what_does_not_fit_is_named(weights, options, message):
 
 
 def test_a_folder_without_weights_is_named(tmp_path):
-    config = dict(init_from=dict(path=str(tmp_path), skip=(), copy=()), encoders={})
+    config = dict(encoders={}, tokenizer=dict(length=0, size=0))
+    config = run_config(config, path=str(tmp_path), exclude=(), remap=())
     state = TrainState(0, {}, (), dict(encoders={}, objectives={}), None, {})
     with pytest.raises(requirements.RequirementsError, match=f"^init_from: {tmp_path} is a folder"):
         initial.read(config, state)
@@ -129,8 +134,8 @@ def test_positions_of_longer_texts_are_left_out(tmp_path):
     tree = unflatten_dict({k: jax.ShapeDtypeStruct(s, np.float32) for k, s in shapes.items()}, sep="/")
     mutable = dict(encoders=tree["encoders"] | dict(text={}), objectives={})
     state = TrainState(step=0, params=tree["params"], opt_state=(), mutable=mutable, ema=None, counters={})
-    asked = dict(init_from=dict(path=str(tmp_path), skip=(), copy=()), encoders=config["encoders"])
-    found = initial.read(asked, state)["params"]["encoders"]["text"]
+    run = run_config(config, path=str(tmp_path), exclude=(), remap=())
+    found = initial.read(run, state)["params"]["encoders"]["text"]
     np.testing.assert_array_equal(found["position"]["embedding"], table[:5])
 
 
@@ -158,3 +163,21 @@ def test_a_run_starts_where_another_ended(train, micro_config, set_up, tmp_path,
     assert train(config, tmp_path / "second").finished
     with pytest.raises(requirements.RequirementsError, match=r"^init_from: "):
         train(config, tmp_path / "third")
+
+
+def test_hosts_agree_on_a_runs_checkpoint(tmp_path, monkeypatch):
+    """The first host's newest step is read, also by a host that sees a newer one."""
+    for step in (4, 8):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+        (tmp_path / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").write_text("{}")
+    remap = (("a", "b"), ("c", "d", str(tmp_path)))
+    config = dict(init_from=dict(path=str(tmp_path / "weights"), exclude=(), remap=remap))
+    assert initial.newest_steps(config) == {str(tmp_path): 8}
+    read = []
+    monkeypatch.setattr(initial.trained, "load", lambda folder, step: (read.append(step), {}))
+    initial._read(str(tmp_path), {str(tmp_path): 4})
+    assert read == [4]
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    config["init_from"]["path"] = str(tmp_path / "empty")
+    with pytest.raises(requirements.RequirementsError, match=r"^init_from: .*empty has no checkpoint yet$"):
+        initial.newest_steps(config)

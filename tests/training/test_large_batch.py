@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from big_ssl.data.pipeline import DATA_ERRORS
+from big_ssl.data import pipeline
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import setup
-from big_ssl.training.random_keys import step_key
+from big_ssl.random_keys import step_key
+from big_ssl.training import build, setup
 from configs import clip
 
 REAL = 32_768
@@ -20,13 +20,13 @@ TOLERANCE = 1e-5
 GATHERED_BYTES = 26 * 2**30
 
 
-def config_of(form, size):
+def config_of(implementation, size):
     """The tiny preset with even narrower encoders, small images and short texts."""
     config = clip.get_config("tiny").to_dict()
     pairs = config["streams"]["pairs"]
     pairs.update(batch_size=size)
-    pairs["data"]["views"]["image"].update(resize=18, crop=16)
-    pairs["objectives"]["contrastive"].update(dim=8, form=form)
+    pairs["data"]["fields"]["image"]["crop"].update(resize=18, size=16)
+    pairs["objectives"]["contrastive"].update(embed_dim=8, implementation=implementation)
     config["encoders"]["image"].update(patch=16, width=8, depth=1, heads=1, image_size=16)
     config["encoders"]["text"].update(width=8, depth=1, heads=1, eot_id=None)
     config["learning_rate"].update(kind="linear", peak=1e-3, warmup_steps=0)
@@ -38,14 +38,15 @@ def random_batch(config):
     """Random images and texts."""
     rng, size = np.random.default_rng(0), config["streams"]["pairs"]["batch_size"]
     texts = dict(ids=rng.integers(0, 4096, (size, 4), dtype=np.int32), mask=np.ones((size, 4), bool))
-    marks = {name: np.zeros(size, bool) for name in DATA_ERRORS}
+    fields = build.stream_fields("pairs", config)
+    marks = {name: np.zeros(size, bool) for name in pipeline.data_errors(fields)}
     images = rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8)
     return dict(pairs=dict(image=images, text=texts, data_errors=marks))
 
 
-def step_of(form, size):
+def step_of(implementation, size):
     """(the first step's metrics with the gradient norm, the features of its loss)."""
-    config = config_of(form, size)
+    config = config_of(implementation, size)
     parts = setup.set_up(config)
     state, batch = parts.init(), mesh_lib.global_batch(parts.mesh, random_batch(config))
     features = jax.jit(fsdp.within(parts.mesh, parts.system.features))
@@ -76,7 +77,7 @@ def available_bytes():
 
 
 @pytest.mark.parametrize(
-    ("form", "size"),
+    ("implementation", "size"),
     [
         pytest.param("ring", REAL, marks=pytest.mark.slow),
         pytest.param("gathered", REAL // 4, marks=pytest.mark.slow),
@@ -90,8 +91,8 @@ def available_bytes():
         ),
     ],
 )
-def test_a_step_at_the_real_batch(form, size):
-    metrics, features = step_of(form, size)
+def test_a_step_at_the_real_batch(implementation, size):
+    metrics, features = step_of(implementation, size)
     assert metrics["loss"] == pytest.approx(plain_loss(features), rel=TOLERANCE)
     assert np.isfinite(metrics["grad_norm"])
     assert metrics["skipped"] == 0
@@ -101,7 +102,7 @@ def test_a_step_at_the_real_batch(form, size):
 def test_all_implementations_agree_at_a_batch_that_fits():
     dense, features = step_of("dense", 4_096)
     assert dense["loss"] == pytest.approx(plain_loss(features), rel=TOLERANCE)
-    for form in ("ring", "gathered"):
-        metrics, _ = step_of(form, 4_096)
+    for implementation in ("ring", "gathered"):
+        metrics, _ = step_of(implementation, 4_096)
         assert metrics["loss"] == pytest.approx(dense["loss"], rel=TOLERANCE)
         assert metrics["grad_norm"] == pytest.approx(dense["grad_norm"], rel=TOLERANCE)

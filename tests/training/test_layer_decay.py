@@ -14,7 +14,7 @@ from big_ssl.models.layer_layouts import stack_layers
 from big_ssl.training import optimizers
 from big_ssl.training import state as state_lib
 from big_ssl.training.layer_decay import LayerDecay, build
-from big_ssl.training.rates import Rates
+from big_ssl.training.lr_multipliers import LrMultipliers
 from big_ssl.training.train_step import make_step
 from tests import compiling
 
@@ -23,12 +23,20 @@ RULE = dict(kind="layer_decay", decay=DECAY)
 
 
 @functools.cache
-def shapes(scan, pooling="cls"):
-    """{"encoders": {"image": a ViT}, "heads": ...} of shapes."""
-    tower = vit.ViT(
+def encoder(scan, pooling="cls"):
+    return vit.ViT(
         patch=4, width=8, depth=DEPTH, heads=2, image_size=8, registers=1, mask_token=True,
         pre_norm=True, layer_scale=0.1, scan=scan, pooling=pooling,
     )  # fmt: skip
+
+
+# Its layers are counted alike, scanned or not.
+ENCODERS = dict(image=encoder(scan=False))
+
+
+def shapes(scan, pooling="cls"):
+    """{"encoders": {"image": a ViT's}, "heads": ...} of shapes."""
+    tower = encoder(scan, pooling)
     params = jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     head = dict(linear=dict(kernel=jax.ShapeDtypeStruct((8, 2), np.float32)))
     return dict(encoders=dict(image=params), heads=dict(classification=head))
@@ -45,7 +53,7 @@ def published(name):
 
 
 def factors(rules, params, step=0):
-    found = Rates.build(rules, 10).factors(params, step)
+    found = LrMultipliers.build(rules, 10, ENCODERS).factors(params, step)
     return flatten_dict(found, sep="/")
 
 
@@ -62,11 +70,13 @@ def test_factors_are_the_published(pooling):
 def test_a_stack_has_the_factors_of_its_layers():
     """Stacked by the module that converts weights, from arrays of one factor a layer."""
     apart = shapes(scan=False)
-    filled = Rates.build((("", RULE),), 10).factors(apart, 0)
+    filled = LrMultipliers.build((("", RULE),), 10, ENCODERS).factors(apart, 0)
     filled = jax.tree.map(lambda factor, leaf: np.full(leaf.shape, factor), filled, apart)
-    wanted = flatten_dict(stack_layers(filled["encoders"]["image"], vit.STACKS), sep="/")
+    wanted = flatten_dict(stack_layers(filled["encoders"]["image"], vit.ViT.stacks), sep="/")
     stacked = shapes(scan=True)["encoders"]["image"]
-    found = Rates.build((("", RULE),), 10).factors(shapes(scan=True), 0)["encoders"]["image"]
+    found = LrMultipliers.build((("", RULE),), 10, ENCODERS).factors(shapes(scan=True), 0)["encoders"][
+        "image"
+    ]
     for name, leaf in flatten_dict(stacked, sep="/").items():
         factor = flatten_dict(found, sep="/")[name]
         np.testing.assert_allclose(np.broadcast_to(factor, leaf.shape), wanted[name], rtol=1e-6)
@@ -86,16 +96,20 @@ def test_rules_before_it_count_first():
         assert found["encoders/image/mask_token"] == 0
         assert found["encoders/image/layer0/query/kernel"] == layers
         assert found["encoders/image/patch_embedding/bias"] == pytest.approx(DECAY**4)
-    rates = Rates.build(rules, 10)
-    assert rates.frozen("encoders/image/mask_token")
-    assert not rates.frozen("encoders/image/patch_embedding/bias")
+    lr_multipliers = LrMultipliers.build(rules, 10, ENCODERS)
+    assert lr_multipliers.frozen("encoders/image/mask_token")
+    assert not lr_multipliers.frozen("encoders/image/patch_embedding/bias")
 
 
 def test_what_cannot_be_is_named():
     tower = efficientnet.EfficientNet(stages=efficientnet.B0_STAGES[:1], width=0.25, depth=0.3)
     params = jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
-    with pytest.raises(ValueError, match=r"^rates: layer_decay is for transformers; encoders/image has no"):
-        Rates.build((("", RULE),), 10).check(dict(encoders=dict(image=params), heads={}))
+    with pytest.raises(
+        ValueError, match=r"^lr_multipliers: layer_decay is for transformers; encoders/image has no"
+    ):
+        LrMultipliers.build((("", RULE),), 10, dict(image=tower)).check(
+            dict(encoders=dict(image=params), heads={})
+        )
     for options, message in (
         (dict(decay=0.0), r"layer_decay: decay is 0.0; it must lie in \(0, 1\]"),
         (dict(decay=0.9, patch_embedding=2), "layer_decay: patch_embedding is 2; it must"),
@@ -118,15 +132,20 @@ def stepped(name, rules, scan):
     rng = np.random.default_rng(0)
     draw = functools.partial(jax.tree.map, lambda x: rng.normal(size=x.shape).astype(np.float32))
     params, grads = draw(shapes(scan)), draw(shapes(scan))
-    rates, optimizer = Rates.build(rules, 10), optimizers.build(OPTIMIZER | dict(name=name))
-    rates.check(params)
-    optimizer = rates.mask(optimizer)
+    lr_multipliers, optimizer = (
+        LrMultipliers.build(rules, 10, ENCODERS),
+        optimizers.build(OPTIMIZER | dict(name=name)),
+    )
+    lr_multipliers.check(params)
+    optimizer = lr_multipliers.mask(optimizer)
     state = state_lib.create(params, dict(encoders={}), optimizer, use_ema=False)
 
     def grad_fn(params, mutable, *_):
         return (jnp.zeros(()), ({}, mutable)), grads
 
-    step = make_step(grad_fn, lambda params: params, optimizer, lambda _: 0.1, rates.factors, None, 0, 1)
+    step = make_step(
+        grad_fn, lambda params: params, optimizer, lambda _: 0.1, lr_multipliers.factors, None, 0, 1
+    )
     with compiling.quickly():
         new, _ = jax.device_get(jax.jit(step)(state, {}))
     moved = jax.tree.map(np.subtract, new.params, params)

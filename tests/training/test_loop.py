@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from big_ssl import main
+from big_ssl.evals.evaluator import Evaluator
 from big_ssl.training import evaluation, loop, requirements
 from big_ssl.training.metrics import read_lines
 from big_ssl.training.stopping import StopRequest, TrainingFailed, check_health
@@ -192,15 +193,15 @@ def test_a_rate_that_overflows_leaves_nothing_behind(train, micro_config, tmp_pa
 # The best checkpoint.
 
 
-class _Evaluator:
-    """Gives a step's accuracy; the embedder is not asked."""
+class _Evaluator(Evaluator):
+    """Returns a step's accuracy, whatever the model."""
 
     accuracies = (0.1, 0.9, 0.5, 0.2)
 
     def __init__(self):
         self._left = list(self.accuracies)
 
-    def metrics(self, embedder):
+    def metrics(self, predictor):
         return {"knn/toy/k20_top1": self._left.pop(0), "knn/toy/chance": 0.1}
 
 
@@ -208,11 +209,12 @@ class _Evaluator:
 def evaluated(monkeypatch):
     """Runs are evaluated by _Evaluator, whatever their config says."""
     monkeypatch.setattr(evaluation, "evaluators", lambda *_: dict(toy=_Evaluator()))
-    monkeypatch.setattr(evaluation, "towers", lambda *_: types.SimpleNamespace(at=lambda variables: None))
+    predictor = types.SimpleNamespace(for_evaluation=lambda variables: None)
+    monkeypatch.setattr(evaluation, "predictor", lambda *_: predictor)
 
 
 def test_what_is_evaluated_is_saved_and_the_best_is_kept(evaluated, train, micro_config, tmp_path):
-    changes = dict(checkpoint__every=100, checkpoint__keep=1, eval_every=2)
+    changes = dict(checkpoint__every=100, checkpoint__keep=1, eval_every=2, evals=dict(toy={}))
     train(micro_config(checkpoint__best="eval/knn/toy/k20_top1", **changes), tmp_path)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"4", "8"}
 
@@ -222,7 +224,7 @@ def test_a_best_that_the_evaluator_does_not_give_is_said_at_the_first(
 ):
     message = "checkpoint.best is 'eval/knn/toy/top1'; there are eval/knn/toy/chance, eval/knn/toy/k20_top1$"
     with pytest.raises(requirements.RequirementsError, match=message):
-        train(micro_config(checkpoint__best="eval/knn/toy/top1", eval_every=2), tmp_path)
+        train(micro_config(checkpoint__best="eval/knn/toy/top1", eval_every=2, evals=dict(toy={})), tmp_path)
 
 
 def test_a_best_of_no_evaluator_is_said_first():

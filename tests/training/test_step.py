@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build
+from big_ssl.random_keys import named_key, step_key
+from big_ssl.training import batches, streams
 from big_ssl.training import state as state_lib
-from big_ssl.training.random_keys import named_key, step_key
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,9 @@ def initial(setup):
 
 @pytest.fixture(scope="module")
 def batch(config, setup):
-    batches = build.batches(config, build.loaders(config, setup.tokenizer), 0, setup.mesh)
-    first = next(batches)
-    batches.close()
+    iterator = batches.iterate(config, streams.open_streams(config, setup.tokenizer), 0, setup.mesh)
+    first = next(iterator)
+    iterator.close()
     return first
 
 

@@ -9,7 +9,7 @@ import pytest
 from big_ssl import io
 from big_ssl.parallel import hardware
 from big_ssl.parallel import mesh as mesh_lib
-from big_ssl.training import build, flops, wall_time
+from big_ssl.training import batches, flops, wall_time
 from big_ssl.training.profiling import Profile
 from big_ssl.training.wall_time import ALL_PARTS, WallTime, earlier_seconds
 
@@ -91,7 +91,7 @@ def test_mfu_is_logged_if_the_peak_is_known(micro_config, train, set_up, tmp_pat
     train(config, tmp_path / "known")
     line = _last_line(tmp_path / "known", "time/step_seconds")
     setup = set_up(config)
-    batch = build.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
+    batch = batches.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
     per_step = flops.model_flops_per_step(setup.system, setup.abstract_state, batch)
     expected = per_step / (line["time/step_seconds"] * peak * jax.device_count())
     assert line["time/mfu"] == pytest.approx(expected)

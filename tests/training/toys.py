@@ -7,12 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_ssl.data.fields.text import Text
+from big_ssl.models.encoder import Encoder
 from big_ssl.objectives.base import BatchField, EncoderCall, StatelessObjective, Sum
 from big_ssl.training import train_step
 
+FIELDS = dict(pairs=dict(text=Text(dict(text=1.0))))
 
-class Tower(nn.Module):
+
+class Tower(Encoder):
     """Random in training, and counting the forward passes that reach its statistics."""
+
+    input = "text"
+    outputs = ("pooled",)
 
     @nn.compact
     def __call__(self, ids, mask, train=False):
@@ -28,7 +35,8 @@ class Head(nn.Module):
     def __call__(self, inputs, train=False):
         scale = self.param("scale", nn.initializers.ones, (5,))
         factor = self.param("factor", nn.initializers.ones, ())
-        return dict(x=nn.Dense(5)(inputs["text"]["pooled"]), factor=factor, shared=dict(scale=scale))
+        x = nn.Dropout(0.25, deterministic=not train)(nn.Dense(5)(inputs["text"]["pooled"]))
+        return dict(x=x, factor=factor, shared=dict(scale=scale))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +63,10 @@ class Toy(StatelessObjective):
         metrics = dict(
             mean=Sum.of_mean(x.mean(), len(x)), weighted=Sum((weights * x[:, 0]).sum(), weights.sum())
         )
-        return value, metrics, dict(centre=state["centre"] + x.mean())
+        return value, metrics, dict(center=state["center"] + x.mean())
 
     def initial_state(self):
-        return dict(centre=jnp.zeros(()))
+        return dict(center=jnp.zeros(()))
 
 
 def microbatched(system, count, ways):

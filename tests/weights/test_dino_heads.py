@@ -20,7 +20,7 @@ from configs.ibot import get_config as ibot_config
 from tests.parity import goldens
 
 WIDTH, HIDDEN, BOTTLENECK, PROTOTYPES = 24, 10, 6, 9
-OPTIONS = dict(prototypes=PROTOTYPES, hidden=HIDDEN, bottleneck=BOTTLENECK, layers=3, learn_lengths=True)
+OPTIONS = dict(prototypes=PROTOTYPES, hidden=HIDDEN, bottleneck=BOTTLENECK, layers=3, norm_last_layer=False)
 READ_OPTIONS = dict(num_heads=3)
 
 
@@ -130,7 +130,7 @@ def test_a_frozen_weight_norm_is_dropped(backbone, both, tmp_path):
     heads = dict(both[0])
     heads["dino_head.last_layer.weight_g"] = np.float32([[1], [1 + 1e-6]] * 4 + [[1 - 1e-6]])
     config, ours = read("dinov2", teacher(backbone, heads), tmp_path)
-    assert [options["learn_lengths"] for options in config["projections"].values()] == [False, True]
+    assert [options["norm_last_layer"] for options in config["projections"].values()] == [True, False]
     expected = {
         path: x for path, x in both[1].items() if not path.endswith("dino/projection/prototype_lengths")
     }

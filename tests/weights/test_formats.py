@@ -163,7 +163,7 @@ def test_a_resize_larger_than_the_crop_is_exported(tmp_path):
     for resize, size in (
         ("crop", dict(shortest_edge=24)),
         ("crop 30", dict(shortest_edge=30)),
-        ("squash 30 bilinear", dict(height=30, width=30)),
+        ("stretch 30 bilinear", dict(height=30, width=30)),
     ):
         write_checkpoint("hf_clip", tmp_path / "out", config | dict(resize=resize), ours)
         written = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())

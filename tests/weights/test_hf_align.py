@@ -50,7 +50,7 @@ def test_the_architecture(align):
     text = dict(kind="bert", vocab_size=50, width=16, depth=2, heads=2, mlp_dim=40, max_len=12, dropout=0.1)
     assert config["encoders"]["text"] == text
     assert config["tokenizer"] == dict(kind="wordpiece", vocabulary="", size=50, length=12)
-    assert (config["image_size"], config["resize"]) == (75, "squash 346 bilinear")
+    assert (config["image_size"], config["resize"]) == (75, "stretch 346 bilinear")
 
 
 def test_the_text_encoder_keeps_more_positions_than_the_tokenizers_length(align):
@@ -75,7 +75,7 @@ def test_the_preprocessing(changes, mean, std, tmp_path):
     path = written(tmp_path)
     (path / "preprocessor_config.json").write_text(json.dumps(PUBLISHED | changes))
     config, _ = read_checkpoint("hf_align", path)
-    assert (config["image_size"], config["resize"]) == (289, "squash 346 bilinear")
+    assert (config["image_size"], config["resize"]) == (289, "stretch 346 bilinear")
     view = config["views"]["image"]
     np.testing.assert_allclose(view["mean"], mean, rtol=1e-12)
     np.testing.assert_allclose(view["std"], std, rtol=1e-12)
@@ -108,7 +108,7 @@ def test_a_round_trip_is_exact(align, tmp_path):
             dict(vision_config__depth_coefficient=1.0),
             r"as hf_align: vision_model.encoder.blocks.\d+.*(is missing|; the architecture has)",
         ),
-        (dict(vision_config__width_coefficient=0.5), "dim is 64 but the image tower gives 160"),
+        (dict(vision_config__width_coefficient=0.5), "embed_dim is 64 but the image tower gives 160"),
     ],
 )
 def test_the_error_names_an_unsupported_setting(changes, message, tmp_path):
@@ -124,7 +124,7 @@ def test_the_error_names_an_unsupported_setting(changes, message, tmp_path):
         ("image", dict(stem_stride=1), "image.stem_stride is 1"),
         ("image", dict(strides=(1, 2, 2, 1, 1, 2, 1)), "stage 0 keeps stride 1 and 8 channels"),
         ("head", dict(temperature_form="log"), "head.temperature_form is 'log'"),
-        ("head", dict(text_bias=False), "head.text_bias is False"),
+        ("head", dict(text_projection_bias=False), "head.text_projection_bias is False"),
     ],
 )
 def test_a_model_that_the_format_cannot_store_is_not_written(part, changes, message, align, tmp_path):

@@ -1,4 +1,4 @@
-"""Windows and crops of a picture, on the host."""
+"""Random crops of an image, on the host."""
 
 import math
 
@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from big_ssl.data import host_views
-from big_ssl.data.host_views import RandomResizedCrop, Window
+from big_ssl.data import crops as crop_kinds
+from big_ssl.data.crops import RandomCrop, RandomResizedCrop
 
 RNG = np.random.default_rng(0)
+
+
+def draw(crop, image, rng=RNG):
+    """The crops' pixels, of an image that is prepared before."""
+    prepared = crop.prepare(image)
+    return crop.render(prepared, crop.draw(prepared, rng))
 
 
 def gradient(width, height):
@@ -20,10 +26,9 @@ def gradient(width, height):
 
 def test_a_window_lies_anywhere_on_the_longer_side():
     """CLIP's random square crop of the resized picture: not of its middle alone."""
-    view = Window(resize=16, crop=16)
-    prepared = view.prepare(gradient(64, 16))
-    assert prepared.shape == (16, 64, 3)
-    crops = [view.draw(prepared, RNG) for _ in range(200)]
+    view = RandomCrop(resize=16, size=16)
+    assert view.prepare(gradient(64, 16)).pixels.shape == (16, 64, 3)
+    crops = [draw(view, gradient(64, 16)) for _ in range(200)]
     assert {crop.shape for crop in crops} == {view.shape}
     starts = [crop[:, 0, 0].mean() for crop in crops]
     assert min(starts) < 15
@@ -31,8 +36,8 @@ def test_a_window_lies_anywhere_on_the_longer_side():
     assert np.std([crop[0, 0, 1] for crop in crops]) == 0
 
 
-def test_squash_keeps_all_of_the_picture():
-    prepared = Window(resize=16, crop=12, fit="squash").prepare(gradient(64, 16))
+def test_stretching_keeps_all_of_the_picture():
+    prepared = RandomCrop(resize=16, size=12, resize_mode="stretch").prepare(gradient(64, 16)).pixels
     assert prepared.shape == (16, 16, 3)
     assert prepared[0, 0, 0] < 10
     assert prepared[0, -1, 0] > 245
@@ -54,7 +59,7 @@ def test_crops_cover_the_stated_share_and_aspect():
 
 def test_a_crop_shows_its_box():
     view = RandomResizedCrop(size=16, scale=(0.3, 0.3), ratio=(1, 1), count=2)
-    crops = view.draw(view.prepare(gradient(64, 64)), RNG)
+    crops = draw(view, gradient(64, 64))
     assert crops.shape == view.shape
     assert crops.dtype == np.uint8
     for crop in crops.astype(float):
@@ -69,8 +74,8 @@ def test_views_share_a_picture_and_leave_it_as_it_is():
     image = gradient(50, 40)
     before = np.asarray(image).copy()
     view = RandomResizedCrop(size=16, scale=(0.1, 1.0), count=3)
-    crops = view.draw(view.prepare(image), np.random.default_rng(1))
-    again = RandomResizedCrop(size=16, scale=(0.1, 1.0), count=3).draw(image, np.random.default_rng(1))
+    crops = draw(view, image, np.random.default_rng(1))
+    again = draw(RandomResizedCrop(size=16, scale=(0.1, 1.0), count=3), image, np.random.default_rng(1))
     np.testing.assert_array_equal(crops, again)
     np.testing.assert_array_equal(np.asarray(image), before)
 
@@ -84,16 +89,45 @@ def test_what_never_fits_is_the_largest_middle_window():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(kind="window", resize=8, crop=9), "views.a: crop is 9; it must be between 1 and resize, 8"),
-        (dict(kind="window", resize=8, crop=8, fit="pad"), "views.a: fit is 'pad'; use crop or squash"),
-        (dict(kind="random_resized_crop", size=0, scale=(0.1, 1)), "views.a: size is 0 and count 1"),
+        (dict(kind="random_crop", resize=8, size=9), "^size is 9; it must be between 1 and resize, 8"),
+        (
+            dict(kind="random_crop", resize=8, size=8, resize_mode="pad"),
+            "^resize_mode is 'pad'; use crop or s",
+        ),
+        (
+            dict(kind="window", resize=8, size=8),
+            "^kind is 'window'; there are random_crop, random_resized_crop",
+        ),
+        (dict(kind="random_resized_crop", size=0, scale=(0.1, 1)), "^size is 0 and count 1"),
         (
             dict(kind="random_resized_crop", size=8, scale=(0.5, 0.1)),
-            r"views.a: scale is \(0.5, 0.1\); .* rising",
+            r"^scale is \(0.5, 0.1\); .* rising",
         ),
-        (dict(kind="random_resized_crop", size=8, scale=(0.5, 2)), r"views.a: scale is \(0.5, 2\)"),
+        (dict(kind="random_resized_crop", size=8, scale=(0.5, 2)), r"^scale is \(0.5, 2\)"),
     ],
 )
-def test_what_is_no_view_is_named(options, message):
+def test_options_that_can_not_be(options, message):
     with pytest.raises(ValueError, match=message):
-        host_views.build(dict(a=options))
+        crop_kinds.build(options)
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [RandomCrop(16, 12), RandomCrop(16, 12, "stretch"), RandomResizedCrop(12, (0.2, 0.9), 2)],
+)
+@pytest.mark.parametrize("size", [(40, 30), (30, 70), (3, 200)])
+def test_fractions_are_where_the_pixels_are_from(crop, size):
+    """By the gradient: what a pixel shows is where it lay in the whole image."""
+    prepared = crop.prepare(gradient(*size))
+    geometries = crop.draw(prepared, RNG)
+    assert prepared.size == size
+    pixels = crop.render(prepared, geometries).reshape(-1, 12, 12, 3) / 255
+    for image, (_, (left, top, right, bottom)) in zip(pixels, geometries, strict=True):
+        assert 0 <= left < right <= 1
+        assert 0 <= top < bottom <= 1
+        # The gradient's ends are the centres of the outermost pixels; bicubic edges are not exact.
+        for channel, start, stop, axis, side in ((0, left, right, 0, size[0]), (1, top, bottom, 1, size[1])):
+            line = image[..., channel].mean(axis)
+            centers = start + (np.arange(12) + 0.5) / 12 * (stop - start)
+            expected = np.clip((centers * side - 0.5) / (side - 1), 0, 1)
+            np.testing.assert_allclose(line, expected, atol=0.03 + 0.3 / side)

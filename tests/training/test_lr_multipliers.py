@@ -1,4 +1,4 @@
-"""Rates by path: what is frozen, what is slower, and what a step then does."""
+"""Multipliers of the learning rate by path: what is frozen, what is slower, and what a step then does."""
 
 import jax
 import jax.numpy as jnp
@@ -6,35 +6,35 @@ import numpy as np
 import optax
 import pytest
 
-from big_ssl.data.pipeline import DATA_ERRORS
+from big_ssl.data import pipeline
 from big_ssl.training import state as state_lib
-from big_ssl.training.rates import Rates
+from big_ssl.training.lr_multipliers import LrMultipliers
 from big_ssl.training.system import System, Term
 from big_ssl.training.train_step import make_step
-from tests.training.toys import Tower, Toy
+from tests.training.toys import FIELDS, Tower, Toy
 
 PARAMS = dict(encoders=dict(image=dict(a=jnp.ones(3), b=jnp.ones(2)), text=dict(a=jnp.ones(4))))
 STEPS = dict(kind="steps", values=((0, 0.0), (5, 0.5), (8, 1.0)))
 
 
 def test_the_first_pattern_found_counts():
-    rates = Rates.build((("image/a", 0.1), ("image/", STEPS)), 10)
+    lr_multipliers = LrMultipliers.build((("image/a", 0.1), ("image/", STEPS)), 10)
     for step, later in ((0, 0.0), (4, 0.0), (5, 0.5), (8, 1.0), (9, 1.0)):
-        found = rates.factors(PARAMS, jnp.int32(step))["encoders"]
+        found = lr_multipliers.factors(PARAMS, jnp.int32(step))["encoders"]
         assert (found["image"]["a"], found["image"]["b"]) == (pytest.approx(0.1), later)
         assert found["text"]["a"] == 1.0
 
 
 def test_only_the_number_zero_freezes():
-    rates = Rates.build((("image/a", 0), ("image/", STEPS)), 10)
-    assert rates.frozen("encoders/image/a")
-    assert not rates.frozen("encoders/image/b")
-    assert not rates.frozen("encoders/text/a")
+    lr_multipliers = LrMultipliers.build((("image/a", 0), ("image/", STEPS)), 10)
+    assert lr_multipliers.frozen("encoders/image/a")
+    assert not lr_multipliers.frozen("encoders/image/b")
+    assert not lr_multipliers.frozen("encoders/text/a")
 
 
 def test_what_is_frozen_has_no_moments_and_no_decay():
-    rates = Rates.build((("image/", 0.0),), 10)
-    optimizer = rates.mask(optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.5)))
+    lr_multipliers = LrMultipliers.build((("image/", 0.0),), 10)
+    optimizer = lr_multipliers.mask(optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.5)))
     state = optimizer.init(PARAMS)
     assert {leaf.shape for leaf in jax.tree.leaves(state)} == {(), (4,)}
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, PARAMS), state, PARAMS)
@@ -45,28 +45,30 @@ def test_what_is_frozen_has_no_moments_and_no_decay():
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ((("imaeg/", 0.1),), "rates: 'imaeg/' is found in no path of the parameters"),
-        ((("", 0.0),), "rates: every parameter is frozen"),
+        ((("imaeg/", 0.1),), "lr_multipliers: 'imaeg/' is found in no path of the parameters"),
+        ((("", 0.0),), "lr_multipliers: every parameter is frozen"),
     ],
 )
 def test_what_can_train_nothing_is_named(rules, message):
     with pytest.raises(ValueError, match=message):
-        Rates.build(rules, 10).check(PARAMS)
+        LrMultipliers.build(rules, 10).check(PARAMS)
 
 
 def moved(rules):
     """How far three steps move each parameter, the encoders' state before and after, and the last state."""
-    rates = Rates.build(rules, 10)
+    lr_multipliers = LrMultipliers.build(rules, 10)
     terms = dict(toy=Term("pairs", Toy("example"), lambda step: 1.0))
-    system = System({"text": Tower()}, {}, terms, frozen=rates.frozen)
+    system = System({"text": Tower()}, FIELDS, terms, frozen=lr_multipliers.frozen)
     ids = np.random.default_rng(0).integers(0, 5, (16, 3))
-    marks = {name: np.zeros(16, bool) for name in DATA_ERRORS}
+    marks = {name: np.zeros(16, bool) for name in pipeline.data_errors(FIELDS["pairs"])}
     batch = dict(pairs=dict(text=dict(ids=ids, mask=ids >= 0), data_errors=marks))
     params, mutable = system.init(jax.random.key(0), batch)
-    optimizer = rates.mask(optax.scale_by_adam())
-    first = state_lib.create(params, mutable, optimizer, True, rates.frozen, streams=("pairs",))
+    optimizer = lr_multipliers.mask(optax.scale_by_adam())
+    first = state_lib.create(params, mutable, optimizer, True, lr_multipliers.frozen, dict(pairs=()))
     grad_fn = jax.value_and_grad(system.loss, has_aux=True)
-    step = make_step(grad_fn, system.project, optimizer, lambda _: 0.01, rates.factors, lambda _: 0.5, 0, 100)
+    step = make_step(
+        grad_fn, system.project, optimizer, lambda _: 0.01, lr_multipliers.factors, lambda _: 0.5, 0, 100
+    )
     state, step = first, jax.jit(step)
     for _ in range(3):
         state, _ = step(state, batch)

@@ -1,0 +1,168 @@
+"""Crops of an image on the host: where they lie is drawn once, for all fields that belong to the image."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from big_ssl.data import decode
+
+# left, top, right, bottom.
+Box = tuple[float, float, float, float]
+RESIZE_MODES = ("crop", "stretch")
+
+
+class Prepared(NamedTuple):
+    """What is the same at every visit of an image, and can be cached.
+
+    pixels: uint8[H, W, 3] or a Pillow image; region: the part of the whole image that they show, in fractions
+    of its width and height; size: the whole image's (width, height).
+    """
+
+    pixels: np.ndarray | Image.Image
+    region: Box
+    size: tuple[int, int]
+
+
+class Geometry(NamedTuple):
+    """Where one crop lies: pixels of what was prepared, and fractions of the whole image's width and height.
+
+    Both are the same box. By the fractions an annotation finds its part, whatever its own resolution.
+    """
+
+    pixels: tuple[int, int, int, int]
+    fractions: Box
+
+
+class Crop(Protocol):
+    """A frozen value. shape: of what `render` returns; the axes before [H, W, 3] count the crops."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def prepare(self, image: Image.Image) -> Prepared:
+        """Does what needs no random numbers."""
+        ...
+
+    def draw(self, prepared: Prepared, rng: np.random.Generator) -> Sequence[Geometry]:
+        """Draws where each crop lies."""
+        ...
+
+    def render(self, prepared: Prepared, geometries: Sequence[Geometry]) -> np.ndarray:
+        """Returns the crops' pixels: uint8, of `shape`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """uint8[size, size, 3]: a random square of the resized image.
+
+    resize_mode "crop" resizes the shorter side to `resize`, "stretch" both sides. With resize = size and
+    "crop" it is CLIP's random square (arXiv 2103.00020, section 2.5); ALIGN stretches. Raises ValueError for
+    another mode, and if size exceeds resize.
+    """
+
+    resize: int
+    size: int
+    resize_mode: str = "crop"
+
+    def __post_init__(self):
+        if self.resize_mode not in RESIZE_MODES:
+            raise ValueError(f"resize_mode is {self.resize_mode!r}; use crop or stretch")
+        if not 1 <= self.size <= self.resize:
+            raise ValueError(f"size is {self.size}; it must be between 1 and resize, {self.resize}")
+
+    @property
+    def shape(self):
+        return (self.size, self.size, 3)
+
+    def prepare(self, image):
+        return Prepared(*decode.resized(image, self.resize, self.resize_mode), image.size)
+
+    def draw(self, prepared, rng):
+        height, width = prepared.pixels.shape[:2]
+        top, left = (int(i) for i in rng.integers(0, [height - self.size + 1, width - self.size + 1]))
+        return (_geometry((left, top, left + self.size, top + self.size), (width, height), prepared.region),)
+
+    def render(self, prepared, geometries):
+        ((left, top, right, bottom), _), = geometries  # fmt: skip
+        return prepared.pixels[top:bottom, left:right]
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+    """uint8[count, size, size, 3]: parts of random area and aspect, resized (Szegedy et al. 2015, arXiv
+    1409.4842), as in DINO's multi-crop (Caron et al. 2021, arXiv 2104.14294, section 3.1).
+
+    scale: the range of the area, as a fraction of the image's; ratio: of width by height, uniform in its
+    logarithm. If ten attempts do not fit into the image, the largest central part that does is taken.
+    Raises ValueError for ranges that are none.
+    """
+
+    size: int
+    scale: tuple[float, float]
+    count: int = 1
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self):
+        if self.size < 1 or self.count < 1:
+            raise ValueError(f"size is {self.size} and count {self.count}; both must be at least 1")
+        for name, (low, high), limit in (("scale", self.scale, 1), ("ratio", self.ratio, math.inf)):
+            if not 0 < low <= high <= limit:
+                raise ValueError(f"{name} is {(low, high)}; it must be a rising pair within (0, {limit}]")
+
+    @property
+    def shape(self):
+        return (self.count, self.size, self.size, 3)
+
+    def prepare(self, image):
+        # Unchanged: the image fields of a record share it, and an array would be copied back for each.
+        return Prepared(image, (0.0, 0.0, 1.0, 1.0), image.size)
+
+    def draw(self, prepared, rng):
+        size = prepared.pixels.size
+        boxes = [self._box(*size, rng) for _ in range(self.count)]
+        return tuple(_geometry(box, size, prepared.region) for box in boxes)
+
+    def render(self, prepared, geometries):
+        side = (self.size, self.size)
+        crops = (
+            prepared.pixels.resize(side, Image.Resampling.BICUBIC, geometry.pixels) for geometry in geometries
+        )
+        return np.stack([np.asarray(crop) for crop in crops])
+
+    def _box(self, width, height, rng):
+        """(left, top, right, bottom)."""
+        for _ in range(10):
+            area = width * height * rng.uniform(*self.scale)
+            aspect = math.exp(rng.uniform(*map(math.log, self.ratio)))
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = (int(i) for i in rng.integers(0, (width - w + 1, height - h + 1)))
+                return left, top, left + w, top + h
+        low, high = self.ratio
+        w, h = min(width, round(height * high)), min(height, round(width / low))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
+
+
+CROPS = {"random_crop": RandomCrop, "random_resized_crop": RandomResizedCrop}
+
+
+def build(config: Mapping) -> Crop:
+    """The crop that config["kind"] names, built from the other keys. Raises ValueError for its faults."""
+    if config.get("kind") not in CROPS:
+        raise ValueError(f"kind is {config.get('kind')!r}; there are {', '.join(CROPS)}")
+    return CROPS[config["kind"]](**{key: value for key, value in config.items() if key != "kind"})
+
+
+def _geometry(pixels, size, region):
+    """The Geometry of a box of pixels of a prepared image of this (width, height)."""
+    left, top, right, bottom = region
+    (width, height), spans = size, (right - left, bottom - top)
+    xs = [left + x / width * spans[0] for x in pixels[::2]]
+    ys = [top + y / height * spans[1] for y in pixels[1::2]]
+    return Geometry(pixels, (xs[0], ys[0], xs[1], ys[1]))

@@ -1,0 +1,123 @@
+"""What every kind of batch field has."""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from big_ssl.data.crops import Crop, Geometry, Prepared
+from big_ssl.data.records import BadValue, Record
+from big_ssl.data.tokenizers import Tokenizer
+
+
+class Context(NamedTuple):
+    """What a field needs beside its own options.
+
+    name: the field's. crops: {image field: its crop} of the stream. length: of tokenised texts.
+    tokenizer, source: None until the data is opened; shapes and device transforms need neither.
+    """
+
+    name: str = ""
+    crops: Mapping[str, Crop] = {}
+    length: int = 0
+    tokenizer: Tokenizer | None = None
+    source: Any = None
+
+
+class Draws(NamedTuple):
+    """The randomness of one visit of a record, shared by its fields.
+
+    rng: NumPy's. prepared: {image field: Prepared}. geometries: {image field: where its crops lie}. Both are
+    filled as image fields are loaded, before the fields that belong to them.
+    """
+
+    rng: np.random.Generator
+    prepared: dict[str, Prepared]
+    geometries: dict[str, Sequence[Geometry]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One kind of batch field; its dataclass fields are the options that a config may set.
+
+    A kind is a subclass in one file and a line in data/fields/__init__.py. It must define `zeros` and `load`.
+
+    counter: where replaced records are counted, if a value of this kind was bad.
+    shown: whether a report can show its values to a person.
+    needs_tokenizer: whether context.tokenizer must be there to load it.
+    load_order: fields of a lower one are loaded, and draw their random numbers, first; within one, in the
+      order of the config.
+    """
+
+    _: dataclasses.KW_ONLY
+    context: Context = dataclasses.field(default_factory=Context)
+
+    counter: ClassVar[str]
+    shown: ClassVar[bool] = False
+    needs_tokenizer: ClassVar[bool] = False
+    load_order: ClassVar[int] = 0
+
+    def image_field(self) -> str:
+        """The image field whose geometric transforms this field shares; "" for none."""
+        return ""
+
+    def zeros(self) -> Any:
+        """Returns an array, or a dict of arrays, of the shapes and dtypes of one example's value.
+
+        It stands for a missing example, whose step changes nothing.
+        """
+        raise NotImplementedError
+
+    def load(self, record: Record, draws: Draws) -> Any:
+        """Returns one example's value. Raises BadValue if the record's can't be used."""
+        raise NotImplementedError
+
+    def keys(self) -> dict[str, str]:
+        """{option: the record's key that it names}. A key that no record has is an error at start."""
+        return {"key": getattr(self, "key")}  # noqa: B009  (subclasses declare it)
+
+    def missing_keys(self, present: Collection[str]) -> dict[str, str]:
+        """Those of `keys` that are not among the present ones."""
+        return {option: key for option, key in self.keys().items() if key and key not in present}
+
+    def check(self) -> None:
+        """Raises ValueError, in a line, if the opened source or tokenizer can't provide this field."""
+
+    def class_names(self) -> Sequence[str] | None:
+        """The names of its classes in the opened source; None if it has none."""
+        return None
+
+    def classes(self) -> int | None:
+        """How many classes its values have; None if they have none."""
+        names = self.class_names()
+        return None if names is None else len(names)
+
+    def device_options(self) -> dict[str, Any]:
+        """{option: value} of what happens on the device, where a stream's sources can't differ."""
+        return {}
+
+    def encoder_inputs(self, value, key, train: bool) -> dict:
+        """The device transform: an encoder's arguments, of a batch of values.
+
+        Args:
+          value: a batch's values, traced.
+          key: this step's random key of the field.
+          train: whether to change images at random; masks of patches are drawn anyway.
+
+        Raises:
+          ValueError: if no encoder reads this kind.
+        """
+        raise ValueError(f"no encoder reads the field {self.context.name}")
+
+    def mirror(self, value, flips):
+        """The device transform of a field with an `image_field`: mirrors, as its image is, those values for
+        which flips, bool[B, ...], is True."""
+        raise NotImplementedError
+
+
+def required(value, key: str):
+    """value, or BadValue if the record has none under this key."""
+    if value is None:
+        raise BadValue(f"no {key!r}")
+    return value

@@ -1,0 +1,252 @@
+"""What belongs to the pixels of an image field: boxes, and a class or a depth of each pixel.
+
+A record's crops are drawn once, by the image field; these fields are cut along the same boxes, and mirrored
+on the device where the image is. A field of n crops has a leading axis [n], as its image has.
+"""
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_ssl.data import decode, records, sources
+from big_ssl.data.fields.base import Field, required
+from big_ssl.data.records import BadValue
+
+# Orders of a box's four numbers.
+BOX_ORDERS = ("xyxy", "yxyx", "xywh")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spatial(Field):
+    """A field that shares the geometric transforms of the image field `image`."""
+
+    image: str
+    key: str
+
+    load_order: ClassVar[int] = 2
+
+    def image_field(self):
+        return self.image
+
+    @property
+    def crop_shape(self) -> tuple[int, ...]:
+        """Of the image's crops: ([n], height, width)."""
+        return self.context.crops[self.image].shape[:-1]
+
+    def stacked(self, parts: list):
+        """What is of one crop each, as the image has them: with an axis [n], or not if it has none."""
+        if len(self.crop_shape) == 2:
+            return parts[0]
+        return jax.tree.map(lambda *each: np.stack(each), *parts)
+
+    def geometries(self, draws):
+        """Where the image's crops lie."""
+        return draws.geometries[self.image]
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes(Spatial):
+    """boxes: float32[max_boxes, 4]; labels: int32[max_boxes]; valid: bool[max_boxes], False in unused rows.
+
+    A box is (left, top, right, bottom) in fractions of the crop's width and height. It is clipped to the
+    crop, and dropped if less than a pixel of its width or of its height is left. Of more than max_boxes the
+    first stay.
+
+    Args:
+      image: the image field that it belongs to.
+      key: where a record has its boxes: [N, 4], or none.
+      max_boxes: rows.
+      class_key: where it has their classes, N numbers or names; "" for no classes, all 0.
+      order: of a box in the record: "yxyx" (TFDS), "xyxy" or "xywh" (COCO's files).
+      normalized: whether a record's boxes are fractions of the image's width and height, or pixels.
+    """
+
+    max_boxes: int = 100
+    class_key: str = ""
+    order: str = "yxyx"
+    normalized: bool = True
+
+    counter: ClassVar[str] = "replaced_boxes"
+    shown: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.order not in BOX_ORDERS:
+            raise ValueError(f"order is {self.order!r}; use {', '.join(BOX_ORDERS)}")
+        if self.max_boxes < 1:
+            raise ValueError(f"max_boxes is {self.max_boxes}; it must be at least 1")
+
+    def keys(self):
+        return dict(key=self.key, class_key=self.class_key)
+
+    def check(self):
+        _ = self._labels
+
+    def class_names(self):
+        return self._labels.names if self._labels else None
+
+    def zeros(self):
+        rows = (*self.crop_shape[:-2], self.max_boxes)
+        return dict(
+            boxes=np.zeros((*rows, 4), np.float32),
+            labels=np.zeros(rows, np.int32),
+            valid=np.zeros(rows, bool),
+        )
+
+    def load(self, record, draws):
+        boxes = self._boxes(record, draws)
+        labels = self._numbers(record, len(boxes))
+        return self.stacked([self._cut(boxes, labels, g.fractions) for g in self.geometries(draws)])
+
+    def mirror(self, value, flips):
+        left, top, right, bottom = jnp.moveaxis(value["boxes"], -1, 0)
+        mirrored = jnp.stack([1 - right, top, 1 - left, bottom], -1)
+        chosen = flips[..., None, None] & value["valid"][..., None]
+        return value | dict(boxes=jnp.where(chosen, mirrored, value["boxes"]))
+
+    @functools.cached_property
+    def _labels(self):
+        return sources.labels(self.context.source, self.class_key) if self.class_key else None
+
+    def _boxes(self, record, draws):
+        """float64[N, 4], (left, top, right, bottom) in fractions of the whole image."""
+        boxes = np.asarray(required(record.get(self.key), self.key), float).reshape(-1, 4)
+        if not np.isfinite(boxes).all():
+            raise BadValue(f"{self.key!r} holds a box that is not finite")
+        if self.order == "yxyx":
+            boxes = boxes[:, [1, 0, 3, 2]]
+        if self.order == "xywh":
+            boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+        if not self.normalized:
+            boxes = boxes / np.tile(draws.prepared[self.image].size, 2)
+        return boxes
+
+    def _numbers(self, record, count):
+        """int32[N]."""
+        if not self.class_key:
+            return np.zeros(count, np.int32)
+        labels = self._labels
+        numbers = [labels.number_of(each) for each in records.values(record, self.class_key)]
+        if len(numbers) != count:
+            raise BadValue(f"{count} boxes, and {len(numbers)} classes under {self.class_key!r}")
+        return np.array(numbers, np.int32)
+
+    def _cut(self, boxes, labels, part):
+        """Of one crop, as `zeros` without [n]."""
+        start, stop = np.array(part[:2]), np.array(part[2:])
+        corners = (boxes.reshape(-1, 2, 2) - start) / (stop - start)
+        corners = np.clip(corners, 0, 1)
+        pixels = (corners[:, 1] - corners[:, 0]) * self.crop_shape[-2:][::-1]
+        kept = np.flatnonzero((pixels >= 1 - 1e-6).all(1))[: self.max_boxes]
+        value = dict(
+            boxes=np.zeros((self.max_boxes, 4), np.float32),
+            labels=np.zeros(self.max_boxes, np.int32),
+            valid=np.arange(self.max_boxes) < len(kept),
+        )
+        value["boxes"][: len(kept)] = corners[kept].reshape(-1, 4)
+        value["labels"][: len(kept)] = labels[kept]
+        return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask(Spatial):
+    """[H, W]: the class of each pixel, uint8 for up to 255 classes, else int32; `ignore` where there is none.
+
+    The nearest pixel of the record's mask is taken: a mean of two classes is none.
+
+    Args:
+      image: the image field that it belongs to.
+      key: where a record has an encoded image of one channel, or an array [H, W] or [H, W, 1], of any size
+        with the image's aspect.
+      num_classes: classes are numbers below it. Raises BadValue for others than these and `ignore`.
+      ignore: the number that stands for no class, in the record and in the batch.
+    """
+
+    num_classes: int
+    ignore: int = 255
+
+    counter: ClassVar[str] = "replaced_masks"
+    shown: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not self.num_classes >= 1 or 0 <= self.ignore < self.num_classes:
+            raise ValueError(
+                f"num_classes is {self.num_classes} and ignore {self.ignore}; ignore must be no class"
+            )
+
+    @property
+    def _dtype(self):
+        return np.uint8 if self.num_classes <= 255 and 0 <= self.ignore <= 255 else np.int32
+
+    def classes(self):
+        return self.num_classes
+
+    def zeros(self):
+        return np.full(self.crop_shape, self.ignore, self._dtype)
+
+    def load(self, record, draws):
+        mask = _plane(record, self.key)
+        wrong = np.unique(mask[(mask != self.ignore) & ((mask < 0) | (mask >= self.num_classes))])
+        if len(wrong):
+            raise BadValue(f"{self.key!r} has a pixel of class {wrong[0]}")
+        parts = [_nearest(mask, g.fractions, self.crop_shape[-2:]) for g in self.geometries(draws)]
+        return self.stacked([part.astype(self._dtype) for part in parts])
+
+    def mirror(self, value, flips):
+        return jnp.where(flips[..., None, None], value[..., ::-1], value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Depth(Spatial):
+    """float32[H, W]: the depth of each pixel, 0 where it is not known.
+
+    The nearest pixel of the record's map is taken: between an object and what lies behind it, or beside an
+    unknown pixel, a mean is the depth of nothing. A crop that enlarges the image leaves depths as they are.
+
+    Args:
+      image: the image field that it belongs to.
+      key: where a record has an encoded image of one channel, 16 bits for most sets, or an array [H, W] or
+        [H, W, 1], of any size with the image's aspect.
+      scale: what one unit of the record is in units of the batch: 0.001 for millimetres to metres.
+    """
+
+    scale: float = 1.0
+
+    counter: ClassVar[str] = "replaced_depths"
+    shown: ClassVar[bool] = True
+
+    def zeros(self):
+        return np.zeros(self.crop_shape, np.float32)
+
+    def load(self, record, draws):
+        depth = _plane(record, self.key).astype(np.float32) * np.float32(self.scale)
+        depth = np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
+        return self.stacked(
+            [_nearest(depth, g.fractions, self.crop_shape[-2:]) for g in self.geometries(draws)]
+        )
+
+    def mirror(self, value, flips):
+        return jnp.where(flips[..., None, None], value[..., ::-1], value)
+
+
+def _plane(record, key):
+    """[H, W] of a record's encoded or plain array of one channel."""
+    value = required(record.get(key), key)
+    plane = decode.decode_array(value) if isinstance(value, bytes) else np.asarray(value)
+    plane = plane[..., 0] if plane.ndim == 3 and plane.shape[-1] == 1 else plane
+    if plane.ndim != 2 or not plane.size:
+        raise BadValue(f"{key!r} has the shape {plane.shape}; it must have one channel")
+    return plane
+
+
+def _nearest(plane, part, shape):
+    """[*shape]: the pixels of [H, W] that lie nearest to the centres of the crop's pixels."""
+    left, top, right, bottom = part
+    rows, columns = (
+        np.clip(((start + (np.arange(n) + 0.5) / n * (stop - start)) * length).astype(int), 0, length - 1)
+        for start, stop, n, length in zip((top, left), (bottom, right), shape, plane.shape, strict=True)
+    )
+    return plane[rows[:, None], columns]

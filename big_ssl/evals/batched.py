@@ -1,0 +1,49 @@
+"""Compiled functions of any number of examples, in batches sharded over the mesh."""
+
+import functools
+
+import jax
+import numpy as np
+
+from big_ssl.parallel import fsdp
+from big_ssl.parallel import mesh as mesh_lib
+from big_ssl.parallel.sharding import replicated
+
+
+def sharded(function, mesh):
+    """Compiles a function of (variables, batch) for batches split over the mesh.
+
+    Every host gets the whole result.
+    """
+    return jax.jit(fsdp.within(mesh, function), out_shardings=replicated(mesh))
+
+
+def in_batches(function, mesh, inputs, size: int) -> np.ndarray:
+    """Applies a compiled function batch by batch.
+
+    The last batch is padded by repeating its first row, and the padding is cut off again, so that all batches
+    share one compilation.
+
+    Args:
+      function: batch -> array [size, ...].
+      mesh: what batches are split over.
+      inputs: an array or a tree of arrays [N, ...]; or a batch that is on the devices, see evals.reading.
+      size: of a batch, rounded up to a multiple of the mesh's batch shards.
+
+    Returns:
+      float32[N, ...].
+    """
+    if isinstance(inputs, jax.Array):
+        return np.asarray(function(inputs), np.float32)
+    shards, total, results = mesh_lib.batch_shards(mesh), len(jax.tree.leaves(inputs)[0]), []
+    size = -(-size // shards) * shards
+    for start in range(0, total, size):
+        part = jax.tree.map(functools.partial(_padded_slice, start=start, size=size), inputs)
+        result = function(mesh_lib.from_every_host(mesh, part))
+        results.append(np.asarray(result, np.float32)[: total - start])
+    return np.concatenate(results)
+
+
+def _padded_slice(array, start, size):
+    part = array[start : start + size]
+    return np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])

@@ -1,0 +1,120 @@
+"""Which methods of a predictor a model has, by its encoders' outputs and its heads."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+
+from big_ssl.models.encoder import Encoder
+from big_ssl.objectives.base import EncoderCall
+
+# The methods that a model may have, which evaluators require and the heads of objectives provide.
+METHODS = ("encode_image", "encode_text", "zero_shot", "patch_features", "intermediate_layers", "classify")
+# Those that the image encoder has without any head: encode_image is then its pooled output.
+_WITHOUT_HEAD = ("encode_image", "patch_features")
+# Methods of one embedding space: their results are compared with one another.
+_EMBEDDINGS = ("encode_image", "encode_text", "zero_shot")
+
+
+class Trained(Protocol):
+    """Encoders and the objectives' heads, such as training.system.System."""
+
+    @property
+    def encoders(self) -> Mapping[str, Encoder]: ...
+
+    @property
+    def terms(self) -> Mapping[str, Any]: ...
+
+    def provider(self, method: str) -> str:
+        """The objective whose head provides this method; "" for none. Raises ValueError if undecided."""
+        ...
+
+    def encode(self, variables: Mapping, call: EncoderCall, inputs: Any) -> dict[str, Any]:
+        """The encoder outputs of a batch field, in evaluation mode."""
+        ...
+
+    def head(self, variables: Mapping, name: str, inputs: Mapping[str, dict]) -> dict[str, Any]:
+        """The features of an objective's head in evaluation mode."""
+        ...
+
+    def bound_encoder(self, variables: Mapping, call: EncoderCall, images) -> tuple[nn.Module, Mapping, Any]:
+        """(an encoder, its variables, its normalised input)."""
+        ...
+
+
+class Prediction(NamedTuple):
+    """How a method's result is computed.
+
+    objective: the one whose head is applied. input: the head's input that `call` fills. feature: the key of
+    the result among the head's features.
+    """
+
+    objective: str
+    input: str
+    call: EncoderCall
+    feature: str
+
+
+def prediction(system: Trained, method: str) -> Prediction | None:
+    """How an objective's head computes this method, None without such a head."""
+    name = system.provider(method)
+    if not name:
+        return None
+    term = system.terms[name]
+    (head_input,), feature = term.objective.provides[method]
+    return Prediction(name, head_input, evaluation_call(term.calls[head_input]), feature)
+
+
+def evaluation_call(call: EncoderCall) -> EncoderCall:
+    """The call without mask, at the usual resolution: config.eval_transform prepares its images."""
+    return call._replace(masked=False, high_res=False)
+
+
+def image_call(system: Trained) -> EncoderCall | None:
+    """The call of the encoder whose outputs evaluation reads, None without an encoder of images.
+
+    It is the encoder behind encode_image, else behind classify, else the one named "image", else the first
+    that an objective trains.
+    """
+    for method in ("encode_image", "classify"):
+        if (how := prediction(system, method)) is not None:
+            return how.call
+    calls = [call for term in system.terms.values() for call in term.calls.values()]
+    calls = [call for call in calls if system.encoders[call.encoder].input == "image" and not call.teacher]
+    calls.sort(key=lambda call: call.encoder != "image")
+    if calls:
+        return evaluation_call(calls[0])
+    return EncoderCall("image", "image") if "image" in system.encoders else None
+
+
+def methods(system: Trained) -> tuple[str, ...]:
+    """The methods of METHODS that a model has."""
+    call, available = image_call(system), []
+    for method in METHODS:
+        by_encoder = call is not None and method in _WITHOUT_HEAD
+        if method == "intermediate_layers":
+            by_encoder = call is not None and {"cls", "layers"} <= set(system.encoders[call.encoder].outputs)
+        if by_encoder or system.provider(method):
+            available.append(method)
+    return tuple(available)
+
+
+def requirement_error(predictor, requires: Sequence[str]) -> str:
+    """What a model lacks of the methods that an evaluator requires, with what it has; "" for nothing."""
+    missing = [method for method in requires if method not in predictor.methods]
+    if missing:
+        objectives = [
+            f"{name}: {listed(term.objective.provides)}" for name, term in predictor.system.terms.items()
+        ]
+        provided = f" (its objectives provide {'; '.join(objectives)})" if objectives else ""
+        return f"requires {listed(missing)}; the model has {listed(predictor.methods)}{provided}"
+    providers = {method: predictor.system.provider(method) for method in requires if method in _EMBEDDINGS}
+    if len(set(providers.values())) > 1:
+        spaces = ", ".join(f"{method} is {name}'s" for method, name in providers.items())
+        return f"requires embeddings in one space; {spaces} (config.predictors)"
+    return ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names separated by commas, "nothing" without any."""
+    return ", ".join(names) or "nothing"

@@ -1,0 +1,273 @@
+"""What a trained model can do, on NumPy arrays: one implementation for runs in training and loaded models."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from big_ssl.data import preprocessing
+from big_ssl.evals import prompts, reading
+from big_ssl.evals.batched import in_batches, sharded
+from big_ssl.evals.capabilities import Trained, image_call, listed, methods, prediction
+from big_ssl.evals.model_inputs import checked_images, checked_tokens, is_text_list
+from big_ssl.losses.contrastive import l2_normalize
+from big_ssl.models import vit
+
+# What a message calls the missing part.
+_LACKS = dict(
+    classify="classifier: none was trained",
+    encode_text="text tower: it embeds images alone",
+    zero_shot="text tower: it embeds images alone",
+)
+
+
+class Predictor:
+    """A model with its weights. Its methods take and return NumPy arrays, of whole arrays or, where images
+    come from several hosts, of a batch that `split` has placed.
+
+    system: encoders and heads. encoder: the image encoder's module, None without one. methods: those of
+      METHODS that the model has. image_config: how images are preprocessed, in the keys of a
+      weights.format.ModelConfig; preprocess: uint8[B, H, W, 3] -> uint8[B, S, S, 3], that function.
+    split: how hosts share the decoding of a batch. cache: features of labelled sets, see
+      LabelledSet.extract_features. progress: (steps, their number, what they do) -> steps; shows how far a
+      long loop is.
+    """
+
+    def __init__(
+        self,
+        system: Trained,
+        variables: Mapping | None,
+        mesh,
+        image_config: Mapping,
+        make_tokenizer: Callable[[], Any],
+        batch_size: int,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          system: see the class.
+          variables: as training.state.evaluation_variables returns; None for `for_evaluation` to set.
+          mesh: what batches are split over.
+          image_config: how images are preprocessed: image_size and resize of a weights.format.ModelConfig.
+          make_tokenizer: returns the tokenizer, or raises ValueError if it is missing.
+          batch_size: examples that go through an encoder at once.
+        """
+        self.system, self.variables, self.image_config = system, variables, image_config
+        self.preprocess = preprocessing.of(image_config)
+        self.methods = methods(system)
+        self._mesh, self._batch_size, self._make_tokenizer = mesh, batch_size, make_tokenizer
+        self._whole_batches = False
+        self._call = image_call(system)
+        self.encoder = None if self._call is None else system.encoders[self._call.encoder]
+        self.split = reading.over_mesh(mesh, batch_size)
+        self.progress: Callable[[Iterable, int, str], Iterable] = reading.no_progress
+        self.cache: dict = {}
+        self._image_features = sharded(self._compute_image_features, mesh)
+        self._text_features = sharded(self._compute_text_features, mesh)
+        self._scalars = sharded(self._compute_scalars, mesh)
+        self._probe = functools.cache(self._compile_probe)
+
+    def for_evaluation(self, variables: Mapping | None = None, progress: Callable | None = None):
+        """A Predictor with the same compiled functions and an empty cache.
+
+        Few inputs make a whole batch, too, so evaluators compile nothing new. variables: other weights, None
+        for the same.
+        """
+        other = copy.copy(self)
+        other.cache, other._whole_batches = {}, True
+        other.variables = self.variables if variables is None else variables
+        other.progress = self.progress if progress is None else progress
+        return other
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The function from texts to token ids. Raises ValueError if its vocabulary is missing."""
+        return self._make_tokenizer()
+
+    @property
+    def classes(self) -> int:
+        """The number of classes of `classify`."""
+        self._require("classify")
+        return self.system.terms[self.system.provider("classify")].objective.head.classes
+
+    def encode_image(self, images: np.ndarray, normalize: bool = True, resize: bool = True) -> np.ndarray:
+        """Embeds images; without an embedding head the result is the encoder's pooled output.
+
+        Args:
+          images: uint8[B, H, W, 3].
+          normalize: whether embeddings get length 1.
+          resize: whether images are resized to the size of training; without it the encoder gets them as
+            they are.
+
+        Returns:
+          float32[B, D].
+
+        Raises:
+          ValueError: for anything but such images.
+        """
+        self._require("encode_image")
+        return self._images("normalized" if normalize else "encode_image", images, resize)
+
+    def pooled_features(self, images: np.ndarray, resize: bool = True) -> np.ndarray:
+        """uint8[B, H, W, 3] -> float32[B, W]: the image encoder's pooled output, before any head."""
+        self._require("encode_image")
+        return self._images("pooled", images, resize)
+
+    def classify(self, images: np.ndarray, resize: bool = True) -> np.ndarray:
+        """uint8[B, H, W, 3] -> float32[B, C]: the logits of a trained classifier.
+
+        Raises ValueError for a model without one.
+        """
+        self._require("classify")
+        return self._images("classify", images, resize)
+
+    def patch_features(self, images: np.ndarray, resize: bool = True) -> np.ndarray:
+        """uint8[B, H, W, 3] -> float32[B, N, D] of a ViT, N row by row, after its final norm;
+        [B, H', W', C] of a convolutional encoder, its last map."""
+        self._require("patch_features")
+        return self.apply(_patches, self._preprocessed(images, resize))
+
+    def intermediate_layers(self, images: np.ndarray, count: int = 1, resize: bool = True) -> np.ndarray:
+        """Features of a ViT's last layers, after its final norm.
+
+        Args:
+          images: uint8[B, H, W, 3].
+          count: how many layers.
+          resize: as in encode_image.
+
+        Returns:
+          float32[B, count + 1, D]: the class tokens, the last layer's last, then the mean of its patches.
+
+        Raises:
+          ValueError: if the encoder has fewer layers or no class token.
+        """
+        self._require("intermediate_layers")
+        return self.apply(vit.layer_tokens, self._preprocessed(images, resize), count)
+
+    def encode_text(self, texts, mask: np.ndarray | None = None, normalize: bool = True) -> np.ndarray:
+        """Embeds texts.
+
+        Args:
+          texts: a list of str, or token ids int32[B, L].
+          mask: bool[B, L], which token ids are not padding; None for all.
+          normalize: whether embeddings get length 1.
+
+        Returns:
+          float32[B, D].
+
+        Raises:
+          ValueError: for anything else, ids outside the vocabulary, ids without the end of text at which the
+            encoder is read, and a model without a text encoder.
+        """
+        tokens = self._tokens(texts, mask)
+        feature = "normalized" if normalize else "encode_text"
+        return self._in_batches(lambda batch: self._text_features(self.variables, batch)[feature], tokens)
+
+    def zero_shot(
+        self, images: np.ndarray, class_names: Sequence[str], templates: str | Sequence[str] = ("{}",)
+    ) -> np.ndarray:
+        """The probability of each class name for each image.
+
+        Softmax over the names of the scaled cosines (CLIP, arXiv 2103.00020, figure 1); with a logit bias
+        each name's own sigmoid (SigLIP, arXiv 2303.15343, equation 1), so that rows need not sum to 1.
+
+        Args:
+          images: uint8[B, H, W, 3].
+          class_names: C names.
+          templates: with {} for the name, or "openai" for CLIP's 80; the embeddings of several are averaged.
+
+        Returns:
+          float32[B, C].
+
+        Raises:
+          ValueError: for anything but images and names, and for a template without {}.
+        """
+        if not is_text_list(class_names):
+            raise ValueError("class_names must be a list of str, at least one")
+        templates, images = prompts.templates(templates), self._preprocessed(images, resize=True)
+        classes = prompts.class_embeddings(self.encode_text, class_names, templates)
+        scalars = self._scalars(self.variables, {})
+        logits = self.encode_image(images, resize=False) @ classes.T / scalars["temperature"]
+        if "logit_bias" in scalars:
+            return np.asarray(jax.nn.sigmoid(logits + scalars["logit_bias"]))
+        return np.asarray(jax.nn.softmax(logits))
+
+    def apply(self, function: Callable, images, *options, size: int | None = None) -> np.ndarray:
+        """Applies a function to the image encoder, to read more of it than its outputs.
+
+        Args:
+          function: (module, its variables, float32[B, S, S, 3], *options) -> [B, ...]; compiled once for each
+            options.
+          images: uint8[N, S, S, 3], preprocessed.
+          *options: further arguments of the function, hashable.
+          size: examples in a batch, None for the usual number.
+
+        Returns:
+          float32[N, ...].
+        """
+        probe = self._probe(function, *options)
+        return self._in_batches(lambda batch: probe(self.variables, batch), images, size)
+
+    def _images(self, feature, images, resize):
+        images = self._preprocessed(images, resize)
+        return self._in_batches(lambda batch: self._image_features(self.variables, batch)[feature], images)
+
+    def _preprocessed(self, images, resize):
+        if isinstance(images, jax.Array):  # a batch that `split` has placed
+            return images
+        images = checked_images(images)
+        return self.preprocess(images) if resize else images
+
+    def _tokens(self, texts, mask):
+        self._require("encode_text")
+        if is_text_list(texts):
+            return self.tokenizer(texts)
+        how: Any = prediction(self.system, "encode_text")
+        return checked_tokens(texts, mask, self.system.encoders[how.call.encoder])
+
+    def _in_batches(self, function, inputs, size=None):
+        size = size or self._batch_size
+        if not (self._whole_batches or isinstance(inputs, jax.Array)):
+            size = min(size, len(jax.tree.leaves(inputs)[0]))
+        return in_batches(function, self._mesh, inputs, size)
+
+    def _compute_image_features(self, variables, images):
+        """{"pooled", "encode_image", "normalized" (the same with length 1), "classify"}, as there are."""
+        heads = {method: prediction(self.system, method) for method in ("encode_image", "classify")}
+        calls = dict.fromkeys([self._call.run, *(how.call.run for how in heads.values() if how)])
+        outputs = {call: self.system.encode(variables, call, images) for call in calls}
+        features = dict.fromkeys(("pooled", "encode_image"), outputs[self._call.run]["pooled"])
+        for method, how in heads.items():
+            if how is not None:
+                features[method] = self._head_feature(variables, how, outputs[how.call.run])
+        return features | dict(normalized=l2_normalize(features["encode_image"]))
+
+    def _compute_text_features(self, variables, tokens):
+        how: Any = prediction(self.system, "encode_text")
+        embedding = self._head_feature(variables, how, self.system.encode(variables, how.call, tokens))
+        return dict(encode_text=embedding, normalized=l2_normalize(embedding))
+
+    def _head_feature(self, variables, how, outputs):
+        return self.system.head(variables, how.objective, {how.input: outputs})[how.feature]
+
+    def _compute_scalars(self, variables, _):
+        return self.system.head(variables, self.system.provider("zero_shot"), {})
+
+    def _compile_probe(self, function, *options):
+        def probe(variables, images):
+            return function(*self.system.bound_encoder(variables, self._call, images), *options)
+
+        return sharded(probe, self._mesh)
+
+    def _require(self, method):
+        if method not in self.methods:
+            raise ValueError(f"this model has no {_LACKS.get(method, method)}; it has {listed(self.methods)}")
+
+
+def _patches(model: nn.Module, variables, images):
+    outputs: Any = model.apply(variables, images)
+    return outputs["patches"]
