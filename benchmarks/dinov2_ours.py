@@ -17,7 +17,7 @@ from big_ssl.weights.tensor_files import read_tensors
 def read(folder) -> tuple[dict, dict]:
     """(Config, {path: float32 array}) of what dinov2_torch.save wrote."""
     config, ours = read_checkpoint("hf_dinov2", folder)
-    heads = dino_heads.prepared(read_tensors(pathlib.Path(folder) / "heads.pth"))
+    heads = dino_heads.normalize_names(read_tensors(pathlib.Path(folder) / "heads.pth"))
     config |= dino_heads.options(heads, dinov2.HEADS)
     missing = {path: shape for path, shape in architecture.shapes(config).items() if path not in ours}
     return config, ours | rules.read(dino_heads.rules(config, dinov2.HEADS), (), heads, missing)

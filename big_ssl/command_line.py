@@ -1,4 +1,4 @@
-"""What every command that takes a config does with its command line."""
+"""Parsing of command lines with --config, shared by all commands."""
 
 import ast
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-# Here, once: two commands in one process, as in the tests, cannot both define it.
+# Defined once, since two commands in one process, as in the tests, cannot both define it.
 OUTPUT = flags.DEFINE_string("output", None, "The file or the folder to write.")
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "FILE[:PRESET], a recipe, or the config.json of a run.", lock_config=True
@@ -23,30 +23,27 @@ _KIND = re.compile(r"--?config\.([\w.]+)\.kind=.*", re.DOTALL)
 
 
 def parse_flags(argv):
-    """The command line and the config it names, with a mistake in either told in one line.
-
-    Exits with 2 where there is a mistake.
-    """
-    plain, changes = split_kinds(stored(argv))
+    """Parses the flags and loads the config; prints an error in either as one line and exits with code 2."""
+    plain, changes = split_kinds(redirect_json(argv))
     try:
         with _as_command_line(plain):
             arguments = flags.FLAGS(plain)
-        getattr(CONFIG.value, "name", None)  # a file that didn't load says so when it is read
+        getattr(CONFIG.value, "name", None)  # raises the error of a file that failed to load
         for path, options in changes:
             change_kind(CONFIG.value, path, options)
         return arguments
-    except Exception as error:  # a config is a program: anything can be wrong with it
+    except Exception as error:  # a config file is a program, which can raise anything
         print(one_line(error), file=sys.stderr)
         sys.exit(2)
 
 
 def config_file() -> str:
-    """The file that --config names, and what follows its colon."""
+    """The value of --config: FILE, or FILE:ARG."""
     return config_flags.get_config_filename(flags.FLAGS["config"]).removeprefix(f"{_STORED}:")
 
 
-def stored(argv: Sequence[str]) -> list[str]:
-    """The arguments with a JSON file of --config given to big_ssl/stored_config.py."""
+def redirect_json(argv: Sequence[str]) -> list[str]:
+    """Replaces --config=FILE.json by --config=stored_config.py:FILE.json."""
     arguments = list(argv)
     for i, argument in enumerate(argv):
         match = _JSON.fullmatch(argument)
@@ -56,27 +53,36 @@ def stored(argv: Sequence[str]) -> list[str]:
 
 
 def split_kinds(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
-    """(the other arguments, [(path, {key: text})]): of every --config.PATH.kind=KIND that and the other
-    --config.PATH.KEY=VALUE, the shortest paths first."""
+    """Splits off the arguments that change a `kind` and the other options beside it.
+
+    Returns (the other arguments, [(path, {key: text})]): one entry for every --config.PATH.kind=KIND, with
+    all --config.PATH.KEY=VALUE, shortest paths first.
+    """
     paths = sorted({match[1] for argument in argv if (match := _KIND.fullmatch(argument))}, key=len)
     changes: dict[str, dict[str, str]] = {path: {} for path in paths}
-    rest = []
+    others = []
     for argument in argv:
         name, _, value = argument.partition("=")
         path, _, key = name.lstrip("-").removeprefix("config.").rpartition(".")
         if path in changes and name.startswith("-"):
             changes[path][key] = value
         else:
-            rest.append(argument)
-    return rest, list(changes.items())
+            others.append(argument)
+    return others, list(changes.items())
 
 
 def change_kind(config: ConfigDict, path: str, options: Mapping[str, str]) -> None:
-    """Gives config's subtree at path another `kind`, with these options and those that both kinds have.
+    """Changes the `kind` of a config's subtree; keeps the old options that the new kind also has.
 
-    Raises KeyError where there is no such place in the config.
+    Args:
+      config: changed in place.
+      path: the subtree's, with dots.
+      options: {key: text}, the new kind and its options.
+
+    Raises:
+      KeyError: if the config has no such path.
     """
-    from big_ssl.config import known_options  # it imports all that a config can name
+    from big_ssl.config import known_options  # imports everything that a config can name
 
     *parents, last = path.split(".")
     node = config
@@ -96,7 +102,7 @@ def change_kind(config: ConfigDict, path: str, options: Mapping[str, str]) -> No
 
 
 def one_line(error: Exception) -> str:
-    """What is wrong with a command line or a config file, and where in the file."""
+    """Formats an error in a command line or a config file, with the position in the file."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     # A KeyError's text is its argument in quotes.
@@ -107,18 +113,18 @@ def one_line(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = f"{place.filename}, line {place.lineno}: {type(error).__name__}: {lines[0]}"
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "configs":
-        where = ", ".join(_places("configs")) or "nowhere"
+        where = ", ".join(_locations("configs")) or "nowhere"
         text += f"; the package configs is {where}: start in the folder of big_ssl's own, or rename the other"
     return text
 
 
-def _places(package: str) -> Iterable[str]:
+def _locations(package: str) -> Iterable[str]:
     return getattr(sys.modules.get(package), "__path__", ())
 
 
 @contextlib.contextmanager
 def _as_command_line(argv):
-    """ml_collections looks for --config.KEY=VALUE in sys.argv."""
+    """Replaces sys.argv, in which ml_collections looks for --config.KEY=VALUE."""
     before, sys.argv = sys.argv, argv
     try:
         yield
@@ -127,7 +133,7 @@ def _as_command_line(argv):
 
 
 def _literal(text):
-    """A number, a tuple, a bool or None where the text is one; else the text."""
+    """Parses a number, tuple, bool or None; returns other texts unchanged."""
     words = {"true": True, "false": False}
     try:
         return words[text] if text in words else ast.literal_eval(text)

@@ -4,9 +4,9 @@
     python -m big_ssl.convert --from=openai_clip --input=ViT-B-32.pt --output=OURS
     python -m big_ssl.convert --input=OURS_OR_WORKDIR --to=hf_clip --output=DIR
 
-Without --from or --to it is ours: config.json and model.safetensors, which big_ssl.load reads.
-The architecture is read from the arrays' shapes and the JSON files beside them; --model.KEY=VALUE
-says what neither does. Exit code 2, and one line, where something does not fit.
+The default of --from and --to is our format: config.json and model.safetensors, which big_ssl.load reads.
+The architecture is inferred from the arrays' shapes and the JSON files beside them; --model.KEY=VALUE adds
+what they lack. Exit code 2, and one line on stderr, if something does not fit.
 """
 
 import sys
@@ -16,35 +16,48 @@ from flax.traverse_util import flatten_dict
 
 from big_ssl import inference, io
 from big_ssl.command_line import OUTPUT
-from big_ssl.model_flags import FROM, options
+from big_ssl.model_flags import FROM
+from big_ssl.model_flags import options as model_options
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.formats import WRITTEN, read_checkpoint, write_checkpoint
+from big_ssl.weights.formats import WRITABLE, read_checkpoint, write_checkpoint
 
-_TO = flags.DEFINE_enum("to", "big_ssl", list(WRITTEN), "The output's format.")
-_INPUT = flags.DEFINE_string("input", None, "The weights' file, or the folder of it and its JSON files.")
+_TO = flags.DEFINE_enum("to", "big_ssl", list(WRITABLE), "The output's format.")
+_INPUT = flags.DEFINE_string("input", None, "The weights file, or the folder with it and its JSON files.")
 
 
-def convert(source: str, path, target: str, folder, said) -> int:
-    """Reads path as source, writes folder as target; how many weights that has. said: of model_flags.options.
+def convert(source: str, path, target: str, folder, options) -> int:
+    """Converts weights between formats.
 
-    Raises FileNotFoundError, and ValueError that names what does not fit.
+    Args:
+      source: the input's format, in FORMATS.
+      path: the input.
+      target: the output's format, in WRITABLE.
+      folder: the output.
+      options: of model_flags.options.
+
+    Returns:
+      The number of parameters written.
+
+    Raises:
+      FileNotFoundError: without an input file.
+      ValueError: naming what does not fit.
     """
     if source == "big_ssl":
         config, variables = inference.read(path)
         ours = flatten_dict(variables, sep="/")
     else:
-        config, ours = read_checkpoint(source, path, said)
+        config, ours = read_checkpoint(source, path, options)
     written = write_checkpoint(target, folder, config, ours)
-    if beside := inference.vocabulary_beside(config, path):
-        beside.copy(io.as_path(folder) / beside.name, overwrite=True)
+    if vocabulary := inference.vocabulary_beside(config, path):
+        vocabulary.copy(io.as_path(folder) / vocabulary.name, overwrite=True)
     return sum(array.size for name, array in written.items() if name.startswith("params/"))
 
 
 def main(_) -> None:
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it looks for
+        logging.set_verbosity(logging.WARNING)  # jax logs every backend that it looks for
     try:
-        count = convert(FROM.value, _INPUT.value, _TO.value, OUTPUT.value, options())
+        count = convert(FROM.value, _INPUT.value, _TO.value, OUTPUT.value, model_options())
     except (WeightsError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)

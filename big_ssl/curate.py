@@ -1,4 +1,4 @@
-"""Filters noisy image-text pairs by ALIGN's rules, and writes a set that training reads.
+"""Filters noisy image-text pairs by ALIGN's rules, and writes a dataset for training.
 
     python -m big_ssl.curate --source.kind=parquet --source.path=FILE_OR_DIR --texts=title,alt --output=DIR
     python -m big_ssl.curate --source.kind=tfds --source.name=NAME --source.split=train \
@@ -6,8 +6,8 @@
     python -m big_ssl.curate ... --output=DIR --beam=runner=DirectRunner     # or any other runner
 
 Writes a TFDS dataset (config: kind="tfds", name="curated_pairs", split="train", data_dir=DIR), and beside it
-funnel.json and funnel.png, which count what each rule dropped. docs/curate.md tells the rules and options.
-Exit code 2, and one line, where something does not fit.
+funnel.json and funnel.png, which count what each rule dropped. docs/curate.md describes them.
+Exit code 2, and one line on stderr, for an error in the flags or the data.
 """
 
 import dataclasses
@@ -26,47 +26,59 @@ from big_ssl.curation import counting, funnel, languages, near_duplicates, recor
 from big_ssl.curation.limits import Limits
 from big_ssl.data import sources
 
-# "": not given, for the source's own default.
-_UNSAID = dict(kind="", path="", name="", split="", data_dir="", image_key="")
-_SOURCE = config_flags.DEFINE_config_dict("source", ConfigDict(_UNSAID), "Where the records are.")
+# "": unset, for the source's default.
+_UNSET = dict(kind="", path="", name="", split="", data_dir="", image_key="")
+_SOURCE = config_flags.DEFINE_config_dict("source", ConfigDict(_UNSET), "Where the records are.")
 _LIMITS = config_flags.DEFINE_config_dict("limits", ConfigDict(dataclasses.asdict(Limits())), "Thresholds.")
 _TEXTS = flags.DEFINE_list("texts", None, "Which texts of a record are captions: columns or feature names.")
 _SIDES = flags.DEFINE_list(
-    "sides", [], "WIDTH,HEIGHT: where a record states its original's; else its header's."
+    "sides", [], "WIDTH,HEIGHT: a record's keys with its original's size; else the image header's."
 )
-_EMBEDDINGS = flags.DEFINE_string("embeddings", None, "NPZ with embeddings, float[N, D], a row a record.")
+_EMBEDDINGS = flags.DEFINE_string("embeddings", None, "NPZ with embeddings, float[N, D], one row per record.")
 _REFERENCES = flags.DEFINE_string("references", None, "NPZ with embeddings, float[M, D], of evaluation sets.")
-_COSINE = flags.DEFINE_float("cosine", near_duplicates.THRESHOLD, "Nearer to a reference is a duplicate.")
-_BEAM = flags.DEFINE_list("beam", [], "Options of Apache Beam, runner=NAME first; by default none: here.")
+_COSINE = flags.DEFINE_float(
+    "cosine", near_duplicates.THRESHOLD, "A larger cosine to a reference is a duplicate."
+)
+_BEAM = flags.DEFINE_list("beam", [], "Options of Apache Beam, runner=NAME first; without, runs here.")
 
 
 def curate(items: records.Items, limits: Limits, output: str, beam: Sequence[str] = ()) -> dict:
-    """Filters, writes the set and its funnel to output, and returns funnel.table's dict.
+    """Filters records and writes the dataset and its funnel.
 
-    beam: options of Apache Beam, "runner=DirectRunner" and so on; without any, this process filters.
-    Raises ValueError where no pair stays, FileExistsError where output holds a set already, ImportError
-    where a library of the curation extra is missing.
+    Args:
+      items: the records.
+      limits: the thresholds.
+      output: the folder to write to.
+      beam: options of Apache Beam, such as "runner=DirectRunner"; without any, this process filters.
+
+    Returns:
+      funnel.table's dict.
+
+    Raises:
+      ValueError: if no pair is kept.
+      FileExistsError: if output already contains a dataset.
+      ImportError: if a library of the curation extra is missing.
     """
     languages.check(limits.languages)
     if beam and io.is_remote(output):
         raise ValueError(
-            f"--output={output}: with --beam a folder that all workers share; array_record, which "
-            "writes the set, knows disks alone"
+            f"--output={output}: --beam needs a folder on a disk that all workers share; array_record, which "
+            "writes the dataset, supports no buckets"
         )
-    place = io.make_folder(output)
-    if (place / records.NAME).exists():
-        raise FileExistsError(f"{output} holds {records.NAME} already; choose another --output")
-    return _on_beam(items, limits, output, beam) if beam else _here(items, limits, output)
+    folder = io.make_folder(output)
+    if (folder / records.NAME).exists():
+        raise FileExistsError(f"{output} already contains {records.NAME}; choose another --output")
+    return _on_beam(items, limits, output, beam) if beam else _in_process(items, limits, output)
 
 
-def _here(items, limits, output):
-    judged = list(counting.verdicts(items, limits))
-    found = funnel.table(funnel.total(map(funnel.tally, judged)))
-    funnel.write(output, found, dataclasses.asdict(limits))
-    if not found["output"]["pairs"]:
-        raise ValueError(f"no pair passes these limits; {output}/funnel.json says why")
-    records.write(output, records.examples(items.source, judged))
-    return found
+def _in_process(items, limits, output):
+    decisions = list(counting.decisions(items, limits))
+    table = funnel.table(funnel.total(map(funnel.tally, decisions)))
+    funnel.write(output, table, dataclasses.asdict(limits))
+    if not table["output"]["pairs"]:
+        raise ValueError(f"no pair passes these limits; {output}/funnel.json shows why")
+    records.write(output, records.examples(items.source, decisions))
+    return table
 
 
 def _on_beam(items, limits, output, beam):
@@ -76,22 +88,22 @@ def _on_beam(items, limits, output, beam):
         from big_ssl.curation import beam_pipeline
     except ImportError as error:
         raise ImportError("--beam needs Apache Beam: pip install 'big-ssl[curation]'") from error
-    table = io.as_path(output) / "funnel.json"
+    file = io.as_path(output) / "funnel.json"
     options = PipelineOptions([f"--{option}" for option in beam])
-    records.write(output, beam_pipeline.Curate(items, limits, str(table)), options)
-    found = json.loads(table.read_text())
-    funnel.write(output, found, dataclasses.asdict(limits))
-    return found
+    records.write(output, beam_pipeline.Curate(items, limits, str(file)), options)
+    table = json.loads(file.read_text())
+    funnel.write(output, table, dataclasses.asdict(limits))
+    return table
 
 
 def open_items() -> records.Items:
-    """The records that the flags name. Raises ConfigError, OSError, and ValueError."""
-    given = {key: value for key, value in _SOURCE.value.items() if value}
+    """Opens the flags' source. Raises ConfigError, OSError or ValueError."""
+    options = {key: value for key, value in _SOURCE.value.items() if value}
     if len(_SIDES.value) not in (0, 2):
         raise ValueError(f"--sides={','.join(_SIDES.value)}: name two, the width and the height")
-    given["text_keys"] = (*_TEXTS.value, *_SIDES.value)
-    validate_source(given, "source")
-    source = sources.build(given)
+    options["text_keys"] = (*_TEXTS.value, *_SIDES.value)
+    validate_source(options, "source")
+    source = sources.build(options)
     if not len(source):
         raise ValueError("the source has no records")
     try:
@@ -123,17 +135,17 @@ def _array(path):
 
 def main(_) -> None:
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # TFDS tells of every file
+        logging.set_verbosity(logging.WARNING)  # TFDS logs every file
     try:
         limits = Limits(**_LIMITS.value)
-        found = curate(open_items(), limits, str(OUTPUT.value), _BEAM.value)
+        table = curate(open_items(), limits, str(OUTPUT.value), _BEAM.value)
     except (ConfigError, ImportError, OSError, ValueError) as error:
         print(str(error).splitlines()[0], file=sys.stderr)
         sys.exit(2)
-    for row in found["dropped"]:
+    for row in table["dropped"]:
         print(f"{row['rule']:<20} {row['images']:>9,} images {row['pairs']:>9,} pairs dropped")
-    stay = (f"{found['output'][what]:,} of {found['input'][what]:,} {what}" for what in ("images", "pairs"))
-    print(f"{' and '.join(stay)} in {OUTPUT.value}")
+    kept = (f"{table['output'][what]:,} of {table['input'][what]:,} {what}" for what in ("images", "pairs"))
+    print(f"{' and '.join(kept)} in {OUTPUT.value}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from big_ssl.parallel.sharding import replicated
 from big_ssl.training import trained
 from big_ssl.training.system import System, Term
 from big_ssl.weights import architecture, formats
-from big_ssl.weights.format import Config
+from big_ssl.weights.format import ModelConfig
 
 # The vocabulary's file beside converted weights, by the tokenizer's kind.
 _PIECES = ("spiece.model", "tokenizer.model")
@@ -39,11 +39,11 @@ class Model(Predictor):
     classifier if one was trained. Its methods take and return NumPy arrays.
     """
 
-    def __init__(self, config: Config, variables: Mapping, dtype: str = "float32", devices=None):
+    def __init__(self, config: ModelConfig, variables: Mapping, dtype: str = "float32", devices=None):
         """Places the weights on the devices.
 
         Args:
-          config: see weights.format.Config.
+          config: see weights.format.ModelConfig.
           variables: as training.state.evaluation_variables returns.
           dtype: of the computation.
           devices: each computes a part of every batch; all devices if None.
@@ -60,12 +60,12 @@ class Model(Predictor):
             mesh,
             config,
             functools.partial(_tokenizer, config),
-            _BATCH * mesh_lib.batch_ways(mesh),
+            _BATCH * mesh_lib.batch_shards(mesh),
         )
 
 
 def _system(config, dtype):
-    """The encoders of a Config, with its heads under the names that they are stored under."""
+    """The encoders of a ModelConfig, with its heads under the names that they are stored under."""
     modules = architecture.modules(config, dtype)
     objectives: dict[str, Any] = {}
     if modules.head is not None:
@@ -100,8 +100,8 @@ def load(path, dtype: str = "float32") -> Model:
     return Model(config, variables, dtype)
 
 
-def read(path, source: str = "big_ssl", options: Mapping | None = None) -> tuple[Config, dict]:
-    """The Config and the variables of such a folder, see `load`, or of public weights.
+def read(path, source: str = "big_ssl", options: Mapping | None = None) -> tuple[ModelConfig, dict]:
+    """The ModelConfig and the variables of such a folder, see `load`, or of public weights.
 
     source, options: as in weights.formats.read_checkpoint.
     """
@@ -114,7 +114,7 @@ def read(path, source: str = "big_ssl", options: Mapping | None = None) -> tuple
     return config, unflatten_dict(ours, sep="/")
 
 
-def vocabulary_beside(config: Config, folder):
+def vocabulary_beside(config: ModelConfig, folder):
     """The tokenizer's file in a folder of weights; None without one."""
     tokenizer = config["tokenizer"] or dict(kind="")  # a model of images alone has none
     names = VOCABULARIES.get(tokenizer["kind"], ())

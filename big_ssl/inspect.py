@@ -1,12 +1,12 @@
-"""Shows a config before it runs: every value as text, every schedule over the run as a plot.
+"""Shows a config before it runs: all values as text, all schedules as a plot.
 
     python -m big_ssl.inspect --config=configs/ibot.py --print
     python -m big_ssl.inspect --config=configs/ibot.py --output=schedules.png
 
-The text has one value a line, sorted, after the preset and the changes on the command line: two configs
-compare with diff. The plot shows rates, decay, average, temperatures and weights.
+The text has one value per line, sorted, with the preset and the changes on the command line applied: compare
+two configs with diff. The plot shows learning rate, weight decay, EMA momentum, temperatures and weights.
 
-Exit code 2, and one line, where the config is wrong.
+Exit code 2, and one line on stderr, if the config is invalid.
 """
 
 import functools
@@ -28,11 +28,11 @@ from big_ssl.training.layer_decay import is_layer_decay
 
 _COLUMNS, _POINTS = 3, 400
 
-_PRINT = flags.DEFINE_bool("print", False, "Print every value of the config, one a line.")
+_PRINT = flags.DEFINE_bool("print", False, "Print every value of the config, one per line.")
 
 
 def config_text(config: Mapping) -> str:
-    """Every value as a line `dotted.key = repr`, sorted by key, subtrees together; an empty subtree is {}."""
+    """One line `dotted.key = repr` per value, sorted with subtrees together; an empty subtree is {}."""
     flat = flatten_dict(config, keep_empty_nodes=True)
     # saferepr is repr, except that it sorts the keys of a dict within a tuple.
     lines = (
@@ -43,20 +43,22 @@ def config_text(config: Mapping) -> str:
 
 
 def all_schedules(config: Mapping) -> Iterator[tuple[str, Callable]]:
-    """Yields (key, function of the run's step) of everything in a config that is a schedule, weights of
-    objectives included where they are plain numbers; NaN in stages that do not have it."""
+    """Yields (key, function of the run's step) for every schedule in a config.
+
+    Includes the objectives' weights even if they are constant. A schedule is NaN in stages that lack it.
+    """
     parts: dict[str, dict[int, Callable]] = {}
     resolved = stages.resolve(config)
     for stage in resolved:
         for key, schedule in _schedules(stage.config):
             parts.setdefault(key, {})[stage.index] = schedule
-    for key, of_stage in parts.items():
-        yield key, functools.partial(_value, resolved, of_stage)
+    for key, by_stage in parts.items():
+        yield key, functools.partial(_value, resolved, by_stage)
 
 
-def _value(resolved, of_stage, step):
+def _value(resolved, by_stage, step):
     stage = next((stage for stage in resolved if step < stage.end), resolved[-1])
-    schedule = of_stage.get(stage.index)
+    schedule = by_stage.get(stage.index)
     return math.nan if schedule is None else schedule(step - stage.start)
 
 
@@ -77,14 +79,14 @@ def _schedules(config):
 
 
 def plot(config: Mapping) -> Figure:
-    """A small plot for each schedule, all over the same steps, dotted where a stage begins."""
-    found = list(all_schedules(config))
-    rows = math.ceil(len(found) / _COLUMNS)
+    """Draws one small plot per schedule over the run's steps, with a dotted line at each stage's start."""
+    named_schedules = list(all_schedules(config))
+    rows = math.ceil(len(named_schedules) / _COLUMNS)
     figure = Figure(figsize=(4 * _COLUMNS, 2.6 * rows), layout="constrained", facecolor="white")
     steps = np.unique(np.linspace(0, config["total_steps"], _POINTS).astype(int))
     starts = [stage.start for stage in stages.resolve(config)[1:]]
-    for place, (name, schedule) in enumerate(found):
-        axes = figure.add_subplot(rows, _COLUMNS, place + 1)
+    for i, (name, schedule) in enumerate(named_schedules):
+        axes = figure.add_subplot(rows, _COLUMNS, i + 1)
         axes.plot(steps, [float(schedule(step)) for step in steps], linewidth=1.6)
         for start in starts:
             axes.axvline(start, color="0.6", linewidth=0.8, linestyle=":")
@@ -97,8 +99,16 @@ def plot(config: Mapping) -> Figure:
 
 
 def run(config: Mapping, output: str | None, show: bool = False) -> int:
-    """Prints the config if `show`, and writes the plot to `output` unless it is None. Returns the exit code;
-    see the top of this file."""
+    """Prints the config and writes the plot.
+
+    Args:
+      config: the training config.
+      output: the plot's file, None for no plot.
+      show: whether to print the config.
+
+    Returns:
+      The exit code; see the top of this file.
+    """
     try:
         validate(config)
         if show:
@@ -119,7 +129,7 @@ def run(config: Mapping, output: str | None, show: bool = False) -> int:
 def main(argv) -> None:
     del argv
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it looks for
+        logging.set_verbosity(logging.WARNING)  # jax logs every backend that it looks for
     sys.exit(run(CONFIG.value.to_dict(), OUTPUT.value, _PRINT.value))
 
 

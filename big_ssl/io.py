@@ -1,6 +1,6 @@
-"""Paths of every command: local, gs:// or s3://, by etils.epath, and what object stores do unlike disks.
+"""Paths of all commands, local, gs:// or s3://, by etils.epath, and operations that differ on object stores.
 
-An object can't grow or be mapped, folders need no making, and a rename copies all that is below it.
+An object can't be appended to or memory-mapped, folders do not exist, and a rename copies everything below.
 """
 
 import contextlib
@@ -17,34 +17,34 @@ from etils import epath
 
 from big_ssl import retry
 
-# Of each kind of bucket: the package that epath reads it by, and our extra that installs it.
+# {scheme: (the package that epath needs, our extra that installs it)}.
 _BUCKETS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
-# How long lines may wait before they are sent to a bucket.
+# The longest time that lines wait before they are sent to a bucket.
 _FLUSH_SECONDS = 60.0
 
-# Where TensorFlow is installed epath would read buckets by it, with other credentials and other errors.
+# With TensorFlow installed, epath would use it for buckets, with other credentials and other errors.
 os.environ.setdefault("EPATH_USE_TF", "false")
 for _protocol in _BUCKETS:
-    # What other hosts have written must be seen: a kept listing hides it.
+    # A cached listing would hide what other hosts have written.
     fsspec.config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
-# They log what they raise besides, at length.
+# They also log the errors that they raise, at length.
 for _name in ("gcsfs", "google.auth"):
     python_logging.getLogger(_name).setLevel(python_logging.CRITICAL)
 
 
 class PathError(OSError):
-    """A path that can't be used here; the message is one line that says why."""
+    """A path that can't be used; the message is one line with the reason."""
 
 
 def as_path(path) -> epath.Path:
-    """The path, local or in a bucket.
+    """Converts to an epath, local or in a bucket.
 
-    Raises PathError where it is of another kind, or the package that reads it is missing.
+    Raises PathError for another scheme, or if the scheme's package is missing.
     """
     scheme = _scheme(path)
     if scheme and scheme not in _BUCKETS:
         known = ", ".join(f"{name}://" for name in _BUCKETS)
-        raise PathError(f"{path}: no {scheme}:// here; there are local paths, {known}")
+        raise PathError(f"{path}: {scheme}:// is not supported; use a local path, {known}")
     if scheme:
         package, extra = _BUCKETS[scheme]
         if importlib.util.find_spec(package) is None:
@@ -53,20 +53,20 @@ def as_path(path) -> epath.Path:
 
 
 def is_remote(path) -> bool:
-    """Whether a path lies in a bucket."""
+    """Whether a path is in a bucket."""
     return bool(_scheme(path))
 
 
 def absolute(path) -> epath.Path:
-    """The path from the root; one in a bucket as it is."""
+    """The absolute path; a bucket's path is unchanged."""
     return as_path(path) if is_remote(path) else as_path(os.path.abspath(path))
 
 
 def make_folder(path) -> epath.Path:
-    """Makes a local folder and those above it. In a bucket, where folders need no making, checks that the
-    bucket exists: fsspec would create one for every misspelt name. Returns the path.
+    """Makes a local folder and its parents, or checks that the path's bucket exists; returns the path.
 
-    Raises OSError, PathError where the bucket can't be reached.
+    The check is needed because fsspec would create a bucket for every misspelt name. Raises OSError, or
+    PathError if the bucket can't be reached.
     """
     path = as_path(path)
     if not is_remote(path):
@@ -74,25 +74,24 @@ def make_folder(path) -> epath.Path:
         return path
     bucket = "/".join(os.fspath(path).split("/")[:3])
     try:
-        # By its first object: asking for the bucket itself needs a right that few jobs have.
+        # Lists its objects: querying the bucket itself needs a permission that few jobs have.
         filesystem, name = fsspec.core.url_to_fs(bucket)
         filesystem.ls(name, refresh=True)
     except FileNotFoundError as error:
         raise PathError(f"{path}: there is no bucket {bucket}") from error
-    except Exception as error:  # each client raises its own for credentials, rights and networks
+    except Exception as error:  # each client has its own errors for credentials, permissions and networks
         raise PathError(f"{path}: {bucket} can't be reached: {retry.one_line(error)}") from error
     return path
 
 
 def write_atomically(path, content: bytes) -> None:
-    """Writes a file, of which no reader sees a part; its folder is made where there is none. A bucket that
-    does not answer is asked again."""
+    """Writes a file so that readers see all of it or nothing; makes its folder, and retries on a bucket."""
     path = as_path(path)
-    if is_remote(path):  # an object is there when it is whole
+    if is_remote(path):  # an object appears when it is complete
         retry.call(_put, path, content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, since a rename is atomic within one file system only.
+    # In the same folder, since a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
     temporary.replace(path)
@@ -100,8 +99,10 @@ def write_atomically(path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def local_copy(path) -> Iterator[str]:
-    """The path of a file on this machine, for what must map it: its own, or a copy's. The copy is gone
-    afterwards, but what has been mapped by then stays mapped. Raises FileNotFoundError."""
+    """Yields a local path of the file, for memory-mapping: its own, or a temporary copy's.
+
+    The copy is deleted on exit; mappings made inside stay valid. Raises FileNotFoundError.
+    """
     path = as_path(path)
     if not is_remote(path):
         yield os.fspath(path)
@@ -114,72 +115,73 @@ def local_copy(path) -> Iterator[str]:
 
 
 def upload(folder, path) -> None:
-    """Copies all that is below a local folder to a folder in a bucket."""
+    """Copies a local folder's content to a folder in a bucket."""
     filesystem, name = fsspec.core.url_to_fs(os.fspath(as_path(path)))
     filesystem.put(f"{os.fspath(folder)}/", f"{name}/", recursive=True)
 
 
 class GrowingFile:
-    """A file to whose end a run adds, again and again, for weeks.
+    """A file that a run appends to for weeks.
 
-    On a disk, `write` returns when the content is there. In a gs:// bucket content waits until `flush` or
-    `close`, or the first `write` after a minute; it is then sent as an object of its own, which the store
-    appends to the file by itself: what has been sent is never sent again. What can't be sent is kept for the
-    next try, with a warning.
+    On a disk, `write` returns when the content is written. For a gs:// bucket, content is buffered until
+    `flush`, `close` or the first `write` after a minute; it is then sent as an object, which the store itself
+    appends to the file, so nothing is sent twice. Content that can't be sent stays buffered, with a warning.
     """
 
     def __init__(self, path):
-        self._path, self._waiting = as_path(path), bytearray()
+        self._path, self._buffer = as_path(path), bytearray()
         self._remote, self._due = is_remote(path), time.monotonic() + _FLUSH_SECONDS
         self._length = self._path.stat().length if self._remote and self._path.exists() else 0
 
     def write(self, content: bytes) -> None:
-        """Adds to the end."""
+        """Appends content."""
         if not self._remote:
             with self._path.open("ab") as file:
                 file.write(content)
             return
-        self._waiting += content
+        self._buffer += content
         if time.monotonic() >= self._due:
             self.flush()
 
     def flush(self) -> None:
-        """Sends what waits."""
-        if not self._waiting:
+        """Sends the buffer."""
+        if not self._buffer:
             return
         self._due = time.monotonic() + _FLUSH_SECONDS
         try:
-            self._send(bytes(self._waiting))
-        except Exception as error:  # gcsfs has tried several times; a run must not end for its curves
-            size = len(self._waiting)
+            self._send(bytes(self._buffer))
+        except Exception as error:  # gcsfs has retried; a run must not fail because of its curves
+            size = len(self._buffer)
             logging.warning("%s: %d bytes wait for the next try: %s", self._path, size, retry.one_line(error))
             return
-        self._length += len(self._waiting)
-        self._waiting.clear()
+        self._length += len(self._buffer)
+        self._buffer.clear()
 
     close = flush
 
     def _send(self, content):
-        """Makes the object as long as it should be, whatever became of tries before this one."""
-        wanted = self._length + len(content)
+        """Appends content to the object, whatever earlier tries did."""
+        expected = self._length + len(content)
         if not self._length:
             _put(self._path, content)
             return
-        there = self._path.stat().length
-        if there == self._length:
+        actual = self._path.stat().length
+        if actual == self._length:
             tail = self._path.with_name(f".{self._path.name}.tail")
             _put(tail, content)
             filesystem, name = fsspec.core.url_to_fs(os.fspath(self._path))
             filesystem.merge(name, [name, filesystem._strip_protocol(os.fspath(tail))])
-            tail.unlink(missing_ok=True)  # a request sent twice finds nothing
-            there = self._path.stat().length
-        if there != wanted:  # an answer was lost on its way, and the request sent twice
+            tail.unlink(missing_ok=True)  # a repeated request finds nothing
+            actual = self._path.stat().length
+        if actual != expected:  # a response was lost, and the request repeated
             _put(self._path, self._path.read_bytes()[: self._length] + content)
 
 
 def _put(path, content):
-    """Writes an object in one request, which its client can send again when no answer comes. A file that is
-    opened for writing takes several, of which the last fails when it is sent again."""
+    """Writes an object in one request, which the client can repeat after a lost response.
+
+    A file opened for writing takes several requests, and the last one fails if it is repeated.
+    """
     filesystem, name = fsspec.core.url_to_fs(os.fspath(path))
     filesystem.pipe_file(name, content)
 

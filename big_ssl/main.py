@@ -1,13 +1,13 @@
-"""Trains what a config describes.
+"""Trains a model from a config.
 
     python -m big_ssl.main --config=configs/align_l2.py:demo --workdir=runs/align_demo
 
-Any value of the config can be set: --config.total_steps=1000. The same command again resumes. SIGTERM,
-Ctrl-C and a closed terminal (SIGHUP, but under nohup) make it save and stop between two steps.
-On several hosts, the same command on each with --distributed=auto (docs/launch.md).
+Any value of the config can be set: --config.total_steps=1000. The same command again resumes. On SIGTERM,
+Ctrl-C and a closed terminal (SIGHUP, except under nohup) it saves and stops between two steps. On several
+hosts, run the same command on each with --distributed=auto (docs/launch.md).
 
-Exit code 0: training finished, or was asked to stop and saved; --stopped_exit_code tells the two
-apart. 1: it failed, and says why. 2: it can't run here as asked, said before anything is compiled.
+Exit code 0: training finished, or stopped on a signal and saved; --stopped_exit_code distinguishes the two.
+1: it failed, with the reason. 2: it can't run here, with the reason, before anything is compiled.
 """
 
 import contextlib
@@ -34,13 +34,16 @@ from big_ssl.training.requirements import (
 from big_ssl.training.run_report import write_run_report
 from big_ssl.training.stopping import TrainingFailed
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written: a folder or gs://.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The folder for all output, local or gs://.")
 _DISTRIBUTED = flags.DEFINE_string("distributed", "", f"Several processes: {distributed.USAGE}.")
 _HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds", distributed.HEARTBEAT_SECONDS, "Silence after which a process counts as dead.", 1
+    "heartbeat_seconds",
+    distributed.HEARTBEAT_SECONDS,
+    "Seconds of silence after which a process counts as dead.",
+    1,
 )
 _STOPPED = flags.DEFINE_integer(
-    "stopped_exit_code", 0, "Exit code of a run that was asked to stop and saved."
+    "stopped_exit_code", 0, "Exit code of a run that stopped on a signal and saved."
 )
 
 
@@ -53,7 +56,18 @@ def _check_distributed(value):
 
 
 def run(config, workdir: str, config_file: str, command: str, stopped: int = 0) -> int:
-    """Trains and writes the report. Returns the exit code; see the top of this file."""
+    """Trains and writes the report.
+
+    Args:
+      config: the training config.
+      workdir: the folder for all output.
+      config_file: the value of --config, for messages.
+      command: the command line, for the report.
+      stopped: the exit code of a run that stopped on a signal.
+
+    Returns:
+      The exit code; see the top of this file.
+    """
     try:
         path = io.as_path(workdir)
         with distributed.raise_on_all_hosts(ConfigError):
@@ -61,20 +75,20 @@ def run(config, workdir: str, config_file: str, command: str, stopped: int = 0) 
         check_same_config(config)
         for stage in stages.resolve(config):
             check_requirements(stage.config, config_file)
-        _keep_compiled(path)
+        _cache_compilations(path)
         result = train(config, path)
     except (ConfigError, RequirementsError, io.PathError) as error:
         print(error, file=sys.stderr)
         return 2
     except TrainingFailed as error:
         print(error, file=sys.stderr)
-        _keep_traceback(path)
+        _write_traceback(path)
         return 1
     except Exception as error:
-        if not _is_of_storage(error):
+        if not _is_storage_error(error):
             raise
         print(f"workdir {path}{free_space(path)}: {retry.one_line(error)}", file=sys.stderr)
-        _keep_traceback(path)
+        _write_traceback(path)
         return 1
     if not result.finished:
         return stopped
@@ -82,17 +96,19 @@ def run(config, workdir: str, config_file: str, command: str, stopped: int = 0) 
     return 0
 
 
-def _is_of_storage(error):
-    """Whether it comes from the workdir, or from a file that was there at the start. Clients of buckets
-    have errors of their own; JAX's tell of a lost process with the same words."""
+def _is_storage_error(error):
+    """Whether an error comes from the workdir or another file.
+
+    Clients of buckets have their own error types. JAX reports a lost process in the same words, so its errors
+    are excluded.
+    """
     return isinstance(error, OSError) or (
         retry.is_transient(error) and not isinstance(error, jax.errors.JaxRuntimeError)
     )
 
 
 def _report(config, path, command, result):
-    """Writes the report. What goes wrong in it is said and no more: the run is complete, and would be started
-    again and again by what supervises it."""
+    """Writes the report. Only logs errors: the run is complete, and a supervisor would restart it forever."""
     try:
         with announced("writing the report"):
             report = write_run_report(config, path, command, result)
@@ -108,15 +124,14 @@ def _report(config, path, command, result):
         print(f"Report: {report}")
 
 
-def _keep_traceback(workdir):
-    """Where an error of one line came from, for who looks for more; nowhere where it can't be written."""
-    with contextlib.suppress(Exception):  # what it would be written to may be what has failed
+def _write_traceback(workdir):
+    """Writes the traceback of a one-line error to the workdir, if it can be written."""
+    with contextlib.suppress(Exception):  # the workdir may be what failed
         (workdir / f"failure_{jax.process_index()}.txt").write_text(traceback.format_exc())
 
 
-def _keep_compiled(workdir):
-    """Compiled programs stay in the workdir, so that a restart does not compile again; elsewhere
-    where JAX_COMPILATION_CACHE_DIR says so."""
+def _cache_compilations(workdir):
+    """Caches compiled programs in the workdir, for restarts, unless JAX_COMPILATION_CACHE_DIR is set."""
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
 
@@ -125,7 +140,7 @@ def main(argv) -> None:
     del argv
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax and grain log every step of a save
-        # Tracebacks that libraries log are of errors that they raise as well, and that end in one line.
+        # Libraries log tracebacks of errors that they also raise, and that we print in one line.
         logging.get_absl_handler().addFilter(lambda record: not record.exc_info)
     command = shlex.join(["python", "-m", "big_ssl.main", *sys.argv[1:]])
     code = 1

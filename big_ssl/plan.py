@@ -1,14 +1,14 @@
-"""Says whether a config fits a TPU, how fast it would be and what it would cost, without the TPU.
+"""Plans a run without the TPU: whether a config fits into memory, how fast it is and what it costs.
 
     pip install libtpu
     python -m big_ssl.plan --config=configs/align_l2.py --topology=v5e:16x16 --json=plan.json
     python -m big_ssl.plan --config=configs/align_l2.py --topology=2xv5p:4x8x8 --search
 
 Compiles the real training step with the TPU's own compiler. It needs no dataset, no vocabulary
-and no workdir. docs/plan.md says what each number is. Any value of the config can be set:
---config.mesh.fsdp=32. --search tries meshes, and what the config has of remat and grad_accum.
+and no workdir. docs/plan.md explains each number. Any value of the config can be set:
+--config.mesh.fsdp=32. --search tries values of mesh.fsdp, and of remat and grad_accum if the config has them.
 
-Exit code 0: it fits. 1: it does not, and says what would. 2: a flag or the config is wrong.
+Exit code 0: it fits. 1: it does not fit; the output lists changes. 2: a flag or the config is wrong.
 """
 
 import json
@@ -33,7 +33,18 @@ _SEARCH = flags.DEFINE_bool("search", False, "Look for the fastest setting that 
 
 
 def run(config, name: str, json_file: str | None = None, searching: bool = False, stage: str = "") -> int:
-    """Plans, prints and writes. Returns the exit code; see the top of this file."""
+    """Plans a run, prints the plan and writes it.
+
+    Args:
+      config: the training config.
+      name: the topology's.
+      json_file: where to write the plan, None for nowhere.
+      searching: whether to search the fastest setting.
+      stage: the stage to plan, "" for the first.
+
+    Returns:
+      The exit code; see the top of this file.
+    """
     try:
         chips = topology.parse(name)
         validate(config)

@@ -1,6 +1,6 @@
-"""A config in JSON, such as the config.json that a run keeps, as a recipe: --config=WORKDIR/config.json.
+"""Loads a config from JSON, such as a run's config.json: --config=WORKDIR/config.json.
 
---config names files in Python; big_ssl/command_line.py gives it this one, with the JSON file after the colon.
+--config takes Python files; big_ssl/command_line.py passes this one, with the JSON file after the colon.
 """
 
 import json
@@ -13,13 +13,13 @@ from big_ssl.config import ConfigError, validate
 
 
 def get_config(path: str) -> ConfigDict:
-    """The config of the file, which may lie in a bucket. Raises OSError and ValueError, each in a line."""
+    """Reads a config from JSON, local or in a bucket. Raises OSError or ValueError with one line."""
     file, _, changes = path.partition(".json")
     if changes:
         raise ValueError(f"{file}.json has no presets; change its values by --config.KEY=VALUE")
     config = json.loads(io.as_path(path).read_text())
     if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no config, but a JSON {type(config).__name__}")
+        raise ValueError(f"{path} is no config, but a JSON {type(config).__name__}")
     folder = io.as_path(path).parent
     if version.written_by(folder) != __version__:
         check(config, folder)
@@ -50,7 +50,7 @@ def check_workdir(workdir) -> None:
 
 
 def _with_tuples(value):
-    """JSON has lists, configs have tuples: only those can be set on the command line."""
+    """Converts JSON's lists to tuples, which configs use because flags can set them."""
     if isinstance(value, dict):
         return {key: _with_tuples(entry) for key, entry in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

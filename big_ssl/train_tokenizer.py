@@ -3,7 +3,7 @@
 python -m big_ssl.train_tokenizer --config=configs/align_l2.py:demo --vocab_size=4096 --output=FILE
 python -m big_ssl.train_tokenizer --kind=sentencepiece --config=... --vocab_size=32000 --output=spiece.model
 
-Exit code 2, and one line, where the texts can't make one.
+Exit code 2, and one line on stderr, if no vocabulary can be trained on the texts.
 """
 
 import functools
@@ -20,11 +20,11 @@ from big_ssl.data.tokenizers import TOKENIZERS, train_wordpiece
 
 
 def wordpiece_file(texts: Iterator[str], vocab_size: int) -> bytes:
-    """A WordPiece vocabulary, a word a line."""
+    """Trains a WordPiece vocabulary; returns the file, one word per line."""
     return "".join(f"{word}\n" for word in train_wordpiece(texts, vocab_size)).encode()
 
 
-# What is trained, by its kind in config.tokenizer: (texts, most entries) -> the file.
+# {config.tokenizer.kind: (texts, vocab_size) -> the vocabulary file's content}.
 TRAINERS: dict[str, Callable[[Iterator[str], int], bytes]] = {
     "wordpiece": wordpiece_file,
     "clip_bpe": clip_bpe.train,
@@ -32,12 +32,14 @@ TRAINERS: dict[str, Callable[[Iterator[str], int], bytes]] = {
     "sentencepiece_bert": functools.partial(sentence_piece.train, style=sentence_piece.BERT),
 }
 
-_KIND = flags.DEFINE_enum("kind", "wordpiece", list(TRAINERS), "What to train; tokenizer.kind of a config.")
+_KIND = flags.DEFINE_enum(
+    "kind", "wordpiece", list(TRAINERS), "The tokenizer to train, a config's tokenizer.kind."
+)
 _SIZE = flags.DEFINE_integer("vocab_size", 100_000, "Largest number of entries; ALIGN has 100,000.")
 
 
 def captions(config) -> Iterator[str]:
-    """Every text of every record of every stream, in order."""
+    """Yields all texts of all streams, in order."""
     for stream in config.streams.values():
         for entry in sources.entries(stream.data):
             for record in sources.records(sources.build(entry.source)):
@@ -46,7 +48,17 @@ def captions(config) -> Iterator[str]:
 
 
 def run(kind: str, config, vocab_size: int, output: str) -> int:
-    """Trains, writes, and says what to enter in a config. Returns the exit code."""
+    """Trains and writes a vocabulary, and prints the config's keys for it.
+
+    Args:
+      kind: in TRAINERS.
+      config: its streams have the captions.
+      vocab_size: the largest number of entries.
+      output: the file.
+
+    Returns:
+      The exit code.
+    """
     try:
         io.make_folder(io.as_path(output).parent)
         io.write_atomically(output, TRAINERS[kind](captions(config), vocab_size))

@@ -1,6 +1,6 @@
-"""Commands as a user starts them, in processes forked from one that has imported JAX already.
+"""Runs commands in processes forked from one that has already imported JAX.
 
-A new interpreter takes two seconds to import what a command needs; a fork of a warm one takes none. Nothing
+A new interpreter takes two seconds to import a command's modules; a fork of a warm one takes none. Nothing
 else differs: `__main__` runs, flags are parsed, and the exit code is the process's.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import jax
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Imported before the fork. They define no flags, start no thread of Python's, and touch no device.
+# Imported before the fork. They define no flags, start no Python threads, and touch no device.
 _PRELOADED = (
     "matplotlib.pyplot",
     "sklearn.linear_model",
@@ -31,7 +31,7 @@ _PRELOADED = (
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a command ended, and what it wrote."""
+    """A command's exit code and output."""
 
     returncode: int
     stdout: str
@@ -39,18 +39,18 @@ class Result:
 
 
 class Process:
-    """A command that runs, with the methods of subprocess.Popen that tests use."""
+    """A running command, with the methods of subprocess.Popen that tests use."""
 
     def __init__(self, process):
         self._process = process
 
     @property
     def returncode(self) -> int | None:
-        """The exit code, -N where signal N ended it; None while it runs."""
+        """The exit code, -N if signal N ended it; None while it runs."""
         return self._process.exitcode
 
     def poll(self) -> int | None:
-        """The same."""
+        """The same as `returncode`."""
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int | None:
@@ -59,22 +59,28 @@ class Process:
         return self.returncode
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Sends a signal where the process still runs."""
+        """Sends a signal if the process still runs."""
         if self.returncode is None:
             os.kill(self._process.pid, number)
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Kills the process."""
         self.send_signal(signal.SIGKILL)
 
 
 def start(
     command: Sequence[str], stdout: pathlib.Path, stderr: pathlib.Path, environment: Mapping[str, str]
 ) -> Process:
-    """Starts `python COMMAND...`, which is "-m", MODULE, ... or FILE, ..., from the root of the checkout.
+    """Starts `python COMMAND...` in the root of the checkout.
 
-    stdout, stderr: files, or one file for both. environment: variables to set; those of JAX become its
-    options, since the warm process has read them long ago.
+    Args:
+      command: "-m", MODULE, ... or FILE, ...
+      stdout, stderr: files, or one file for both.
+      environment: variables to set; JAX's are also set as its options, since the warm process has already
+        read them.
+
+    Returns:
+      The running process.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*_PRELOADED])
@@ -96,7 +102,7 @@ def run(module: str, *arguments: object, timeout: float = 300) -> Result:
 
 
 def _become(command, stdout, stderr, environment):
-    """In the forked process: the command's interpreter."""
+    """Runs the command in the forked process."""
     for descriptor, file in ((1, stdout), (2, stderr)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     sys.stdout.reconfigure(line_buffering=True)
@@ -112,14 +118,14 @@ def _become(command, stdout, stderr, environment):
         else:
             sys.argv[:] = command
             runpy.run_path(str(ROOT / command[0]), run_name="__main__")
-    except Exception:  # told before the exit functions run, which may wait for other processes
+    except Exception:  # printed before the exit functions run, which may wait for other processes
         traceback.print_exc()
         sys.exit(1)
     finally:
-        atexit._run_exitfuncs()  # multiprocessing leaves out what an interpreter does at its end
+        atexit._run_exitfuncs()  # multiprocessing skips an interpreter's exit functions
 
 
 def _set_option(name, value):
-    """Sets an option of JAX as its environment variable would."""
+    """Sets a JAX option like its environment variable."""
     convert = {bool: lambda text: text in ("1", "true"), int: int, float: float}
     jax.config.update(name, convert.get(type(jax.config.values[name]), str)(value))

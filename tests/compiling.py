@@ -1,4 +1,4 @@
-"""Compiling for tests: LLVM's passes cost more than tiny runs do."""
+"""Fast compilation for tests, whose tiny runs cost less than LLVM's passes."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ import jax
 
 @contextlib.contextmanager
 def quickly():
-    """Without most optimisations, in what is compiled within."""
+    """Compiles without most optimisations inside the context."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:

@@ -4,8 +4,8 @@
     python -m big_ssl.main --config=configs/align_l2.py:tiny --workdir=$BUCKET/run
     kill $EMULATOR
 
-It prints `export NAME=VALUE` lines and serves until it is ended. Every process with
-these variables reads and writes the emulator by gs:// (or s3://): fsspec, orbax, JAX's compilation cache.
+It prints `export NAME=VALUE` lines and serves until it is killed. Every process with these variables reads
+and writes the emulator by gs:// (or s3://): fsspec, orbax, JAX's compilation cache.
 """
 
 import contextlib
@@ -28,7 +28,8 @@ _START_SECONDS = 30
 
 
 class Emulator(NamedTuple):
-    """bucket: "gs://…" or "s3://…", which exists; environment: what makes clients talk to the emulator;
+    """bucket: an existing "gs://…" or "s3://…"; environment: the variables that direct clients to the
+    emulator;
     address: "http://localhost:PORT"."""
 
     bucket: str
@@ -46,13 +47,13 @@ def _gcs_environment(address):
         STORAGE_EMULATOR_HOST=address,  # gcsfs and google-cloud-storage
         TENSORSTORE_GCS_HTTP_URL=address,  # orbax's arrays
         CLOUD_STORAGE_EMULATOR_ENDPOINT=address,  # array_record's own client
-        NO_GCE_CHECK="true",  # no look for a metadata server
-        GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",  # that asks by gRPC, which no emulator answers
+        NO_GCE_CHECK="true",  # does not look for a metadata server
+        GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",  # uses gRPC, which no emulator supports
     )
 
 
 def environment(kind: str, address: str) -> dict[str, str]:
-    """What makes clients talk to an emulator at "http://localhost:PORT", or to a proxy in front of it."""
+    """The variables that direct clients to an emulator at "http://localhost:PORT", or to a proxy of it."""
     return _KINDS[kind][1](address)
 
 
@@ -61,12 +62,12 @@ def _s3_command(port):
 
 
 def _s3_environment(address):
-    # moto takes any key.
+    # moto accepts any key.
     keys = dict(AWS_ACCESS_KEY_ID="any", AWS_SECRET_ACCESS_KEY="any", AWS_DEFAULT_REGION="us-east-1")
     return keys | dict(AWS_ENDPOINT_URL=address, AWS_EC2_METADATA_DISABLED="true")
 
 
-# Of each kind: its command, what its clients need to know, its bucket.
+# {kind: (command, environment of clients, bucket)}.
 _KINDS = {
     "gcs": (_gcs_command, _gcs_environment, "gs://bucket"),
     "s3": (_s3_command, _s3_environment, "s3://bucket"),
@@ -75,7 +76,7 @@ _KINDS = {
 
 @contextlib.contextmanager
 def start(kind: str) -> Iterator[Emulator]:
-    """Starts an emulator of a kind, "gcs" or "s3", with an empty bucket; ends it at the end."""
+    """Runs an emulator with an empty bucket inside the context. kind: "gcs" or "s3"."""
     command, _, bucket = _KINDS[kind]
     address = f"http://localhost:{_free_port()}"
     port = address.rpartition(":")[2]
@@ -92,7 +93,7 @@ def start(kind: str) -> Iterator[Emulator]:
 
 @pytest.fixture(scope="session")
 def gcs():
-    """A Google Cloud Storage emulator, in the environment of this process and of those that it starts."""
+    """A Google Cloud Storage emulator, in the environment of this process and its children."""
     yield from _in_environment("gcs")
 
 
@@ -122,7 +123,7 @@ def _in_environment(kind):
 
 
 def _wait(address, process):
-    """Returns once the emulator answers."""
+    """Waits until the emulator responds."""
     deadline = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(urllib.error.URLError, ConnectionError):
@@ -136,7 +137,7 @@ def _request(url, method):
         with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=5) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
-        if method == "GET":  # any answer shows that it is there
+        if method == "GET":  # any response shows that it runs
             return error.code
         raise
 
@@ -148,14 +149,14 @@ def _free_port():
 
 
 def main(kind: str) -> None:
-    """Prints the variables and serves until this process is ended, by Ctrl-C or `kill`."""
+    """Prints the variables and serves until Ctrl-C or `kill`."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with start(kind) as emulator:
         for name, value in (
             emulator.environment | dict(BUCKET=emulator.bucket, EMULATOR=str(os.getpid()))
         ).items():
             print(f"export {name}={shlex.quote(value)}", flush=True)
-        os.close(sys.stdout.fileno())  # eval "$(python -m tests.emulators gcs &)" waits for the end of it
+        os.close(sys.stdout.fileno())  # eval "$(python -m tests.emulators gcs &)" waits for its end
         signal.pause()
 
 

@@ -1,6 +1,6 @@
-"""A storage that misbehaves: a proxy on the loopback address in front of an emulator of tests/emulators.py.
+"""A faulty storage: a proxy on the loopback address in front of an emulator of tests/emulators.py.
 
-It forwards all requests, and by a seeded schedule spoils some of them: see `KINDS`.
+It forwards requests and injects faults into some of them by a seeded schedule, see `KINDS`.
 """
 
 import collections
@@ -16,20 +16,20 @@ import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 
-# What can happen to a request: it is answered with 503; answered late; cut off before the storage has
-# it whole; carried out, with the answer lost; carried out, with half of the answer lost.
+# The faults: response 503; slow response; request cut off before the storage has all of it; request applied
+# but the response lost; request applied and the response cut in half.
 KINDS = ("unavailable", "slow", "torn", "lost", "cut")
-# Of a client without the right to do what it wants: answered with 403.
+# A client without permission: response 403.
 REFUSED = "refused"
 SLOW_SECONDS = 1.0
 
 
 class Schedule:
-    """Which requests are spoiled, and how.
+    """Chooses the requests with faults.
 
-    rates: {regular expression: n} of "METHOD /path": of the requests that match it, and none before it, one
-    in n is spoiled, by all of `kinds` in turns, in an order that depends on the seed. Never two in a row, so
-    that a client that tries again gets through, unless n is 1.
+    rates: {regex: n} for "METHOD /path": of the requests whose first matching regex it is, one in n has a
+    fault, cycling through `kinds` in an order that depends on the seed. Never two in a row, so that a retry
+    succeeds, unless n is 1.
     """
 
     def __init__(self, seed: int, rates: Mapping[str, int], kinds: Sequence[str] = KINDS):
@@ -43,7 +43,7 @@ class Schedule:
         self.finished: dict[str, tuple] = {}
 
     def next(self, method: str, path: str) -> str:
-        """One of the kinds, or "" for a request that is let through."""
+        """One of the kinds, or "" for no fault."""
         request = f"{method} {urllib.parse.unquote(path)}"
         pattern = next((each for each in self._kinds if re.search(each, request)), None)
         if pattern is None:
@@ -86,7 +86,7 @@ class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request, client_address):
-        """Prints what goes wrong, except that a client was killed or has given up."""
+        """Prints errors, except for clients that were killed or gave up."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -115,7 +115,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = do_GET
 
     def log_message(self, *_):
-        """Says nothing: each request would be a line."""
+        """Logs nothing: every request would be a line."""
 
     def _carried_out(self, body):
         """The storage's answer. To the last part of an upload, sent again, it is the same: GCS remembers

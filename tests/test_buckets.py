@@ -31,7 +31,7 @@ def bucket(request):
     return io.as_path(request.getfixturevalue(request.param))
 
 
-def test_parquet_and_folders_of_pictures_are_read(bucket):
+def test_parquet_files_and_image_folders_are_read(bucket):
     io.write_atomically(bucket / "pairs" / "a.parquet", SAMPLE.read_bytes())
     keys = dict(text_keys=("title", "width"))
     there = sources.build(dict(kind="parquet", path=str(bucket / "pairs"), **keys))
@@ -58,31 +58,31 @@ def test_files_of_arrays_are_read(bucket, tmp_path, suffix):
         io.write_atomically(bucket / "x.npz", (tmp_path / "x.npz").read_bytes())
     else:
         tensor_files.write_safetensors(bucket / "x.safetensors", arrays, {})
-    found = tensor_files.read_tensors(bucket / f"x{suffix}")
-    assert found.keys() == arrays.keys()
+    actual = tensor_files.read_tensors(bucket / f"x{suffix}")
+    assert actual.keys() == arrays.keys()
     for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array, strict=True)
+        np.testing.assert_array_equal(actual[name], array, strict=True)
     with pytest.raises(FileNotFoundError):
         tensor_files.read_tensors(bucket / f"missing{suffix}")
 
 
-def test_a_curated_set_is_written_and_read(gcs_folder):
+def test_a_curated_dataset_is_written_and_read(gcs_folder):
     texts, sides = ("title", "description"), ("width", "height")
     items = Items(
         sources.build(dict(kind="parquet", path=str(SAMPLE), text_keys=texts + sides)), texts, sides
     )
     output = f"{gcs_folder}/curated"
-    found = curate.curate(items, Limits(min_side=32, languages=()), output)
-    assert json.loads((io.as_path(output) / "funnel.json").read_text())["output"] == found["output"]
+    actual = curate.curate(items, Limits(min_side=32, languages=()), output)
+    assert json.loads((io.as_path(output) / "funnel.json").read_text())["output"] == actual["output"]
     source = sources.build(dict(kind="tfds", name="curated_pairs", split="train", data_dir=output))
-    assert len(source) == found["output"]["images"]
+    assert len(source) == actual["output"]["images"]
     assert all(len(source[i]["text"]) for i in range(len(source)))
 
 
-def test_where_array_record_cannot_go_is_said(s3_folder):
+def test_array_record_on_s3_is_an_error(s3_folder):
     with pytest.raises(ValueError, match="array_record is read from disks and gs:// alone"):
         sources.build(dict(kind="tfds", name="x", split="train", data_dir=s3_folder))
-    with pytest.raises(ValueError, match=r"with --beam a folder that all workers share"):
+    with pytest.raises(ValueError, match=r"--beam needs a folder on a disk that all workers share"):
         curate.curate((), Limits(languages=()), s3_folder, ["runner=DirectRunner"])
 
 
@@ -97,18 +97,18 @@ def test_vocabularies_and_plots_are_written(bucket, capsys):
     assert (bucket / "schedules.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_workdir_on_s3_is_refused_before_anything_slow(s3_folder, capsys):
+def test_a_workdir_on_s3_is_an_error_before_anything_slow(s3_folder, capsys):
     config = get_config("tiny").to_dict()
     assert main.run(config, s3_folder, "configs/align_l2.py", "command") == 2
-    message = f"workdir {s3_folder}: checkpoints are kept on disks and in gs:// alone\n"
+    message = f"workdir {s3_folder}: checkpoints can be stored only on disks and in gs://\n"
     assert capsys.readouterr().err == message
     io.write_atomically(io.as_path(s3_folder) / "checkpoints" / "1" / "x", b"x")
-    with pytest.raises(RequirementsError, match="checkpoints are kept on disks"):
+    with pytest.raises(RequirementsError, match="checkpoints can be stored only on disks"):
         inference.read(s3_folder)
 
 
-def test_a_workdir_whose_answers_are_lost_can_be_used(gcs_folder, monkeypatch):
-    """A deletion that was sent twice finds nothing the second time."""
+def test_a_workdir_survives_lost_responses(gcs_folder, monkeypatch):
+    """A repeated deletion finds nothing."""
     filesystem = type(fsspec.filesystem("gs"))
     request = filesystem._request
 
@@ -122,7 +122,7 @@ def test_a_workdir_whose_answers_are_lost_can_be_used(gcs_folder, monkeypatch):
     assert not io.as_path(gcs_folder).exists()
 
 
-def test_a_missing_client_ends_every_command_with_one_line(monkeypatch, capsys):
+def test_the_error_for_a_missing_client_is_one_line_in_every_command(monkeypatch, capsys):
     there = io.importlib.util.find_spec
     monkeypatch.setattr(
         io.importlib.util, "find_spec", lambda name, *a: None if name == "gcsfs" else there(name, *a)
@@ -143,8 +143,8 @@ def test_a_missing_client_ends_every_command_with_one_line(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_lives_in_a_bucket(gcs_folder, tmp_path):
-    """Trains, resumes, is read, evaluated and converted, without a file on this machine."""
+def test_a_whole_run_in_a_bucket(gcs_folder, tmp_path):
+    """Train, resume, load, evaluate and convert, without local files."""
     workdir = f"{gcs_folder}/run"
     arguments = [
         sys.executable,
@@ -156,7 +156,7 @@ def test_a_run_lives_in_a_bucket(gcs_folder, tmp_path):
     environment = os.environ | dict(
         JAX_PLATFORMS="cpu", JAX_DISABLE_MOST_OPTIMIZATIONS="1", PYTHONPATH=str(ROOT)
     )
-    for steps in (10, 20, 20):  # the second goes on, the third has nothing to do but the report
+    for steps in (10, 20, 20):  # the second resumes, the third only writes the report
         run = subprocess.run(
             [*arguments, f"--config.total_steps={steps}"],
             cwd=ROOT,

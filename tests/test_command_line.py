@@ -1,4 +1,4 @@
-"""A command line and the config that it names: stored configs, other kinds, and mistakes in one line."""
+"""Command lines with --config: stored configs, changed kinds, and one-line errors."""
 
 import json
 import re
@@ -20,7 +20,7 @@ PICTURES = "streams.images.data.source"
 
 
 def changed(recipe, *arguments):
-    """The recipe's tiny preset with these flags, of which none is left over."""
+    """The recipe's tiny preset with these flags, all of which must be consumed."""
     config = recipe.get_config("tiny")
     rest, changes = command_line.split_kinds(arguments)
     assert not rest
@@ -31,14 +31,14 @@ def changed(recipe, *arguments):
     return config.to_dict()
 
 
-def test_a_stored_config_is_a_config(tmp_path):
+def test_a_stored_config_equals_its_recipe(tmp_path):
     config = align_l2.get_config("tiny").to_dict()
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert stored_config.get_config(str(tmp_path / "config.json")).to_dict() == config
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "{"])
-def test_a_json_file_that_is_no_config_is_one_line(text, tmp_path):
+def test_the_error_for_json_that_is_no_config_is_one_line(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"^.+$") as caught:
         stored_config.get_config(str(tmp_path / "config.json"))
@@ -57,36 +57,36 @@ def test_a_json_file_that_is_no_config_is_one_line(text, tmp_path):
     ],
 )
 def test_json_files_are_recognised(arguments, file):
-    found = command_line.stored(arguments)
-    assert len(found) == len(arguments)
-    changed = [new for new, old in zip(found, arguments, strict=True) if new != old]
+    actual = command_line.redirect_json(arguments)
+    assert len(actual) == len(arguments)
+    changed = [new for new, old in zip(actual, arguments, strict=True) if new != old]
     assert [argument.rpartition("stored_config.py:")[2] for argument in changed] == ([file] if file else [])
 
 
-def test_another_source_takes_the_place_of_the_recipes():
+def test_another_kind_replaces_the_recipes_source():
     config = changed(ibot, f"--config.{PICTURES}.kind=image_folder", f"--config.{PICTURES}.path=1977")
     assert config["streams"]["images"]["data"]["source"] == dict(kind="image_folder", path="1977")
 
 
-def test_another_source_keeps_the_options_that_it_shares():
+def test_another_kind_keeps_shared_options():
     config = changed(ibot, f"--config.{PICTURES}.kind=emoji_concepts")
     source = config["streams"]["images"]["data"]["source"]
     assert source == dict(kind="emoji_concepts", styles=("fxemoji",), concepts="seen")
 
 
-def test_other_kinds_keep_what_is_not_said():
+def test_a_changed_kind_keeps_options_without_a_flag():
     config = changed(align_l2, "--config.learning_rate.kind=linear", "--config.learning_rate.peak=1e-4")
     expected = align_l2.get_config("tiny").to_dict()["learning_rate"] | dict(kind="linear", peak=1e-4)
     assert config["learning_rate"] == expected
 
 
-def test_a_number_becomes_a_kind():
+def test_a_number_can_become_a_kind():
     config = changed(align_l2, "--config.optimizer.weight_decay.kind=steps",
                      "--config.optimizer.weight_decay.values=((0, 0.1),)")  # fmt: skip
     assert config["optimizer"]["weight_decay"] == dict(kind="steps", values=((0, 0.1),))
 
 
-def test_an_evaluator_and_its_data_change_together():
+def test_an_evaluator_and_its_data_can_change_together():
     config = changed(
         ibot,
         "--config.evals.fxemoji.test.kind=image_folder",
@@ -98,12 +98,12 @@ def test_an_evaluator_and_its_data_change_together():
     assert config["evals"]["fxemoji"]["ks"] == (5,)
 
 
-def test_a_place_that_is_not_in_the_config_is_named():
+def test_the_error_names_a_path_missing_from_the_config():
     with pytest.raises(KeyError, match=r"config\.streams\.pairs\.data\.source: pairs is no key of"):
         changed(ibot, "--config.streams.pairs.data.source.kind=emoji")
 
 
-def test_other_flags_stay():
+def test_other_flags_are_unchanged():
     arguments = ["main", "--workdir=x", "--config=a.py", "--config.seed=1", "--config.ema.kind=warmup"]
     rest, changes = command_line.split_kinds([*arguments, "--config.ema.momentum=0.9"])
     assert rest == arguments[:-1]
@@ -119,10 +119,10 @@ def test_other_flags_stay():
         ("def get_config():\n    return 1 / 0", r"line 2: ZeroDivisionError: division by zero"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_a_config_file_is_one_line(text, expected, tmp_path, capsys, monkeypatch):
+def test_the_error_in_a_config_file_is_one_line(text, expected, tmp_path, capsys, monkeypatch):
     file = tmp_path / "mine.py"
     file.write_text(text)
-    # As a command does it, but with flags of its own.
+    # Like a command, but with separate flags.
     values = flags.FlagValues()
     config = command_line.config_flags.DEFINE_config_file("config", flag_values=values)
     monkeypatch.setattr(command_line, "CONFIG", config)
@@ -135,7 +135,7 @@ def test_a_mistake_in_a_config_file_is_one_line(text, expected, tmp_path, capsys
     assert re.search(expected, line), line
 
 
-def test_a_platform_that_is_not_there_is_one_line(monkeypatch):
+def test_the_error_for_a_missing_platform_is_one_line(monkeypatch):
     def fail():
         raise RuntimeError("Unable to initialize backend 'tpu': no libtpu.so\nand more")
 

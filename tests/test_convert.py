@@ -19,7 +19,7 @@ from tests.parity import goldens
 run = functools.partial(commands.run, "big_ssl.convert")
 
 
-def test_the_command_reads_an_openai_resnet(tmp_path):
+def test_the_command_converts_an_openai_resnet(tmp_path):
     path = goldens.write_checkpoint("clip_resnet", tmp_path / "in")
     done = run(
         "--from=openai_clip", f"--input={path}", f"--output={tmp_path / 'out'}", "--model.text_num_heads=2"
@@ -34,7 +34,7 @@ def test_the_command_reads_an_openai_resnet(tmp_path):
     np.testing.assert_array_equal(written["encoders/image/batch_stats/stage2_block1/conv2_bn/var"], expected)
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
+def test_an_error_is_one_line_and_exit_code_2(tmp_path):
     path = goldens.write_checkpoint("hf_clip", tmp_path / "in", logit_scale=None)
     done = run("--from=hf_clip", f"--input={path}", f"--output={tmp_path / 'out'}")
     assert (done.returncode, done.stdout) == (2, "")
@@ -42,22 +42,22 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_merges_beside_the_weights_come_along(tmp_path):
+def test_merges_beside_the_weights_are_copied(tmp_path):
     path = goldens.write_checkpoint("hf_clip", tmp_path / "in")
     (path / "merges.txt").write_text("#version: 0.2\n")
     convert.convert("hf_clip", path, "big_ssl", tmp_path / "out", {})
     assert (tmp_path / "out" / "merges.txt").read_text() == "#version: 0.2\n"
 
 
-def test_a_model_of_images_alone_has_no_vocabulary(tmp_path):
+def test_an_image_only_model_has_no_vocabulary(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n")
     assert inference.vocabulary_beside(dict(tokenizer=None), tmp_path) is None
-    found = inference.vocabulary_beside(dict(tokenizer=dict(kind="wordpiece")), tmp_path)
-    assert found == tmp_path / "vocab.txt"
+    actual = inference.vocabulary_beside(dict(tokenizer=dict(kind="wordpiece")), tmp_path)
+    assert actual == tmp_path / "vocab.txt"
 
 
 def clip_config():
-    """ALIGN's smallest preset with CLIP's towers, their layers in a loop; [SEP] ends its texts."""
+    """ALIGN's smallest preset with CLIP's towers and scanned layers; its texts end with [SEP]."""
     config = get_config("tiny").to_dict()
     config.update(total_steps=2, evals={}, ema=0.5)
     config["learning_rate"].update(warmup_steps=1)
@@ -73,20 +73,20 @@ def clip_config():
 
 @pytest.mark.slow
 def test_a_trained_run_is_loaded_and_exported(tmp_path):
-    """What evaluation would use, on one device, of a run on eight; and the workdir is left as it is."""
+    """Exports on one device the variables that a run on eight evaluates; the workdir is unchanged."""
     result = loop.train(clip_config(), tmp_path / "run")
     before = sorted((tmp_path / "run").rglob("*"))
     model = big_ssl.load(tmp_path / "run")
     assert sorted((tmp_path / "run").rglob("*")) == before
     trained = result.state.ema["params"]["encoders"]["text"]
-    found = model.variables["params"]["encoders"]["text"]
-    np.testing.assert_array_equal(found["token"]["embedding"], trained["token"]["embedding"])
+    actual = model.variables["params"]["encoders"]["text"]
+    np.testing.assert_array_equal(actual["token"]["embedding"], trained["token"]["embedding"])
     kernel = trained["layer_stack"]["mlp_in"]["kernel"]
-    np.testing.assert_array_equal(found["layer1"]["mlp_in"]["kernel"], kernel[1])
+    np.testing.assert_array_equal(actual["layer1"]["mlp_in"]["kernel"], kernel[1])
     images, texts = np.random.default_rng(0).integers(0, 256, (2, 20, 16, 3), np.uint8), ["red heart", "cat"]
     predictor = evaluation.predictor(clip_config(), result.setup).for_evaluation(result.state.ema)
     expected = predictor.encode_image(resize(images, 16, "crop 18"), resize=False)
-    # Layers in a loop add in another order.
+    # Scanned layers sum in another order.
     np.testing.assert_allclose(model.encode_image(images), expected, rtol=1e-4, atol=1e-5)
     for kind in ("big_ssl", "hf_clip"):
         convert.convert("big_ssl", tmp_path / "run", kind, tmp_path / kind, {})

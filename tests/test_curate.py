@@ -1,4 +1,4 @@
-"""The command that filters noisy pairs: what it writes, its messages and its exit codes."""
+"""The curate command: its files, messages and exit codes."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ run = functools.partial(commands.run, "big_ssl.curate")
 
 @pytest.fixture(scope="module")
 def curated(tmp_path_factory):
-    """The sample with 50 records near to an evaluation set: the folder, and what the command said."""
+    """The sample with 50 near-duplicates of an evaluation set: (output folder, the command's output)."""
     folder, rng = tmp_path_factory.mktemp("curated"), np.random.default_rng(0)
     embeddings = rng.normal(size=(201, 16))
     np.savez(folder / "embeddings.npz", embeddings=embeddings)
@@ -42,8 +42,8 @@ def curated(tmp_path_factory):
     return folder, done.stdout
 
 
-def test_the_command_writes_a_set_and_its_funnel(curated):
-    folder, said = curated
+def test_the_command_writes_a_dataset_and_its_funnel(curated):
+    folder, output = curated
     funnel = json.loads((folder / "out/funnel.json").read_text())
     assert funnel["limits"]["min_side"] == 32
     rows = {row["rule"]: row for row in funnel["dropped"]}
@@ -51,7 +51,7 @@ def test_the_command_writes_a_set_and_its_funnel(curated):
     written = TfdsPairs("curated_pairs", "train", str(folder / "out"))
     assert len(written) == funnel["output"]["images"] > 10
     assert sum(len(written[i]["text"]) for i in range(len(written))) == funnel["output"]["pairs"]
-    last = said.splitlines()[-1]
+    last = output.splitlines()[-1]
     kept = funnel["output"]
     assert last == f"{kept['images']} of 201 images and {kept['pairs']} of 242 pairs in {folder}/out"
     with Image.open(folder / "out/funnel.png") as image:
@@ -70,7 +70,7 @@ def test_the_command_writes_a_set_and_its_funnel(curated):
         (("--sides=width",), "--sides=width: name two, the width and the height"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+def test_an_error_is_one_line_and_exit_code_2(arguments, message, tmp_path):
     done = run(*SOURCE, *LIMITS, f"--output={tmp_path}/out", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
@@ -84,13 +84,13 @@ def items():
     return records.Items(source, ("title",), ("width", "height"))
 
 
-def test_a_set_is_not_written_over(curated, items):
-    with pytest.raises(FileExistsError, match="/out holds curated_pairs already; choose another --output"):
+def test_a_dataset_is_not_overwritten(curated, items):
+    with pytest.raises(FileExistsError, match="/out already contains curated_pairs; choose another --output"):
         curate.curate(items, Limits(languages=()), str(curated[0] / "out"))
 
 
-def test_where_nothing_stays_the_funnel_says_why(items, tmp_path):
-    with pytest.raises(ValueError, match=r"no pair passes these limits; .*/funnel.json says why"):
+def test_if_no_pair_is_kept_the_funnel_shows_why(items, tmp_path):
+    with pytest.raises(ValueError, match=r"no pair passes these limits; .*/funnel.json shows why"):
         curate.curate(items, Limits(languages=(), min_side=10**6), str(tmp_path))
     funnel = json.loads((tmp_path / "funnel.json").read_text())
     assert funnel["input"]["images"] == 201
@@ -98,7 +98,7 @@ def test_where_nothing_stays_the_funnel_says_why(items, tmp_path):
     assert not (tmp_path / "curated_pairs").exists()
 
 
-def test_without_beam_one_line_says_what_to_install(items, tmp_path, monkeypatch):
+def test_the_error_without_beam_contains_the_pip_command(items, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
     with pytest.raises(ImportError, match=r"--beam needs Apache Beam: pip install 'big-ssl\[curation\]'"):
         curate.curate(items, Limits(languages=()), str(tmp_path), ["runner=DirectRunner"])

@@ -1,4 +1,4 @@
-"""A config as text, and the plot of its schedules."""
+"""The inspect command: a config as text, and the plot of its schedules."""
 
 import json
 import math
@@ -12,10 +12,10 @@ from configs import align_l2, clip, ibot
 from tests import commands
 
 
-def test_every_schedule_of_a_config_is_there():
+def test_all_schedules_of_a_config_are_listed():
     config = ibot.get_config().to_dict()
-    found = dict(inspect.all_schedules(config))
-    assert set(found) == {
+    actual = dict(inspect.all_schedules(config))
+    assert set(actual) == {
         "learning_rate",
         "optimizer.weight_decay",
         "ema",
@@ -25,20 +25,20 @@ def test_every_schedule_of_a_config_is_there():
         "images: dino.teacher_temperature",
         "images: ibot.teacher_temperature",
     }
-    assert float(found["ema"](0)) == pytest.approx(0.996)
-    assert float(found["images: ibot.teacher_temperature"](config["total_steps"])) == pytest.approx(0.07)
-    # The average of a run without a teacher, which begins with a short memory.
+    assert float(actual["ema"](0)) == pytest.approx(0.996)
+    assert float(actual["images: ibot.teacher_temperature"](config["total_steps"])) == pytest.approx(0.07)
+    # The EMA of a run without a teacher, which starts with a low momentum.
     momentum = dict(inspect.all_schedules(align_l2.get_config("demo").to_dict()))["ema"]
     assert [float(momentum(step)) for step in (0, 1300)] == pytest.approx([0.1, 0.99])
 
 
-def test_a_decay_by_layers_is_no_schedule():
+def test_layer_decay_is_no_schedule():
     config = ibot.get_config().to_dict()
     config["lr_multipliers"] += (("encoders/", dict(kind="layer_decay", decay=0.9)),)
     assert "lr_multipliers: encoders/" not in dict(inspect.all_schedules(config))
 
 
-def test_a_line_is_the_schedule(tmp_path):
+def test_a_plots_line_follows_the_schedule(tmp_path):
     config = ibot.get_config("tiny").to_dict()
     figure = inspect.plot(config)
     (line,) = figure.axes[0].lines
@@ -49,20 +49,20 @@ def test_a_line_is_the_schedule(tmp_path):
     assert imread(tmp_path / "x.png").std() > 0.05
 
 
-def test_a_wrong_config_is_one_line(capsys):
+def test_the_error_for_an_invalid_config_is_one_line(capsys):
     assert inspect.run(ibot.get_config("tiny").to_dict() | dict(total_step=1), "x.png") == 2
     assert capsys.readouterr().err == "total_step is no known key; did you mean total_steps?\n"
 
 
-def test_the_text_has_a_sorted_line_for_every_value():
+def test_the_text_has_one_sorted_line_per_value():
     config = dict(b=dict(x_y=1, x=dict(z=0.1)), a=(1e-6, "s"), c={}, d=[], e=((".*", dict(q=2, p=None)),))
     assert inspect.config_text(config) == (
         "a = (1e-06, 's')\nb.x.z = 0.1\nb.x_y = 1\nc = {}\nd = []\ne = (('.*', {'p': None, 'q': 2}),)\n"
     )
 
 
-def test_a_stored_config_prints_as_its_recipe(tmp_path):
-    """Tuples that JSON makes lists of, and the order of keys, do not matter."""
+def test_a_stored_config_prints_like_its_recipe(tmp_path):
+    """JSON's lists instead of tuples, and the order of keys, do not matter."""
     config = clip.get_config("tiny").to_dict()
     (tmp_path / "config.json").write_text(json.dumps(dict(reversed(config.items()))))
     stored = stored_config.get_config(str(tmp_path / "config.json")).to_dict()
@@ -80,20 +80,20 @@ def test_the_command_prints_the_config_after_changes():
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_wrong_config_is_not_printed(capsys):
+def test_an_invalid_config_is_not_printed(capsys):
     config = clip.get_config("tiny").to_dict() | dict(total_step=1)
     assert inspect.run(config, None, show=True) == 2
     assert capsys.readouterr() == ("", "total_step is no known key; did you mean total_steps?\n")
 
 
 def test_schedules_of_stages_follow_each_other():
-    """Over the run's steps; what a stage does not have is NaN there."""
+    """Over the run's steps; a schedule is NaN in stages that lack it."""
     config = align_l2.get_config("tiny").to_dict()
     change = dict(ema=0.9, learning_rate=dict(kind="steps", values=((0, 0.25), (5, 0.125))))
     config["stages"] = (dict(name="first", steps=12, ema=0.0), dict(name="second", steps=8, **change))
-    found = dict(inspect.all_schedules(config))
-    rate = found["learning_rate"]
+    actual = dict(inspect.all_schedules(config))
+    rate = actual["learning_rate"]
     assert [float(rate(step)) for step in (12, 16, 17, 20)] == [0.25, 0.25, 0.125, 0.125]
     assert float(rate(5)) == pytest.approx(2e-3)
-    assert math.isnan(found["ema"](11))
-    assert found["ema"](12) == pytest.approx(0.9)
+    assert math.isnan(actual["ema"](11))
+    assert actual["ema"](12) == pytest.approx(0.9)

@@ -1,4 +1,4 @@
-"""The paths of all commands, on a disk and on emulated buckets."""
+"""Paths on a disk and in emulated buckets."""
 
 import importlib.util
 import subprocess
@@ -19,9 +19,9 @@ def folder(request, tmp_path):
     return io.as_path(request.getfixturevalue(fixture) if fixture else tmp_path)
 
 
-def test_a_path_of_another_kind_is_refused():
+def test_other_schemes_are_an_error():
     with pytest.raises(
-        io.PathError, match=r"^http://a/b: no http:// here; there are local paths, gs://, s3://$"
+        io.PathError, match=r"^http://a/b: http:// is not supported; use a local path, gs://, s3://$"
     ):
         io.as_path("http://a/b")
 
@@ -29,7 +29,7 @@ def test_a_path_of_another_kind_is_refused():
 @pytest.mark.parametrize(
     ("path", "package", "extra"), [("gs://b/a", "gcsfs", "gcs"), ("s3://b/a", "s3fs", "s3")]
 )
-def test_a_missing_client_is_named_with_its_extra(monkeypatch, path, package, extra):
+def test_the_error_for_a_missing_client_names_its_extra(monkeypatch, path, package, extra):
     there = importlib.util.find_spec
     missing = lambda name, *_: None if name == package else there(name)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", missing)
@@ -38,13 +38,13 @@ def test_a_missing_client_is_named_with_its_extra(monkeypatch, path, package, ex
     assert str(error.value) == f"{path}: {path[:2]}:// needs {package}: pip install 'big-ssl[{extra}]'"
 
 
-def test_a_bucket_stays_absolute_and_a_local_path_becomes_so(monkeypatch, tmp_path):
+def test_absolute_paths(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert str(io.absolute("gs://bucket/run")) == "gs://bucket/run"
     assert str(io.absolute("run")) == str(tmp_path / "run")
 
 
-def test_a_file_is_written_whole_and_without_leftovers(folder):
+def test_files_are_written_atomically_without_leftovers(folder):
     io.write_atomically(folder / "a" / "b.txt", b"old")
     io.write_atomically(folder / "a" / "b.txt", b"new")
     assert (folder / "a" / "b.txt").read_bytes() == b"new"
@@ -74,8 +74,8 @@ def test_an_object_is_written_by_one_request(gcs_folder, requests):
     assert methods == ["POST"]
 
 
-def test_a_bucket_that_does_not_answer_is_asked_again(gcs_folder, requests, monkeypatch):
-    errors = [TimeoutError(), TimeoutError()]  # which gcsfs hands on
+def test_writes_to_an_unresponsive_bucket_are_retried(gcs_folder, requests, monkeypatch):
+    errors = [TimeoutError(), TimeoutError()]  # as gcsfs raises them
 
     def fail(method):
         if errors:
@@ -87,7 +87,7 @@ def test_a_bucket_that_does_not_answer_is_asked_again(gcs_folder, requests, monk
     assert io.as_path(f"{gcs_folder}/a.txt").read_bytes() == b"new"
 
 
-def test_a_local_copy_outlives_itself_once_mapped(folder):
+def test_a_mapping_of_a_local_copy_stays_valid(folder):
     content = np.arange(1000, dtype=np.uint8)
     io.make_folder(folder)
     (folder / "x.bin").write_bytes(content.tobytes())
@@ -96,13 +96,13 @@ def test_a_local_copy_outlives_itself_once_mapped(folder):
     np.testing.assert_array_equal(mapped, content)
 
 
-def test_a_missing_bucket_is_said_and_not_made(gcs):
+def test_a_missing_bucket_is_an_error_and_not_created(gcs):
     with pytest.raises(io.PathError, match=r"^gs://misspelt/run: there is no bucket gs://misspelt$"):
         io.make_folder("gs://misspelt/run")
     assert not fsspec.filesystem("gs").exists("gs://misspelt")
 
 
-def test_files_that_other_processes_write_are_seen(gcs_folder):
+def test_files_written_by_other_processes_are_listed(gcs_folder):
     folder = io.as_path(gcs_folder)
     (folder / "first").write_bytes(b"1")
     assert [path.name for path in folder.iterdir()] == ["first"]
@@ -113,11 +113,11 @@ def test_files_that_other_processes_write_are_seen(gcs_folder):
 
 
 @pytest.mark.parametrize("folder", ["local", "gs"], indirect=True)
-def test_a_growing_file_grows(folder):
-    for stretch in range(2):  # a resumed run goes on with the file that is there
+def test_a_growing_file_appends(folder):
+    for segment in range(2):  # a resumed run appends to the existing file
         file = GrowingFile(folder / "m.jsonl")
         for line in range(3):
-            file.write(f"{stretch} {line}\n".encode())
+            file.write(f"{segment} {line}\n".encode())
             file.flush()
         file.close()
     assert (folder / "m.jsonl").read_text() == "0 0\n0 1\n0 2\n1 0\n1 1\n1 2\n"
@@ -135,7 +135,7 @@ def sent(monkeypatch):
     return sizes
 
 
-def test_lines_wait_for_a_minute_and_are_sent_once(gcs_folder, monkeypatch, sent):
+def test_lines_are_buffered_for_a_minute_and_sent_once(gcs_folder, monkeypatch, sent):
     now = [1000.0]
     monkeypatch.setattr(io.time, "monotonic", lambda: now[0])
     file = GrowingFile(io.as_path(gcs_folder) / "m.jsonl")
@@ -147,11 +147,11 @@ def test_lines_wait_for_a_minute_and_are_sent_once(gcs_folder, monkeypatch, sent
 
 
 class _Lost(Exception):
-    """The answer of a store that has done what it was asked."""
+    """The response of a store after the request was applied."""
 
 
 @pytest.mark.parametrize("applied", [0, 1, 2])
-def test_a_lost_answer_neither_loses_nor_repeats_lines(gcs_folder, monkeypatch, applied):
+def test_a_lost_response_neither_loses_nor_repeats_lines(gcs_folder, monkeypatch, applied):
     file = GrowingFile(io.as_path(gcs_folder) / "m.jsonl")
     file.write(b"one\n")
     file.flush()

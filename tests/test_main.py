@@ -1,4 +1,4 @@
-"""The command: its exit codes and what it says."""
+"""The train command: exit codes and messages."""
 
 import json
 import types
@@ -15,7 +15,7 @@ FILE = "configs/align_l2.py"
 
 @pytest.fixture
 def nothing_compiles(monkeypatch):
-    """Fails a test that gets as far as building the model."""
+    """Fails a test that builds the model."""
 
     def never(*_, **__):
         raise AssertionError("went on to build the run")
@@ -28,10 +28,10 @@ def _run(config, workdir):
 
 
 @pytest.mark.smoke
-def test_the_full_recipe_says_what_it_needs_and_what_runs_here(
+def test_the_full_recipe_lists_its_requirements_and_a_preset_that_runs(
     nothing_compiles, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(requirements.Machine, "here", lambda: requirements.Machine(8, "cpu", 32 * 2**30))
+    monkeypatch.setattr(requirements.Machine, "current", lambda: requirements.Machine(8, "cpu", 32 * 2**30))
     assert _run(get_config().to_dict(), tmp_path / "run") == 2
     message = capsys.readouterr().err
     assert message.startswith("align_l2 cannot run on this machine. It needs\n")
@@ -42,7 +42,7 @@ def test_the_full_recipe_says_what_it_needs_and_what_runs_here(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_data_dir_without_the_dataset_is_said(nothing_compiles, tmp_path, capsys, monkeypatch):
+def test_a_data_dir_without_the_dataset_is_an_error(nothing_compiles, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(requirements.memory, "count", lambda *_: memory.Memory(0, 0, 0, 0))
     config = get_config().to_dict()
     config["streams"]["pairs"]["data"]["source"]["data_dir"] = str(tmp_path)
@@ -50,20 +50,22 @@ def test_a_data_dir_without_the_dataset_is_said(nothing_compiles, tmp_path, caps
     assert f"(nothing in {tmp_path})" in capsys.readouterr().err
 
 
-def test_too_little_memory_is_said(nothing_compiles, tmp_path, capsys, monkeypatch):
+def test_too_little_memory_is_an_error(nothing_compiles, tmp_path, capsys, monkeypatch):
     machine = requirements.Machine(8, "cpu", 2**20)
-    monkeypatch.setattr(requirements.Machine, "here", lambda: machine)
+    monkeypatch.setattr(requirements.Machine, "current", lambda: machine)
     assert _run(get_config("tiny").to_dict(), tmp_path / "run") == 2
     assert "for the state on each device, of 8 x cpu of 0.000977 GiB" in capsys.readouterr().err
 
 
-def test_an_invalid_config_is_said(nothing_compiles, tmp_path, capsys):
+def test_an_invalid_config_is_an_error(nothing_compiles, tmp_path, capsys):
     config = get_config("tiny").to_dict() | dict(total_step=3)
     assert _run(config, tmp_path / "run") == 2
     assert capsys.readouterr().err == "total_step is no known key; did you mean total_steps?\n"
 
 
-def test_another_hosts_config_is_said_on_all(nothing_compiles, tmp_path, capsys, monkeypatch):
+def test_a_config_that_differs_between_hosts_is_an_error_on_all(
+    nothing_compiles, tmp_path, capsys, monkeypatch
+):
     config = get_config("tiny").to_dict()
     other = json.dumps(config | dict(total_steps=21), sort_keys=True)
     monkeypatch.setattr(requirements.distributed, "gather", lambda text: [text, text and other])
@@ -74,15 +76,15 @@ def test_another_hosts_config_is_said_on_all(nothing_compiles, tmp_path, capsys,
     assert capsys.readouterr().err == message
 
 
-def test_a_batch_that_does_not_divide_is_said(tmp_path, capsys):
+def test_a_batch_that_does_not_divide_is_an_error(tmp_path, capsys):
     config = get_config("tiny").to_dict()
     config["streams"]["pairs"]["batch_size"] = 12
     assert _run(config, tmp_path / "run") == 2
     assert capsys.readouterr().err.startswith("streams.pairs.batch_size is 12; it must be a multiple of")
 
 
-def test_a_report_that_fails_is_not_the_exit_code(tmp_path, monkeypatch, caplog):
-    """Whoever supervises a finished run would start it again for ever."""
+def test_a_failing_report_does_not_change_the_exit_code(tmp_path, monkeypatch, caplog):
+    """A supervisor would restart a finished run forever."""
 
     def failing(*_):
         raise FileNotFoundError("no metrics.jsonl\nand more")
@@ -98,7 +100,7 @@ def test_a_report_that_fails_is_not_the_exit_code(tmp_path, monkeypatch, caplog)
     )
 
 
-def test_a_bucket_that_goes_on_failing_is_one_line(tmp_path, capsys, monkeypatch):
+def test_the_error_for_a_failing_bucket_is_one_line(tmp_path, capsys, monkeypatch):
     class HttpError(Exception):
         code = 503
 
@@ -114,13 +116,13 @@ def test_a_bucket_that_goes_on_failing_is_one_line(tmp_path, capsys, monkeypatch
     assert "HttpError" in (tmp_path / "failure_0.txt").read_text()
 
 
-def test_a_disk_that_is_full_is_one_line(tmp_path, capsys, monkeypatch):
+def test_the_error_for_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
     def failing(*_):
         raise OSError(28, "No space left on device", "metrics.jsonl")
 
     monkeypatch.setattr(main, "train", failing)
     monkeypatch.setattr(main, "check_requirements", lambda *_: None)
-    # Nor is there room for where it came from.
+    # The traceback can't be written either.
     (tmp_path / "failure_0.txt").mkdir()
     assert _run(get_config("tiny").to_dict(), tmp_path) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -140,7 +142,7 @@ def test_a_disk_that_is_full_is_one_line(tmp_path, capsys, monkeypatch):
         ((f"--config={FILE}:tiny", "--config.total_steps=many"), "total_steps"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(arguments, named, tmp_path):
+def test_the_error_for_a_wrong_flag_is_one_line(arguments, named, tmp_path):
     result = commands.run("big_ssl.main", *arguments, f"--workdir={tmp_path}/run")
     assert result.returncode == 2, result.stderr
     assert named in result.stderr

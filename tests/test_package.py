@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it costs, and its house rules."""
+"""The package as a whole: the cost of importing it, and its style rules."""
 
 import ast
 import pathlib
@@ -35,10 +35,10 @@ def test_the_command_imports_no_tensorflow():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_house_rules(path):
+def test_style_rules(path):
     source = path.read_text()
     tree = ast.parse(source)
-    # An empty __init__.py has nothing to say.
+    # An empty __init__.py needs no docstring.
     assert not source.strip() or ast.get_docstring(tree), "no docstring"
     assert len(source.splitlines()) <= 400
     for node in ast.walk(tree):
@@ -54,11 +54,11 @@ def test_no_path_of_one_machine_is_in_a_tracked_file():
     machine = re.compile(
         "|".join(rf"(?<![\w.]){folder}" for folder in ("/wo" + "rk/", "/ro" + "ot/", "/ho" + "me/"))
     )
-    found = []
+    matches = []
     for name in filter(None, listed.stdout.split("\0")):
         path = ROOT / name
         if path.suffix in {".parquet", ".npz", ".png", ".webp", ".gz"} or not path.is_file():
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
-        found += [f"{name}: {line.strip()[:80]}" for line in text.splitlines() if machine.search(line)]
-    assert not found
+        matches += [f"{name}: {line.strip()[:80]}" for line in text.splitlines() if machine.search(line)]
+    assert not matches

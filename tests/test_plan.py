@@ -1,4 +1,4 @@
-"""The planning command: exit codes, what it says, and real compilations where libtpu is installed."""
+"""The plan command: exit codes, messages, and real compilations if libtpu is installed."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    """Fails a test that gets as far as loading the compiler."""
+    """Fails a test that loads the compiler."""
 
     def never(chips):
         raise AssertionError(f"went on to load the compiler for {chips}")
@@ -32,24 +32,24 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr(topology, "devices", never)
 
 
-def test_a_wrong_topology_is_said(no_compiler, capsys):
+def test_an_invalid_topology_is_an_error(no_compiler, capsys):
     assert plan.run(get_config("tiny").to_dict(), "v5e-256") == 2
     assert capsys.readouterr().err.startswith("--topology=v5e-256: write a generation")
 
 
-def test_an_invalid_config_is_said(no_compiler, capsys):
+def test_an_invalid_config_is_an_error(no_compiler, capsys):
     assert plan.run(get_config("tiny").to_dict() | dict(total_step=3), "v5e:2x2") == 2
     assert capsys.readouterr().err == "total_step is no known key; did you mean total_steps?\n"
 
 
-def test_a_missing_compiler_is_said(monkeypatch, capsys):
+def test_a_missing_compiler_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     assert plan.run(get_config("tiny").to_dict(), "v5e:2x2") == 2
     assert capsys.readouterr().err == "planning needs the TPU compiler: pip install libtpu\n"
 
 
 def _command(*arguments):
-    # As a user has it: nothing set, and certainly not the tests' eight CPU devices.
+    # A user's environment, without the tests' eight CPU devices.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "TPU_", "XLA_"))}
     return subprocess.run(
         [sys.executable, "-m", "big_ssl.plan", *arguments],
@@ -65,7 +65,7 @@ def _command(*arguments):
         (("--config=configs/align_l2.py:tyni", "--topology=v5e:2x2"), "no preset 'tyni'"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(arguments, named):
+def test_the_error_for_a_wrong_flag_is_one_line(arguments, named):
     result = commands.run("big_ssl.plan", *arguments)
     assert result.returncode != 0
     assert named in result.stderr
@@ -83,9 +83,9 @@ def test_a_real_plan(name, devices, tmp_path):
     assert None not in record.values()
     assert (record["topology"], record["devices"], record["fits"]) == (name, devices, True)
     assert 0 < record["argument_bytes"] < record["peak_bytes_per_device"] < record["hbm_limit_bytes"]
-    # All gradients are summed over all devices; every other exchange of this step is small.
+    # All gradients are summed over all devices; this step's other collectives are small.
     assert sum(record["collective_bytes_per_step"].values()) >= 4 * record["params"]
-    # The compiled step leaves out products with padding, and no more.
+    # The compiled step omits products with padding, and nothing else.
     assert 0.7 < record["compiled_flops_per_step"] / record["model_flops_per_step"] < 1.5
     assert record["estimated_step_seconds"] > 0
 
@@ -111,7 +111,7 @@ def test_a_real_step_that_does_not_fit(tmp_path):
 @needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("generation", topology.GENERATIONS)
-def test_every_generation_has_devices_that_the_table_knows(generation):
+def test_the_hardware_table_contains_every_generation(generation):
     smallest = {"v4": "v4:2x2x1", "v5p": "v5p:2x2x1"}.get(generation, f"{generation}:2x2")
     code = (
         "from big_ssl.parallel import hardware; from big_ssl.planning import topology\n"

@@ -1,4 +1,4 @@
-"""Which errors of storage pass, and the calls that wait for them."""
+"""Transient storage errors, and calls that retry."""
 
 import errno
 
@@ -19,7 +19,7 @@ class _HttpError(Exception):
 
 
 def _wrapped(error):
-    """As orbax hands on what tensorstore or a file system raised."""
+    """As orbax wraps errors of tensorstore or a file system."""
     try:
         raise KeyError("failed to load checkpointable: state") from error
     except KeyError as outer:
@@ -49,7 +49,7 @@ def _refused(status):
     ],
     ids=repr,
 )
-def test_errors_that_pass(error):
+def test_transient_errors(error):
     assert retry.is_transient(error)
 
 
@@ -70,20 +70,20 @@ def test_errors_that_pass(error):
     ],
     ids=repr,
 )
-def test_errors_that_stay(error):
+def test_permanent_errors(error):
     assert not retry.is_transient(error)
 
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """The seconds that calls would have slept."""
+    """The pauses of calls, without sleeping."""
     slept = []
     monkeypatch.setattr(retry, "sleep", slept.append)
     return slept
 
 
 def _failing(errors):
-    """A function that raises one of these at each call, then gives "done"."""
+    """A function that raises one of these per call, then returns "done"."""
     left = list(errors)
 
     def function(argument):
@@ -100,13 +100,13 @@ def test_a_call_waits_longer_each_time(pauses):
         assert 0.5 * delay <= pause <= 1.5 * delay
 
 
-def test_an_error_that_does_not_pass_is_raised_in_the_end(pauses):
+def test_a_persisting_transient_error_is_raised_at_the_end(pauses):
     with pytest.raises(ConnectionResetError):
         retry.call(_failing([ConnectionResetError()] * 6), "is")
     assert len(pauses) == len(retry.DELAYS)
 
 
-def test_an_error_that_stays_is_raised_at_once(pauses):
+def test_a_permanent_error_is_raised_at_once(pauses):
     with pytest.raises(FileNotFoundError):
         retry.call(_failing([FileNotFoundError()]), "is")
     assert pauses == []

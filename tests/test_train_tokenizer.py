@@ -1,4 +1,4 @@
-"""The command that trains vocabularies: what it writes can be used as it says."""
+"""The train_tokenizer command: its vocabulary and the config keys that it prints."""
 
 import functools
 
@@ -11,12 +11,12 @@ run = functools.partial(commands.run, "big_ssl.train_tokenizer", "--config=confi
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "clip_bpe", "sentencepiece", "sentencepiece_bert"])
-def test_what_is_trained_is_what_a_config_takes(kind, tmp_path):
+def test_a_trained_vocabulary_fits_the_printed_config_keys(kind, tmp_path):
     path = str(tmp_path / "vocabulary")
     done = run(f"--kind={kind}", "--vocab_size=600", f"--output={path}")
     assert (done.returncode, done.stderr) == (0, "")
-    said, _, size = done.stdout.rpartition(", config.tokenizer.size=")
-    assert said == f"{path}: config.tokenizer.kind={kind}"
+    keys, _, size = done.stdout.rpartition(", config.tokenizer.size=")
+    assert keys == f"{path}: config.tokenizer.kind={kind}"
     assert 100 < int(size) <= 600
     built = tokenizers.build(dict(kind=kind, vocabulary=path, size=int(size), length=16))
     ids = built(["red heart", "grinning cat"])["ids"]
@@ -24,7 +24,7 @@ def test_what_is_trained_is_what_a_config_takes(kind, tmp_path):
     assert ids[0].tolist() != ids[1].tolist()
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
+def test_an_error_is_one_line_and_exit_code_2(tmp_path):
     done = run("--kind=sentencepiece", "--vocab_size=5", f"--output={tmp_path / 'out'}")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("no SentencePiece model of 5 pieces: Vocabulary size is smaller")

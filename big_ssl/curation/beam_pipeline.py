@@ -1,6 +1,6 @@
-"""The filters as Apache Beam transforms, for sets that no single machine counts.
+"""The filters as Apache Beam transforms, for datasets too large to count on one machine.
 
-Only the counts are made otherwise than in counting.py; the rules and their order are the same. Needs
+Only the counting differs from counting.py; the rules and their order are the same. Needs
 `pip install 'big-ssl[curation]'`.
 """
 
@@ -10,12 +10,12 @@ import apache_beam as beam
 
 from big_ssl import io
 from big_ssl.curation import funnel, records
-from big_ssl.curation.filters import TextFacts, frequency_floor, judge, ngrams, text_key
+from big_ssl.curation.filters import TextFacts, decide, frequency_floor, ngrams, text_key
 from big_ssl.curation.limits import Limits
 
 
 class ReadItems(beam.PTransform):
-    """A pipeline -> PCollection[Item], each worker reading its own blocks of records.Items."""
+    """A pipeline -> PCollection[Item]; each worker reads blocks of records.Items."""
 
     _BLOCK = 1024
 
@@ -35,7 +35,7 @@ class ReadItems(beam.PTransform):
 
 
 class Filter(beam.PTransform):
-    """PCollection[Item] -> PCollection[Verdict], one a record."""
+    """PCollection[Item] -> PCollection[Decision], one a record."""
 
     def __init__(self, limits: Limits):
         super().__init__()
@@ -51,20 +51,20 @@ class Filter(beam.PTransform):
         texts_of_image = (
             pairs | "TextsOfImage" >> beam.Keys() | "CountTexts" >> beam.combiners.Count.PerElement()
         )
-        judged = dict(
+        facts = dict(
             item=items | "ItemById" >> beam.Map(lambda item: (item.id, item)),
             image_texts=_by_digest(items, texts_of_image),
             texts=_text_facts(items, pairs, limits),
         )
-        return judged | "ById" >> beam.CoGroupByKey() | "Judge" >> beam.Map(_judge, limits)
+        return facts | "ById" >> beam.CoGroupByKey() | "Decide" >> beam.Map(_decide, limits)
 
 
 class Funnel(beam.PTransform):
-    """PCollection[Verdict] -> PCollection of one dict, funnel.table's."""
+    """PCollection[Decision] -> PCollection with one element, funnel.table's dict."""
 
-    def expand(self, judged):
+    def expand(self, decisions):
         return (
-            judged
+            decisions
             | "Tally" >> beam.Map(funnel.tally)
             | "Total" >> beam.CombineGlobally(funnel.total)
             | "Table" >> beam.Map(funnel.table)
@@ -72,9 +72,9 @@ class Funnel(beam.PTransform):
 
 
 class Curate(beam.PTransform):
-    """A pipeline -> PCollection[(key, example)] of what stays, for records.write.
+    """A pipeline -> PCollection[(key, example)] of the records to keep, for records.write.
 
-    items: records.Items; table: the file for funnel.table's dict, in JSON.
+    items: records.Items; limits: the thresholds; table: the JSON file for funnel.table's dict.
     """
 
     def __init__(self, items, limits: Limits, table: str):
@@ -83,22 +83,22 @@ class Curate(beam.PTransform):
 
     def expand(self, pipeline):
         source, table = self._items.source, self._table
-        judged = pipeline | ReadItems(self._items) | Filter(self._limits)
-        written = judged | Funnel() | "WriteTable" >> beam.Map(lambda found: _write(table, found))
-        del written  # a branch of its own
+        decisions = pipeline | ReadItems(self._items) | Filter(self._limits)
+        written = decisions | Funnel() | "WriteTable" >> beam.Map(lambda counts: _write(table, counts))
+        del written  # a separate branch of the pipeline
         return (
-            judged
-            | "Kept" >> beam.Filter(lambda verdict: verdict.kept)
-            | "Example" >> beam.Map(lambda verdict: records.example(source, verdict))
+            decisions
+            | "Kept" >> beam.Filter(lambda decision: decision.kept)
+            | "Example" >> beam.Map(lambda decision: records.example(source, decision))
         )
 
 
-def _write(path, found):
-    io.as_path(path).write_text(json.dumps(found))
+def _write(path, table):
+    io.as_path(path).write_text(json.dumps(table))
 
 
 def _by_digest(items, texts_of_image):
-    """(id, how many different texts the picture has)."""
+    """(id, the number of distinct texts of the record's image)."""
     joined = dict(
         ids=items | "IdByDigest" >> beam.Map(lambda item: (item.digest, item.id)), texts=texts_of_image
     )
@@ -121,7 +121,7 @@ def _text_facts(items, pairs, limits):
 
 
 def _rare_texts(items, pairs, limits):
-    """(text key, True) of the texts with an n-gram below the floor."""
+    """(text key, True) for texts with an n-gram below the floor."""
     occurrences = (
         items
         | "Ngrams" >> beam.FlatMap(lambda item: (ngram for text in item.texts for ngram in ngrams(text)))
@@ -152,8 +152,8 @@ def _facts(_, group):
     return ((id, (position, TextFacts(text, images, rare))) for id, position, text in group["texts"])
 
 
-def _judge(grouped, limits):
+def _decide(grouped, limits):
     _, group = grouped
     (item,), (image_texts,) = group["item"], group["image_texts"]
     texts = [facts for _, facts in sorted(group["texts"])]
-    return judge(item, image_texts, texts, limits)
+    return decide(item, image_texts, texts, limits)

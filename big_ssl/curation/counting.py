@@ -1,17 +1,18 @@
-"""The filters on one machine: the whole set's counts in memory, the records one after another."""
+"""The filters on one machine: the dataset's counts in memory, the records one at a time."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from big_ssl.curation.filters import Item, TextFacts, Verdict, frequency_floor, judge, ngrams, text_key
+from big_ssl.curation.filters import Decision, Item, TextFacts, decide, frequency_floor, ngrams, text_key
 from big_ssl.curation.limits import Limits
 
 
 class Counts(NamedTuple):
-    """texts: of a picture, by digest; images: of a text, by text_key; frequent: the n-grams that aren't rare.
+    """Counts over the dataset before filtering.
 
-    Different texts and different pictures count; n-grams count each time they occur.
+    texts: {digest: number of distinct texts}; images: {text_key: number of distinct images}; frequent: the
+    n-grams that are not rare, by number of occurrences.
     """
 
     texts: Counter[str]
@@ -20,7 +21,7 @@ class Counts(NamedTuple):
 
 
 def count(items: Iterable[Item], limits: Limits) -> Counts:
-    """Counts the raw set, that is before any rule drops something of it."""
+    """Counts the dataset before any rule drops records."""
     pairs, occurrences = set(), Counter()
     for item in items:
         for text in item.texts:
@@ -31,12 +32,12 @@ def count(items: Iterable[Item], limits: Limits) -> Counts:
     return Counts(Counter(digest for digest, _ in pairs), Counter(key for _, key in pairs), frequent)
 
 
-def verdicts(items: Iterable[Item], limits: Limits) -> Iterator[Verdict]:
-    """One verdict a record, in order. items: goes through twice."""
+def decisions(items: Iterable[Item], limits: Limits) -> Iterator[Decision]:
+    """Yields one decision per record, in order. Iterates over items twice."""
     counts = count(items, limits)
     for item in items:
         texts = [_facts(text, counts) for text in item.texts]
-        yield judge(item, counts.texts[item.digest], texts, limits)
+        yield decide(item, counts.texts[item.digest], texts, limits)
 
 
 def _facts(text, counts):

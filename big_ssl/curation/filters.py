@@ -1,11 +1,10 @@
 """ALIGN's rules for noisy image-text pairs (Jia et al. 2021, arXiv 2102.05918, section 3.1).
 
-A rule is a pure function of the facts of an image or of a text; it says whether to drop it. The
-rules stand in the paper's order, and the first that applies is the reason. The facts that depend on
-the whole set (texts per image, images per text, frequencies of n-grams) are counted elsewhere:
-counting.py on one machine, beam_pipeline.py on many.
+A rule is a pure function from an image's or a text's facts to whether to drop it. The rules are in the
+paper's order, and the first that applies is the reason. counting.py (one machine) and beam_pipeline.py (many)
+compute the facts that depend on the whole dataset: texts per image, images per text, n-gram frequencies.
 
-Not here: ALIGN's removal of pornographic images, which needs a classifier of one's own.
+Not included: ALIGN's removal of pornographic images, which needs a classifier.
 """
 
 import itertools
@@ -18,8 +17,11 @@ from big_ssl.curation.limits import Limits
 
 
 class Item(NamedTuple):
-    """What the rules read of a record. id: unique; digest: equal for equal pictures; sides in pixels,
-    0 where unknown; duplicate: of a picture of an evaluation set."""
+    """A record, reduced to what the rules need.
+
+    id: unique; digest: a hash of the image file; width, height: in pixels, 0 if unknown; duplicate: whether
+    the image is a near-duplicate of one in an evaluation set.
+    """
 
     id: int
     digest: str
@@ -30,7 +32,7 @@ class Item(NamedTuple):
 
 
 class ImageFacts(NamedTuple):
-    """texts: how many different texts the picture has in the whole set."""
+    """texts: the number of distinct texts with this image in the dataset."""
 
     width: int
     height: int
@@ -39,16 +41,19 @@ class ImageFacts(NamedTuple):
 
 
 class TextFacts(NamedTuple):
-    """images: how many different pictures have the text; rare: whether an n-gram of it is."""
+    """images: the number of distinct images with this text; rare: whether it contains a rare n-gram."""
 
     text: str
     images: int
     rare: bool
 
 
-class Verdict(NamedTuple):
-    """On one record. pairs: how many texts it came with; image: why it goes, "" if it stays; texts: the
-    same of each text, () where a rule for images drops it; kept: the texts that stay."""
+class Decision(NamedTuple):
+    """The decision on one record.
+
+    pairs: its number of texts; image: the reason to drop the image, "" to keep it; texts: the same for each
+    text, () if an image rule drops the record; kept: the texts to keep.
+    """
 
     id: int
     pairs: int
@@ -59,8 +64,7 @@ class Verdict(NamedTuple):
 
 Facts = TypeVar("Facts", ImageFacts, TextFacts)
 
-# Letters, digits and underscores, so that "alt_img" and "2_dead_frogs" are the one word that they are to a
-# search for captions; an apostrophe stays inside its word.
+# Underscores belong to words: "alt_img" and "2_dead_frogs" are one word. So do apostrophes within a word.
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
@@ -76,21 +80,20 @@ def ngrams(text: str) -> list[str]:
 
 
 def text_key(text: str) -> str:
-    """What texts are the same by: their words; where there are none, the text itself."""
+    """The key by which texts are equal: their words, or the stripped text if it has none."""
     return " ".join(unigrams(text)) or text.strip()
 
 
 def frequency_floor(histogram: Mapping[int, int], most: int) -> int:
-    """How often an n-gram must occur to be among the `most` most frequent.
+    """The number of occurrences from which an n-gram is among the `most` most frequent.
 
-    histogram: {occurrences: how many n-grams have so many}. Those that tie at the border are all in
-    or all out, so that no order among equals matters: the floor is the smallest that lets at most
-    `most` in.
+    histogram: {occurrences: number of n-grams}. The floor is the smallest that admits at most `most`
+    n-grams, so ties are admitted or rejected together, in no particular order.
     """
-    inside, floor = 0, max(histogram, default=0) + 1
+    admitted, floor = 0, max(histogram, default=0) + 1
     for occurrences in sorted(histogram, reverse=True):
-        inside += histogram[occurrences]
-        if inside > most:
+        admitted += histogram[occurrences]
+        if admitted > most:
             return floor
         floor = occurrences
     return 1
@@ -145,7 +148,7 @@ IMAGE_RULES: dict[str, Callable[[ImageFacts, Limits], bool]] = {
     "many_texts": _many_texts,
     "evaluation_duplicate": _evaluation_duplicate,
 }
-# The paper's set is English and does not say where that is checked: here last, for it is the slowest.
+# The paper's dataset is English, but the paper does not specify that filter. It runs last: it is the slowest.
 TEXT_RULES: dict[str, Callable[[TextFacts, Limits], bool]] = {
     "shared": _shared,
     "rare": _rare,
@@ -153,7 +156,7 @@ TEXT_RULES: dict[str, Callable[[TextFacts, Limits], bool]] = {
     "long": _long,
     "foreign": _foreign,
 }
-# The reason of an image that no rule for images drops, and that is left without texts.
+# The reason for an image that no image rule drops but whose texts are all dropped.
 NO_TEXT = "no_text"
 
 
@@ -162,15 +165,21 @@ def first_reason(facts: Facts, rules: Mapping[str, Callable[[Facts, Limits], boo
     return next((name for name, drops in rules.items() if drops(facts, limits)), "")
 
 
-def judge(item: Item, image_texts: int, texts: Sequence[TextFacts], limits: Limits) -> Verdict:
-    """The verdict on one record.
+def decide(item: Item, image_texts: int, texts: Sequence[TextFacts], limits: Limits) -> Decision:
+    """Applies the rules to one record.
 
-    image_texts: as ImageFacts.texts; texts: the facts of item.texts, in their order. An image without
-    a text that stays goes too, by NO_TEXT.
+    Args:
+      item: the record.
+      image_texts: the number of distinct texts with its image.
+      texts: the facts of item.texts, in order.
+      limits: the thresholds.
+
+    Returns:
+      The Decision; NO_TEXT drops an image without a text to keep.
     """
     facts = ImageFacts(item.width, item.height, image_texts, item.duplicate)
     if reason := first_reason(facts, IMAGE_RULES, limits):
-        return Verdict(item.id, len(item.texts), reason, (), ())
+        return Decision(item.id, len(item.texts), reason, (), ())
     reasons = tuple(first_reason(text, TEXT_RULES, limits) for text in texts)
     kept = tuple(text for text, reason in zip(item.texts, reasons, strict=True) if not reason)
-    return Verdict(item.id, len(item.texts), "" if kept else NO_TEXT, reasons, kept)
+    return Decision(item.id, len(item.texts), "" if kept else NO_TEXT, reasons, kept)

@@ -1,7 +1,7 @@
-"""What a filter kept and why it dropped the rest: counts of images and of pairs of an image and a text.
+"""The filter funnel: how many images and image-text pairs each rule dropped.
 
-Every record is one image, and each of its texts one pair. Images that go take all their pairs along, so
-in both columns what came in is what stayed and the sum of what was dropped.
+A record is one image, and each of its texts is one pair. A dropped image drops all its pairs, so in both
+columns the input equals the output plus the sum of the dropped.
 """
 
 import json
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from matplotlib.figure import Figure
 
 from big_ssl import io
-from big_ssl.curation.filters import IMAGE_RULES, NO_TEXT, TEXT_RULES, Verdict
+from big_ssl.curation.filters import IMAGE_RULES, NO_TEXT, TEXT_RULES, Decision
 
-# What to call the reasons on the plot.
+# The plot's labels of the reasons.
 _LABELS = {
     "unreadable": "unreadable",
     "small": "too small",
@@ -29,65 +29,71 @@ _LABELS = {
 _KEPT, _DROPPED, _INK, _MUTED = "#0072b2", "#d9dde3", "#1f2430", "#646b7a"
 
 
-def tally(verdict: Verdict) -> Counter:
-    """The counts of one record, {(column, reason)}: "images" and "pairs", reason "" for what stays.
+def tally(decision: Decision) -> Counter:
+    """One record's counts {(column, reason): count}; columns "images" and "pairs", reason "" for kept.
 
-    The sum of all records' is what `table` takes.
+    `table` takes their sum over all records.
     """
-    reasons = verdict.texts or (verdict.image,) * verdict.pairs
-    return Counter({("images", verdict.image): 1}) + Counter(("pairs", reason) for reason in reasons)
+    reasons = decision.texts or (decision.image,) * decision.pairs
+    return Counter({("images", decision.image): 1}) + Counter(("pairs", reason) for reason in reasons)
 
 
 def total(tallies: Iterable[Counter]) -> Counter:
-    """Their sum."""
+    """The sum of tallies."""
     counts: Counter = Counter()
-    for each in tallies:
-        counts.update(each)
+    for record_counts in tallies:
+        counts.update(record_counts)
     return counts
 
 
 def table(counts: Mapping[tuple[str, str], int]) -> dict:
-    """{input, dropped: [one row a rule, in order], output}, each with `images` and `pairs`.
+    """The funnel {input, dropped: [one row per rule, in order], output}, each row with `images` and `pairs`.
 
-    A rule for texts drops no images; those left without texts are the row no_text.
+    A text rule drops no images; the row no_text counts the images left without texts.
     """
     reasons = (*IMAGE_RULES, *TEXT_RULES, NO_TEXT)
     dropped = [dict(rule=reason, **_row(counts, (reason,))) for reason in reasons]
     return dict(input=_row(counts, (*reasons, "")), dropped=dropped, output=_row(counts, ("",)))
 
 
-def write(folder: str, found: Mapping, limits: Mapping) -> None:
-    """Writes funnel.json (the table and the limits) and funnel.png beside the set."""
-    place = io.as_path(folder)
-    text = json.dumps(dict(limits=dict(limits), **found), indent=2, ensure_ascii=False)
-    (place / "funnel.json").write_text(text + "\n")
-    with (place / "funnel.png").open("wb") as file:
-        figure(found).savefig(file, format="png", dpi=160, bbox_inches="tight")
+def write(folder: str, funnel: Mapping, limits: Mapping) -> None:
+    """Writes funnel.json and funnel.png beside the dataset.
+
+    Args:
+      folder: the output folder.
+      funnel: `table`'s dict.
+      limits: the thresholds, stored in funnel.json.
+    """
+    path = io.as_path(folder)
+    text = json.dumps(dict(limits=dict(limits), **funnel), indent=2, ensure_ascii=False)
+    (path / "funnel.json").write_text(text + "\n")
+    with (path / "funnel.png").open("wb") as file:
+        figure(funnel).savefig(file, format="png", dpi=160, bbox_inches="tight")
 
 
-def figure(found: Mapping) -> Figure:
-    """A bar of the pairs left after each rule, with what it dropped."""
-    rows = [row for row in found["dropped"] if row["rule"] != NO_TEXT]
-    labels = ["found", *(_LABELS[row["rule"]] for row in rows)]
+def figure(funnel: Mapping) -> Figure:
+    """Draws one bar per rule: the pairs left after it, and those it dropped."""
+    rows = [row for row in funnel["dropped"] if row["rule"] != NO_TEXT]
+    labels = ["input", *(_LABELS[row["rule"]] for row in rows)]
     dropped = [0, *(row["pairs"] for row in rows)]
-    left = found["input"]["pairs"]
-    drawn = Figure(figsize=(8, 0.36 * len(labels) + 0.9))
-    axes = drawn.add_subplot()
-    for i, lost in enumerate(dropped):
-        left -= lost
+    left = funnel["input"]["pairs"]
+    plot = Figure(figsize=(8, 0.36 * len(labels) + 0.9))
+    axes = plot.add_subplot()
+    for i, count in enumerate(dropped):
+        left -= count
         axes.barh(i, left, color=_KEPT, height=0.7)
-        axes.barh(i, lost, left=left, color=_DROPPED, height=0.7)
-        note = f"{left:,}" + (f"  (−{lost:,})" if lost else "")
-        axes.text(left + lost, i, f" {note}", va="center", color=_INK, fontsize=9)
+        axes.barh(i, count, left=left, color=_DROPPED, height=0.7)
+        note = f"{left:,}" + (f"  (−{count:,})" if count else "")
+        axes.text(left + count, i, f" {note}", va="center", color=_INK, fontsize=9)
     axes.set_yticks(range(len(labels)), labels, color=_INK)
     axes.invert_yaxis()
     axes.set_xticks([])
-    axes.set_xlim(0, 1.22 * max(found["input"]["pairs"], 1))
+    axes.set_xlim(0, 1.22 * max(funnel["input"]["pairs"], 1))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    images = f"{found['output']['images']:,} of {found['input']['images']:,} images"
-    axes.set_title(f"Pairs left after each rule; {images} stay", loc="left", color=_INK, fontsize=11)
-    return drawn
+    images = f"{funnel['output']['images']:,} of {funnel['input']['images']:,} images"
+    axes.set_title(f"Pairs left after each rule; {images} kept", loc="left", color=_INK, fontsize=11)
+    return plot
 
 
 def _row(counts, reasons):

@@ -1,4 +1,4 @@
-"""Which language a text is likely in, by lingua, which is made for short texts and needs no network."""
+"""Language detection by lingua, which is made for short texts and works offline."""
 
 import functools
 import math
@@ -6,26 +6,26 @@ from collections.abc import Sequence
 
 
 def foreign_odds(text: str, codes: Sequence[str]) -> float:
-    """How many times as likely as the languages with these ISO 639-1 codes the likeliest of all is.
+    """The likeliest language's probability divided by that of the likeliest language in codes.
 
-    1 where that is one of them; infinite where none of them is possible, as for a text without letters.
-    A ratio, since to lingua a short caption is a little of everything: none of its probabilities is high.
-    Raises ValueError for an unknown code, ImportError without lingua.
+    codes: ISO 639-1. The result is 1 if the likeliest language is among them, and infinite if all of them
+    have probability 0, as for a text without letters. It is a ratio because lingua spreads a short caption's
+    probability over many languages. Raises ValueError for an unknown code, ImportError without lingua.
     """
-    wanted = _wanted(tuple(codes))
-    found = _detector().compute_language_confidence_values(text)  # likeliest first
-    best = max(each.value for each in found if each.language in wanted)
-    return found[0].value / best if best else math.inf
+    allowed = _languages(tuple(codes))
+    confidences = _detector().compute_language_confidence_values(text)  # likeliest first
+    best = max(confidence.value for confidence in confidences if confidence.language in allowed)
+    return confidences[0].value / best if best else math.inf
 
 
 def check(codes: Sequence[str]) -> None:
-    """Raises what `foreign_odds` would, before anything slow."""
+    """Raises `foreign_odds`'s errors, before anything slow runs."""
     if codes:
-        _wanted(tuple(codes))
+        _languages(tuple(codes))
 
 
 @functools.cache
-def _wanted(codes):
+def _languages(codes):
     lingua = _lingua()
     by_code = {language.iso_code_639_1.name.lower(): language for language in lingua.Language.all()}
     for code in codes:

@@ -5,14 +5,14 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """ALIGN's (section 3.1), except max_foreign_odds, which is ours.
+    """ALIGN's thresholds (section 3.1), except max_foreign_odds, which is ours.
 
-    min_side: the shorter side must be larger, in pixels; max_aspect: longer side / shorter side must
-    be smaller; max_texts: most different texts of an image; max_images: most images that share a text;
-    most_frequent: a text may hold only so many n-grams, the most frequent unigrams and bigrams counted
-    together; min_unigrams, max_unigrams: words in a text; languages: ISO 639-1 codes of those to keep,
-    () for any; max_foreign_odds: how many times as likely as these another language may be.
-    Raises ValueError for one that nothing could pass.
+    min_side: the shorter side must be larger, in pixels; max_aspect: longer side / shorter side must be
+    smaller; max_texts: the most distinct texts of an image; max_images: the most images that share a text;
+    most_frequent: all n-grams of a text must be among this many most frequent unigrams and bigrams;
+    min_unigrams, max_unigrams: the number of words in a text; languages: ISO 639-1 codes to keep, () for
+    any; max_foreign_odds: the largest languages.foreign_odds. Raises ValueError for a limit that nothing
+    could pass.
     """
 
     min_side: int = 200

@@ -37,7 +37,7 @@ class Resize(NamedTuple):
 
 
 def parse_resize(how: str, size: int) -> Resize:
-    """What a Config's `resize` says: a mode, then, if they are not usual, a side and a filter.
+    """What a ModelConfig's `resize` says: a mode, then, if they are not usual, a side and a filter.
 
     "crop", "crop 256" (DINO, of which the middle `size` is kept), "stretch", "stretch 346 bilinear" (ALIGN).
     Raises ValueError for anything else.
@@ -65,12 +65,12 @@ def resize(images: np.ndarray, size: int, how: str) -> np.ndarray:
 
 
 def of(config: Mapping) -> Callable[[np.ndarray], np.ndarray]:
-    """`resize` as a model wants it: by image_size and resize of a weights.format.Config."""
+    """`resize` as a model wants it: by image_size and resize of a weights.format.ModelConfig."""
     return functools.partial(resize, size=config["image_size"], how=config["resize"])
 
 
 def model_keys(eval_transform: Mapping) -> dict:
-    """A config's eval_transform in the keys of a weights.format.Config: image_size, resize, views."""
+    """A config's eval_transform in the keys of a weights.format.ModelConfig: image_size, resize, views."""
     mode, side, filter_ = (eval_transform[key] for key in ("resize_mode", "resize", "filter"))
     pixels = {key: eval_transform[key] for key in ("mean", "std")}
     how = f"{mode} {side} {filter_}"

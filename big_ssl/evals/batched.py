@@ -35,7 +35,7 @@ def in_batches(function, mesh, inputs, size: int) -> np.ndarray:
     """
     if isinstance(inputs, jax.Array):
         return np.asarray(function(inputs), np.float32)
-    shards, total, results = mesh_lib.batch_ways(mesh), len(jax.tree.leaves(inputs)[0]), []
+    shards, total, results = mesh_lib.batch_shards(mesh), len(jax.tree.leaves(inputs)[0]), []
     size = -(-size // shards) * shards
     for start in range(0, total, size):
         part = jax.tree.map(functools.partial(_padded_slice, start=start, size=size), inputs)

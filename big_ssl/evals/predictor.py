@@ -31,7 +31,7 @@ class Predictor:
 
     system: encoders and heads. encoder: the image encoder's module, None without one. methods: those of
       METHODS that the model has. image_config: how images are preprocessed, in the keys of a
-      weights.format.Config; preprocess: uint8[B, H, W, 3] -> uint8[B, S, S, 3], that function.
+      weights.format.ModelConfig; preprocess: uint8[B, H, W, 3] -> uint8[B, S, S, 3], that function.
     split: how hosts share the decoding of a batch. cache: features of labelled sets, see
       LabelledSet.extract_features. progress: (steps, their number, what they do) -> steps; shows how far a
       long loop is.
@@ -52,7 +52,7 @@ class Predictor:
           system: see the class.
           variables: as training.state.evaluation_variables returns; None for `for_evaluation` to set.
           mesh: what batches are split over.
-          image_config: how images are preprocessed: image_size and resize of a weights.format.Config.
+          image_config: how images are preprocessed: image_size and resize of a weights.format.ModelConfig.
           make_tokenizer: returns the tokenizer, or raises ValueError if it is missing.
           batch_size: examples that go through an encoder at once.
         """

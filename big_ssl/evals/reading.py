@@ -45,7 +45,7 @@ UNSPLIT = HostSplit()
 
 def over_mesh(mesh, size: int) -> HostSplit:
     """The split of batches whose rows lie over `mesh`; size is rounded up to what the mesh divides."""
-    ways = mesh_lib.batch_ways(mesh)
+    ways = mesh_lib.batch_shards(mesh)
     gather = jax.jit(lambda batch: batch, out_shardings=replicated(mesh))
     return HostSplit(
         size=-(-size // ways) * ways,

@@ -1,6 +1,6 @@
-"""Functions of [G, N, ...] taken along the second axis in chunks, each computed again for the gradient.
+"""Applies a function to [G, N, ...] arrays in chunks of the second axis, recomputed in the backward pass.
 
-The first axis is the one that devices split, so that every chunk is a part of each device's share.
+The first axis is sharded over devices, so every chunk holds a part of each device's rows.
 """
 
 from collections.abc import Callable
@@ -9,41 +9,46 @@ import jax
 import jax.numpy as jnp
 
 
-def mapped(function: Callable, points, chunk: int):
-    """function({name: [G, c, ...]}) -> (each: [G, c, ...] arrays, sums: [G, ...]) of all chunks.
+def map_chunks(function: Callable, inputs, chunk: int):
+    """Maps a function over chunks and recomputes each chunk in the backward pass.
 
-    points: {name: [G, N, ...]}; chunk: c, of which the last may be less; 0 for all at once, of which all is
-    kept for the gradient. Returns each: [G, N, ...] arrays, and sums: [chunks, G, ...].
+    Args:
+      function: {name: [G, c, ...]} -> (outputs: [G, c, ...], sums: [G, ...]), any pytrees.
+      inputs: {name: [G, N, ...]}.
+      chunk: c; the last chunk may be shorter. 0 computes all at once and keeps all activations.
+
+    Returns:
+      (outputs: [G, N, ...], sums: [chunks, G, ...]).
     """
     if not chunk:
-        each, sums = function(points)
-        return each, jax.tree.map(lambda x: x[None], sums)
-    whole, rest = _chunked(points, chunk)
-    again = jax.checkpoint(function)
-    each, sums = jax.lax.map(again, whole)
-    each = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), each)
-    if rest is None:
-        return each, sums
-    last, last_sums = again(rest)
-    joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), each, last)
-    return joined, jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), sums, last_sums)
+        outputs, sums = function(inputs)
+        return outputs, jax.tree.map(lambda x: x[None], sums)
+    chunks, remainder = _split(inputs, chunk)
+    function = jax.checkpoint(function)
+    outputs, sums = jax.lax.map(function, chunks)
+    outputs = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), outputs)
+    if remainder is None:
+        return outputs, sums
+    last, last_sums = function(remainder)
+    outputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), outputs, last)
+    return outputs, jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), sums, last_sums)
 
 
-def fold(function: Callable, start, points, chunk: int):
-    """function(value, [G, c, ...]) -> value, over all chunks of points [G, N, ...]; for no gradient."""
-    whole, rest = _chunked(points, chunk)
-    value, _ = jax.lax.scan(lambda value, part: (function(value, part), None), start, whole)
-    return value if rest is None else function(value, rest)
+def fold_chunks(function: Callable, start, inputs, chunk: int):
+    """Folds function(carry, [G, c, ...]) -> carry over chunks of inputs [G, N, ...]; not for gradients."""
+    chunks, remainder = _split(inputs, chunk)
+    carry, _ = jax.lax.scan(lambda carry, part: (function(carry, part), None), start, chunks)
+    return carry if remainder is None else function(carry, remainder)
 
 
-def _chunked(points, chunk):
-    """(whole chunks [N // c, G, c, ...], what is left [G, N % c, ...] or None)."""
-    count = jax.tree.leaves(points)[0].shape[1]
-    size = min(chunk, count) or count
-    chunks = count // size
+def _split(inputs, chunk):
+    """(full chunks [N // c, G, c, ...], remainder [G, N % c, ...] or None)."""
+    length = jax.tree.leaves(inputs)[0].shape[1]
+    size = min(chunk, length) or length
+    count = length // size
 
     def split(x):
-        return jnp.moveaxis(x[:, : chunks * size].reshape(len(x), chunks, size, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x[:, : count * size].reshape(len(x), count, size, *x.shape[2:]), 1, 0)
 
-    rest = None if chunks * size == count else jax.tree.map(lambda x: x[:, chunks * size :], points)
-    return jax.tree.map(split, points), rest
+    remainder = None if count * size == length else jax.tree.map(lambda x: x[:, count * size :], inputs)
+    return jax.tree.map(split, inputs), remainder

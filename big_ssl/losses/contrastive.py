@@ -1,8 +1,8 @@
 """Contrastive losses over paired embeddings: arrays in, scalar out.
 
-Both losses are a sum over all pairs, which losses.pairwise reduces without writing it down, less
-a part that is linear in the similarities of the positive pairs. That part needs no pairs at all:
-the sum of x . y over a set of y is x . (the sum of the set).
+Both losses are a sum over all pairs minus a term that is linear in the similarities of the positive pairs.
+losses.pairwise reduces the sum without storing the matrix. The linear term needs no pairs: the sum of x . y
+over a set of y is x . (the sum of the set).
 """
 
 import jax
@@ -14,9 +14,8 @@ from big_ssl.losses.pairwise import Pairwise
 def l2_normalize(x, epsilon: float = 1e-12):
     """x / |x| along the last axis, in float32; a zero vector stays zero, with zero gradient.
 
-    The floor is under the square root: the gradient of a plain norm at zero is NaN, and real
-    captions that tokenise to nothing do produce zero vectors. The floor alone would multiply
-    their gradient by a million.
+    Real captions that tokenise to nothing produce zero vectors, where the gradient of a plain norm is NaN.
+    Clamping under the square root avoids that, but alone would multiply their gradient by a million.
     """
     x = x.astype(jnp.float32)
     squared = (x * x).sum(-1, keepdims=True)
@@ -26,59 +25,67 @@ def l2_normalize(x, epsilon: float = 1e-12):
 def softmax_contrastive(
     image, text, temperature, label_smoothing: float = 0.0, positives=None, pairwise: Pairwise | None = None
 ):
-    """Image-to-text plus text-to-image cross entropy over the whole batch.
+    """Symmetric cross-entropy over all N x N image-text pairs (ALIGN, arXiv 2102.05918, equations 1 and 2).
 
-    ALIGN equations 1 and 2 (arXiv 2102.05918), whose losses are summed; CLIP averages the
-    two, which is the same term at weight 1/2.
+    The two directions are summed; CLIP averages them, which is the same loss at weight 1/2.
 
-    image, text: float[N, D], L2-normalised; temperature: float[] that divides the similarities;
-    label_smoothing: e, targets are (1 - e) on the positives plus e/N on each of the N.
-    positives: None, image i with text i; int[N] labels or bool[N, N], images by texts, a row's
-      (1 - e) then shared evenly by its positives, of which each row and column needs one (UniCL,
-      arXiv 2204.03610, equations 3 and 4).
-    pairwise: how the pairs are gone through; the ring on one device if not given.
-    Returns (loss: float32[], metrics: dict of float32[], accuracies in 0..1).
+    Args:
+      image, text: float[N, D], L2-normalised.
+      temperature: float[], divides the similarities.
+      label_smoothing: e; targets are 1 - e on the positives plus e / N on each of the N.
+      positives: None pairs image i with text i; int[N], labels, or bool[N, N], images by texts, split a
+        row's 1 - e evenly over its positives (UniCL, arXiv 2204.03610, equations 3 and 4). Every row and
+        column needs one.
+      pairwise: implementation of the pairwise reductions; defaults to the ring on one device.
+
+    Returns:
+      (loss: float32[], metrics: dict of float32[], accuracies in 0..1).
     """
     image, text, scale = image.astype(jnp.float32), text.astype(jnp.float32), 1 / temperature
-    found = (pairwise or Pairwise()).logsumexp(image, text, scale, positives)
+    reduced = (pairwise or Pairwise()).logsumexp(image, text, scale, positives)
     losses = dict(
-        image_to_text=found.rows.mean() - scale * _agreement(image, text, label_smoothing, positives),
-        text_to_image=found.columns.mean()
-        - scale * _agreement(text, image, label_smoothing, _transposed(positives)),
+        image_to_text=reduced.rows.mean()
+        - scale * _expected_similarity(image, text, label_smoothing, positives),
+        text_to_image=reduced.columns.mean()
+        - scale * _expected_similarity(text, image, label_smoothing, _transposed(positives)),
     )
-    return losses["image_to_text"] + losses["text_to_image"], losses | _accuracies(found)
+    return losses["image_to_text"] + losses["text_to_image"], losses | _accuracies(reduced)
 
 
 def sigmoid_contrastive(image, text, temperature, bias, positives=None, pairwise: Pairwise | None = None):
-    """SigLIP's loss (arXiv 2303.15343, equation 1): every pair is a yes-or-no question.
+    """SigLIP's loss (arXiv 2303.15343, equation 1): binary cross-entropy of every pair.
 
-    The sum over all pairs, divided by N, not by its square. bias: float[], added to every logit.
-    Other arguments and the returned pair as in softmax_contrastive.
+    Args:
+      image, text, temperature, positives, pairwise: as in softmax_contrastive.
+      bias: float[], added to every logit.
+
+    Returns:
+      (loss: float32[], the sum over all pairs divided by N, metrics: dict of float32[]).
     """
     image, text, scale = image.astype(jnp.float32), text.astype(jnp.float32), 1 / temperature
-    found = (pairwise or Pairwise()).softplus(image, text, scale, bias, positives)
+    reduced = (pairwise or Pairwise()).softplus(image, text, scale, bias, positives)
     partners, counts = _positive_sum(text, positives)
-    # -log sigmoid(l) = softplus(l) - l, so the positives' share is linear.
+    # -log sigmoid(l) = softplus(l) - l, so the positives' term is linear.
     linear = scale * (image * partners).sum() + bias * counts.sum()
-    return (found.rows.sum() - linear) / len(image), _accuracies(found)
+    return (reduced.rows.sum() - linear) / len(image), _accuracies(reduced)
 
 
-def _accuracies(found):
+def _accuracies(reduced):
     return dict(
-        image_to_text_accuracy=found.row_correct.mean(),
-        text_to_image_accuracy=found.column_correct.mean(),
+        image_to_text_accuracy=reduced.row_correct.mean(),
+        text_to_image_accuracy=reduced.column_correct.mean(),
     )
 
 
-def _agreement(x, y, label_smoothing, positives):
-    """The mean over rows of the expected similarity under the row's targets."""
+def _expected_similarity(x, y, label_smoothing, positives):
+    """The similarity expected under each row's targets, averaged over rows: float32[]."""
     partners, counts = _positive_sum(y, positives)
     targets = (1 - label_smoothing) * partners / counts[:, None] + label_smoothing * y.mean(0)
     return (x * targets).sum() / len(x)
 
 
 def _positive_sum(y, positives):
-    """The sum of each row's positive partners, float32[N, D], and how many they are, float32[N]."""
+    """The sum of each row's positives, float32[N, D], and their number, float32[N]."""
     count = len(y)
     if positives is None:
         return y, jnp.ones(count)

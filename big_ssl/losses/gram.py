@@ -9,25 +9,25 @@ from big_ssl.losses.contrastive import l2_normalize
 
 
 def gram(student, teacher):
-    """How far the cosines between a crop's patches are from the teacher's: float32[], the mean square.
+    """The mean squared difference between the student's and the teacher's patch cosines: float32[].
 
-    student, teacher: [..., N, D], the patches of square crops; lengths do not count, the widths may differ,
-    and a map of more patches is made as small as the student's first (the paper's L_HRef). No gradient goes
-    to the teacher. The features themselves may turn as they like: only what is alike is held.
+    student, teacher: [..., N, D], the patches of square crops; D may differ. A teacher with more patches is
+    first resized to the student's N (the paper's L_HRef). No gradient goes to the teacher. Only similarities
+    are constrained; the features may rotate freely.
     """
-    teacher = jax.lax.stop_gradient(_fitted(teacher, student.shape[-2]))
+    teacher = jax.lax.stop_gradient(_resize(teacher, student.shape[-2]))
     return jnp.mean((_cosines(student) - _cosines(teacher)) ** 2)
 
 
-def _fitted(patches, places):
-    """Bicubic, not antialiased: as published."""
-    *rest, before, width = patches.shape
-    if before == places:
+def _resize(patches, count):
+    """[..., N, D] -> [..., count, D]. Bicubic, not antialiased: as published."""
+    *batch, length, width = patches.shape
+    if length == count:
         return patches
-    old, new = math.isqrt(before), math.isqrt(places)
-    x = patches.reshape(*rest, old, old, width)
-    x = jax.image.resize(x, (*rest, new, new, width), "cubic-pytorch", antialias=False)
-    return x.reshape(*rest, places, width)
+    old, new = math.isqrt(length), math.isqrt(count)
+    x = patches.reshape(*batch, old, old, width)
+    x = jax.image.resize(x, (*batch, new, new, width), "cubic-pytorch", antialias=False)
+    return x.reshape(*batch, count, width)
 
 
 def _cosines(patches):

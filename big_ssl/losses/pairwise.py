@@ -1,7 +1,7 @@
-"""What contrastive losses need of all N x N pairs, in three forms that agree to rounding.
+"""Row and column reductions of the N x N logit matrix, in three equivalent implementations.
 
-"dense" writes the matrix down and leaves the rest to the compiler, "gathered" gives each device
-its own rows and columns of it (open_clip's local loss), "ring" never holds more than one tile.
+"dense" materialises the matrix and leaves the rest to the compiler. "gathered" all-gathers the embeddings, so
+that each device computes its own rows and columns (open_clip's local loss). "ring" holds one tile at a time.
 """
 
 import dataclasses
@@ -13,18 +13,17 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from big_ssl.parallel.mesh import BATCH, BATCH_AXES, batch_ways
-from big_ssl.parallel.ring import sweep
+from big_ssl.parallel.mesh import BATCH, BATCH_AXES, batch_shards
+from big_ssl.parallel.ring import ring_all_pairs
 
 IMPLEMENTATIONS = ("ring", "gathered", "dense")
 
 
 class Reduced(NamedTuple):
-    """The matrix of logits, reduced along its rows and along its columns.
+    """The logit matrix, reduced along its rows and along its columns.
 
-    rows, columns: float32[N], whatever was asked for; row_correct, column_correct: bool[N],
-    whether a positive scores above every negative (a tie is a miss, so a collapsed model
-    has an accuracy of 0).
+    rows, columns: float32[N], the reductions; row_correct, column_correct: bool[N], whether a positive's
+    logit is above every negative's. A tie is a miss, so a collapsed model has an accuracy of 0.
     """
 
     rows: jax.Array
@@ -35,44 +34,48 @@ class Reduced(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Pairwise:
-    """Reductions of the N x N logits. implementation: one of IMPLEMENTATIONS; mesh: shards the batch, None
-    for one device; tile: the largest number of rows in a tile of the ring."""
+    """Reductions of the N x N logit matrix.
+
+    implementation: one of IMPLEMENTATIONS; mesh: the batch's, None for one device; tile: the largest number
+    of rows in a tile of the ring.
+    """
 
     implementation: str = "ring"
     mesh: Mesh | None = None
     tile: int = 1024
 
     def logsumexp(self, x, y, scale, positives=None) -> Reduced:
-        """log sum exp of each row and each column of the logits, scale * x @ y.T.
+        """Computes logsumexp over each row and each column of the logits scale * x @ y.T.
 
         x, y: float32[N, D]; scale: float32[]; positives: see `positive_parts`.
         """
         return self._reduce(_LOGSUMEXP, x, y, scale, jnp.zeros(()), positives)
 
     def softplus(self, x, y, scale, bias, positives=None) -> Reduced:
-        """The sum of log(1 + exp(l)) over each row of the logits l = scale * x @ y.T + bias.
+        """Sums log(1 + exp(l)) over each row of the logits l = scale * x @ y.T + bias.
 
-        As `logsumexp`, but `columns` is zeros: the rows' sums hold every pair already.
+        As `logsumexp`, but `columns` is zeros: the rows' sums contain every pair already.
         """
         return self._reduce(_SOFTPLUS, x, y, scale, bias, positives)
 
     def _reduce(self, kind, x, y, scale, bias, positives):
         if self.implementation not in IMPLEMENTATIONS:
-            known = ", ".join(IMPLEMENTATIONS)
-            raise ValueError(f"contrastive: implementation is {self.implementation!r}; there are {known}")
+            raise ValueError(
+                f"contrastive: implementation is {self.implementation!r}; use {', '.join(IMPLEMENTATIONS)}"
+            )
         row, column = positive_parts(positives, len(x))
         if self.implementation == "ring":
             return _ring(kind, self.mesh, self.tile, x, y, scale, bias, row, column)
-        if self.implementation == "gathered" and self.mesh is not None and batch_ways(self.mesh) > 1:
+        if self.implementation == "gathered" and self.mesh is not None and batch_shards(self.mesh) > 1:
             return _gathered(kind, self.mesh, x, y, scale, bias, row, column)
         return _dense(kind, x, y, scale, bias, row, column)
 
 
 def positive_parts(positives, count: int) -> tuple[dict, dict]:
-    """What each row and each column must carry for a tile of them to know its positive pairs.
+    """Per-row and per-column arrays from which any tile can compute its positive pairs.
 
-    positives: None, row i with column i; int[N], labels, pairs of one label (UniCL, arXiv
-    2204.03610, equation 3); bool[N, N], any mask at all (whose memory is the caller's).
+    positives: None pairs row i with column i; int[N] labels pair rows and columns of equal label (UniCL,
+    arXiv 2204.03610, equation 3); bool[N, N] is an arbitrary mask, whose memory the caller pays for.
     """
     index = jnp.arange(count)
     if positives is not None and positives.ndim == 2:
@@ -82,7 +85,7 @@ def positive_parts(positives, count: int) -> tuple[dict, dict]:
 
 
 def _positive(row, column):
-    """bool[rows, columns] of a tile."""
+    """A tile's positive pairs: bool[rows, columns]."""
     if "mask" in row:
         size = column["index"].shape[0]
         return lax.dynamic_slice_in_dim(row["mask"], column["index"][0], size, axis=1)
@@ -95,11 +98,11 @@ def _logits(x, y, scale, bias):
 
 
 class _Reduction(NamedTuple):
-    """One of the two reductions, in whole and in tiles.
+    """One of the two reductions, over the full matrix and tile by tile.
 
-    whole(logits, axis) -> float32[N]; add(logits, axis, sums, old_best, best) -> the sums with a
-    tile's share added, where the bests are the largest logits so far; finish(sums, best);
-    weights(logits, row, column, row_grad, column_grad): the derivative by the logits.
+    whole(logits, axis) -> float32[N]. add(logits, axis, sums, old_best, best) adds a tile to the sums so far,
+    which are relative to the largest logit before and after this tile. finish(sums, best) -> float32[N].
+    weights(logits, row, column, row_grad, column_grad) is the derivative by the logits.
     """
 
     whole: Any
@@ -138,11 +141,11 @@ def _dense(kind, x, y, scale, bias, row, column):
 
 
 def _gathered(kind, mesh, x, y, scale, bias, row, column):
-    """Each device has its own rows, and its own columns, of the matrix: both products."""
+    """Each device computes the full rows of its x and the full columns of its y."""
 
     def local(x, y, scale, bias, row, column):
-        everyone = functools.partial(lax.all_gather, axis_name=BATCH_AXES, tiled=True)
-        all_x, all_y, all_row, all_column = jax.tree.map(everyone, (x, y, row, column))
+        all_gather = functools.partial(lax.all_gather, axis_name=BATCH_AXES, tiled=True)
+        all_x, all_y, all_row, all_column = jax.tree.map(all_gather, (x, y, row, column))
         across = _dense(kind, x, all_y, scale, bias, row, all_column)
         down = _dense(kind, all_x, y, scale, bias, all_row, column)
         return Reduced(across.rows, down.columns, across.row_correct, down.column_correct)
@@ -162,9 +165,9 @@ def _ring(kind, mesh, tile, x, y, scale, bias, row, column):
 
 
 def _ring_forward(kind, mesh, tile, x, y, scale, bias, row, column):
-    """One visit a tile; of what it computes only the sums and the largest logits are kept."""
+    """One pass over all tiles; the residuals are the reductions only."""
 
-    def visit(shared, row, row_sum, column, column_sum):
+    def tile_fn(shared, row, row_sum, column, column_sum):
         logits = _logits(row["x"], column["y"], *shared)
         positive = _positive(row, column)
         return (
@@ -174,17 +177,19 @@ def _ring_forward(kind, mesh, tile, x, y, scale, bias, row, column):
 
     start = (jnp.zeros(len(x)), jnp.full(len(x), -jnp.inf), jnp.full(len(x), -jnp.inf))
     rows, columns = row | dict(x=x), column | dict(y=y)
-    row_sum, column_sum = sweep(visit, (scale, bias), rows, start, columns, start, mesh=mesh, tile=tile)
+    row_sum, column_sum = ring_all_pairs(
+        tile_fn, (scale, bias), rows, start, columns, start, mesh=mesh, tile=tile
+    )
     row_total, column_total = (kind.finish(s, jnp.maximum(p, n)) for s, p, n in (row_sum, column_sum))
     reduced = Reduced(row_total, column_total, _correct(*row_sum[1:]), _correct(*column_sum[1:]))
     return reduced, (x, y, scale, bias, row_total, column_total)
 
 
 def _ring_backward(kind, mesh, tile, residuals, cotangents):
-    """Every tile's logits once more, and from them its share of both gradients."""
+    """Hand-written VJP: recomputes each tile's logits and accumulates both gradients."""
     x, y, scale, bias, row_total, column_total = residuals
 
-    def visit(shared, row, row_sum, column, column_sum):
+    def tile_fn(shared, row, row_sum, column, column_sum):
         logits = _logits(row["x"], column["y"], *shared)
         weights = kind.weights(logits, row["total"], column["total"], row["grad"], column["grad"])
         products = functools.partial(jnp.matmul, precision="highest")
@@ -197,8 +202,8 @@ def _ring_backward(kind, mesh, tile, residuals, cotangents):
     rows = dict(x=x, total=row_total, grad=cotangents.rows)
     columns = dict(y=y, total=column_total, grad=cotangents.columns)
     start = (jnp.zeros_like(x), jnp.zeros(len(x)))
-    (d_x, d_bias), d_y = sweep(
-        visit, (scale, bias), rows, start, columns, jnp.zeros_like(y), mesh=mesh, tile=tile
+    (d_x, d_bias), d_y = ring_all_pairs(
+        tile_fn, (scale, bias), rows, start, columns, jnp.zeros_like(y), mesh=mesh, tile=tile
     )
     return scale * d_x, scale * d_y, (x * d_x).sum(), d_bias.sum(), None, None
 
@@ -207,7 +212,7 @@ _ring.defvjp(_ring_forward, _ring_backward)
 
 
 def _accumulate(kind, logits, positive, axis, sums, best_positive, best_negative):
-    """The sums and the best logits along one axis, with a tile's share."""
+    """Adds a tile to the sums and the largest logits along one axis."""
     old = jnp.maximum(best_positive, best_negative)
     positives, negatives = _best(logits, positive, axis)
     best_positive = jnp.maximum(best_positive, positives)
@@ -217,7 +222,7 @@ def _accumulate(kind, logits, positive, axis, sums, best_positive, best_negative
 
 
 def _best(logits, positive, axis):
-    """The largest logit of a positive and of a negative pair along an axis; -inf for none."""
+    """The largest positive's and the largest negative's logit along an axis; -inf for none."""
     logits = lax.stop_gradient(logits)
     best = [jnp.where(which, logits, -jnp.inf).max(axis) for which in (positive, ~positive)]
     return best[0], best[1]

@@ -1,8 +1,7 @@
-"""A student's prototype scores against an averaged teacher's (DINO, iBOT, DINOv2).
+"""Cross-entropy of a student's prototype logits against an EMA teacher's (DINO, iBOT, DINOv2).
 
-What is compared are distributions over many thousand prototypes, of many patches: neither the student's nor
-the teacher's scores need ever exist as a whole. Both are points, whose scores are made in chunks, and made
-again for the gradient; only of class tokens, of which there are few, a device has all of the teacher's.
+Logits over ~100k prototypes would not fit in memory. We keep the bottleneck features and compute logits in
+chunks, recomputing them in the backward pass. Only class tokens are few enough to hold all teacher logits.
 """
 
 from typing import Any, NamedTuple
@@ -10,41 +9,41 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from big_ssl.losses.chunks import fold, mapped
-from big_ssl.parallel.own_examples import on_own_examples
+from big_ssl.losses.chunks import fold_chunks, map_chunks
+from big_ssl.parallel.batch_shard_map import shard_map_over_batch
 
 
-class Scores(NamedTuple):
-    """points @ prototypes / temperature: [G, N, K], not made yet.
+class LazyLogits(NamedTuple):
+    """bottleneck @ prototypes / temperature: [G, N, K], computed on demand.
 
-    points: float32[G, N, D], of length 1, in G groups that are split over devices; prototypes: float32[D, K];
-    temperature: float32[]; dtype: of the factors of the product, whose sums, and whose gradients over all
-    chunks, are float32.
+    bottleneck: float32[G, N, D], L2-normalised, in G groups that are sharded over devices; prototypes:
+    float32[D, K]; temperature: float32[]; dtype: of the matmul's operands. Products and gradients accumulate
+    in float32.
     """
 
-    points: jax.Array
+    bottleneck: jax.Array
     prototypes: jax.Array
     temperature: jax.Array | float
     dtype: Any = jnp.float32
 
     @property
     def shared(self):
-        """What the scores of all points need."""
+        """The arrays that are not per example."""
         return self.prototypes, self.temperature
 
-    def scorer(self, shared):
-        """The function points [..., D] -> scores float32[..., K], of `shared` as a device has it."""
+    def logits_fn(self, shared):
+        """The function bottleneck [..., D] -> logits float32[..., K], given a device's copy of `shared`."""
         prototypes, temperature = shared
 
-        def scores_of(points):
-            factors = points.astype(self.dtype), prototypes.astype(self.dtype)
-            return jnp.matmul(*factors, preferred_element_type=jnp.float32) / temperature
+        def logits(bottleneck):
+            operands = bottleneck.astype(self.dtype), prototypes.astype(self.dtype)
+            return jnp.matmul(*operands, preferred_element_type=jnp.float32) / temperature
 
-        return scores_of
+        return logits
 
 
-class Agreement(NamedTuple):
-    """cross_entropy: float32[G, N], or [G, S, T] of all pairs; entropy, the target's own: float32[G, N], or
+class CrossEntropy(NamedTuple):
+    """cross_entropy: float32[G, N], or [G, S, T] for all pairs; entropy of the targets: float32[G, N] or
     [G, T]; mean_target: float32[K]."""
 
     cross_entropy: jax.Array
@@ -53,112 +52,133 @@ class Agreement(NamedTuple):
 
 
 def update_center(center, mean, momentum: float):
-    """The center after a step, from the mean of this step's teacher logits (arXiv 2104.14294, equation 4)."""
+    """The EMA of the teacher's mean logits after a step (arXiv 2104.14294, equation 4)."""
     return momentum * center + (1 - momentum) * mean
 
 
-def sinkhorn_offset(teacher: Scores, iterations: int, chunk: int):
-    """What Sinkhorn and Knopp's iterations take from each prototype's score: float32[K] (Caron et al. 2020,
+def sinkhorn_log_normalizer(teacher: LazyLogits, iterations: int, chunk: int):
+    """The log normalizer of each prototype after Sinkhorn-Knopp iterations: float32[K] (Caron et al. 2020,
     arXiv 2006.09882, appendix A; Cuturi 2013).
 
-    The published loop divides exp(scores) in turn by the sums over all points, of each prototype, and over
-    prototypes, of each point. In logarithms the first subtracts this offset and the second is a softmax:
-    after the last, the targets are softmax(scores - offset). Its sums are over all devices' points.
+    The published loop divides exp(logits) in turn by each prototype's sum over all examples and by each
+    example's sum over prototypes. In logarithms, the first subtracts this normalizer (Sinkhorn's dual
+    potential) and the second is a softmax: the targets are softmax(logits - normalizer). Sums run over all
+    devices.
     """
 
-    def offset_of(shared, points, axes):
-        scores_of, offset = teacher.scorer(shared), None
+    def local(shared, bottleneck, axes):
+        logits_fn, normalizer = teacher.logits_fn(shared), None
         for _ in range(iterations):
 
-            def add(sums, part, offset=offset):
-                scores = scores_of(part)
-                if offset is not None:
-                    scores -= jax.nn.logsumexp(scores - offset, axis=-1, keepdims=True)
-                return jnp.logaddexp(sums, jax.nn.logsumexp(scores, axis=1))
+            def add(sums, part, normalizer=normalizer):
+                logits = logits_fn(part)
+                if normalizer is not None:
+                    logits -= jax.nn.logsumexp(logits - normalizer, axis=-1, keepdims=True)
+                return jnp.logaddexp(sums, jax.nn.logsumexp(logits, axis=1))
 
-            start = jnp.full((len(points), teacher.prototypes.shape[1]), -jnp.inf)
+            start = jnp.full((len(bottleneck), teacher.prototypes.shape[1]), -jnp.inf)
             start = jax.lax.pcast(start, axes, to="varying")
-            own = jax.nn.logsumexp(fold(add, start, points, chunk), axis=0)
-            largest = jax.lax.pmax(own, axes)
-            offset = largest + jnp.log(jax.lax.psum(jnp.exp(own - largest), axes))
-        return (), offset
+            device_sum = jax.nn.logsumexp(fold_chunks(add, start, bottleneck, chunk), axis=0)
+            largest = jax.lax.pmax(device_sum, axes)
+            normalizer = largest + jnp.log(jax.lax.psum(jnp.exp(device_sum - largest), axes))
+        return (), normalizer
 
-    return on_own_examples(offset_of, teacher.shared, teacher.points)[1]
+    return shard_map_over_batch(local, teacher.shared, teacher.bottleneck)[1]
 
 
-def agreement(student: Scores, teacher: Scores, offset, chunk: int) -> Agreement:
-    """The cross-entropy of softmax(student) against targets softmax(teacher - offset), point by point.
+def cross_entropy(student: LazyLogits, teacher: LazyLogits, offset, chunk: int) -> CrossEntropy:
+    """Cross-entropy of softmax(student) against targets softmax(teacher - offset), row by row.
 
-    offset: float32[K]; chunk: points of a group at a time, whose scores are made again for the gradient; 0
-    for all at once, whose scores are kept for it.
+    Args:
+      student, teacher: logits [G, N, K].
+      offset: float32[K], the center or Sinkhorn's log normalizer.
+      chunk: rows of each group whose logits exist at a time; 0 computes and keeps all.
+
+    Returns:
+      CrossEntropy, with cross_entropy float32[G, N].
     """
 
-    def compare_all(said_of, taught_of, split):
-        def compare(points):
-            scores, taught = said_of(points["student"]), taught_of(points["teacher"])
-            targets = jax.nn.softmax(taught)
-            # The logarithm of a softmax, without another array of its size.
-            said = jax.nn.logsumexp(scores, axis=-1) - (targets * scores).sum(-1)
-            return (said, _entropy(taught, targets)), targets.sum(1)
+    def compare_all(student_fn, teacher_fn, inputs):
+        def compare(part):
+            student_logits, teacher_logits = student_fn(part["student"]), teacher_fn(part["teacher"])
+            targets = jax.nn.softmax(teacher_logits)
+            expected_logit = (targets * student_logits).sum(-1)
+            # Not through log_softmax, which would be another array as large as the logits.
+            loss = jax.nn.logsumexp(student_logits, axis=-1) - expected_logit
+            return (loss, _entropy(teacher_logits, targets)), targets.sum(1)
 
-        each, sums = mapped(compare, split, chunk)
-        return each, sums.sum((0, 1))
+        per_row, sums = map_chunks(compare, inputs, chunk)
+        return per_row, sums.sum((0, 1))
 
-    return _on_own_points(compare_all, student, teacher, offset)
-
-
-def cross_agreement(student: Scores, teacher: Scores, offset, chunk: int) -> Agreement:
-    """The same of every point S of a group's student against every target T of its teacher; each point is
-    scored once. chunk: of the student's points."""
-
-    def compare_all(said_of, taught_of, split):
-        taught = taught_of(split["teacher"])
-        targets = jax.nn.softmax(taught)
-
-        def compare(points):
-            scores = said_of(points["student"])
-            meant = jnp.einsum("gsk,gtk->gst", scores, targets, precision="highest")
-            return jax.nn.logsumexp(scores, axis=-1)[..., None] - meant, ()
-
-        said, _ = mapped(compare, dict(student=split["student"]), chunk)
-        return (said, _entropy(taught, targets)), targets.sum((0, 1))
-
-    return _on_own_points(compare_all, student, teacher, offset)
+    return _per_device(compare_all, student, teacher, offset)
 
 
-def _on_own_points(compare_all, student: Scores, teacher: Scores, offset) -> Agreement:
-    """compare_all on each device, of its own groups: (points -> the student's scores, points -> the teacher's
-    less the offset, dict(student=[g, S, D], teacher=[g, T, D])) -> ((cross_entropy: [g, ...], entropy:
-    [g, T]), the sum of targets [K])."""
+def pairwise_cross_entropy(student: LazyLogits, teacher: LazyLogits, offset, chunk: int) -> CrossEntropy:
+    """Cross-entropy of all pairs of a group's student rows S and teacher rows T; see `cross_entropy`.
 
-    def local(shared, split, axes):
-        said_of, taught_of = student.scorer(shared["student"]), teacher.scorer(shared["teacher"])
-        each, total = compare_all(said_of, lambda points: taught_of(points) - shared["offset"], split)
-        return each, jax.lax.psum(total, axes)
+    Each row's logits are computed once. chunk: student rows at a time. Returns CrossEntropy, with
+    cross_entropy float32[G, S, T].
+    """
+
+    def compare_all(student_fn, teacher_fn, inputs):
+        teacher_logits = teacher_fn(inputs["teacher"])
+        targets = jax.nn.softmax(teacher_logits)
+
+        def compare(part):
+            student_logits = student_fn(part["student"])
+            expected_logit = jnp.einsum("gsk,gtk->gst", student_logits, targets, precision="highest")
+            return jax.nn.logsumexp(student_logits, axis=-1)[..., None] - expected_logit, ()
+
+        loss, _ = map_chunks(compare, dict(student=inputs["student"]), chunk)
+        return (loss, _entropy(teacher_logits, targets)), targets.sum((0, 1))
+
+    return _per_device(compare_all, student, teacher, offset)
+
+
+def _per_device(compare_all, student: LazyLogits, teacher: LazyLogits, offset) -> CrossEntropy:
+    """Runs compare_all on each device's groups.
+
+    compare_all: (student_fn, teacher_fn, dict(student=[g, S, D], teacher=[g, T, D])) ->
+    ((cross_entropy: [g, ...], entropy: [g, T]), sum of targets: [K]), where teacher_fn subtracts the offset.
+    """
+
+    def local(shared, inputs, axes):
+        student_fn, teacher_fn = student.logits_fn(shared["student"]), teacher.logits_fn(shared["teacher"])
+        per_row, total = compare_all(student_fn, lambda x: teacher_fn(x) - shared["offset"], inputs)
+        return per_row, jax.lax.psum(total, axes)
 
     shared = dict(student=student.shared, teacher=teacher.shared, offset=offset)
-    split = dict(student=student.points, teacher=teacher.points)
-    (said, own), total = on_own_examples(local, shared, split)
-    return Agreement(said, own, total / own.size)
+    inputs = dict(student=student.bottleneck, teacher=teacher.bottleneck)
+    (loss, entropy), total = shard_map_over_batch(local, shared, inputs)
+    return CrossEntropy(loss, entropy, total / entropy.size)
 
 
-def _entropy(scores, targets):
-    """Of targets = softmax(scores)."""
-    return jax.nn.logsumexp(scores, axis=-1) - (targets * scores).sum(-1)
+def _entropy(logits, targets):
+    """Entropy of targets = softmax(logits)."""
+    return jax.nn.logsumexp(logits, axis=-1) - (targets * logits).sum(-1)
 
 
 def between_views(cross_entropy):
-    """[..., S, T] -> the mean over all pairs of different crops; the first T of the student's crops are the
-    teacher's too (arXiv 2104.14294, equation 3)."""
-    crops, taught = cross_entropy.shape[-2:]
-    different = ~jnp.eye(crops, taught, dtype=bool)
+    """The mean over all pairs of different crops: [..., S, T] -> float32[].
+
+    The student's first T crops are the teacher's (arXiv 2104.14294, equation 3).
+    """
+    student_crops, teacher_crops = cross_entropy.shape[-2:]
+    different = ~jnp.eye(student_crops, teacher_crops, dtype=bool)
     return jnp.mean(cross_entropy, where=different)
 
 
 def target_metrics(cross_entropy, entropy, mean_target) -> dict:
-    """From an agreement's means. teacher_entropy: log K where the teacher says nothing and 0 where it always
-    says one thing with all certainty; target_kl, the part of the cross-entropy that the student could still
-    lose; and target_spread, the entropy of the mean target: falling to teacher_entropy it shows a collapse,
-    all pictures being told the same."""
+    """Metrics of the targets, to see a collapse.
+
+    Args:
+      cross_entropy, entropy: float32[], means of CrossEntropy's arrays.
+      mean_target: float32[K].
+
+    Returns:
+      teacher_entropy: log K for uniform targets, 0 for one-hot ones; target_kl: the part of the
+      cross-entropy that the student can still reduce; target_spread: the entropy of the mean target. When it
+      falls to teacher_entropy, all images get the same target: a collapse.
+    """
     spread = -jax.scipy.special.xlogy(mean_target, mean_target).sum()
     return dict(teacher_entropy=entropy, target_kl=cross_entropy - entropy, target_spread=spread)

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
-from big_ssl.losses.self_distillation import Scores, sinkhorn_offset, update_center
+from big_ssl.losses.self_distillation import LazyLogits, sinkhorn_log_normalizer, update_center
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class EMACenter:
         """The state at the start of a run."""
         return dict(center=jnp.zeros(prototypes))
 
-    def __call__(self, state, teacher: Scores, mean_point, chunk: int):
+    def __call__(self, state, teacher: LazyLogits, mean_point, chunk: int):
         """Returns (float32[K], the offset to subtract from each prototype's logit; the next state).
 
         mean_point: float32[D], the mean bottleneck feature of this step.
@@ -45,10 +45,10 @@ class Sinkhorn:
         del prototypes
         return {}
 
-    def __call__(self, state, teacher: Scores, mean_point, chunk: int):
+    def __call__(self, state, teacher: LazyLogits, mean_point, chunk: int):
         """See EMACenter."""
         del mean_point
-        return sinkhorn_offset(teacher, self.iterations, chunk), state
+        return sinkhorn_log_normalizer(teacher, self.iterations, chunk), state
 
 
 CENTERINGS: dict[str, type[EMACenter] | type[Sinkhorn]] = {"center": EMACenter, "sinkhorn": Sinkhorn}

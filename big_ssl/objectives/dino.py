@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from big_ssl.losses.self_distillation import between_views, cross_agreement
+from big_ssl.losses.self_distillation import between_views, pairwise_cross_entropy
 from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.base import Context, EncoderCall, Inputs, Sum
 from big_ssl.objectives.self_distillation import (
@@ -70,9 +70,9 @@ class Dino(SelfDistillation):
         """The mean over examples and pairs of different crops; see objectives.base.Objective."""
         del fields
         student, teacher = self.scores(features, step)
-        offset, state = self.centering(state, teacher, teacher.points.mean((0, 1)), self.chunk)
-        pairs = cross_agreement(student, teacher, offset, self.chunk)
-        loss, count = between_views(pairs.cross_entropy), len(student.points)
+        offset, state = self.centering(state, teacher, teacher.bottleneck.mean((0, 1)), self.chunk)
+        pairs = pairwise_cross_entropy(student, teacher, offset, self.chunk)
+        loss, count = between_views(pairs.cross_entropy), len(student.bottleneck)
         means = loss, pairs.entropy.mean(), pairs.mean_target
         return Sum.of_mean(loss, count), distribution_metrics(*means, teacher.temperature, count), state
 

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from big_ssl.losses.self_distillation import agreement
+from big_ssl.losses.self_distillation import cross_entropy
 from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.base import Context, Inputs, Sum
 from big_ssl.objectives.centering import EMACenter
@@ -84,9 +84,9 @@ class Ibot(SelfDistillation):
         published (arXiv 2111.07832, equation 2); see objectives.base.Objective."""
         del fields
         student, teacher = self.scores(features, step)
-        seen = features["teacher"].get("mean", teacher.points.mean(1))
+        seen = features["teacher"].get("mean", teacher.bottleneck.mean(1))
         offset, state = self.centering(state, teacher, seen.mean(0), self.chunk)
-        pairs = agreement(student, teacher, offset, self.chunk)
+        pairs = cross_entropy(student, teacher, offset, self.chunk)
         weights, crops = features["weights"], features["crops"].sum()
         means = [jnp.average(x, weights=weights) for x in (pairs.cross_entropy, pairs.entropy)]
         metrics = distribution_metrics(*means, pairs.mean_target, teacher.temperature, weights.sum())

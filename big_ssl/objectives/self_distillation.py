@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from big_ssl.losses.self_distillation import Scores, target_metrics
+from big_ssl.losses.self_distillation import LazyLogits, target_metrics
 from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.base import Context, EncoderCall, StatelessObjective, Sum
 from big_ssl.objectives.centering import CENTERINGS, EMACenter, Sinkhorn
@@ -59,13 +59,13 @@ class SelfDistillation(StatelessObjective):
         """The centering's."""
         return self.centering.initial(self.head.projection.prototypes)
 
-    def scores(self, features, step) -> tuple[Scores, Scores]:
+    def scores(self, features, step) -> tuple[LazyLogits, LazyLogits]:
         """The student's and the teacher's logits of all points; no gradient goes to the teacher."""
         teacher_features = jax.lax.stop_gradient(features["teacher"])
         dtype = self.head.projection.dtype
 
         def made(x, temperature):
-            return Scores(x["points"], x["shared"]["prototypes"], temperature, dtype)
+            return LazyLogits(x["points"], x["shared"]["prototypes"], temperature, dtype)
 
         return made(features, self.student_temperature), made(
             teacher_features, self.teacher_temperature(step)

@@ -1,4 +1,4 @@
-"""Start-up and end of a run of several processes, one a host or one a GPU."""
+"""Multi-process start-up, error propagation and shutdown, with one process per host or per GPU."""
 
 import contextlib
 import os
@@ -17,12 +17,12 @@ USAGE = "'' (one process), 'auto' (TPU pod, GKE, Slurm, Open MPI) or HOST:PORT,P
 
 # JAX's own 100 seconds have dropped hosts that were busy compiling a large step.
 HEARTBEAT_SECONDS = 600
-# A process that fails alone does not wait longer than this for the others to fail as well.
+# A process that fails alone waits at most this long for the others to fail as well.
 _FAREWELL_SECONDS = 20
 
 
 class Address(NamedTuple):
-    """Where process 0 listens ("HOST:PORT"), how many processes there are, which of them this is."""
+    """The coordinator's "HOST:PORT", the number of processes and this process's index."""
 
     coordinator: str
     processes: int
@@ -30,35 +30,40 @@ class Address(NamedTuple):
 
 
 class StartupError(RuntimeError):
-    """The processes did not find one another; the message says what was tried, in a line."""
+    """The processes could not connect; the message names the attempt in one line."""
 
 
 def parse(value: str) -> Address | None:
-    """The address in "HOST:PORT,PROCESSES,INDEX"; None for "" and "auto".
+    """Parses "HOST:PORT,PROCESSES,INDEX"; returns None for "" and "auto".
 
-    Raises ValueError, which says what would be right, for everything else.
+    Raises ValueError, with the right format in its message, for everything else.
     """
     if value in ("", "auto"):
         return None
-    coordinator, *numbers = value.split(",")
+    coordinator, *counts = value.split(",")
     host, _, port = coordinator.rpartition(":")
-    whole = [int(text) for text in (port, *numbers) if text.isascii() and text.isdecimal()]
-    if not host or len(numbers) != 2 or len(whole) != 3 or not 0 < whole[0] < 2**16:
+    integers = [int(text) for text in (port, *counts) if text.isascii() and text.isdecimal()]
+    if not host or len(counts) != 2 or len(integers) != 3 or not 0 < integers[0] < 2**16:
         raise ValueError(f"--distributed={value}: must be {USAGE}, such as localhost:12345,2,0")
-    _, processes, process = whole
+    _, processes, process = integers
     if process >= processes:
         raise ValueError(f"--distributed={value}: INDEX {process} must be below PROCESSES {processes}")
     return Address(coordinator, processes, process)
 
 
 def start(value: str, heartbeat: int = HEARTBEAT_SECONDS, seconds: int = 300) -> None:
-    """Joins this process to the others, before anything asks JAX for a device.
+    """Connects this process to the others. Call it before anything queries JAX's devices.
 
-    value: as `parse` takes it; heartbeat: after how many seconds of silence a process counts as
-    dead and the others end; seconds: how long to wait for all to come. Raises StartupError
-    where there is no cluster to detect, the port is taken, or no device is left for this process.
-    Where the others don't come, the process ends here with exit code 2 and one line: JAX itself
-    would abort in C++.
+    If the others don't connect in time, the process exits with code 2 and one line: JAX itself would abort
+    in C++.
+
+    Args:
+      value: the --distributed flag, see `parse`.
+      heartbeat: seconds of silence after which a process counts as dead and the others exit.
+      seconds: how long to wait for all processes.
+
+    Raises:
+      StartupError: if no cluster is detected, the port is taken, or no device is left for this process.
     """
     if not value:
         return
@@ -73,8 +78,8 @@ def start(value: str, heartbeat: int = HEARTBEAT_SECONDS, seconds: int = 300) ->
     timer.start()
     try:
         jax.distributed.initialize(**options)
-        jax.local_devices()  # fails where there are more processes than devices to share out
-    except ValueError as error:  # of JAX's cluster detection, which found nothing
+        jax.local_devices()  # fails if there are more processes than devices
+    except ValueError as error:  # JAX's cluster detection found nothing
         raise StartupError(
             f"--distributed={value}: no cluster detected here ({error}); "
             "give every process HOST:PORT,PROCESSES,INDEX"
@@ -85,16 +90,16 @@ def start(value: str, heartbeat: int = HEARTBEAT_SECONDS, seconds: int = 300) ->
         timer.cancel()
 
 
-# Whether this process is inside `raise_on_all_hosts`, where nothing may wait for another host.
+# Whether this process is inside `raise_on_all_hosts`, where it must not wait for another host.
 _inside = False
 
 
 @contextlib.contextmanager
 def raise_on_all_hosts(kind: type[Exception]) -> Iterator[None]:
-    """What raises on one host raises on all, so that none waits for one that left. Also a decorator.
+    """Raises an error of one host on all hosts, so that none waits for one that left. Also a decorator.
 
-    To be entered by all hosts. Inside, a host must not wait for another: one that fails has left.
-    It raises its own error; the others raise `kind`, whose message names the process and its error.
+    All hosts must enter it. Inside, a host must not wait for another, which may have failed and left. The
+    failed host raises its own error; the others raise `kind`, whose message names the process and its error.
     """
     global _inside
     _check_not_inside()
@@ -105,7 +110,7 @@ def raise_on_all_hosts(kind: type[Exception]) -> Iterator[None]:
         error = caught
     finally:
         _inside = False
-    messages = gather("" if error is None else _described(error, kind))
+    messages = gather("" if error is None else _describe(error, kind))
     if error is not None:
         raise error
     for process, message in enumerate(messages):
@@ -114,12 +119,12 @@ def raise_on_all_hosts(kind: type[Exception]) -> Iterator[None]:
 
 
 def all_hosts_agree(yes: bool) -> bool:
-    """Whether all processes say yes; to be asked by all of them."""
+    """Whether `yes` is true on all processes; all of them must call it."""
     return not any(gather("" if yes else "no"))
 
 
 def gather(text: str) -> list[str]:
-    """The texts of all processes, in their order; to be called by all of them."""
+    """The texts of all processes, in process order; all of them must call it."""
     _check_not_inside()
     if jax.process_count() == 1:
         return [text]
@@ -127,7 +132,7 @@ def gather(text: str) -> list[str]:
     sizes = multihost_utils.process_allgather(np.array(len(data), np.int32))
     if not sizes.any():
         return [""] * len(sizes)
-    # A power of two, so that few lengths are compiled.
+    # Padded to a power of two, so that few lengths are compiled.
     padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
     padded[: len(data)] = data
     rows = multihost_utils.process_allgather(padded)
@@ -135,24 +140,23 @@ def gather(text: str) -> list[str]:
 
 
 def _check_not_inside():
-    """Where a host that fails waits at an outer agreement, the others would wait at the inner one."""
+    """A failed host would wait at the outer collective while the others wait at the inner one."""
     if _inside:
         raise RuntimeError("inside raise_on_all_hosts no host may wait for another")
 
 
-def _described(error, kind):
+def _describe(error, kind):
     text = str(error) or type(error).__name__
     return text if isinstance(error, kind) else f"{type(error).__name__}: {text}"
 
 
 def shutdown(code: int) -> None:
-    """Ends this process's part with exit code `code`, in step with the others.
+    """Shuts down the distributed runtime; with code != 0 it also exits this process.
 
-    At the end of a run all processes meet here. One that failed does not return: it prints the
-    exception being handled, if there is one, waits a little for the others, which may have
-    failed for the same reason, and ends at once, without the meeting at exit that JAX would
-    wait for. The others then wait for it in the middle of a step, and JAX aborts them: at once
-    if it was process 0, with which they keep a connection, else after the heartbeat timeout.
+    A successful run synchronises all processes here. A failed process does not return: it prints the current
+    exception, waits a little for the others, which may have failed for the same reason, and exits without
+    JAX's shutdown barrier. The others then hang in the middle of a step until JAX aborts them: at once if
+    process 0 failed, because they keep a connection to it, otherwise after the heartbeat timeout.
     """
     if not jax.distributed.is_initialized():
         return
@@ -170,7 +174,7 @@ def shutdown(code: int) -> None:
 
 
 def _check_port(value, address):
-    """Raises StartupError where process 0 can't listen: jaxlib 0.10 would crash on it."""
+    """Raises StartupError if process 0 can't listen: jaxlib 0.10 would crash."""
     if address.process == 0:
         try:
             socket.create_server(("", int(address.coordinator.rpartition(":")[2]))).close()

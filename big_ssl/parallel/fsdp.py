@@ -1,10 +1,9 @@
-"""Parameters that live split over "fsdp" and are used whole: ZeRO stage 3 (arXiv 1910.02054).
+"""Fully sharded data parallelism over the axis "fsdp": ZeRO stage 3 (arXiv 1910.02054).
 
-Left to itself the compiler may carry a parameter's split over into the activations, and give up
-that of the batch: each device then computes a few channels of every example. So it is said
-here: cast the parameter to the dtype that it is used in, gather it, use it, and hand its gradient
-back split as the parameter is. The gradient is added up over devices in the dtype of the product
-that makes it: bfloat16 where the computation is.
+Left to itself, the compiler may propagate a parameter's sharding to the activations and drop the batch's:
+each device then computes a few channels of every example. We therefore constrain it: cast the parameter to
+its compute dtype, all-gather it, use it, and reduce-scatter its gradient. Gradients are summed over devices
+in the dtype of the matmul that produces them, bfloat16 if the computation is.
 """
 
 import functools
@@ -19,7 +18,7 @@ from big_ssl.parallel.stacked import is_stacked
 
 
 def within(mesh: Mesh, function):
-    """The function, so that what is traced in it finds the mesh; for inside jax.jit."""
+    """Wraps a function so that code traced in it sees the mesh; for use inside jax.jit."""
 
     @functools.wraps(function)
     def call(*arguments):
@@ -30,11 +29,17 @@ def within(mesh: Mesh, function):
 
 
 def gather(params, specs, dtypes):
-    """The parameters as they are used: whole, but for a split over other axes, "tensor" say.
+    """All-gathers parameters over "fsdp"; a split over other axes, such as "tensor", stays.
 
-    specs: the PartitionSpec of each; dtypes: what each is cast to before it is gathered, in which no
-    split of it matters to the result. A stack of layers is left split, as a `Stack`: the loop over it
-    gathers one layer at a time.
+    A stack of layers stays split, as a `Stack`: the loop over it gathers one layer at a time.
+
+    Args:
+      params: pytree of arrays.
+      specs: the PartitionSpec of each array.
+      dtypes: the compute dtype of each array, to which it is cast before it is gathered.
+
+    Returns:
+      A pytree like params.
     """
 
     def place(path, x, spec, dtype):
@@ -44,10 +49,10 @@ def gather(params, specs, dtypes):
 
 
 class Stack(flax.struct.PyTreeNode, AxisMetadata):
-    """A parameter of all layers of a stack, which flax gathers for each layer as the layer reads it.
+    """A parameter of a layer stack; flax unboxes it, which gathers it, when one layer reads it.
 
-    value: [layers, ...], and in a loop (flax.linen.scan) that of one layer; spec: of its axes; dtype: what
-    it is cast to before it is gathered.
+    value: [layers, ...], or one layer's [...] inside flax.linen.scan; spec: its PartitionSpec; dtype: the
+    compute dtype, to which it is cast before it is gathered.
     """
 
     value: Any
@@ -55,26 +60,26 @@ class Stack(flax.struct.PyTreeNode, AxisMetadata):
     dtype: Any = flax.struct.field(pytree_node=False)
 
     def unbox(self):
-        """The parameter as it is used, see `gather`."""
+        """The gathered parameter, see `gather`."""
         return _gather(self.value, self.spec, self.dtype)
 
     def replace_boxed(self, val):
-        """Another value in the same places."""
+        """The same sharding with another value."""
         return self.replace(value=val)
 
     def remove_axis(self, index, params):
-        """That of one layer, which has no axis of layers."""
+        """One layer's parameter, without the layer axis."""
         del params
         return self.replace(spec=PartitionSpec(*self.spec[:index], *self.spec[index + 1 :]))
 
     def add_axis(self, index, params):
-        """That of all layers."""
+        """All layers' parameter, with the layer axis."""
         del params
         return self.replace(spec=PartitionSpec(*self.spec[:index], None, *self.spec[index:]))
 
 
 def _gather(x, spec, dtype):
-    """x as it is used. Cast while it is split: in bfloat16 half the bytes travel."""
+    """Casts x, then gathers it: in bfloat16 half the bytes are sent."""
     if "fsdp" not in spec:
         return x
     return _constrained(jax.lax.with_sharding_constraint(x.astype(dtype), spec), spec)

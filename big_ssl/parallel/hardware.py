@@ -1,12 +1,12 @@
-"""What the chips can do, by the names JAX gives them.
+"""Accelerator specifications, by JAX's device_kind.
 
-Peak bfloat16 FLOP/s, memory and bandwidth: Google's pages docs.cloud.google.com/tpu/docs/v3, v4,
-v5e, v5p, v6e, and the tables of "How to scale your model" (jax-ml.github.io/scaling-book); NVIDIA's
-data sheets for H100 SXM and H200 SXM. `hbm` is what libtpu 0.0.52 lets a program use, as its
-own out-of-memory message states it: a little less than what the chip carries.
+Peak bfloat16 FLOP/s, memory and bandwidth: Google's pages docs.cloud.google.com/tpu/docs/v3, v4, v5e, v5p,
+v6e, and the tables of "How to scale your model" (jax-ml.github.io/scaling-book); NVIDIA's data sheets for
+H100 SXM and H200 SXM. `hbm` is the limit in libtpu 0.0.52's out-of-memory message, slightly less than the
+chip's memory.
 
-On v4 and v5p a device is a whole chip ("megacore"), on v3 one of a chip's two cores, so there
-the numbers are half the chip's.
+On v4 and v5p a device is a whole chip ("megacore"). On v3 it is one of a chip's two cores, so the numbers
+are half the chip's.
 """
 
 from typing import NamedTuple
@@ -15,12 +15,12 @@ import jax
 
 
 class Chip(NamedTuple):
-    """One device. Rates are a second's.
+    """Specifications of one device.
 
-    flops: peak bfloat16; hbm: usable bytes; hbm_bandwidth: bytes; ici_link: bytes over one link,
-    one way; ici_dimensions: of its torus, two links in each; clock: Hz, of the cycles in which the TPU
-    compiler counts; devices_per_host; dcn: bytes a host sends between slices, one way; cores: devices
-    that share a chip's links.
+    flops: peak bfloat16 FLOP/s; hbm: usable bytes; hbm_bandwidth: bytes/s; ici_link: bytes/s over one link,
+    one way; ici_dimensions: dimensions of the torus, with two links each; clock: Hz, for the TPU compiler's
+    cycle estimates; devices_per_host; dcn: bytes/s from a host to other slices; cores: devices that share a
+    chip's links.
     """
 
     flops: float
@@ -56,16 +56,16 @@ CHIPS = {
     "TPU v6 lite": _V6E,
     "TPU v6e": _V6E,
 }
-# A GPU's name goes on with its memory; "NVIDIA H100 PCIe" is another, slower chip.
+# A GPU's name continues with its memory; "NVIDIA H100 PCIe" is another, slower chip.
 _GPU_PREFIXES = {"NVIDIA H100 80GB": _H100, "NVIDIA H200": _H200}
 
 
 class BackendError(RuntimeError):
-    """JAX has no devices of the platform that was asked for; the message is one line."""
+    """JAX has no devices of the requested platform; the message is one line."""
 
 
 def check_backend() -> None:
-    """Raises BackendError where JAX finds no devices, by JAX_PLATFORMS=tpu on a machine without TPUs say."""
+    """Raises BackendError if JAX finds no devices, for example JAX_PLATFORMS=tpu without a TPU."""
     try:
         jax.devices()
     except RuntimeError as error:
@@ -75,13 +75,13 @@ def check_backend() -> None:
 
 
 def chip(device_kind: str) -> Chip | None:
-    """The chip that JAX calls device_kind; None for one that the table lacks, a CPU say."""
+    """Looks up a device_kind; None if the table lacks it, as for a CPU."""
     if device_kind in CHIPS:
         return CHIPS[device_kind]
     return next((c for prefix, c in _GPU_PREFIXES.items() if device_kind.startswith(prefix)), None)
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """A device's peak bfloat16 FLOP/s, to count MFU with; None where it isn't known."""
-    found = chip(device.device_kind)
-    return found.flops if found else None
+    """A device's peak bfloat16 FLOP/s, the denominator of MFU; None if unknown."""
+    specification = chip(device.device_kind)
+    return specification.flops if specification else None

@@ -13,23 +13,31 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from big_ssl.parallel.notices import warn_once
 
 AXES = ("data", "fsdp", "tensor")
-# The axes that a batch is split over, and how.
+# The axes over which a batch is sharded, and its PartitionSpec.
 BATCH_AXES = ("data", "fsdp")
 BATCH = PartitionSpec(BATCH_AXES)
 
 
 def sizes_for(device_kind: str, sizes: Mapping[str, int], rules: Sequence) -> Mapping[str, int]:
-    """The mesh for this hardware: of the first of `rules`, pairs of (pattern, {axis: size}), whose
-    pattern is found in device_kind ("TPU v5 lite", "NVIDIA H100 80GB HBM3"); else `sizes`."""
-    return next((own for pattern, own in rules if re.search(pattern, device_kind)), sizes)
+    """Chooses the mesh sizes for this hardware.
+
+    Args:
+      device_kind: JAX's name, such as "TPU v5 lite" or "NVIDIA H100 80GB HBM3".
+      sizes: {axis: size}, used if no rule matches.
+      rules: pairs (regex, {axis: size}); the first whose regex matches device_kind wins.
+
+    Returns:
+      {axis: size}.
+    """
+    return next((matched for pattern, matched in rules if re.search(pattern, device_kind)), sizes)
 
 
 def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
-    """A mesh over all devices. sizes: {axis: size}, one of which may be -1, "what is left".
+    """A mesh over all devices. sizes: {axis: size}; one size may be -1, for all remaining devices.
 
-    On fewer devices than the sizes ask for, the axes shrink to (n, 1, 1), with a warning: every config
-    runs on one device. Over several TPU slices "data" is split between them, the other axes stay
-    inside one. Raises ValueError where the sizes cannot divide the devices.
+    If there are fewer devices than the sizes require, the axes shrink to (n, 1, 1), with a warning: every
+    config runs on one device. "data" spans TPU slices; the other axes stay inside one slice. Raises
+    ValueError if the sizes do not divide the devices.
     """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(sizes, len(devices))
@@ -43,7 +51,7 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
 
 
 def mesh_shape(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
-    """The sizes of AXES on so many devices, as `make_mesh` has them."""
+    """The sizes of AXES on this number of devices, see `make_mesh`."""
     shape = [sizes[axis] for axis in AXES]
     fixed = math.prod(size for size in shape if size != -1)
     if fixed > devices:
@@ -54,26 +62,26 @@ def mesh_shape(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
 
 
 def _arrange(shape, devices):
-    """The devices in an array of this shape, neighbours in the machine next to each other.
+    """Arranges the devices in an array of this shape, with physical neighbours adjacent.
 
-    Splitting a physical axis over two of the mesh's is allowed: 16 ways on 4x8x8 chips need it.
+    A physical axis may be split over two mesh axes: fsdp = 16 on 4x8x8 chips needs it.
     """
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1 or devices[0].platform != "tpu":
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     if shape[0] % slices:
         raise ValueError(f"mesh: data is {shape[0]}; it must be a multiple of the {slices} TPU slices")
-    inside = (shape[0] // slices, *shape[1:])
+    shape_per_slice = (shape[0] // slices, *shape[1:])
     return mesh_utils.create_hybrid_device_mesh(
-        inside, (slices, 1, 1), devices, allow_split_physical_axes=True
+        shape_per_slice, (slices, 1, 1), devices, allow_split_physical_axes=True
     )
 
 
 def warm_up_collectives(mesh: Mesh) -> None:
-    """Opens the connections among all devices and along each axis, while all processes are here.
+    """Opens the connections among all devices and along each axis, while all processes are in step.
 
-    On CPU a process waits 30 s at a first collective operation for the others to come to it as
-    well, and the first step is one that they come to after compiling, each at its own pace.
+    On CPU, a process waits at most 30 s for the others in its first collective, and the processes reach the
+    first step's collectives after compiling, each at its own pace.
     """
     if jax.process_count() == 1:
         return
@@ -88,36 +96,36 @@ def warm_up_collectives(mesh: Mesh) -> None:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over data and fsdp."""
+    """The sharding of a batch: leading axis over data and fsdp."""
     return NamedSharding(mesh, BATCH)
 
 
-def batch_ways(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts a batch is split."""
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
+    """The number of shards of a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """int[local B], ascending: the rows of a global batch that this process's devices hold.
+    """The rows of a global batch that this process's devices hold: int[local B], ascending.
 
-    Not simply its share in order: on a pod neighbours in the mesh need not be of one host.
+    Not a contiguous range: on a pod, neighbours in the mesh may belong to different hosts.
     """
-    held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))
 
 
 def global_batch(mesh: Mesh, batch):
-    """The global arrays of which this process holds `batch`, NumPy arrays [local B, ...]: the
-    rows that `local_rows` names, in that order.
+    """Assembles global arrays from each process's part.
 
-    Not device_put: with several hosts that wants the same array on each of them.
+    batch: pytree of NumPy arrays [local B, ...], the rows in `local_rows`, in that order. Not device_put,
+    which requires the same array on every host.
     """
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
 def from_every_host(mesh: Mesh, batch):
-    """Global arrays, split like a batch, of NumPy arrays that every process holds whole."""
+    """Shards, like a batch, NumPy arrays that every process holds in full."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index, x=x: x[index]), batch

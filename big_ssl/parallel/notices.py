@@ -1,4 +1,4 @@
-"""Notices of a run: what it does otherwise than the config suggests, each told once, by one process."""
+"""Warnings about a run's fallbacks, each logged once, by one process."""
 
 import functools
 
@@ -8,6 +8,6 @@ from absl import logging
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Logs a warning, the first time in this process, on process 0 only."""
+    """Logs a warning, once per process and on process 0 only."""
     if jax.process_index() == 0:
         logging.warning("%s", message)

@@ -1,4 +1,4 @@
-"""Where each array of the state lives: one automatic rule, and a config's exceptions to it."""
+"""Sharding of the train state: one automatic rule, and overrides by config."""
 
 import math
 import re
@@ -11,47 +11,57 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from big_ssl.parallel.mesh import AXES
 from big_ssl.parallel.stacked import is_stacked
 
-# Arrays smaller than this stay whole on every device: gathering them would cost more.
+# Smaller arrays are replicated: gathering them would cost more.
 _MIN_ELEMENTS = 2**16
-# Arrays of at least this may not stay whole unasked: 16 MiB in float32, and three times that
-# with the optimiser's moments.
+# Larger arrays are replicated only by an explicit override: they take 16 MiB in float32, and three times
+# that with the optimiser's moments.
 _LARGE_ELEMENTS = 2**22
 
 
-def fsdp_spec(shape: tuple[int, ...], ways: int) -> PartitionSpec:
-    """Splits the largest axis that `ways` divides over "fsdp"; small arrays stay whole."""
-    axes = [i for i, size in enumerate(shape) if size % ways == 0]
-    if ways == 1 or not axes or math.prod(shape) < _MIN_ELEMENTS:
+def fsdp_spec(shape: tuple[int, ...], num_shards: int) -> PartitionSpec:
+    """Shards the largest axis that num_shards divides over "fsdp"; small arrays are replicated."""
+    axes = [i for i, size in enumerate(shape) if size % num_shards == 0]
+    if num_shards == 1 or not axes or math.prod(shape) < _MIN_ELEMENTS:
         return PartitionSpec()
     largest = max(axes, key=lambda i: shape[i])
     return PartitionSpec(*(None,) * largest, "fsdp")
 
 
-def stacked_spec(shape: tuple[int, ...], ways: int) -> PartitionSpec:
-    """Places a stack [layers, ...] as each of its layers would be: a loop over layers reads one
-    at a time, and split over layers it would gather them all."""
-    spec = fsdp_spec(shape[1:], ways)
+def stacked_spec(shape: tuple[int, ...], num_shards: int) -> PartitionSpec:
+    """Shards a stack [layers, ...] like a single layer, never over the layer axis.
+
+    A loop over layers reads one at a time; sharded over layers, it would gather all of them.
+    """
+    spec = fsdp_spec(shape[1:], num_shards)
     return PartitionSpec(None, *spec) if spec else spec
 
 
 def state_shardings(mesh: Mesh | AbstractMesh, abstract_state, overrides: Sequence = ()):
-    """A NamedSharding for every leaf. Parameters, optimiser moments and averages have the same
-    shapes, so one rule on shapes puts them in the same places.
+    """A NamedSharding for every leaf of the state.
 
-    overrides: config.sharding, pairs of (pattern, axes): the first pattern that is found in a
-    leaf's path, such as "params/encoders/text/word/embedding", says over which mesh axis each of
-    the leaf's axes is split, None for whole; () leaves all of it whole. The first axis of a stack is that
-    of its layers, and stays whole. Raises ValueError for axes that a leaf does not have, or that do not
-    divide it, for a pattern that matches nothing, and where the rule can't split a large leaf that no
-    pattern names.
+    Parameters, optimiser moments and averages have equal shapes, so one rule on shapes shards them alike.
+
+    Args:
+      mesh: the mesh.
+      abstract_state: pytree of arrays or ShapeDtypeStructs.
+      overrides: config.sharding, pairs (regex, axes). The first regex found in a leaf's path, such as
+        "params/encoders/text/word/embedding", decides: axes names a mesh axis, or None, for each of the
+        leaf's axes; () replicates it. A stack's first axis, the layers, must be None.
+
+    Returns:
+      A pytree of NamedShardings.
+
+    Raises:
+      ValueError: for axes that a leaf lacks or that do not divide it, for a regex that matches no path, and
+        for a large leaf without an override that the rule can't split.
     """
-    used = set()
+    matched = set()
 
     def place(path, leaf):
         name = path_name(path)
         for pattern, axes in overrides:
             if re.search(pattern, name):
-                used.add(pattern)
+                matched.add(pattern)
                 if is_stacked(path) and axes and axes[0] is not None:
                     raise ValueError(
                         f"sharding: {pattern!r} splits the layers of {name} {leaf.shape}, which a loop reads "
@@ -69,13 +79,13 @@ def state_shardings(mesh: Mesh | AbstractMesh, abstract_state, overrides: Sequen
 
     placed = jax.tree_util.tree_map_with_path(place, abstract_state)
     for pattern, _ in overrides:
-        if pattern not in used:
+        if pattern not in matched:
             raise ValueError(f"sharding: {pattern!r} is found in no path of the state")
     return placed
 
 
 def _checked_spec(mesh, pattern, axes, name, shape):
-    """The override as a spec, once it is known to fit the leaf."""
+    """Validates an override against the leaf; returns its PartitionSpec."""
     if len(axes) > len(shape):
         raise ValueError(f"sharding: {pattern!r} gives {len(axes)} axes, but {name} is {shape}")
     for axis, size in zip(axes, shape, strict=False):
@@ -95,10 +105,10 @@ def path_name(path) -> str:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """The sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def bytes_per_device(leaf, sharding: NamedSharding) -> int:
-    """Bytes that one device holds of an array of leaf's shape and dtype."""
+    """Bytes per device of an array of leaf's shape and dtype."""
     return math.prod(sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize

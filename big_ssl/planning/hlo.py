@@ -1,7 +1,6 @@
-"""What a compiled program does in one run, read from its optimised HLO text.
+"""FLOPs, cycles and collectives of one run of a compiled program, parsed from its optimised HLO text.
 
-The compiler's own cost analysis takes the body of a loop once; here everything counts as often as
-it runs.
+The compiler's own cost analysis counts a loop's body once; here it counts as often as it runs.
 """
 
 import math
@@ -26,7 +25,7 @@ _DCN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
 class Instruction(NamedTuple):
-    """One line: %name = shape opcode(operands), attributes."""
+    """One line of HLO: %name = shape opcode(operands), attributes."""
 
     name: str
     shape: str
@@ -37,9 +36,12 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
-    """computations: {name: {instruction name: Instruction}}; runs: {name: how often it runs};
-    fused: the computations inside fusions, whose cost their caller states; unknown_loops: loops of
-    unknown trip count, taken once."""
+    """A parsed program.
+
+    computations: {name: {instruction name: Instruction}}; runs: {name: number of executions}; fused: the
+    computations inside fusions, whose cycles their caller includes; unknown_loops: the number of loops with
+    unknown trip count, which are counted once.
+    """
 
     computations: Mapping[str, Mapping[str, Instruction]]
     runs: Mapping[str, int]
@@ -48,8 +50,11 @@ class Program(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """One kind of exchange, `runs` times: `payload` bytes each, the whole of what a device ends
-    up with or starts from, among `group` devices. hidden: it runs beside computation; dcn: between slices."""
+    """A collective that runs `runs` times among `group` devices.
+
+    payload: bytes of the larger of a device's input and output; hidden: whether it overlaps with computation;
+    dcn: whether it is between slices.
+    """
 
     kind: str
     payload: float
@@ -60,7 +65,7 @@ class Collective(NamedTuple):
 
 
 def parse(text: str) -> Program:
-    """The program in HLO text."""
+    """Parses HLO text."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry = None
     for line in text.splitlines():
@@ -73,13 +78,15 @@ def parse(text: str) -> Program:
         raise ValueError("no ENTRY computation in the program's text")
     runs: dict[str, int] = {}
     fused: set[str] = set()
-    unknown = _visit(computations, entry, 1, runs, fused)
+    unknown = _count_runs(computations, entry, 1, runs, fused)
     return Program(computations, runs, frozenset(fused), unknown)
 
 
 def estimated_cycles(program: Program) -> int:
-    """The TPU compiler's own estimate of the cycles of all that it schedules on the core; 0 where
-    the text has none. It prices no collectives: see collectives()."""
+    """The TPU compiler's own cycle estimate of all operations scheduled on the core; 0 without estimates.
+
+    It does not include collectives: see `collectives`.
+    """
     return sum(
         program.runs.get(name, 0) * int(match[1])
         for name, computation in program.computations.items()
@@ -90,10 +97,9 @@ def estimated_cycles(program: Program) -> int:
 
 
 def flops(program: Program) -> int:
-    """FLOPs of one device's matrix products and convolutions, two a multiply-add, recomputation
-    included."""
+    """FLOPs of one device's matmuls and convolutions, two per multiply-add, including recomputation."""
     return sum(
-        program.runs.get(name, 0) * _products(instruction, computation)
+        program.runs.get(name, 0) * _flops(instruction, computation)
         for name, computation in program.computations.items()
         for instruction in computation.values()
         if instruction.opcode in ("dot", "convolution")
@@ -101,10 +107,10 @@ def flops(program: Program) -> int:
 
 
 def collectives(program: Program, devices: int) -> Iterator[Collective]:
-    """Every exchange between devices, of which there are `devices` in all."""
+    """Yields every collective. devices: the total number of devices."""
     for name, computation in program.computations.items():
         runs = program.runs.get(name, 0)
-        # A collective spread over fusions is repeated in each of them; the starting one stands for it.
+        # A collective spread over fusions is repeated in each of them; count the starting one.
         starts = any('"AsyncCollectiveStart"' in i.attributes for i in computation.values())
         for instruction in computation.values() if runs else ():
             kind, dcn = _kind(instruction, name)
@@ -112,17 +118,21 @@ def collectives(program: Program, devices: int) -> Iterator[Collective]:
             if kind is None or (spread and not starts):
                 continue
             group = _slices(instruction) if dcn else replica_groups(instruction.attributes, devices).shape[1]
-            own = sum(array_bytes(computation[o].shape) for o in instruction.operands if o in computation)
-            if dcn:  # a send carries a token and a context besides
-                own = array_bytes(computation[instruction.operands[0]].shape)
-            payload = own * group if kind == "all-gather" else own
+            operands = sum(
+                array_bytes(computation[o].shape) for o in instruction.operands if o in computation
+            )
+            if dcn:  # a send has a token and a context as further operands
+                operands = array_bytes(computation[instruction.operands[0]].shape)
+            payload = operands * group if kind == "all-gather" else operands
             hidden = spread or dcn or instruction.opcode.endswith("-start")
             yield Collective(kind, payload, group, runs, hidden, dcn)
 
 
 def replica_groups(attributes: str, devices: int) -> np.ndarray:
-    """int[groups, size]: the devices of a collective that exchange among themselves, from any of the
-    three spellings of replica_groups; all in one group without any."""
+    """The groups of devices that communicate in a collective: int[groups, size].
+
+    Parses the three syntaxes of replica_groups; without replica_groups all `devices` are one group.
+    """
     if match := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", attributes):
         return np.array([_numbers(group) for group in re.findall(r"\{([\d,]*)\}", match[1])])
     if match := re.search(r"replica_groups=(\[\d+,\d+\]<=\S*)", attributes):
@@ -132,23 +142,23 @@ def replica_groups(attributes: str, devices: int) -> np.ndarray:
     ):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
         ids = _iota(match[2]) if match[2] else np.arange(math.prod(sizes.values()))
-        inside = [list(sizes).index(axis) for axis in re.findall(r"'([^']+)'", match[3])]
-        outside = [axis for axis in range(len(sizes)) if axis not in inside]
-        size = math.prod(list(sizes.values())[axis] for axis in inside)
-        return ids.reshape(*sizes.values()).transpose(*outside, *inside).reshape(-1, size)
+        grouped = [list(sizes).index(axis) for axis in re.findall(r"'([^']+)'", match[3])]
+        others = [axis for axis in range(len(sizes)) if axis not in grouped]
+        size = math.prod(list(sizes.values())[axis] for axis in grouped)
+        return ids.reshape(*sizes.values()).transpose(*others, *grouped).reshape(-1, size)
     return np.arange(devices)[None]
 
 
-def collective_bytes(found) -> dict[str, int]:
-    """Bytes by kind over collectives(): each one's payload, as often as it runs."""
+def collective_bytes(collectives) -> dict[str, int]:
+    """{kind: bytes} summed over collectives: payload times runs."""
     totals = dict.fromkeys(KINDS, 0)
-    for item in found:
-        totals[item.kind] += int(item.payload * item.runs)
+    for collective in collectives:
+        totals[collective.kind] += int(collective.payload * collective.runs)
     return totals
 
 
 def array_bytes(shape: str) -> float:
-    """Bytes of an HLO shape, "(f32[2,3]{1,0}, bf16[4]{0})" say, without the padding of its tiles."""
+    """Bytes of an HLO shape such as "(f32[2,3]{1,0}, bf16[4]{0})", without tile padding."""
     return sum(
         ITEM_BYTES.get(kind, 1) * math.prod(int(size) for size in sizes.split(",") if size)
         for kind, sizes in _ARRAY.findall(shape)
@@ -157,10 +167,10 @@ def array_bytes(shape: str) -> float:
 
 def _instruction(name, text, root):
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
-    opcode, _, rest = text[end:].strip().partition("(")
-    close = _closing("(" + rest, 0) - 1
-    operands = tuple(re.findall(r"%([\w.\-]+)", rest[:close])) if opcode != "constant" else (rest[:close],)
-    return Instruction(name, text[:end], opcode, operands, rest[close + 1 :], root)
+    opcode, _, tail = text[end:].strip().partition("(")
+    close = _closing("(" + tail, 0) - 1
+    operands = tuple(re.findall(r"%([\w.\-]+)", tail[:close])) if opcode != "constant" else (tail[:close],)
+    return Instruction(name, text[:end], opcode, operands, tail[close + 1 :], root)
 
 
 def _closing(text, start):
@@ -173,8 +183,8 @@ def _closing(text, start):
     raise ValueError(f"no closing parenthesis in {text[:80]!r}")
 
 
-def _visit(computations, name, times, runs, fused):
-    """Adds `times` runs of a computation, and of all that it calls; returns the loops not understood."""
+def _count_runs(computations, name, times, runs, fused):
+    """Adds `times` runs of a computation and its callees; returns the number of loops of unknown length."""
     runs[name] = runs.get(name, 0) + times
     unknown = 0
     for instruction in computations[name].values():
@@ -182,7 +192,7 @@ def _visit(computations, name, times, runs, fused):
             trips = _trip_count(instruction, computations, computations[name])
             unknown += trips is None
             body = re.search(r"body=%?([\w.\-]+)", instruction.attributes)[1]
-            unknown += _visit(computations, body, times * (trips or 1), runs, fused)
+            unknown += _count_runs(computations, body, times * (trips or 1), runs, fused)
             continue
         called = _CALLED.findall(instruction.attributes)
         for branches in _BRANCHES.findall(instruction.attributes):
@@ -190,13 +200,13 @@ def _visit(computations, name, times, runs, fused):
         for target in called:
             if instruction.opcode not in ("call", "conditional", "async-start") or name in fused:
                 fused.add(target)
-            unknown += _visit(computations, target, times, runs, fused)
+            unknown += _count_runs(computations, target, times, runs, fused)
     return unknown
 
 
 def _trip_count(loop, computations, caller):
-    """How often a loop runs: as the compiler notes it, else from `counter < limit` with a counter
-    that starts at a constant and grows by one; None where it is neither."""
+    """A loop's trip count: the compiler's annotation, or derived from `counter < limit` with a counter that
+    starts at a constant and grows by one; None otherwise."""
     if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(noted[1])
     condition = computations[re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1]]
@@ -217,20 +227,19 @@ def _trip_count(loop, computations, caller):
 
 
 def _kind(instruction, computation):
-    """(kind, whether between slices) of a collective; (None, False) of any other instruction."""
+    """A collective's (kind, whether between slices); (None, False) for any other instruction."""
     if instruction.opcode == "send" and (match := _DCN.search(instruction.attributes)):
         kind = match[1].lower().replace("_", "-")
         return (kind if kind in KINDS else "collective-permute"), True
     opcode = instruction.opcode.removesuffix("-start")
     if opcode not in KINDS:
         return None, False
-    # How the TPU compiler spells a fused reduce-scatter: an all-reduce of which each keeps a slice.
+    # The TPU compiler writes a fused reduce-scatter as an all-reduce of which each device keeps a slice.
     return ("reduce-scatter" if computation.startswith("all-reduce-scatter") else opcode), False
 
 
 def _iota(text):
-    """An array of device numbers: "[2,4]<=[8]", or "[2,4]<=[4,2]T(1,0)", counted through and transposed;
-    without the "<=", the shape before it."""
+    """Parses an iota of device ids: "[2,4]<=[8]", "[2,4]<=[4,2]T(1,0)" (transposed), or a shape alone."""
     shapes = [_numbers(shape) for shape in re.findall(r"\[([\d,]+)\]", text)]
     ids = np.arange(math.prod(shapes[-1])).reshape(shapes[-1])
     if match := re.search(r"T\(([\d,]+)\)", text):
@@ -243,12 +252,12 @@ def _numbers(text):
 
 
 def _slices(instruction):
-    """How many slices take part in an exchange between slices."""
+    """The number of slices in a collective between slices."""
     target = re.search(r'_xla_megascale_target="\{([\d,]*)\}', instruction.attributes)
     return target[1].count(",") + 1 if target else 2
 
 
-def _products(instruction, computation):
+def _flops(instruction, computation):
     left, right = (_dims(computation[operand].shape) for operand in instruction.operands[:2])
     out = math.prod(_dims(instruction.shape))
     if instruction.opcode == "dot":
@@ -281,8 +290,10 @@ def _window(attributes, axis):
 
 
 def _valid_taps(size, kernel, out, window):
-    """Pairs of (output, tap) along one axis that read an element rather than padding or the holes
-    of a dilated input. The TPU compiler spells batched products as convolutions with such holes."""
+    """The number of (output, tap) pairs along one axis that read an element, not padding or dilation holes.
+
+    The TPU compiler writes batched matmuls as convolutions with such holes.
+    """
     stride, hole = int(window.get("stride", 1)), int(window.get("lhs_dilate", 1))
     step, before = int(window.get("rhs_dilate", 1)), int(window.get("pad", "0_0").split("_")[0])
     last = (size - 1) * hole

@@ -1,4 +1,4 @@
-"""A plan: a config's training step compiled for a topology, and what that says about the run."""
+"""Plans a run: compiles a config's training step for a topology, and derives memory, time and cost."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,8 +14,12 @@ from big_ssl.training import batches, flops, loop
 
 
 class Plan(NamedTuple):
-    """record: the JSON keys, plain values, null where unknown; program: None where the arguments
-    alone left nothing to compile; setup: training.loop.Setup on the planned mesh."""
+    """A planned run.
+
+    record: the JSON keys with plain values, None for unknown; program: None if the arguments alone exceed
+    the memory, so that nothing was compiled; setup: training.loop.Setup on the planned mesh; unknown_loops:
+    loops of unknown trip count, counted once.
+    """
 
     record: dict[str, Any]
     program: Program | None
@@ -24,13 +28,25 @@ class Plan(NamedTuple):
 
 
 def make_plan(config: Mapping, topology: Topology, devices: Sequence) -> Plan:
-    """Plans a validated config. Raises training.requirements.RequirementsError where the mesh can't
-    divide the devices or a batch, before anything is compiled."""
+    """Plans a run.
+
+    Args:
+      config: validated.
+      topology: the slices.
+      devices: topology.devices(topology).
+
+    Returns:
+      A Plan.
+
+    Raises:
+      training.requirements.RequirementsError: if the mesh does not divide the devices or a batch; nothing is
+        compiled then.
+    """
     chip = hardware.chip(devices[0].device_kind)
     assert chip is not None, devices[0].device_kind  # every generation of topology.py is in the table
     setup = set_up(config, devices)
     batch = batches.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
-    record = _known_before(config, topology, devices, chip, setup, batch)
+    record = _record_before_compiling(config, topology, devices, chip, setup, batch)
     if record["argument_bytes"] > chip.hbm:
         return Plan(record | dict(fits=False), None, setup, 0)
     program = compile_step(setup, batch)
@@ -43,23 +59,23 @@ def make_plan(config: Mapping, topology: Topology, devices: Sequence) -> Plan:
     )
     if not program.text:
         return Plan(record, program, setup, 0)
-    read = hlo.parse(program.text)
-    found = list(hlo.collectives(read, len(devices)))
+    parsed = hlo.parse(program.text)
+    collectives = list(hlo.collectives(parsed, len(devices)))
     record |= dict(
-        compiled_flops_per_step=hlo.flops(read) * len(devices),
-        collective_bytes_per_step=hlo.collective_bytes(found),
+        compiled_flops_per_step=hlo.flops(parsed) * len(devices),
+        collective_bytes_per_step=hlo.collective_bytes(collectives),
     )
-    record |= _times(record, estimate.step_seconds(read, found, chip, topology), chip)
-    return Plan(record, program, setup, read.unknown_loops)
+    record |= _times(record, estimate.step_seconds(parsed, collectives, chip, topology), chip)
+    return Plan(record, program, setup, parsed.unknown_loops)
 
 
 def set_up(config: Mapping, devices: Sequence) -> loop.Setup:
-    """training.loop.set_up without the vocabulary's file: a plan needs its size only."""
+    """training.loop.set_up without the vocabulary file: a plan needs only its size."""
     return loop.set_up(dict(config, tokenizer=dict(config["tokenizer"], vocabulary="")), devices)
 
 
-def _known_before(config, topology, devices, chip, setup, batch):
-    """What needs no compilation; every other key null."""
+def _record_before_compiling(config, topology, devices, chip, setup, batch):
+    """The record's values that need no compilation; every other key is None."""
     return dict(
         topology=str(topology),
         devices=len(devices),

@@ -1,4 +1,4 @@
-"""A training step, compiled for devices that aren't there."""
+"""Compiles a training step for devices that are not attached."""
 
 import pathlib
 import re
@@ -15,7 +15,7 @@ from big_ssl.parallel.sharding import bytes_per_device, state_shardings
 
 
 class Tensor(NamedTuple):
-    """An array that a device holds while it runs a step. source: the operation that makes it."""
+    """A device's buffer during a step. size: bytes; shape: HLO; source: the operation that produces it."""
 
     size: int
     shape: str
@@ -23,13 +23,13 @@ class Tensor(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A compiled step. Bytes are one device's.
+    """A compiled step. Bytes are per device.
 
-    text: the optimised HLO, or "" where the compiler gave up before it had one.
-    arguments: the state and the batch; temporaries: all else that it needs besides them and the
-    outputs that take their place; peak: the two, the program and outputs of its own.
-    largest: the three largest tensors, of a step that does not fit only.
-    seconds: of tracing and compiling.
+    text: the optimised HLO, "" if the compiler failed before producing it.
+    arguments: bytes of the state and the batch; temporaries: bytes besides the arguments and the outputs that
+    alias them; peak: arguments, temporaries, program and other outputs.
+    largest: the three largest tensors, only if the step does not fit.
+    seconds: tracing and compilation.
     """
 
     text: str
@@ -47,39 +47,45 @@ def compile_step(setup, batch) -> Program:
     lowered = setup.step.lower(setup.abstract_state, batch)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            # Told to, the compiler leaves its program and buffers behind even where they don't fit.
+            # With this option the compiler dumps its program and buffers even if they don't fit.
             compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
         except jax.errors.JaxRuntimeError as error:
             if "CompileTimeHbmOom" not in str(error):
                 raise
             arguments = argument_bytes((setup.abstract_state, batch))
             return _too_large(str(error), pathlib.Path(folder), arguments, time.monotonic() - began)
-        # Not compiled.as_text(): it goes through jaxlib's own reader, and the TPU compiler, being
-        # newer, writes operations that it can't read.
+        # Not compiled.as_text(): it uses jaxlib's parser, and the newer TPU compiler writes operations that
+        # it can't parse.
         text = _dumped(pathlib.Path(folder), "after_codegen.txt")
     memory = compiled.memory_analysis()
-    own_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    other_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    peak = arguments + temporaries + own_outputs + memory.generated_code_size_in_bytes
+    peak = arguments + temporaries + other_outputs + memory.generated_code_size_in_bytes
     return Program(text, arguments, temporaries, peak, True, (), time.monotonic() - began)
 
 
 def argument_bytes(arguments) -> int:
-    """Bytes a device holds of abstract arrays with shardings, before the compiler pads them."""
+    """Bytes per device of abstract arrays with shardings, before the compiler pads them."""
     return sum(bytes_per_device(leaf, leaf.sharding) for leaf in jax.tree.leaves(arguments))
 
 
 def state_bytes(abstract_state, sizes: Mapping[str, int], overrides: Sequence = ()) -> int | None:
-    """Bytes a device holds of the state on a mesh of these sizes; compiles nothing.
+    """Bytes per device of the state; compiles nothing.
 
-    overrides: config.sharding. None where the state can't be split so.
+    Args:
+      abstract_state: pytree of ShapeDtypeStructs.
+      sizes: {axis: size} of the mesh.
+      overrides: config.sharding.
+
+    Returns:
+      Bytes; None if the state can't be sharded so.
     """
     mesh = AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES)
     try:
-        placed = state_shardings(mesh, abstract_state, overrides)
+        shardings = state_shardings(mesh, abstract_state, overrides)
     except ValueError:
         return None
-    return sum(jax.tree.leaves(jax.tree.map(bytes_per_device, abstract_state, placed)))
+    return sum(jax.tree.leaves(jax.tree.map(bytes_per_device, abstract_state, shardings)))
 
 
 def _too_large(message, folder, arguments, seconds):
@@ -90,19 +96,19 @@ def _too_large(message, folder, arguments, seconds):
 
 
 def _required(message):
-    """The bytes that an out-of-memory message says the program needs."""
+    """The required bytes in an out-of-memory message."""
     number, unit = re.search(r"\(([\d.]+)([KMGT])\) exceeds", message).groups()
     return int(float(number) * 2 ** (10 * (1 + "KMGT".index(unit))))
 
 
 def _dumped(folder, ending):
-    """The dumped file of the step itself: the largest, where small helpers were compiled with it."""
-    found = sorted(folder.glob(f"*.{ending}"), key=lambda path: path.stat().st_size)
-    return found[-1].read_text() if found else ""
+    """Reads the step's dump: the largest file, since small helper programs are dumped too; "" without any."""
+    files = sorted(folder.glob(f"*.{ending}"), key=lambda path: path.stat().st_size)
+    return files[-1].read_text() if files else ""
 
 
 def _largest(assignment, text, count=3):
-    """The largest buffers in HBM, each with the largest value that it holds."""
+    """The largest buffers in HBM, each with its largest value."""
     pattern = re.compile(
         r"^ value: <\d+ (\S+?)(?:\{[\d,]*\})? @0> \(size=(\d+),offset=(\d+)\): (\w+\[[\d,]*\])"
     )
@@ -112,13 +118,13 @@ def _largest(assignment, text, count=3):
         if line.startswith("allocation "):
             allocation = line
         elif match := pattern.match(line):
-            place, value = (allocation, match[3]), (int(match[2]), match[4], match[1])
-            values[place] = max(values.get(place, value), value)
-    found = sorted(values.values(), reverse=True)[:count]
-    return tuple(Tensor(size, shape, _source(name, text)) for size, shape, name in found)
+            buffer, value = (allocation, match[3]), (int(match[2]), match[4], match[1])
+            values[buffer] = max(values.get(buffer, value), value)
+    largest = sorted(values.values(), reverse=True)[:count]
+    return tuple(Tensor(size, shape, _source(name, text)) for size, shape, name in largest)
 
 
 def _source(name, text):
-    """The operation in the model that an HLO instruction comes from, "jvp(Bert)/layer0/..." say."""
-    found = re.search(rf'^\s+(?:ROOT )?%?{re.escape(name)} = .*?op_name="([^"]*)"', text, re.M)
-    return found[1].removeprefix("jit(step)/") if found else name
+    """The model operation of an HLO instruction, such as "jvp(Bert)/layer0/..."; else its own name."""
+    match = re.search(rf'^\s+(?:ROOT )?%?{re.escape(name)} = .*?op_name="([^"]*)"', text, re.M)
+    return match[1].removeprefix("jit(step)/") if match else name

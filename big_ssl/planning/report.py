@@ -1,4 +1,4 @@
-"""A plan for people: a table, and where it does not fit, why and what would."""
+"""Prints a plan as a table; if the step does not fit, also the reason and changes that would help."""
 
 from collections.abc import Mapping
 
@@ -12,17 +12,17 @@ console = rich.console.Console(highlight=False, soft_wrap=True)
 
 
 def print_plan(plan: Plan, config: Mapping) -> None:
-    """The table; for a step that does not fit, its largest tensors and what would make it fit."""
+    """Prints the table; if the step does not fit, also its largest tensors and `advice`."""
     record = plan.record
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.setup.mesh.shape.items())
     table = rich.table.Table(title=f"{config['name']} on {record['topology']}, mesh {mesh}")
-    table.add_column("per step, unless it says otherwise")
+    table.add_column("per step, unless stated otherwise")
     table.add_column("", justify="right")
     for name, value in _rows(record):
         table.add_row(name, value)
     console.print(table)
     if plan.unknown_loops:
-        console.print(f"{plan.unknown_loops} loops of unknown trip count are taken once")
+        console.print(f"{plan.unknown_loops} loops of unknown trip count are counted once")
     if record["fits"]:
         return
     console.print(f"[bold]does not fit[/bold]: {_why(record)}")
@@ -33,7 +33,7 @@ def print_plan(plan: Plan, config: Mapping) -> None:
 
 
 def memory(size) -> str:
-    """Bytes in GiB, or in MiB where they are fewer; "?" where unknown."""
+    """Formats bytes in GiB, or in MiB below 1 GiB; "?" for None."""
     if size is None:
         return "?"
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
@@ -47,14 +47,14 @@ def _why(record):
 
 
 def _rows(record):
-    """(name, value) of every line, in the order in which one asks."""
-    share = record["peak_bytes_per_device"] and record["peak_bytes_per_device"] / record["hbm_limit_bytes"]
+    """Yields (name, value) of every row."""
+    fraction = record["peak_bytes_per_device"] and record["peak_bytes_per_device"] / record["hbm_limit_bytes"]
     yield "devices", f"{record['devices']:,}"
     yield "parameters", f"{record['params']:,}"
     yield "global batch", f"{record['global_batch']:,}"
     yield "HBM: arguments a device", memory(record["argument_bytes"])
     yield "HBM: temporaries a device", memory(record["temp_bytes"])
-    peak = memory(record["peak_bytes_per_device"]) + (f" ({share:.0%})" if share else "")
+    peak = memory(record["peak_bytes_per_device"]) + (f" ({fraction:.0%})" if fraction else "")
     yield "HBM: peak a device", f"{peak} of {memory(record['hbm_limit_bytes'])}"
     yield "fits", "yes" if record["fits"] else "NO"
     yield "model FLOPs", _count(record["model_flops_per_step"])
@@ -72,5 +72,5 @@ def _count(value):
     return _or_unknown(value, "{:.3e}")
 
 
-def _or_unknown(value, form):
-    return "?" if value is None else form.format(value)
+def _or_unknown(value, template):
+    return "?" if value is None else template.format(value)

@@ -1,4 +1,4 @@
-"""TPU slices by name, without the TPUs: `v5e:16x16`, `v5p:4x8x8`, and two slices, `2xv5e:16x16`."""
+"""TPU topologies by name, without the TPUs: `v5e:16x16`, `v5p:4x8x8`, and two slices, `2xv5e:16x16`."""
 
 import difflib
 import importlib.util
@@ -11,17 +11,17 @@ import jax
 
 _NAME = re.compile(r"(?:(\d+)x)?(\w+):(\d+(?:x\d+)*)")
 
-# The shapes that Cloud TPU rents: docs.cloud.google.com/tpu/docs/v3, v4, v5e, v5p, v6e.
+# The shapes that Cloud TPU offers: docs.cloud.google.com/tpu/docs/v3, v4, v5e, v5p, v6e.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SHAPES = {"v3": (*_FLAT[1:2], *_FLAT[3:], "16x32", "32x32"), "v5e": _FLAT, "v6e": _FLAT}
-# Beyond these, v4 and v5p are sold in cubes of 4x4x4 chips.
+# Larger v4 and v5p slices are multiples of 4x4x4 chips.
 _SMALL_CUBES = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4")
 _LARGEST = {"v4": 4096, "v5p": 6144}
 GENERATIONS = ("v3", "v4", "v5e", "v5p", "v6e")
 
-# libtpu looks for a TPU around it, and complains on stderr where there is none.
+# Keeps libtpu from searching for a TPU and logging errors if there is none.
 _ENVIRONMENT = dict(
-    ALLOW_MULTIPLE_LIBTPU_LOAD="true",  # its lock file belongs to whoever loaded it first
+    ALLOW_MULTIPLE_LIBTPU_LOAD="true",  # otherwise its lock file admits one process
     TPU_MIN_LOG_LEVEL="3",
     TPU_STDERR_LOG_LEVEL="3",
     TPU_SKIP_MDS_QUERY="1",  # the metadata server of Google's cloud, which hangs elsewhere
@@ -32,7 +32,7 @@ _ENVIRONMENT = dict(
 
 
 class TopologyError(ValueError):
-    """No such TPU, or no compiler for it; the message is one line that says what would do."""
+    """No such TPU, or no compiler for it; the message is one line that names the alternatives."""
 
 
 class Topology(NamedTuple):
@@ -44,7 +44,7 @@ class Topology(NamedTuple):
 
     @property
     def chips(self) -> int:
-        """Of all slices."""
+        """The number of chips of all slices."""
         return self.slices * math.prod(self.shape)
 
     def __str__(self):
@@ -53,12 +53,12 @@ class Topology(NamedTuple):
 
 
 def parse(name: str) -> Topology:
-    """The topology of a name. Raises TopologyError, naming the nearest that exists."""
+    """Parses a topology's name. Raises TopologyError with the valid names."""
     match = _NAME.fullmatch(name)
     if match is None:
         raise TopologyError(
             f"--topology={name}: write a generation ({', '.join(GENERATIONS)}), a colon and its mesh of "
-            "chips, v5e:16x16 say, or 2xv5e:16x16 for two such slices"
+            "chips, such as v5e:16x16, or 2xv5e:16x16 for two such slices"
         )
     slices, generation, shape = int(match[1] or 1), match[2], match[3]
     if generation not in GENERATIONS:
@@ -66,7 +66,7 @@ def parse(name: str) -> Topology:
         hint = f"did you mean {near[0]}? There are" if near else "there are"
         raise TopologyError(f"--topology={name}: {generation!r} is unknown; {hint} {', '.join(GENERATIONS)}")
     if slices < 1:
-        raise TopologyError(f"--topology={name}: it takes at least one slice")
+        raise TopologyError(f"--topology={name}: needs at least one slice")
     _check_shape(name, generation, shape)
     return Topology(slices, generation, tuple(map(int, shape.split("x"))))
 
@@ -77,13 +77,13 @@ def devices(topology: Topology) -> list[jax.Device]:
         raise TopologyError("planning needs the TPU compiler: pip install libtpu")
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    if getattr(jax.config, "jax_platforms", None) is None:  # nothing runs: take no accelerator
+    if getattr(jax.config, "jax_platforms", None) is None:  # nothing runs, so occupy no accelerator
         jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies  # after the environment is set: libtpu reads it once
 
     options: dict = dict(num_slices=topology.slices)
     if topology.generation == "v4":
-        options["chip_config_name"] = "megacore"  # one device a chip; v5p has no other way
+        options["chip_config_name"] = "megacore"  # one device a chip, which is v5p's only mode
     if math.prod(topology.shape) == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     name = str(topology._replace(slices=1))
@@ -105,5 +105,5 @@ def _check_shape(name, generation, shape):
     if shape not in _SMALL_CUBES and not (cubes and math.prod(sizes) <= _LARGEST[generation]):
         raise TopologyError(
             f"--topology={name}: {generation} comes in meshes of {', '.join(_SMALL_CUBES)} and in "
-            f"multiples of 4x4x4, 4x8x8 say, up to {_LARGEST[generation]} chips"
+            f"multiples of 4x4x4, such as 4x8x8, up to {_LARGEST[generation]} chips"
         )

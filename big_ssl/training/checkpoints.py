@@ -1,4 +1,4 @@
-"""Checkpoints by orbax: asynchronous, the last N and the best kept, damaged ones passed over."""
+"""Checkpoints by orbax: saved asynchronously; keeps the latest N and the best; skips damaged ones."""
 
 import contextlib
 import json
@@ -18,50 +18,49 @@ from big_ssl.parallel import distributed
 from big_ssl.training.requirements import RequirementsError, free_space
 from big_ssl.training.stopping import TrainingFailed
 
-# What orbax raises of a checkpoint whose files are cut short, empty or gone, or are another model's.
+# orbax's errors for a checkpoint with truncated, empty or missing files, or of another model.
 _DAMAGE = (ValueError, KeyError, FileNotFoundError, EOFError)
-# Status codes by which tensorstore refuses access, as a ValueError too.
+# tensorstore's status codes of refused access, which it also raises as ValueError.
 _REFUSED = re.compile(r"\b(PERMISSION_DENIED|UNAUTHENTICATED)\b")
 
-# Keeps the folder of checkpoints in being; orbax takes no notice of it.
+# Keeps the checkpoint folder in a bucket from disappearing; orbax ignores it.
 _KEPT_FILE = ".folder"
 
 
 class Best(NamedTuple):
-    """metric: the name of an evaluation's metric; sign: 1 where its largest value is best, -1 where its
-    smallest is."""
+    """metric: an evaluator metric's name; sign: 1 if its largest value is best, -1 if its smallest is."""
 
     metric: str
     sign: int
 
 
 def parse_best(text: str) -> Best | None:
-    """checkpoint.best, "METRIC" or "min:METRIC"; None where it is "", for none."""
+    """Parses checkpoint.best, "METRIC" or "min:METRIC"; None for ""."""
     return Best(text.removeprefix("min:"), -1 if text.startswith("min:") else 1) if text else None
 
 
 class Checkpoints:
-    """The checkpoints of one run, in workdir/checkpoints/<step>.
+    """One run's checkpoints, in workdir/checkpoints/<step>.
 
-    keep: how many of the latest stay; best: as `parse_best` takes it, the metric whose best checkpoint
-    stays as well. A save that the process does not survive leaves no checkpoint behind, since
-    orbax renames the folder into place when it is complete.
+    keep: the number of latest checkpoints to keep; best: the metric, see `parse_best`, whose best checkpoint
+    is kept too. If the process dies during a save, it leaves no checkpoint, since orbax renames the folder
+    when it is complete.
     """
 
     def __init__(self, workdir, keep: int, best: str = ""):
-        # Absolute, as orbax wants it: it refuses a relative path only at the first save.
+        # orbax requires an absolute path, but would refuse a relative one only at the first save.
         self._workdir = io.absolute(workdir)
         self._best, self._keep = parse_best(best), keep
         with distributed.raise_on_all_hosts(TrainingFailed):
             self._recorded = self._read_recorded()
         self._checkpointer = self._open()
-        # The save that is under way, and its step.
+        # The save in progress, and its step.
         self._pending, self._pending_step = None, 0
 
     def save(self, state) -> None:
-        """Starts saving in the background; waits first for the save before it.
+        """Starts saving in the background, after waiting for the previous save.
 
-        Raises TrainingFailed, on all hosts, where either can't be written.
+        Raises TrainingFailed, on all hosts, if either can't be written.
         """
         step = int(state.step)
         if step in self.steps():
@@ -71,18 +70,18 @@ class Checkpoints:
             self._pending, self._pending_step = self._checkpointer.save_async(step, state), step
 
     def wait(self) -> None:
-        """Waits until the last save is on disk. Raises TrainingFailed, on all hosts, where it can't be."""
+        """Waits until the last save is written. Raises TrainingFailed, on all hosts, if it failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             with self._saving(self._pending_step):
-                # Asked for its result, orbax ends the thread that it started for the answer.
+                # result() also ends the thread that orbax started for it.
                 pending.result()
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Notes what evaluation gave for a step, before or after its save and before the next.
+        """Records a step's evaluation metrics, before or after its save and before the next one.
 
-        Only the metric of `best` counts; not finite, or not among these, it leaves the step without a value.
-        Raises RequirementsError where its evaluator gave others, and not this one.
+        Only the metric of `best` is used; a step without a finite value has none. Raises RequirementsError if
+        the metric's evaluator returned other metrics but not this one.
         """
         if self._best is None:
             return
@@ -104,18 +103,22 @@ class Checkpoints:
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
     def restore_latest(self, abstract_state_at: Callable):
-        """The newest state that reads back whole; None for none.
+        """Restores the newest intact state; None without checkpoints.
 
-        abstract_state_at: from a checkpoint's step to the shapes, dtypes and shardings of its state.
+        Newer, damaged checkpoints are moved to workdir/damaged_checkpoints, with a warning. A storage that
+        does not answer is retried, and is no evidence of damage.
 
-        Newer ones that are damaged are moved to workdir/damaged_checkpoints, with a warning; a storage that
-        does not answer is asked again, and proves no damage. Raises, on all hosts, RequirementsError where
-        there are checkpoints but not one can be read: nothing is moved then, since it may be the
-        config that is another one; and TrainingFailed where the storage goes on not answering.
+        Args:
+          abstract_state_at: a checkpoint's step -> the shapes, dtypes and shardings of its state.
+
+        Raises, on all hosts:
+          RequirementsError: if no checkpoint can be read; nothing is moved then, since the config may be the
+            wrong one.
+          TrainingFailed: if the storage does not answer after retries.
         """
         steps, damaged = self._steps_of_all_hosts(), {}
         for step in reversed(steps):
-            state, reason = self._restored(step, abstract_state_at(step))
+            state, reason = self._restore(step, abstract_state_at(step))
             if not distributed.all_hosts_agree(state is not None):
                 damaged[step] = reason
                 continue
@@ -130,10 +133,10 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Ends orbax's threads, once what they write is on disk.
+        """Waits for orbax's threads and ends them.
 
-        Raises nothing and asks no other host, since it may be called because of an error: `wait` tells of a
-        save that failed.
+        Raises nothing and does not communicate, since it may be called because of an error; `wait` raises
+        the error of a failed save.
         """
         try:
             if self._pending is not None:
@@ -147,27 +150,27 @@ class Checkpoints:
         return self._workdir / "checkpoint_metrics.json"
 
     def _read_recorded(self):
-        """{step: value} of the checkpoints that an earlier stretch of the run has saved."""
+        """{step: value} of checkpoints that an earlier segment of the run saved."""
         if not self._best:
             return {}
         try:
             content = json.loads(retry.call(self._recorded_path.read_text))
         except FileNotFoundError:
             return {}
-        if content["metric"] != self._best.metric:  # another metric is best from now on
+        if content["metric"] != self._best.metric:  # the config changed
             return {}
         return {int(step): value for step, value in content["values"].items()}
 
     def _open(self):
         folder = self._workdir / "checkpoints"
         if io.is_remote(folder) and jax.process_index() == 0:
-            # In a bucket a folder is gone with its last file. orbax clears away in the background what a
-            # killed save has left, and lists the folder meanwhile, on all processes.
+            # In a bucket a folder disappears with its last file. orbax deletes a killed save's remains in the
+            # background, while all processes list the folder.
             io.write_atomically(folder / _KEPT_FILE, b"")
         policies = ocp.training.preservation_policies
         return ocp.training.Checkpointer(
             folder,
-            # When to save is the loop's decision: every call saves.
+            # The loop decides when to save: every call saves.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(
                 [policies.LatestN(self._keep), _KeepBest(self)]
@@ -176,14 +179,14 @@ class Checkpoints:
         )
 
     def best_step(self, steps) -> int | None:
-        """That of these steps whose recorded metric is best, the latest of equals; None for none."""
+        """The step with the best recorded metric, the latest if several tie; None without any."""
         if self._best is None:
             return None
-        sign, known = self._best.sign, [step for step in steps if step in self._recorded]
-        return max(known, key=lambda step: (sign * self._recorded[step], step), default=None)
+        sign, recorded = self._best.sign, [step for step in steps if step in self._recorded]
+        return max(recorded, key=lambda step: (sign * self._recorded[step], step), default=None)
 
     def _steps_of_all_hosts(self):
-        """`steps`, once all hosts are known to see the same: each would go on from another step."""
+        """`steps`. Raises TrainingFailed unless all hosts see the same, since each would resume elsewhere."""
         first, *others = distributed.gather(json.dumps(self.steps()))
         for process, other in enumerate(others, 1):
             if other != first:
@@ -193,12 +196,12 @@ class Checkpoints:
                 )
         return json.loads(first)
 
-    def _restored(self, step, abstract_state):
-        """(state, "") or (None, why it can't be read); raises TrainingFailed where that proves no damage."""
+    def _restore(self, step, abstract_state):
+        """(state, "") or (None, the damage); raises TrainingFailed for errors that prove no damage."""
         with distributed.raise_on_all_hosts(TrainingFailed):
             try:
                 return retry.call(self._load, step, abstract_state), "another process could not read it"
-            except Exception as error:  # orbax and tensorstore raise many kinds
+            except Exception as error:  # orbax and tensorstore raise many types
                 if _proves_damage(error):
                     return None, retry.one_line(error)
                 raise TrainingFailed(
@@ -207,7 +210,7 @@ class Checkpoints:
                 ) from error
 
     def _load(self, step, abstract_state):
-        # Each process for itself: in orbax's barrier those that have read would wait for one that could not.
+        # Each process loads alone: in orbax's barrier the others would wait for a process that failed.
         index = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
             primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
@@ -217,7 +220,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _saving(self, step):
-        """Raises whatever goes wrong inside as TrainingFailed of one line, on all hosts."""
+        """Raises any error inside as TrainingFailed with one line, on all hosts."""
         with distributed.raise_on_all_hosts(TrainingFailed):
             try:
                 yield
@@ -241,15 +244,15 @@ class Checkpoints:
 
 
 class _KeepBest:
-    """orbax's policy for the checkpoint whose recorded metric is best."""
+    """orbax's preservation policy for the checkpoint with the best recorded metric."""
 
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints
 
     def should_preserve(self, checkpoints, *, context):
         del context
-        best = self._checkpoints.best_step([each.step for each in checkpoints])
-        return [each.step == best for each in checkpoints]
+        best = self._checkpoints.best_step([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step == best for checkpoint in checkpoints]
 
 
 def _proves_damage(error):

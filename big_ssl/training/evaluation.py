@@ -27,7 +27,7 @@ _FAILURES, _INTERRUPTED = "eval/failures/{}/in_a_row", "eval/interrupted"
 def predictor(config: Mapping, setup) -> Predictor:
     """The model of a run, for `Predictor.for_evaluation` to set its variables."""
     # Enough work for each device of a large mesh.
-    size = max(256, 32 * mesh_lib.batch_ways(setup.mesh))
+    size = max(256, 32 * mesh_lib.batch_shards(setup.mesh))
     image_config = preprocessing.model_keys(config["eval_transform"])
     return Predictor(setup.system, None, setup.mesh, image_config, lambda: setup.tokenizer, size)
 

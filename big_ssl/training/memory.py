@@ -1,10 +1,9 @@
-"""What a training step takes of a device's memory, as far as it is known without compiling it.
+"""Estimates a training step's memory per device without compiling it.
 
-The state and the batch are exact. Beside them a step holds the gradients, and from its forward to its
-backward pass what the latter reads, after config.remat: this is counted in the traced program, all of the
-batch, and divided by the devices that share it. Not counted is what a single layer needs while it is
-computed, so that a step may need more; and the compiler may compute again what is cheap, so that it may
-need less.
+The state and the batch are exact. Gradients are as large as the parameters. Activations are the residuals
+that the backward pass reads, after config.remat: they are counted in the traced program for the whole batch
+and divided by the number of shards. The estimate excludes temporaries within a layer, so a step may need
+more; and the compiler may recompute cheap operations, so it may need less.
 """
 
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from big_ssl.training.state import evaluation_variables
 
 
 class Memory(NamedTuple):
-    """Bytes on one device. activations: what is kept for the backward pass."""
+    """Bytes on one device. activations: residuals for the backward pass."""
 
     state: int
     batch: int
@@ -31,37 +30,46 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Of a step while it runs."""
+        """The bytes of a running step."""
         return sum(self)
 
 
 def count(config: Mapping, devices: int, device_kind: str) -> Memory:
-    """A step's memory on so many devices of that kind, which need not exist.
+    """Estimates a step's memory.
 
-    Raises ValueError where the mesh can't divide the devices, or the parts of the config do not fit.
+    Args:
+      config: the training config.
+      devices: the number of devices, which need not exist.
+      device_kind: JAX's name of the device.
+
+    Returns:
+      Memory.
+
+    Raises:
+      ValueError: if the mesh does not divide the devices, or the parts of the config do not fit together.
     """
     sizes = mesh_lib.sizes_for(device_kind, config["mesh"], config["mesh_rules"])
     mesh = AbstractMesh(mesh_lib.mesh_shape(sizes, devices), mesh_lib.AXES)
-    # Traced for one device, where all arrays are of the whole batch.
+    # Traced for one device, on which arrays have the whole batch.
     model = build_model(config, mesh_lib.make_mesh(dict.fromkeys(mesh_lib.AXES, 1), jax.local_devices()[:1]))
     state = jax.eval_shape(model.init)
     shardings = state_shardings(mesh, state, config["sharding"])
     batch = batches.abstract_global_batch(config, None)
-    shards = mesh_lib.batch_ways(mesh)
+    shards = mesh_lib.batch_shards(mesh)
     return Memory(
-        _bytes_held(state, shardings),
+        _sharded_bytes(state, shardings),
         sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)) // shards,
-        _bytes_held(state.params, shardings.params),
+        _sharded_bytes(state.params, shardings.params),
         _residual_bytes(model, state, batch) // (shards * config["grad_accum"]),
     )
 
 
-def _bytes_held(tree, shardings):
+def _sharded_bytes(tree, shardings):
     return sum(jax.tree.leaves(jax.tree.map(bytes_per_device, tree, shardings)))
 
 
 def _residual_bytes(model: Model, state, batch) -> int:
-    """Bytes of what the forward pass computes and the backward pass reads."""
+    """Bytes that the forward pass computes and the backward pass reads."""
 
     def residuals(state, batch):
         teacher = evaluation_variables(state)

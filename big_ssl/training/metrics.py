@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl and TensorBoard events."""
+"""Writes a run's metrics: metrics.jsonl and TensorBoard events."""
 
 import itertools
 import json
@@ -14,12 +14,12 @@ from big_ssl.training.wall_time import earlier_seconds
 
 
 class MetricsWriter:
-    """Adds scalars to workdir/metrics.jsonl, one object a line, and to TensorBoard events.
+    """Appends scalars to workdir/metrics.jsonl, one object per line, and to TensorBoard events.
 
-    A resumed run first drops the lines after `start_step`, so that the file reads like that of a run never
-    stopped; `seconds_before` is where the time of all that there were went, see wall_time. One that starts
-    at 0 first copies them to metrics_1.jsonl, or the next number that is free. Only process 0 writes. NaN
-    and infinities are written as null.
+    A resumed run first drops the lines after `start_step`, so that the file equals that of an uninterrupted
+    run; `seconds_before` has the wall time of all earlier segments, see wall_time. A run that starts at 0
+    first copies existing lines to metrics_1.jsonl, or the next free number. Only process 0 writes. NaN and
+    infinities are written as null.
     """
 
     def __init__(self, workdir, start_step: int = 0):
@@ -35,7 +35,7 @@ class MetricsWriter:
         self._lines, self._events = io.GrowingFile(path), EventFile(workdir, start_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line. On disk when this returns; in a bucket within a minute, see io.GrowingFile."""
+        """Writes one line: at once on a disk, within a minute to a bucket, see io.GrowingFile."""
         if not self._active:
             return
         values = {key: float(value) for key, value in metrics.items()}
@@ -44,7 +44,7 @@ class MetricsWriter:
         self._events.write(step, values)
 
     def flush(self) -> None:
-        """Sends what waits: before each checkpoint, so that a run which resumes from it lacks no line."""
+        """Sends buffered lines. Called before each checkpoint, so that a resumed run has all lines."""
         if self._active:
             self._lines.flush()
             self._events.flush()
@@ -52,12 +52,12 @@ class MetricsWriter:
     close = flush
 
     def lines(self) -> Iterator[dict]:
-        """The lines that there are; none on processes other than 0."""
+        """The lines so far; none on processes other than 0."""
         return _whole_lines(self._path) if self._active else iter(())
 
 
 def read_lines(path) -> list[dict]:
-    """The lines of a metrics.jsonl, none where there is no file; one cut short by a kill is left out."""
+    """The lines of a metrics.jsonl, [] without a file; omits a line truncated by a kill."""
     return list(_whole_lines(path))
 
 
@@ -67,14 +67,14 @@ def _whole_lines(path) -> Iterator[dict]:
 
 def _set_aside(path):
     """Keeps the metrics of an earlier run whose checkpoints are gone, or that never saved."""
-    taken = (path.with_name(f"metrics_{n}.jsonl") for n in itertools.count(1))
-    aside = next(path for path in taken if not path.exists())
-    path.copy(aside)
-    console.print(f"no checkpoint: starting at step 0; the metrics of the run before are in {aside.name}")
+    names = (path.with_name(f"metrics_{n}.jsonl") for n in itertools.count(1))
+    free = next(path for path in names if not path.exists())
+    path.copy(free)
+    console.print(f"no checkpoint: starting at step 0; the earlier run's metrics are in {free.name}")
 
 
 def _raw_lines(path):
-    """Yields (bytes, dict) of each line, None for the dict of one cut short."""
+    """Yields (bytes, dict) of each line; the dict of a truncated line is None."""
     path = io.as_path(path)
     if not path.exists():
         return
@@ -87,8 +87,8 @@ def _raw_lines(path):
 
 
 def _drop_after(path, step):
-    """Rewrites the file without the lines after step and those cut short, where there are any."""
-    stays = lambda text, line: line is not None and line["step"] <= step and text.endswith(b"\n")  # noqa: E731
-    if all(stays(*each) for each in _raw_lines(path)):
+    """Rewrites the file without truncated lines and lines after step, if there are any."""
+    keep = lambda text, line: line is not None and line["step"] <= step and text.endswith(b"\n")  # noqa: E731
+    if all(keep(text, line) for text, line in _raw_lines(path)):
         return
-    io.write_atomically(path, b"".join(text for text, line in _raw_lines(path) if stays(text, line)))
+    io.write_atomically(path, b"".join(text for text, line in _raw_lines(path) if keep(text, line)))

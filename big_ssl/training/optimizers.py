@@ -1,5 +1,8 @@
-"""Optimisers from config. None contains its learning rate: the step multiplies by a function
-of state.step, so a skipped step can't shift the schedule."""
+"""Builds optimisers from config.
+
+They do not contain the learning rate: the train step multiplies by a function of state.step, so that a
+skipped step can't shift the schedule.
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +22,8 @@ def build(config: Mapping, schedule: Callable = optax.constant_schedule) -> opta
 
     Args:
       config: name, in NAMES; b1, b2 and eps (SGD has only b1, its momentum); weight_decay, a number, or what
-        `schedule` takes; weight_decay_exclude and (LAMB) trust_ratio_exclude, regular expressions: a match in
-        a parameter's path "image/stem_bn/scale" excludes it from weight decay, or from the trust ratio;
+        `schedule` takes; weight_decay_exclude and, for LAMB, trust_ratio_exclude, regexes that are searched
+        in a parameter's path "image/stem_bn/scale": a match gets no weight decay, or no trust ratio;
         clip_norm, the gradient norm to clip at, 0 for none; clip_scope, whose norm, a name in CLIPS.
       schedule: makes the weight decay a function of the step.
 
@@ -37,15 +40,15 @@ def build(config: Mapping, schedule: Callable = optax.constant_schedule) -> opta
         parts.append(optax.trace(config["b1"]))
     else:
         parts.append(optax.scale_by_adam(config["b1"], config["b2"], config["eps"]))
-    decayed = exclude(config["weight_decay_exclude"])
-    parts.append(optax.masked(add_decayed_weights(schedule(config["weight_decay"])), decayed))
+    decay_mask = exclude(config["weight_decay_exclude"])
+    parts.append(optax.masked(add_decayed_weights(schedule(config["weight_decay"])), decay_mask))
     if config["name"] == "lamb":
         parts.append(optax.masked(scale_by_trust_ratio(), exclude(config["trust_ratio_exclude"])))
     return optax.chain(*parts)
 
 
 def add_decayed_weights(weight_decay: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """optax's, by the run's step and not by a count of its own, which a skipped step would shift."""
+    """optax.add_decayed_weights by the run's step, not by its own count, which a skipped step would shift."""
 
     def update(updates, state, params, *, step=0, **_):
         rate = weight_decay(step)
@@ -55,7 +58,7 @@ def add_decayed_weights(weight_decay: optax.Schedule) -> optax.GradientTransform
 
 
 def clip_each_norm(limit: float) -> optax.GradientTransformation:
-    """Every parameter's own gradient norm, and of a stack every layer's, at most the limit (iBOT)."""
+    """Clips each parameter's gradient by its own norm, and each layer's within a stack (iBOT)."""
 
     def clip(update):
         return update * jnp.minimum(1, limit / (jnp.linalg.norm(update.ravel()) + 1e-6))
@@ -71,41 +74,41 @@ def clip_each_norm(limit: float) -> optax.GradientTransformation:
 
 
 def clip_part_norm(limit: float) -> optax.GradientTransformation:
-    """The norm of every encoder's and every head's gradient, each as a whole, at most the limit (DINOv2)."""
-    plain = optax.clip_by_global_norm(limit)
+    """Clips each encoder's and each head's gradient by its global norm (DINOv2)."""
+    clip_global = optax.clip_by_global_norm(limit)
 
     def update(updates, state, params=None):
         clipped = {
-            kind: {name: plain.update(part, state, params)[0] for name, part in parts.items()}
+            kind: {name: clip_global.update(part, state, params)[0] for name, part in parts.items()}
             for kind, parts in updates.items()
         }
         return clipped, state
 
-    return optax.GradientTransformation(plain.init, update)
+    return optax.GradientTransformation(clip_global.init, update)
 
 
-# What a norm is taken of: all of the gradient; each encoder and head; each parameter.
+# {clip_scope: transformation}: the norm of the whole gradient, of each encoder and head, of each parameter.
 CLIPS = {"all": optax.clip_by_global_norm, "part": clip_part_norm, "parameter": clip_each_norm}
 
 
 def scale_by_trust_ratio() -> optax.GradientTransformation:
-    """optax's, with a ratio for each layer of a stack, as when the layers were apart."""
-    plain = optax.scale_by_trust_ratio()
+    """optax.scale_by_trust_ratio with one ratio per layer of a stack, as for unstacked layers."""
+    scale_array = optax.scale_by_trust_ratio()
 
     def update(updates, state, params):
         def scale(update, param):
-            return plain.update(update, state, param)[0]
+            return scale_array.update(update, state, param)[0]
 
         def scale_leaf(path, update, param):
             return (jax.vmap(scale) if is_stacked(path) else scale)(update, param)
 
         return jax.tree_util.tree_map_with_path(scale_leaf, updates, params), state
 
-    return optax.GradientTransformation(plain.init, update)
+    return optax.GradientTransformation(scale_array.init, update)
 
 
 def exclude(patterns: Sequence[str]):
-    """A mask function for optax: True for each parameter whose path matches none of patterns."""
+    """A mask function for optax: True for each parameter whose path matches none of the regexes."""
     pattern = re.compile("|".join(f"(?:{p})" for p in patterns)) if patterns else None
 
     def mask(params):

@@ -1,8 +1,8 @@
-"""One run at a time in a workdir: workdir/owner.json names the process that trains there.
+"""A lock on the workdir, for one run at a time: workdir/owner.json names the process that trains there.
 
-Its owner writes the file anew every few seconds. A run that finds the file asks the machine whether the
-owner is alive, where it is the same machine, else waits to see whether the file still changes: so a run
-that was killed keeps nobody out, on local disks, NFS and buckets. Process 0 owns the workdir for all.
+The owner renews the file every few seconds. Another run checks whether the owner's process is alive if it is
+on the same machine, and otherwise watches whether the file still changes. So a killed run blocks nobody, on
+local disks, NFS and buckets. Process 0 owns the workdir for all processes.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ from big_ssl.training.phases import phase
 from big_ssl.training.requirements import RequirementsError, check_checkpoint_path, unwritable
 
 FILE = "owner.json"
-# The owner writes the file so often, and counts as dead when it has not for so long.
+# The owner renews the file at this interval, and counts as dead after this silence.
 RENEWAL_SECONDS, LEASE_SECONDS = 10.0, 40.0
-# No machine's clock is a day wrong, so an owner of another machine that is this late is dead.
+# Clocks differ by less than a day, so an owner on another machine that is this late is dead.
 _LONG_DEAD_SECONDS = 86_400.0
 
 
 @contextlib.contextmanager
 def owned(workdir) -> Iterator[None]:
-    """Makes this run the workdir's owner; to be entered by all processes.
+    """Makes this run the workdir's owner; all processes must enter it.
 
-    Raises RequirementsError where another run owns it, where it can't be written, and where it is
-    not the same folder for all processes.
+    Raises RequirementsError if another run owns the workdir, it can't be written, or it is not the same
+    folder on all processes.
     """
     path, lease = io.as_path(workdir), None
     try:
@@ -46,7 +46,7 @@ def owned(workdir) -> Iterator[None]:
             if jax.process_index() == 0:
                 lease = _take(path)
         token = distributed.gather(lease.token if lease else "")[0]
-        with phase(f"looking for {workdir}/{FILE}"):
+        with phase(f"reading {workdir}/{FILE}"):
             if jax.process_index() > 0 and (_read(path / FILE) or {}).get("token") != token:
                 raise RequirementsError(
                     f"workdir {workdir} is a folder of its own on process {jax.process_index()}; "
@@ -59,29 +59,29 @@ def owned(workdir) -> Iterator[None]:
 
 
 class _Lease:
-    """The file, written again and again by a thread of its own until it is released."""
+    """The file, renewed by a background thread until it is released."""
 
     def __init__(self, file):
         self._file, self.token = file, secrets.token_hex(8)
         self._owner = _this_process() | dict(token=self.token, since=time.time())
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread = threading.Thread(target=self._renew, daemon=True)
 
     def write(self):
-        # Whole or not at all: another process may be reading it.
+        # Atomically: another process may be reading it.
         io.write_atomically(self._file, json.dumps(self._owner | dict(renewed=time.time())).encode())
 
     def start(self):
         self._thread.start()
 
-    def _keep(self):
+    def _renew(self):
         while not self._done.wait(RENEWAL_SECONDS):
             try:
                 owner = _read(self._file)
                 if owner and owner.get("token") not in (self.token, None):
-                    _end_at_once(self._file.parent, owner)
+                    _exit(self._file.parent, owner)
                 self.write()
-            except Exception as error:  # of any client, and it may pass: the lease outlives some
+            except Exception as error:  # may be transient, from any client: the lease outlives a few
                 logging.warning("%s can't be written: %s", self._file, retry.one_line(error))
 
     def release(self):
@@ -90,12 +90,12 @@ class _Lease:
         try:
             if (_read(self._file) or {}).get("token") == self.token:
                 self._file.unlink(missing_ok=True)
-        except Exception as error:  # a lease that is not renewed ends by itself
+        except Exception as error:  # a lease that is not renewed expires
             logging.warning("%s can't be removed: %s", self._file, retry.one_line(error))
 
 
 def _take(workdir):
-    """Raises RequirementsError where another run has the workdir. Returns the lease, kept up from now on."""
+    """Acquires the workdir; returns the renewing lease. Raises RequirementsError if another run owns it."""
     lease = _Lease(workdir / FILE)
     remote = io.is_remote(workdir)
     check_checkpoint_path(workdir)
@@ -109,7 +109,7 @@ def _take(workdir):
                 _check_dead(workdir)
                 settled = False
             lease.write()
-            # Of two that both saw it free, the one that wrote first finds the other's name.
+            # If two runs found the workdir free, the last writer wins, and the first reads the other's token.
             time.sleep(0 if settled else 2 if remote else 0.2)
             if (_read(workdir / FILE) or {}).get("token") == lease.token:
                 lease.start()
@@ -119,7 +119,7 @@ def _take(workdir):
 
 
 def _create(file):
-    """Raises FileExistsError where the file is there. On a disk and on NFS only one of two succeeds."""
+    """Creates the file; raises FileExistsError if it exists. On disks and NFS only one of two succeeds."""
     if not io.is_remote(file):
         pathlib.Path(file).touch(exist_ok=False)
     elif file.exists():
@@ -127,14 +127,13 @@ def _create(file):
 
 
 def _check_dead(workdir):
-    """Raises RequirementsError where the owner that the file names is alive."""
+    """Raises RequirementsError if the file's owner is alive."""
     owner = _read(workdir / FILE)
     alive = _is_alive(owner) if owner else None
     if alive is None:
-        who = _name(owner)
         progress.console.print(
-            f"workdir {workdir} was last used by {who}; waiting up to {LEASE_SECONDS:.0f} s to see whether "
-            "it still runs"
+            f"workdir {workdir} was last used by {_name(owner)}; waiting up to {LEASE_SECONDS:.0f} s to see "
+            "whether it still runs"
         )
         alive = _still_renewed(workdir / FILE)
         owner = (alive and _read(workdir / FILE)) or owner
@@ -147,7 +146,7 @@ def _check_dead(workdir):
 
 
 def _is_alive(owner: Mapping) -> bool | None:
-    """Whether the owner's process runs; None where that can't be known, as of another machine."""
+    """Whether the owner's process runs; None if that is unknown, as on another machine."""
     here = _this_process()
     if here["machine"] and owner.get("machine") == here["machine"]:
         return owner["began"] == _began(owner["pid"])
@@ -157,26 +156,25 @@ def _is_alive(owner: Mapping) -> bool | None:
 
 
 def _still_renewed(file):
-    """Watches for as long as a living owner could stay silent."""
+    """Whether the file changes within the longest silence of a living owner."""
     first, deadline = _text(file), time.monotonic() + LEASE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(min(1.0, LEASE_SECONDS / 10))
-        now = _text(file)
-        if now is None:  # released
+        current = _text(file)
+        if current is None:  # released
             return False
-        if now != first:
+        if current != first:
             return True
     return False
 
 
 def _this_process():
-    """Names this process so that one of the same machine can tell whether it runs."""
+    """Identifies this process, so that another one on this machine can check whether it runs."""
     return dict(host=platform.node(), pid=os.getpid(), began=_began(os.getpid()), machine=_machine())
 
 
 def _machine():
-    """This boot of this machine, and the numbering of its processes, of which each container has one;
-    "" where the system does not tell."""
+    """This machine's boot id and PID namespace, which each container has of its own; "" if unknown."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -185,16 +183,16 @@ def _machine():
 
 
 def _began(pid):
-    """When a process started, in the kernel's ticks, as numbers of processes come again; None for none."""
+    """A process's start time in kernel ticks, since PIDs are reused; None if it does not run."""
     try:
         fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else fields[19]  # what was killed and not yet reaped is dead
+    return None if fields[0] in "ZX" else fields[19]  # a zombie is dead
 
 
 def _read(file):
-    """The owner in the file; None where there is none, {} for one that is just being written."""
+    """The file's owner; None without a file, {} while it is being written."""
     text = _text(file)
     if text is None:
         return None
@@ -215,7 +213,7 @@ def _name(owner):
     return f"process {owner['pid']} on {owner['host']}" if owner else "a run that is just starting"
 
 
-def _end_at_once(workdir, owner):
-    """Two runs would spoil each other's checkpoints: the one that lost the workdir writes no more."""
+def _exit(workdir, owner):
+    """Exits the run that lost the workdir: two runs would corrupt each other's checkpoints."""
     print(f"workdir {workdir} was taken by {_name(owner)}; ending", file=sys.stderr, flush=True)
     os._exit(2)

@@ -1,4 +1,4 @@
-"""The parts of a run's set-up: each fails on all hosts or on none, and says so if it takes long."""
+"""Phases of a run's set-up: each fails on all hosts or on none, and prints its name if it takes long."""
 
 import contextlib
 import threading
@@ -10,15 +10,15 @@ from big_ssl.parallel import distributed
 from big_ssl.training import progress
 from big_ssl.training.requirements import RequirementsError
 
-# What takes less is over before it can be read.
+# Shorter phases are not printed.
 _SECONDS = 3.0
 
 
 @contextlib.contextmanager
 def phase(what: str) -> Iterator[None]:
-    """One part of the set-up, on all hosts at once, in which none waits for another.
+    """A phase of the set-up that all hosts run at once, without waiting for one another.
 
-    An error on one host ends all of them (see distributed.raise_on_all_hosts), the others by
+    An error on one host is raised on all (see distributed.raise_on_all_hosts), on the others as
     RequirementsError. what: as in `announced`.
     """
     with announced(what), distributed.raise_on_all_hosts(RequirementsError):
@@ -27,7 +27,7 @@ def phase(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def announced(what: str, seconds: float = _SECONDS) -> Iterator[None]:
-    """Prints what a run is doing, "reading the weights", once that has taken some seconds."""
+    """Prints what a run is doing, such as "reading the weights", once it has taken `seconds`."""
     timer = threading.Timer(seconds, lambda: progress.console.print(f"{what} ..."))
     timer.daemon = True
     if jax.process_index() == 0:

@@ -11,10 +11,16 @@ _STEPS_BEFORE = 5
 
 
 class Profile:
-    """Traces `steps` steps of a run, starting a few after `start`, into workdir/profile.
+    """Traces some steps of a run into workdir/profile.
 
-    Open it with `xprof --logdir WORKDIR/profile` (pip install xprof). steps: 0 traces nothing.
-    A run with too few steps left is traced from its second one.
+    Open it with `xprof --logdir WORKDIR/profile` (pip install xprof). Tracing begins a few steps after the
+    start, or at the second step if too few are left.
+
+    Args:
+      workdir: the run's.
+      steps: the number of steps to trace; 0 traces nothing.
+      start: the step that the run starts or resumes at.
+      total: the run's last step.
     """
 
     def __init__(self, workdir, steps: int, start: int, total: int):
@@ -23,21 +29,21 @@ class Profile:
         self._last = self._first + steps - 1
 
     def before(self, step: int) -> None:
-        """To be called before each step."""
+        """Starts the trace before its first step; call it before every step."""
         if step == self._first <= self._last:
-            # JAX writes to buckets by a client of its own, with other settings.
+            # JAX would write to buckets with another client and other settings.
             self._scratch = tempfile.TemporaryDirectory() if io.is_remote(self._folder) else None
             jax.profiler.start_trace(self._scratch.name if self._scratch else str(self._folder))
             self._tracing = True
 
     def after(self, step: int, metrics) -> None:
-        """To be called after each step, with what it returned."""
+        """Ends the trace after its last step; call it after every step, with the step's metrics."""
         if self._tracing and step >= self._last:
             jax.block_until_ready(metrics)
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is still going on."""
+        """Ends a running trace."""
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: tables at the start, a bar or lines while it runs."""
+"""Terminal output: a table of parameters at the start, then a progress bar or lines."""
 
 import time
 from typing import Any, NamedTuple
@@ -15,22 +15,27 @@ from big_ssl.parallel.sharding import bytes_per_device, path_name
 console = rich.console.Console(highlight=False, soft_wrap=True)
 
 
-# Of the summary on the screen: with its frame and the sum it fits a terminal of 25 lines.
+# Rows of the summary: with its frame and the total it fits a terminal of 25 lines.
 _ROWS = 18
 
 
 class _Parameter(NamedTuple):
-    """held: bytes on a device; split: over which axes, "" for none."""
+    """device_bytes: bytes per device; split: the mesh axes that shard it, "" for none."""
 
     name: str
     leaf: Any
-    held: int
+    device_bytes: int
     split: str
 
 
 def print_parameters(params, shardings, workdir) -> None:
-    """A summary by module on the screen; every parameter with its shape, dtype and partition in
-    workdir/parameters.txt. Does nothing but on process 0."""
+    """Prints a summary by module; writes all parameters to workdir/parameters.txt. Only on process 0.
+
+    Args:
+      params: pytree of arrays or ShapeDtypeStructs.
+      shardings: pytree of NamedShardings.
+      workdir: the run's.
+    """
     if jax.process_index() != 0:
         return
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -42,9 +47,9 @@ def print_parameters(params, shardings, workdir) -> None:
     table.add_column("module", overflow="ellipsis", no_wrap=True)
     for name in ("parameters", "MiB a device", "split over"):
         table.add_column(name, justify="right", no_wrap=True)
-    for module, inside in _modules(parameters).items():
-        axes = sorted({parameter.split for parameter in inside} - {""})
-        table.add_row(module, f"{_count(inside):,}", f"{_mib(inside):.1f}", ", ".join(axes) or "nothing")
+    for module, members in _modules(parameters).items():
+        axes = sorted({parameter.split for parameter in members} - {""})
+        table.add_row(module, f"{_count(members):,}", f"{_mib(members):.1f}", ", ".join(axes) or "nothing")
     console.print(table)
     file = io.as_path(workdir) / "parameters.txt"
     io.write_atomically(file, "".join(f"{line}\n" for line in _listed(parameters)).encode())
@@ -58,7 +63,7 @@ def _split(sharding):
 
 
 def _modules(parameters):
-    """{module: its parameters}, of modules as deep in the tree as there are rows for."""
+    """{module: its parameters}, with modules at the greatest depth that fits the rows."""
     for depth in range(4, 0, -1):
         modules: dict[str, list[_Parameter]] = {}
         for parameter in parameters:
@@ -74,21 +79,22 @@ def _count(parameters):
 
 
 def _mib(parameters):
-    return sum(parameter.held for parameter in parameters) / 2**20
+    return sum(parameter.device_bytes for parameter in parameters) / 2**20
 
 
 def _listed(parameters):
-    """Yields a line for each parameter, in columns."""
+    """Yields one line per parameter, in aligned columns."""
     rows = [("parameter", "shape", "dtype", "split over", "MiB a device")]
-    for name, leaf, held, split in parameters:
-        rows.append((name, str(leaf.shape), str(leaf.dtype), split or "nothing", f"{held / 2**20:.3f}"))
+    for name, leaf, device_bytes, split in parameters:
+        mib = f"{device_bytes / 2**20:.3f}"
+        rows.append((name, str(leaf.shape), str(leaf.dtype), split or "nothing", mib))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
 
 
 class Progress:
-    """Progress of a run: a live bar on a terminal, a line at each report elsewhere."""
+    """Progress of a run: a live bar on a terminal, otherwise a line per report."""
 
     def __init__(self, start: int, total: int, examples_per_step: int):
         self._total, self._examples = total, examples_per_step
@@ -107,32 +113,32 @@ class Progress:
         self._bar.start()
 
     def step(self, step: int) -> None:
-        """Says that `step` steps are done."""
-        if self._began is None:  # the first step compiles, and would spoil every average
+        """Updates the bar to `step` completed steps."""
+        if self._began is None:  # the first step compiles, and would distort the average speed
             self._began, self._first = time.monotonic(), step
         self._bar.update(
             self._task, completed=step, text=f"{self.rate(step):.0f} examples/s, ETA {self.eta(step)}"
         )
 
     def report(self, step: int, text: str) -> None:
-        """Prints a line about the step: loss and the like, speed, time left."""
+        """Prints a line about a step: text, such as the loss, with speed and time left."""
         if jax.process_index() == 0:
             speed = f"{self.rate(step):.0f} examples/s  ETA {self.eta(step)}"
             console.print(f"step {step:>6}/{self._total}  {text}  {speed}")
 
     def pause(self, seconds: float) -> None:
-        """Leaves time spent on something other than steps out of the speed."""
+        """Excludes time spent outside steps from the speed."""
         self._paused += seconds
 
     def rate(self, step: int) -> float:
-        """Examples per second since the first step, pauses and compilation left out."""
+        """Examples per second since the first step, without pauses and compilation."""
         if self._began is None or step == self._first:
             return 0.0
         elapsed = max(time.monotonic() - self._began - self._paused, 1e-9)
         return (step - self._first) * self._examples / elapsed
 
     def eta(self, step: int) -> str:
-        """Time left at this rate, h:mm:ss; evaluations still to come are not in it."""
+        """Time left at this rate, h:mm:ss, without future evaluations."""
         rate = self.rate(step)
         if not rate:
             return "?"
@@ -140,5 +146,5 @@ class Progress:
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
     def close(self) -> None:
-        """Takes the bar off the terminal."""
+        """Removes the bar from the terminal."""
         self._bar.stop()

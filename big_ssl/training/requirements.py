@@ -1,4 +1,4 @@
-"""What a run needs against what there is, said before anything is compiled."""
+"""Checks a run's requirements before anything is compiled: memory, data, weights, disk space."""
 
 import json
 import os
@@ -15,26 +15,26 @@ from big_ssl.parallel.notices import warn_once
 from big_ssl.training import build, memory
 from big_ssl.training.state import TrainState
 
-# An estimate that is wrong by this much was never seen (docs/plan.md).
+# No estimate was ever wrong by this factor (docs/plan.md).
 _CERTAINLY_TOO_MUCH = 4
 _SPLIT_STATE = "; more devices share it by mesh.fsdp"
 _SPLIT_STEP = "; more devices, grad_accum or a smaller batch_size need less"
 
 
 class RequirementsError(ValueError):
-    """The config can't run here; the message says what it needs and what would run."""
+    """The config can't run here; the message names its requirements and a config that runs."""
 
 
 class Machine(NamedTuple):
-    """All devices of a run, of how many bytes each."""
+    """A run's devices. memory: bytes per device."""
 
     devices: int
     kind: str
     memory: int
 
     @classmethod
-    def here(cls) -> "Machine":
-        """The devices of all processes; on CPU each has its share of its machine's memory."""
+    def current(cls) -> "Machine":
+        """The devices of all processes; CPU devices divide their machine's memory."""
         device = jax.local_devices()[0]
         memory = (device.memory_stats() or {}).get("bytes_limit")
         if memory is None:
@@ -48,36 +48,42 @@ class Machine(NamedTuple):
 
 @distributed.raise_on_all_hosts(RequirementsError)
 def check_requirements(config, config_file: str, machine: Machine | None = None) -> None:
-    """Raises RequirementsError where the devices cannot hold a step, or where data, weights or a vocabulary
-    are not there; warns where the devices are likely too small.
+    """Checks memory, data, weights and vocabularies; warns if the devices are likely too small.
 
-    What a step takes is counted (training/memory.py), whatever devices the recipe was first run on.
-    machine: by default this one.
+    training/memory.py estimates a step's memory, independent of the devices that the recipe names.
+
+    Args:
+      config: a stage's config.
+      config_file: the value of --config, for the message.
+      machine: the devices; by default the current ones.
+
+    Raises:
+      RequirementsError: if a step does not fit into memory, or data, weights or a vocabulary are missing.
     """
-    needs, lacking, machine = config["requires"], [], machine or Machine.here()
+    requires, missing, machine = config["requires"], [], machine or Machine.current()
     try:
         step = memory.count(config, machine.devices, machine.kind)
     except ValueError as error:
         raise RequirementsError(str(error)) from error
     if step.state + step.batch > machine.memory:
-        lacking.append(f"{_gib(step.state)} for the state on each device, of {machine}{_SPLIT_STATE}")
+        missing.append(f"{_gib(step.state)} for the state on each device, of {machine}{_SPLIT_STATE}")
     elif step.total > _CERTAINLY_TOO_MUCH * machine.memory:
-        lacking.append(_likely(step, machine))
+        missing.append(_likely(step, machine))
     for name, stream in config["streams"].items():
         for entry in sources.entries(stream["data"]):
-            lacking.extend(_lacking_data(f"streams.{name}.data.{entry.path}", entry.source))
+            missing.extend(_missing_data(f"streams.{name}.data.{entry.path}", entry.source))
     for name, options in config["evals"].items():
         for key, value in options.items():
             if isinstance(value, Mapping) and "kind" in value:
-                lacking.extend(_lacking_data(f"evals.{name}.{key}", value))
-    if needs["weights"] and not config["init_from"]["path"]:
-        lacking.append("weights to start from, config.init_from.path (not set)")
+                missing.extend(_missing_data(f"evals.{name}.{key}", value))
+    if requires["weights"] and not config["init_from"]["path"]:
+        missing.append("weights to start from, config.init_from.path (not set)")
     texts = build.reads_texts(config)
     if texts and not config["tokenizer"]["vocabulary"]:
-        lacking.append(f"a {config['tokenizer']['kind']} vocabulary, config.tokenizer.vocabulary (not set)")
-    if lacking:
-        listed = "".join(f"\n  - {item}" for item in lacking)
-        instead = f"\nRuns here: --config={config_file.split(':')[0]}:{needs['preset_here']}"
+        missing.append(f"a {config['tokenizer']['kind']} vocabulary, config.tokenizer.vocabulary (not set)")
+    if missing:
+        listed = "".join(f"\n  - {item}" for item in missing)
+        instead = f"\nRuns here: --config={config_file.split(':')[0]}:{requires['preset_here']}"
         raise RequirementsError(
             f"{config['name']} cannot run on this machine. It needs{listed}"
             f"{'' if config_file.endswith('.json') else instead}"
@@ -91,21 +97,21 @@ def _likely(step, machine):
 
 
 def check_same_config(config) -> None:
-    """Raises RequirementsError on all processes where one has another config than process 0."""
+    """Raises RequirementsError on all processes if one has another config than process 0."""
     first, *others = distributed.gather(json.dumps(config, sort_keys=True))
     for process, other in enumerate(others, 1):
         if other != first:
-            key, here, there = next(_differences(json.loads(first), json.loads(other), "config"))
+            key, value, other_value = next(_differences(json.loads(first), json.loads(other), "config"))
             raise RequirementsError(
-                f"{key} is {here!r} on process 0 and {there!r} on process {process}; "
+                f"{key} is {value!r} on process 0 and {other_value!r} on process {process}; "
                 "all processes need the same command"
             )
 
 
 def _differences(first, other, path):
-    """Yields (key, value of first, value of other)."""
+    """Yields (path, value in first, value in other) for every difference."""
     if not isinstance(first, Mapping) or not isinstance(other, Mapping):
-        if repr(first) != repr(other):  # of one that is not a number too
+        if repr(first) != repr(other):  # NaN != NaN
             yield path, first, other
         return
     for key in sorted({*first, *other}):
@@ -113,13 +119,21 @@ def _differences(first, other, path):
 
 
 def check_workdir(workdir, state_bytes: int, keep: int) -> None:
-    """Raises RequirementsError where this host can't write to the workdir, or where there is no room for the
-    checkpoints."""
+    """Checks that this host can write to the workdir, and that there is space for the checkpoints.
+
+    Args:
+      workdir: the run's.
+      state_bytes: a checkpoint's size.
+      keep: the number of latest checkpoints to keep.
+
+    Raises:
+      RequirementsError: if not.
+    """
     path = io.as_path(workdir)
     try:
         probe = path / f".write_test_{jax.process_index()}"
         io.write_atomically(probe, b"")
-        probe.unlink(missing_ok=True)  # in a bucket a request whose answer was lost is sent again
+        probe.unlink(missing_ok=True)  # a bucket's client repeats a request after a lost response
     except OSError as error:
         raise unwritable(workdir, error) from error
     if io.is_remote(workdir):
@@ -139,27 +153,27 @@ def unwritable(workdir, error: OSError) -> RequirementsError:
 
 
 def check_checkpoint_path(workdir) -> None:
-    """Raises RequirementsError where orbax can't keep checkpoints.
+    """Raises RequirementsError for a path that orbax does not support.
 
-    It knows disks and gs://; orbax 0.12 takes s3:// for a folder named "s3:".
+    It supports disks and gs://; orbax 0.12 would create a local folder "s3:" for s3://.
     """
     if io.is_remote(workdir) and not str(workdir).startswith("gs://"):
-        raise RequirementsError(f"workdir {workdir}: checkpoints are kept on disks and in gs:// alone")
+        raise RequirementsError(f"workdir {workdir}: checkpoints can be stored only on disks and in gs://")
 
 
 def free_space(workdir) -> str:
-    """ " (1.23 GiB free)" of a folder of this machine; "" of a bucket, and of a folder that is gone."""
+    """ " (1.23 GiB free)" for a local folder; "" for a bucket or a missing folder."""
     if io.is_remote(workdir) or not os.path.isdir(workdir):
         return ""
     return f" ({shutil.disk_usage(workdir).free / 2**30:.2f} GiB free)"
 
 
 def state_bytes(abstract_state: TrainState) -> int:
-    """Bytes of a whole state, as a checkpoint holds it."""
+    """Bytes of a whole state, as in a checkpoint."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state))
 
 
-def _lacking_data(key, source):
+def _missing_data(key, source):
     if source["kind"] != "tfds":
         return
     if not source["data_dir"]:

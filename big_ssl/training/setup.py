@@ -90,7 +90,7 @@ def _mesh(config, devices):
     devices = devices or jax.devices()
     sizes = mesh_lib.sizes_for(devices[0].device_kind, config["mesh"], config["mesh_rules"])
     mesh = mesh_lib.make_mesh(sizes, devices)
-    ways, parts = mesh_lib.batch_ways(mesh), config["grad_accum"]
+    ways, parts = mesh_lib.batch_shards(mesh), config["grad_accum"]
     for name, stream in config["streams"].items():
         if stream["batch_size"] % (ways * parts):
             raise requirements.RequirementsError(

@@ -1,5 +1,7 @@
-"""TensorBoard's event files, of scalars alone: written here, since each library that writes them imports
-PyTorch or TensorFlow where it finds one, and none can add to a file in a bucket.
+"""Writes TensorBoard event files with scalars.
+
+Written here because the existing libraries import PyTorch or TensorFlow if installed, and none can append to
+a file in a bucket.
 
 The layout is TensorFlow's: records (core/lib/io/record_writer.h) of Event messages (core/util/event.proto).
 """
@@ -19,7 +21,7 @@ _POLYNOMIAL = 0x82F63B78
 class EventFile:
     """A new event file in a folder.
 
-    first_step: from here on TensorBoard drops what earlier files hold: a resumed run makes it again.
+    first_step: TensorBoard drops earlier files' events from this step on, since a resumed run repeats them.
     """
 
     def __init__(self, folder, first_step: int):
@@ -33,20 +35,20 @@ class EventFile:
         self.flush, self.close = self._file.flush, self._file.close
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """The scalars of a step, {tag: value}."""
+        """Writes a step's scalars, {tag: value}."""
         scalars = (_bytes_field(1, tag.encode()) + _float_field(2, value) for tag, value in values.items())
         summary = b"".join(_bytes_field(1, scalar) for scalar in scalars)
         self._file.write(record(_event(step, _bytes_field(5, summary))))
 
 
 def record(content: bytes) -> bytes:
-    """A record: its length, its content, and a checksum of each."""
+    """Frames a record: its length, its content, and a checksum of each."""
     length = struct.pack("<Q", len(content))
     return length + _masked_checksum(length) + content + _masked_checksum(content)
 
 
 def checksum(content: bytes) -> int:
-    """CRC-32C."""
+    """The CRC-32C of content."""
     value = 0xFFFFFFFF
     for byte in content:
         value = _TABLE[(value ^ byte) & 0xFF] ^ (value >> 8)
@@ -54,7 +56,7 @@ def checksum(content: bytes) -> int:
 
 
 def _masked_checksum(content):
-    """TensorFlow's mask: records that hold records would have checksums of checksums."""
+    """TensorFlow's masked CRC, so that nested records are not checksums of checksums."""
     value = checksum(content)
     return struct.pack("<I", (((value >> 15) | (value << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
@@ -71,12 +73,12 @@ def _table():
 _TABLE = _table()
 
 
-def _event(step, what):
-    return b"\x09" + struct.pack("<d", time.time()) + _varint_field(2, step) + what
+def _event(step, fields):
+    return b"\x09" + struct.pack("<d", time.time()) + _varint_field(2, step) + fields
 
 
 def _varint(value):
-    """Protocol buffers' whole numbers: seven bits a byte, the lowest first."""
+    """Encodes a protocol buffers varint: seven bits per byte, lowest first."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

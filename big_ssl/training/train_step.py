@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from big_ssl.objectives.base import Sum
-from big_ssl.parallel.mesh import BATCH_AXES, batch_ways
+from big_ssl.parallel.mesh import BATCH_AXES, batch_shards
 from big_ssl.parallel.sharding import path_name
 from big_ssl.random_keys import step_key
 from big_ssl.training import state as state_lib
@@ -85,7 +85,7 @@ def _accumulated(system, count, mesh, params, mutable, batch, key, step, teacher
     keys = jax.random.split(key, count)
     parts = jax.vmap(system.flipped)(jax.tree.map(functools.partial(_split, count, mesh), batch), keys), keys
     # What a batch-scoped loss reads of the whole batch is mirrored as in the microbatches.
-    join = functools.partial(_join, batch_ways(mesh))
+    join = functools.partial(_join, batch_shards(mesh))
     batch = {stream: dict(values) for stream, values in batch.items()}
     for stream, name in system.mirrored:
         batch[stream][name] = jax.tree.map(join, parts[0][stream][name])
@@ -186,7 +186,7 @@ def _merge(per_example, shared):
 
 def _split(count, mesh, x):
     """[B, ...] -> [count, B / count, ...], every microbatch a part of each device's examples."""
-    shards = batch_ways(mesh)
+    shards = batch_shards(mesh)
     x = x.reshape(shards, count, -1, *x.shape[1:]).swapaxes(0, 1)
     x = x.reshape(count, -1, *x.shape[3:])
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, BATCH_AXES)))

@@ -17,16 +17,16 @@ from big_ssl.models.layer_layouts import unstack_layers
 from big_ssl.objectives.base import EncoderCall
 from big_ssl.objectives.contrastive import ContrastiveHead
 from big_ssl.training import build, requirements, stages
-from big_ssl.weights.format import Config
+from big_ssl.weights.format import ModelConfig
 
 
-def read(workdir) -> tuple[Config, dict]:
-    """(Config, variables) of the model that a run has trained; see `describe`, `load` and `exported`."""
+def read(workdir) -> tuple[ModelConfig, dict]:
+    """(ModelConfig, variables) of the model that a run has trained; see `describe`, `load` and `exported`."""
     config, variables = load(workdir)
     return describe(config), exported(config, variables)
 
 
-def load(workdir, step: int = 0) -> tuple[Config, dict]:
+def load(workdir, step: int = 0) -> tuple[ModelConfig, dict]:
     """(training config of the newest checkpoint's stage, variables) of a run, layers apart; the average if
     there is one.
 
@@ -106,8 +106,8 @@ def _unstacked(variables, name, stacks):
     return dict(params=params | dict(encoders=encoder_params), encoders=statistics | {name: unstacked})
 
 
-def describe(config: Mapping) -> Config:
-    """The Config of the model that a training config trains.
+def describe(config: Mapping) -> ModelConfig:
+    """The ModelConfig of the model that a training config trains.
 
     Its layout is that of converted models, whatever names the run uses: an image encoder, and a text encoder
     and a head if an objective provides encode_text. Raises ValueError without an image encoder.
@@ -138,21 +138,21 @@ def _image_call(system) -> EncoderCall:
 
 
 def _encoders(system) -> dict[str, str]:
-    """{its place in a Config, "image" or "text": the run's encoder}."""
+    """{its place in a ModelConfig, "image" or "text": the run's encoder}."""
     text = capabilities.prediction(system, "encode_text")
     places = dict(image=_image_call(system).encoder)
     return places if text is None else places | dict(text=text.call.encoder)
 
 
 def _heads(system) -> dict[str, str]:
-    """{its place in a Config: the objective whose head it is}."""
+    """{its place in a ModelConfig: the objective whose head it is}."""
     places = dict(contrastive=system.provider("encode_text"), classification=system.provider("classify"))
     heads = {place: name for place, name in places.items() if name}
     if "contrastive" in heads and not isinstance(
         head := system.terms[heads["contrastive"]].objective.head, ContrastiveHead
     ):
         raise ValueError(
-            f"{heads['contrastive']}: a {type(head).__name__} can't be stored as a Config's head"
+            f"{heads['contrastive']}: a {type(head).__name__} can't be stored as a ModelConfig's head"
         )
     return heads
 
@@ -166,7 +166,7 @@ def _options(config, objective):
 
 
 def exported(config: Mapping, variables: Mapping) -> dict:
-    """The variables of the Config of `describe`: encoders and heads that embed and classify.
+    """The variables of the ModelConfig of `describe`: encoders and heads that embed and classify.
 
     Heads of self-distillation stay in the run, for init_from.
     """

@@ -1,44 +1,44 @@
-"""Where the wall time of a run went, kept across restarts."""
+"""Records the wall time spent in each part of a run, across restarts."""
 
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
-# "other" is what lies outside all parts: imports, set-up, restoring, the report. "lost" are the
-# seconds of steps that a killed run had logged after its last checkpoint, and that were done again.
+# "other" is the time outside all parts: imports, set-up, restoring, the report. "lost" is the time of steps
+# that a killed run logged after its last checkpoint and that the resumed run repeats.
 PARTS = ("compute", "data", "compile", "checkpoint", "evaluate")
 ALL_PARTS = (*PARTS, "other", "lost")
 
 
 class WallTime:
-    """Seconds by part of a run, this stretch of it and those before.
+    """Seconds by part of a run, for this segment and earlier ones (a segment lasts until a restart).
 
-    before: seconds by part of the stretches before this one. began: time.monotonic() at the start.
-    A process waits for one step while the accelerator computes the next, so "compute" is the
-    time spent waiting for it, and "data" the time in which it had nothing to do.
+    before: seconds by part of the earlier segments. began: time.monotonic() at the start. The host runs ahead
+    of the accelerator: "compute" is the time that the host waits for the accelerator, and "data" the time
+    that the accelerator may be idle because the host waits for data.
     """
 
     def __init__(self, before: Mapping[str, float], began: float):
         self._before = {part: before.get(part, 0.0) for part in ALL_PARTS}
-        self._own, self._began = dict.fromkeys(PARTS, 0.0), began
+        self._segment, self._began = dict.fromkeys(PARTS, 0.0), began
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Counts what happens inside to one of PARTS."""
+        """Adds the time spent inside to one of PARTS."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self._own[name] += time.monotonic() - began
+            self._segment[name] += time.monotonic() - began
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by part so far; their sum is the wall time of all stretches."""
-        other = time.monotonic() - self._began - sum(self._own.values())
-        own = self._own | {"other": other, "lost": 0.0}
-        return {part: self._before[part] + own[part] for part in ALL_PARTS}
+        """Seconds by part so far; their sum is the wall time of all segments."""
+        other = time.monotonic() - self._began - sum(self._segment.values())
+        segment = self._segment | {"other": other, "lost": 0.0}
+        return {part: self._before[part] + segment[part] for part in ALL_PARTS}
 
     def metrics(self) -> dict[str, float]:
-        """time/<part>, in seconds, and time/fraction/<part> of the wall time."""
+        """{"time/<part>": seconds, "time/fraction/<part>": fraction of the wall time}."""
         seconds = self.seconds()
         total = sum(seconds.values())
         return {f"time/{part}": value for part, value in seconds.items()} | {
@@ -47,7 +47,10 @@ class WallTime:
 
 
 def earlier_seconds(lines: Iterable[dict], start_step: int) -> dict[str, float]:
-    """Seconds by part of the stretches that logged `lines` and are resumed after start_step."""
+    """Seconds by part of the earlier segments of a run that resumes after start_step.
+
+    lines: of metrics.jsonl. The time logged after start_step counts as "lost".
+    """
     before = last = dict.fromkeys(ALL_PARTS, 0.0)
     for line in lines:
         if "time/compute" in line:

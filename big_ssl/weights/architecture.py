@@ -1,4 +1,4 @@
-"""The modules of a Config, and the names and shapes of all their weights."""
+"""Builds the modules of a ModelConfig, and the names and shapes of their weights."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,12 +14,16 @@ from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.classification import ClassifierHead
 from big_ssl.objectives.contrastive import ContrastiveHead
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import Config
+from big_ssl.weights.format import ModelConfig
 
 
 class Modules(NamedTuple):
-    """The image encoder; the text encoder and the head of a model that embeds texts; the head of a trained
-    classifier; and {objective: head} of self-distillation."""
+    """A model's modules.
+
+    image: the image encoder; text: the text encoder, None for image-only models; head: the contrastive head,
+    None for image-only models; classifier: None unless the model is one; projections:
+    {objective: self-distillation head}.
+    """
 
     image: nn.Module
     text: nn.Module | None
@@ -28,8 +32,8 @@ class Modules(NamedTuple):
     projections: Mapping[str, ProjectionHead]
 
 
-def modules(config: Config, dtype: str = "float32") -> Modules:
-    """The modules of a Config. Raises WeightsError where it has not the keys of one."""
+def modules(config: ModelConfig, dtype: str = "float32") -> Modules:
+    """Builds the modules of a ModelConfig. Raises WeightsError for missing or unknown keys."""
     try:
         tokenizer = config["tokenizer"] or dict(length=0, size=0)
         length, size = tokenizer["length"], tokenizer["size"]
@@ -45,20 +49,20 @@ def modules(config: Config, dtype: str = "float32") -> Modules:
         raise WeightsError(f"config.json does not describe a model: {error}") from error
 
 
-def completed(config: Config) -> Config:
-    """The Config with every option of its modules spelled out, but how they are computed."""
+def with_defaults(config: ModelConfig) -> ModelConfig:
+    """Fills in the modules' default options, except those that only affect how they are computed."""
     image, text, head, *_ = modules(config)
-    towers = dict(image=_options(config["encoders"]["image"], image))
+    encoder_options = dict(image=_options(config["encoders"]["image"], image))
     if head is None:
-        return config | dict(encoders=towers)
-    towers["text"] = _options(config["encoders"]["text"], text)
-    return config | dict(encoders=towers, head=_fields(head, ()))
+        return config | dict(encoders=encoder_options)
+    encoder_options["text"] = _options(config["encoders"]["text"], text)
+    return config | dict(encoders=encoder_options, head=_fields(head, ()))
 
 
-def _options(given, module):
-    # An EfficientNet's stages are made of the strides that are given.
-    options = dict(kind=given["kind"], **_fields(module, ("dtype", "remat", "attention", "stages")))
-    return {key: given[key] for key in given if key == "strides"} | options
+def _options(configured, module):
+    # An EfficientNet's stages are built from the option `strides`.
+    options = dict(kind=configured["kind"], **_fields(module, ("dtype", "remat", "attention", "stages")))
+    return {key: configured[key] for key in configured if key == "strides"} | options
 
 
 def _fields(module, without):
@@ -68,37 +72,41 @@ def _fields(module, without):
     return {name: getattr(module, name) for name in names}
 
 
-def shapes(config: Config) -> dict[str, tuple[int, ...]]:
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """{path: shape} of all weights: params/encoders/..., params/heads/..., encoders/... for statistics."""
     image, text, head, classifier, projections = modules(config)
-    # A network of convolutions alone takes images of any size.
+    # Convolutional networks have no image_size option: they take images of any size.
     size = config["encoders"]["image"].get("image_size", config["image_size"])
     key, images = jax.random.key(0), jnp.zeros((1, size, size, 3))
-    seen, image_variables = jax.eval_shape(image.init_with_output, key, images)
-    towers, heads = dict(image=image_variables), {}
+    image_outputs, image_variables = jax.eval_shape(image.init_with_output, key, images)
+    variables, heads = dict(image=image_variables), {}
     if classifier is not None:
-        heads["classification"] = jax.eval_shape(classifier.init, key, dict(image=seen))["params"]
+        heads["classification"] = jax.eval_shape(classifier.init, key, dict(image=image_outputs))["params"]
     for name, projection in projections.items():
-        heads[name] = dict(projection=jax.eval_shape(projection.init, key, seen["pooled"])["params"])
+        heads[name] = dict(projection=jax.eval_shape(projection.init, key, image_outputs["pooled"])["params"])
     if head is not None and text is not None:
         ids = jnp.zeros((1, 1), int)
-        read, towers["text"] = jax.eval_shape(text.init_with_output, key, ids, ids == 0)
-        heads["contrastive"] = jax.eval_shape(head.init, key, dict(image=seen, text=read))["params"]
-    return _flat(joined(towers, heads))
+        text_outputs, variables["text"] = jax.eval_shape(text.init_with_output, key, ids, ids == 0)
+        inputs = dict(image=image_outputs, text=text_outputs)
+        heads["contrastive"] = jax.eval_shape(head.init, key, inputs)["params"]
+    return _flat_shapes(_variables(variables, heads))
 
 
-def _flat(variables):
+def _flat_shapes(variables):
     return {path: leaf.shape for path, leaf in flatten_dict(variables, sep="/").items()}
 
 
-def joined(towers: Mapping[str, Mapping], heads: Mapping[str, Mapping]) -> dict:
+def _variables(encoder_variables: Mapping[str, Mapping], heads: Mapping[str, Mapping]) -> dict:
     """As training.state.evaluation_variables: {"params": {"encoders", "heads"}, "encoders": statistics}."""
-    statistics = {name: {k: v for k, v in tower.items() if k != "params"} for name, tower in towers.items()}
-    params = dict(encoders={name: tower["params"] for name, tower in towers.items()}, heads=heads)
-    return dict(params=params, encoders=statistics)
+    statistics = {
+        name: {k: v for k, v in variables.items() if k != "params"}
+        for name, variables in encoder_variables.items()
+    }
+    encoder_params = {name: variables["params"] for name, variables in encoder_variables.items()}
+    return dict(params=dict(encoders=encoder_params, heads=heads), encoders=statistics)
 
 
-def tower_variables(variables: Mapping, name: str) -> dict:
-    """The variables of one encoder, as its module takes them."""
+def encoder_variables(variables: Mapping, name: str) -> dict:
+    """Selects one encoder's variables, for its module's `apply`."""
     statistics = variables.get("encoders", {}).get(name, {})
     return dict(params=variables["params"]["encoders"][name], **statistics)

@@ -1,8 +1,8 @@
-"""What the checkpoints of DINO's children have in common: the names of their ViT, and its shape."""
+"""The ViT in the checkpoints of DINO, iBOT, DINOv2 and timm: rules and architecture."""
 
 from collections.abc import Mapping
 
-from big_ssl.weights.format import IMAGE, Config, count, grid_side, shape_of
+from big_ssl.weights.format import IMAGE, ModelConfig, count, grid_side, shape_of
 from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, fused, leading, linear, norm, within
 
 _LAYER = [
@@ -21,35 +21,46 @@ _VIT = [
     *within("blocks.{i}.", "layer{i}/", _LAYER),
     *norm("norm", "final_norm"),
 ]
-# The arrays of a SwiGLU: its first two products are one.
+# The linear layers of a SwiGLU; the first fuses gate and input.
 SWIGLU = ("mlp.w12", "mlp.w3")
-# What the command line may say of them.
+# Command line options of these formats.
 OPTIONS = ("num_heads",)
 
 
 def rules(
-    config: Config,
+    config: ModelConfig,
     mask_token: str = "mask_token",
     registers: str = "register_tokens",
     swiglu: tuple[str, str] = SWIGLU,
 ) -> list[Rule]:
-    """All names of a backbone; those that are spelt in several ways are parameters."""
+    """The rules for a backbone.
+
+    Args:
+      config: the model's ModelConfig.
+      mask_token, registers, swiglu: the format's names of these arrays.
+    """
     if config["encoders"]["image"]["feed_forward"] == "swiglu":
         first, last = swiglu
-        inside = [*fused(f"{first}.", "mlp_gate", "mlp_in"), *linear(last, "mlp_out")]
+        feed_forward = [*fused(f"{first}.", "mlp_gate", "mlp_in"), *linear(last, "mlp_out")]
     else:
-        inside = [*linear("mlp.fc1", "mlp_in"), *linear("mlp.fc2", "mlp_out")]
+        feed_forward = [*linear("mlp.fc1", "mlp_in"), *linear("mlp.fc2", "mlp_out")]
     tokens = [
         Rule(mask_token, ("mask_token",), leading(1)),
         Rule(registers, ("registers",), leading(1)),
     ]
-    return within("", IMAGE, [*_VIT, *within("blocks.{i}.", "layer{i}/", inside), *tokens])
+    return within("", IMAGE, [*_VIT, *within("blocks.{i}.", "layer{i}/", feed_forward), *tokens])
 
 
 def shape(tensors: Mapping, options: Mapping, last: str = "mlp.fc2") -> dict:
-    """A ViT's size, by its arrays; last: the name of a feed-forward's last product.
+    """Infers a ViT's size options from its arrays.
 
-    Heads are not in a file: width / 64 as published, or the option num_heads.
+    Args:
+      tensors: {name: array}.
+      options: may contain num_heads; files do not store it, and the published models have width / 64.
+      last: the name of the feed-forward's last linear layer.
+
+    Returns:
+      The options patch, width, depth, heads, mlp_dim and image_size.
     """
     width, _, _, patch = shape_of(tensors, "patch_embed.proj.weight", 4)
     side = grid_side(shape_of(tensors, "pos_embed", 3)[1] - 1, "pos_embed")

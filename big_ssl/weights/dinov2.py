@@ -1,7 +1,7 @@
-"""DINOv2's own files, with registers and without: of a backbone, or teacher_checkpoint.pth of a training.
+"""DINOv2's own files, with or without registers: a backbone, or a training run's teacher_checkpoint.pth.
 
-Layout: facebookresearch/dinov2, dinov2/models/vision_transformer.py. How positions are resized is
-in no file; those published with registers do it otherwise than those without.
+Layout: facebookresearch/dinov2, dinov2/models/vision_transformer.py. The files do not store how positions are
+resized; the published models with registers do it differently from those without.
 """
 
 import re
@@ -12,16 +12,16 @@ from big_ssl.models.position_embedding import RESIZES
 from big_ssl.models.transformer import lookup
 from big_ssl.weights import dino_heads, dino_layers
 from big_ssl.weights.dino_heads import Names
-from big_ssl.weights.format import Config, Format, image_config, shape_of
+from big_ssl.weights.format import Format, ModelConfig, image_config, shape_of
 
-# Where one head served both terms, it is the first.
+# A checkpoint with one head for both objectives stores it as dino_head.
 HEADS = {
     "dino": Names("dino_head.mlp", "dino_head.last_layer"),
     "ibot": Names("ibot_head.mlp", "ibot_head.last_layer"),
 }
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     del files
     swiglu = f"blocks.0.{dino_layers.SWIGLU[0]}.weight" in tensors
     registers = shape_of(tensors, "register_tokens", 3)[1] if "register_tokens" in tensors else 0
@@ -38,10 +38,10 @@ def _config(tensors, files, options) -> Config:
 
 
 def _prepare(tensors: Mapping, options: Mapping) -> dict:
-    """A backbone's names, whatever the layers were grouped in, and the heads'."""
+    """Removes prefixes and FSDP's block chunks from names."""
     del options
     names = {name: name.removeprefix("teacher.").removeprefix("backbone.") for name in tensors}
-    return dino_heads.prepared(
+    return dino_heads.normalize_names(
         {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", names[name]): x for name, x in tensors.items()}
     )
 

@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint, in one line."""
+"""The error of unreadable and unwritable checkpoints."""
 
 
 class WeightsError(ValueError):

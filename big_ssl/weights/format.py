@@ -1,4 +1,4 @@
-"""What a public checkpoint format is, and the questions that all formats ask of their arrays."""
+"""The description of a public checkpoint format, and helpers that infer an architecture from arrays."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,42 +10,41 @@ from big_ssl.weights.rules import Rule
 IMAGE, TEXT, HEAD = (f"params/{name}/" for name in ("encoders/image", "encoders/text", "heads/contrastive"))
 IMAGE_STATISTICS = "encoders/image/batch_stats/"
 
-# Of SigLIP 2's vocabulary (arXiv 2502.14786, section 2); SigLIP's have 32,000 and 250,000.
+# The size of SigLIP 2's vocabulary (arXiv 2502.14786, section 2); SigLIP's have 32,000 and 250,000.
 GEMMA_SIZE = 256_000
 
-# What a model is, in the keys of a training config where there are such: encoders, views,
-# tokenizer; and head (objectives.contrastive.ContrastiveHead), image_size and resize
-# (data.preprocessing). Of a model of images alone, tokenizer and head are None. Of a trained classifier there
-# is `classes` too, how many; where heads of self-distillation came with a model, `projections` too:
-# {objective: options of models.projection_head.ProjectionHead}, for training that goes on.
-Config = dict[str, Any]
+# The model's part of a config. Keys of a training config: encoders, views, tokenizer. Other keys: head,
+# options of objectives.contrastive.ContrastiveHead; image_size and resize, see data.preprocessing. Image-only
+# models have tokenizer and head None. Classifiers also have `classes`, their number. Models with
+# self-distillation heads also have `projections`: {objective: options of models.projection_head}.
+ModelConfig = dict[str, Any]
 
 
 class Format(NamedTuple):
-    """A public layout of weights.
+    """A public checkpoint format.
 
-    config: (arrays, its JSON files by name, options of the command line) -> Config.
-    rules: Config -> the names, for weights.rules; ignored: patterns of names that are no weights.
-    weights: names of its weights file, the one that is written first; files: its JSON files.
-    options: what the command line may add to a checkpoint that does not say it.
-    prepare: (arrays, options) -> arrays, without the spellings of one layout. describe: Config ->
-    {file name: JSON} to write beside the weights, None for a format that is only read.
-    towers: what the models that are written embed; empty for anything.
+    config: (arrays, {file name: JSON}, command line options) -> ModelConfig.
+    rules: ModelConfig -> rules for weights.rules. ignored: regexes of non-weight keys.
+    weights: file names of the weights, the first for export. files: names of its JSON files.
+    options: command line options for settings that the files lack.
+    prepare: (arrays, options) -> arrays; normalises layout-specific names.
+    describe: ModelConfig -> {file name: JSON} to write beside the weights; None for a read-only format.
+    encoders: encoders this format can export; empty for any.
     """
 
-    config: Callable[[Mapping, Mapping[str, dict], Mapping], Config]
-    rules: Callable[[Config], Sequence[Rule]]
+    config: Callable[[Mapping, Mapping[str, dict], Mapping], ModelConfig]
+    rules: Callable[[ModelConfig], Sequence[Rule]]
     ignored: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     prepare: Callable[[Mapping, Mapping], Mapping] = lambda tensors, options: tensors
-    describe: Callable[[Config], dict[str, dict]] | None = None
-    towers: tuple[str, ...] = ("image", "text")
+    describe: Callable[[ModelConfig], dict[str, dict]] | None = None
+    encoders: tuple[str, ...] = ("image", "text")
 
 
 def shape_of(tensors: Mapping, name: str, rank: int) -> tuple[int, ...]:
-    """The shape of an array that every checkpoint of a format has."""
+    """A required array's shape. Raises WeightsError if the array is missing or has another rank."""
     if name not in tensors:
         raise WeightsError(
             f"{name} is missing; is it another format? there is {next(iter(tensors), 'nothing')}"
@@ -56,35 +55,46 @@ def shape_of(tensors: Mapping, name: str, rank: int) -> tuple[int, ...]:
 
 
 def json_file(files: Mapping[str, dict], name: str) -> dict:
-    """A JSON file that a format can't do without."""
+    """A JSON file that the format requires. Raises WeightsError if it is missing."""
     if name not in files:
         raise WeightsError(f"{name} is missing beside the weights")
     return files[name]
 
 
 def count(tensors: Mapping, pattern: str) -> int:
-    """How many layers there are: one more than the largest number that the pattern's group finds."""
-    found = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
-    return max(found, default=-1) + 1
+    """The number of layers: one more than the largest index that the regex's group matches."""
+    indices = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
+    return max(indices, default=-1) + 1
 
 
-def grid_side(places: int, name: str) -> int:
-    """The side of a square grid of so many places."""
-    side = round(places**0.5)
-    if side**2 != places:
-        raise WeightsError(f"{name} has {places} places, no square grid")
+def grid_side(positions: int, name: str) -> int:
+    """The side of a square grid with this number of positions."""
+    side = round(positions**0.5)
+    if side**2 != positions:
+        raise WeightsError(f"{name} has {positions} positions, which is no square number")
     return side
 
 
-def check_options(kind: str, part: str, options: Mapping, model: str, wanted: Mapping) -> None:
-    """Raises WeightsError where a part of a Config is not what the format's model always is."""
-    for key, value in wanted.items():
+def check_options(kind: str, part: str, options: Mapping, model: str, required: Mapping) -> None:
+    """Checks that a model can be exported to a format whose model class fixes some options.
+
+    Args:
+      kind: the format's name, for the message.
+      part: the ModelConfig's key, for the message.
+      options: the ModelConfig's options of this part.
+      model: the format's model class, for the message.
+      required: {option: value} that the model class fixes.
+
+    Raises:
+      WeightsError: if an option differs.
+    """
+    for key, value in required.items():
         if options[key] != value:
             raise WeightsError(f"{kind}: {part}.{key} is {options[key]!r}; a {model} has {value!r}")
 
 
-def image_config(image: dict, image_size: int, **changes) -> Config:
-    """A model of images alone, a ViT of these options; by default it sees what DINO's children see."""
+def image_config(image: dict, image_size: int, **changes) -> ModelConfig:
+    """The ModelConfig of an image-only ViT, by default with DINO's preprocessing; changes: replaced keys."""
     return (
         dict(
             encoders=dict(image=dict(kind="vit", **image)),
@@ -98,8 +108,8 @@ def image_config(image: dict, image_size: int, **changes) -> Config:
     )
 
 
-def clip_config(image: dict, text: dict, embed_dim: int, image_size: int, **changes) -> Config:
-    """CLIP's model around its two towers' configs; changes: to the keys below."""
+def clip_config(image: dict, text: dict, embed_dim: int, image_size: int, **changes) -> ModelConfig:
+    """CLIP's ModelConfig from the options of its two towers; changes: replaced keys."""
     return (
         dict(
             encoders=dict(image=image, text=dict(kind="text_transformer", **text)),
@@ -122,8 +132,8 @@ def clip_config(image: dict, text: dict, embed_dim: int, image_size: int, **chan
     )
 
 
-def siglip_config(image: dict, text: dict, image_size: int, **changes) -> Config:
-    """SigLIP's model: its pooled image is the embedding, its text head has a bias."""
+def siglip_config(image: dict, text: dict, image_size: int, **changes) -> ModelConfig:
+    """SigLIP's ModelConfig: the pooled image is the embedding, the text projection has a bias."""
     config = clip_config(image, text, image["width"], image_size)
     config["head"] |= dict(
         image_projection=False, text_projection_bias=True, temperature=0.1, logit_bias=-10.0

@@ -1,4 +1,4 @@
-"""Checkpoints of all formats, ours among them, read from and written to files."""
+"""Reads and writes checkpoints of all formats, including our own."""
 
 import json
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ from big_ssl.weights import (
     timm_dinov2,
 )
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import Config, Format, json_file
+from big_ssl.weights.format import Format, ModelConfig, json_file
 from big_ssl.weights.tensor_files import INDEX, read_tensors, write_safetensors
 
-# Ours: a Config, and the weights under their paths.
+# Our own format: a ModelConfig, and the weights under their parameter paths.
 _OURS = Format(
     config=lambda tensors, files, options: json_file(files, "config.json"),
     rules=lambda config: [rules.Rule(path, (path,), rules.SAME) for path in architecture.shapes(config)],
     weights=("model.safetensors",),
     files=("config.json",),
     describe=lambda config: {"config.json": config},
-    towers=(),
+    encoders=(),
 )
 
 FORMATS: dict[str, Format] = {
@@ -50,54 +50,75 @@ FORMATS: dict[str, Format] = {
     "ibot": ibot.FORMAT,
     "hf_vit": hf_vit.FORMAT,
 }
-WRITTEN = tuple(name for name, format_ in FORMATS.items() if format_.describe)
+WRITABLE = tuple(name for name, format_ in FORMATS.items() if format_.describe)
 
 
-def read_checkpoint(kind: str, path, options: Mapping | None = None) -> tuple[Config, dict[str, np.ndarray]]:
-    """The Config and our weights, {path: float32 array}, of a checkpoint of a format in FORMATS.
+def read_checkpoint(
+    kind: str, path, options: Mapping | None = None
+) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """Reads a checkpoint.
 
-    path: the weights' file (or the index of its shards), or the folder of it and the format's JSON
-    files; options: what the checkpoint does not say, such as num_heads. Raises FileNotFoundError,
-    and WeightsError that names the file and what is wrong with it.
+    Args:
+      kind: a format in FORMATS.
+      path: the weights file, the index of its shards, or the folder with it and the format's JSON files.
+      options: settings that the checkpoint lacks, such as num_heads.
+
+    Returns:
+      (ModelConfig, our weights {path: float32 array}).
+
+    Raises:
+      FileNotFoundError: without a weights file.
+      WeightsError: naming the file and what is wrong with it.
     """
     format_, file = FORMATS[kind], _weights_file(kind, io.as_path(path))
-    found = read_tensors(file)
+    stored = read_tensors(file)
     for option in options or {}:
         if option not in format_.options:
             known = ", ".join(format_.options) or "none"
             raise WeightsError(f"{kind} takes no option {option}; there is {known}")
     try:
-        tensors = format_.prepare(found, options or {})
+        tensors = format_.prepare(stored, options or {})
         config = format_.config(tensors, _json_files(file.parent, format_), options or {})
         ours = rules.read(format_.rules(config), format_.ignored, tensors, architecture.shapes(config))
-    except ValueError as error:  # a module's own, where the architecture is none it can have
+    except ValueError as error:  # also from modules, for options they reject
         writer = f" of version {version.written_by(file.parent)}" if kind == "big_ssl" else ""
         raise WeightsError(f"{file}, as {kind}{writer}: {error}".split("\n")[0]) from error
     return config, ours
 
 
-def write_checkpoint(kind: str, folder, config: Config, ours: Mapping[str, np.ndarray]) -> dict:
-    """Writes the weights and the JSON files of a format in WRITTEN into folder; returns those of ours that it
-    holds. Heads of self-distillation are in our own format alone: public ones are of what they trained.
+def write_checkpoint(kind: str, folder, config: ModelConfig, ours: Mapping[str, np.ndarray]) -> dict:
+    """Writes a checkpoint: the weights and the format's JSON files.
 
-    Raises WeightsError where the format has no place for this architecture; nothing is written then.
+    Only our own format stores self-distillation heads; public formats store the trained backbone.
+
+    Args:
+      kind: a format in WRITABLE.
+      folder: where to write; made if missing.
+      config: the model's ModelConfig.
+      ours: {path: array}.
+
+    Returns:
+      {path: array} of the weights written.
+
+    Raises:
+      WeightsError: if the format can't store this architecture; nothing is written then.
     """
     format_, folder = FORMATS[kind], io.as_path(folder)
     if format_.describe is None:
-        raise WeightsError(f"{kind} is only read; what is written: {', '.join(WRITTEN)}")
-    towers = ("image",) if config["head"] is None else ("image", "text")
-    if format_.towers and towers != format_.towers:
-        there, wanted = (" and ".join(names) for names in (towers, format_.towers))
-        raise WeightsError(f"{kind} is for models of {wanted}; this is one of {there}")
-    described = format_.describe(architecture.completed(config))
+        raise WeightsError(f"{kind} can only be read; writable formats: {', '.join(WRITABLE)}")
+    encoders = ("image",) if config["head"] is None else ("image", "text")
+    if format_.encoders and encoders != format_.encoders:
+        actual, required = (" and ".join(names) for names in (encoders, format_.encoders))
+        raise WeightsError(f"{kind} is for models of {required}; this is one of {actual}")
+    json_files = format_.describe(architecture.with_defaults(config))
     if kind != "big_ssl":
         heads = tuple(map(dino_heads.PROJECTION.format, config.get("projections", {})))
         ours = {path: array for path, array in ours.items() if not path.startswith(heads)}
     tensors = rules.write(format_.rules(config), ours)
     io.make_folder(folder)
-    # transformers wants to be told where the arrays come from.
+    # transformers requires the framework in the metadata.
     write_safetensors(folder / format_.weights[0], tensors, dict(format="pt"))
-    for name, content in described.items():
+    for name, content in json_files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if kind == "big_ssl":
         version.write(folder)
@@ -109,11 +130,11 @@ def _weights_file(kind, path):
         return path
     names = FORMATS[kind].weights
     files = [path / (name + end) for name in names for end in ("", INDEX)]
-    found = [file for file in files if file.is_file()]
-    if not found:
-        wanted = f"there is none of {', '.join(names)}" if names else "give the weights' own file"
-        raise FileNotFoundError(f"{path} is a folder; as {kind}, {wanted}")
-    return found[0]
+    existing = [file for file in files if file.is_file()]
+    if not existing:
+        hint = f"there is none of {', '.join(names)}" if names else "give the weights' own file"
+        raise FileNotFoundError(f"{path} is a folder; as {kind}, {hint}")
+    return existing[0]
 
 
 def _json_files(folder, format_):

@@ -1,7 +1,7 @@
 """transformers' AlignModel: config.json, model.safetensors or pytorch_model.bin; read and written.
 
-Names and shapes: transformers, models/align; the published weights are kakaobrain/align-base, COYO's.
-Batch norm's counts and BERT's pooler, which no embedding goes through, are ignored and not written.
+Names and shapes: transformers, models/align; the published weights are kakaobrain/align-base.
+Batch norm's counts and BERT's pooler, which embeddings do not use, are ignored and not written.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,8 @@ from big_ssl.weights.format import (
     IMAGE,
     IMAGE_STATISTICS,
     TEXT,
-    Config,
     Format,
+    ModelConfig,
     check_options,
     count,
     shape_of,
@@ -59,14 +59,14 @@ _BLOCK_NORMS = {
     "projection.project_bn": "project_bn",
 }
 
-# What AlignVisionConfig and AlignTextConfig may say and ours have fixed.
+# Options of AlignVisionConfig and AlignTextConfig that our modules fix.
 _STAGES = efficientnet.B0_STAGES
 _FIXED = dict(
     depth_divisor=8,
     kernel_sizes=[stage.kernel for stage in _STAGES],
     in_channels=[32, *(stage.channels for stage in _STAGES[:-1])],
     out_channels=[stage.channels for stage in _STAGES],
-    depthwise_padding=[],  # the blocks that pad as for an odd map: none
+    depthwise_padding=[],  # no blocks pad as for an odd map
     num_block_repeats=[stage.repeats for stage in _STAGES],
     expand_ratios=[stage.expand for stage in _STAGES],
     squeeze_expansion_ratio=0.25,
@@ -77,7 +77,7 @@ _FIXED = dict(
 _FIXED_TEXT = dict(hidden_act="gelu", layer_norm_eps=1e-12)
 
 
-def _rules(config: Config) -> list[Rule]:
+def _rules(config: ModelConfig) -> list[Rule]:
     stem = Rule("vision_model.embeddings.convolution.weight", (f"{IMAGE}stem",), CONVOLUTION)
     rules = [
         *within("text_model.", TEXT, _TEXT),
@@ -94,7 +94,7 @@ def _rules(config: Config) -> list[Rule]:
 
 
 def _blocks(depth) -> Iterator[str]:
-    """Our names of the blocks, which they number throughout."""
+    """Our names of the blocks; theirs are numbered throughout."""
     for i, stage in enumerate(_STAGES):
         for j in range(efficientnet.round_repeats(stage.repeats, depth)):
             yield f"stage{i}_block{j}"
@@ -108,7 +108,7 @@ def _batch_norm(theirs, ours):
     ]
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     del options
     text_config, vision_config = hf_layers.parts(files)
     text, image = _text(tensors, text_config), _image(vision_config)
@@ -121,16 +121,16 @@ def _config(tensors, files, options) -> Config:
         temperature_form="raw",
         logit_bias=None,
     )
-    image_size = vision_config.get("image_size", 600)  # AlignVisionConfig's own
-    seen = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize="stretch 346 bilinear")
+    image_size = vision_config.get("image_size", 600)  # AlignVisionConfig's default
+    default = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize="stretch 346 bilinear")
     return dict(
         encoders=dict(image=image, text=text),
         head=head,
-        # AlignProcessor's longest text; the tower has positions for longer ones.
+        # AlignProcessor truncates texts to 64; the text encoder has positions for longer ones.
         tokenizer=dict(
             kind="wordpiece", vocabulary="", size=text["vocab_size"], length=min(64, text["max_len"])
         ),
-        **_read_preprocessing(files, seen),
+        **_read_preprocessing(files, default),
     )
 
 
@@ -163,14 +163,14 @@ def _image(vision_config):
     )
 
 
-def _check_fixed(part, config, wanted):
-    for key, value in wanted.items():
+def _check_fixed(part, config, fixed):
+    for key, value in fixed.items():
         if config.get(key, value) != value:
             raise WeightsError(f"config.json: {part}.{key} is {config[key]!r}; only {value!r} is known")
 
 
 def _check_shortcuts(image):
-    """Where a stage keeps size and width, its first block has a shortcut here, and never one there."""
+    """If a stage keeps size and width, our first block has a shortcut; theirs never has one."""
     widths = [efficientnet.round_channels(c, image["width"]) for c in (32, *_FIXED["out_channels"])]
     for i, stride in enumerate(image["strides"]):
         if stride == 1 and widths[i] == widths[i + 1]:
@@ -180,25 +180,28 @@ def _check_shortcuts(image):
             )
 
 
-def _read_preprocessing(files: Mapping[str, dict], default: Config) -> Config:
-    """As hf_layers.read_preprocessing; EfficientNetImageProcessor can subtract 1 after scaling, and need
-    not normalise: the published one makes x / 127.5 - 1."""
-    found, settings = hf_layers.read_preprocessing(files, default), files.get("preprocessor_config.json")
+def _read_preprocessing(files: Mapping[str, dict], default: ModelConfig) -> ModelConfig:
+    """As hf_layers.read_preprocessing; also reads EfficientNetImageProcessor's offset.
+
+    It can subtract 1 after scaling, and normalisation is optional: the published one computes x / 127.5 - 1.
+    """
+    preprocessing = hf_layers.read_preprocessing(files, default)
+    settings = files.get("preprocessor_config.json")
     if settings is None:
-        return found
+        return preprocessing
     scale, offset = (
         255 * settings.get("rescale_factor", 1 / 255),
         float(settings.get("rescale_offset", False)),
     )
     mean, std = (0.0,) * 3, (1.0,) * 3
     if settings.get("do_normalize", True):
-        mean, std = (found["views"]["image"][key] for key in ("mean", "std"))
+        mean, std = (preprocessing["views"]["image"][key] for key in ("mean", "std"))
     # ((scale * x - offset) - mean) / std, as one mean and deviation of x in [0, 1].
     view = dict(mean=tuple((offset + m) / scale for m in mean), std=tuple(s / scale for s in std), flip=False)
-    return found | dict(views=dict(image=view))
+    return preprocessing | dict(views=dict(image=view))
 
 
-def _describe(config: Config) -> dict[str, dict]:
+def _describe(config: ModelConfig) -> dict[str, dict]:
     image, text, head = config["encoders"]["image"], config["encoders"]["text"], config["head"]
     _check_is_align(image, text, head)
     vision_config = _FIXED | dict(
@@ -238,8 +241,10 @@ def _check_is_align(image, text, head):
     kinds = image["kind"], text["kind"]
     if kinds != ("efficientnet", "bert"):
         raise WeightsError(f"hf_align holds an efficientnet and a bert, not {kinds[0]} and {kinds[1]}")
-    wanted = dict(image_projection=False, text_projection_bias=True, temperature_form="raw", logit_bias=None)
-    check_options("hf_align", "head", head, "AlignModel", wanted)
+    required = dict(
+        image_projection=False, text_projection_bias=True, temperature_form="raw", logit_bias=None
+    )
+    check_options("hf_align", "head", head, "AlignModel", required)
     check_options("hf_align", "image", image, "AlignModel", dict(stem_stride=2, padding="fixed"))
     _check_shortcuts(image)
 

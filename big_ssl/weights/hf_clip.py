@@ -9,8 +9,8 @@ from big_ssl.weights.format import (
     HEAD,
     IMAGE,
     TEXT,
-    Config,
     Format,
+    ModelConfig,
     check_options,
     clip_config,
     shape_of,
@@ -27,11 +27,11 @@ _RULES = [
     Rule("logit_scale", (f"{HEAD}logit_scale",), SAME),
 ]
 
-# CLIPTextConfig's and CLIPVisionConfig's own.
+# CLIPTextConfig's and CLIPVisionConfig's defaults.
 _DEFAULTS = dict(num_attention_heads=8, hidden_act="quick_gelu", layer_norm_eps=1e-5)
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     del options
     text_config, vision_config = hf_layers.parts(files)
     vocab_size, width, max_len = hf_layers.text_shape(tensors)
@@ -46,18 +46,18 @@ def _config(tensors, files, options) -> Config:
     shape = hf_layers.layers(tensors, "vision_model", width, vision_config, defaults)
     image = vit.CLIP | dict(kind="vit", patch=patch, image_size=patch * side, **shape)
     dim = shape_of(tensors, "text_projection.weight", 2)[0]
-    seen = dict(views=dict(image=CLIP_PIXELS), image_size=vision_config.get("image_size", 224), resize="crop")
-    seen = hf_layers.read_preprocessing(files, seen)
-    return clip_config(image, text, dim, **seen)
+    image_size = vision_config.get("image_size", 224)
+    default = dict(views=dict(image=CLIP_PIXELS), image_size=image_size, resize="crop")
+    return clip_config(image, text, dim, **hf_layers.read_preprocessing(files, default))
 
 
 def _eot_id(text_config, vocab_size):
-    # 2 is a mistake in older files, to which transformers answers with the largest id, as CLIP does.
+    # 2 is a mistake in older files; transformers then uses the largest id, as CLIP does.
     eot_id = text_config.get("eos_token_id", 49407)
     return vocab_size - 1 if eot_id == 2 else eot_id
 
 
-def _describe(config: Config) -> dict[str, dict]:
+def _describe(config: ModelConfig) -> dict[str, dict]:
     image, text = config["encoders"]["image"], config["encoders"]["text"]
     _check_is_clip(image, text, config["head"])
     dim, eot_id = config["head"]["embed_dim"], text["eot_id"]
@@ -88,7 +88,7 @@ def _describe(config: Config) -> dict[str, dict]:
 
 
 def _processor(config):
-    """The class that reads the preprocessing: SigLIP's pixels come with SigLIP's."""
+    """The image processor class: SigLIP's for SigLIP's mean, otherwise CLIP's."""
     is_clip = config["views"]["image"]["mean"] != HALF_PIXELS["mean"]
     return "CLIPImageProcessor" if is_clip else "SiglipImageProcessor"
 
@@ -97,7 +97,7 @@ def _check_is_clip(image, text, head):
     kinds = image["kind"], text["kind"]
     if kinds != ("vit", "text_transformer"):
         raise WeightsError(f"hf_clip holds a vit and a text_transformer, not {kinds[0]} and {kinds[1]}")
-    wanted = {
+    required = {
         "image": (image, dict(class_token=True, pre_norm=True, patch_bias=False, pooling="cls")),
         "text": (text, dict(causal=True, pooling="eot")),
         "head": (
@@ -105,7 +105,7 @@ def _check_is_clip(image, text, head):
             dict(image_projection=True, text_projection_bias=False, temperature_form="log", logit_bias=None),
         ),
     }
-    for part, (options, values) in wanted.items():
+    for part, (options, values) in required.items():
         check_options("hf_clip", part, options, "CLIPModel", values)
 
 

@@ -8,8 +8,8 @@ from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import (
     IMAGE,
     IMAGENET_PIXELS,
-    Config,
     Format,
+    ModelConfig,
     check_options,
     image_config,
     shape_of,
@@ -33,19 +33,19 @@ _TOKENS = [
 ]
 _CLASSES = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
 
-# Both config classes' own.
+# Both config classes' defaults.
 _DEFAULTS = dict(num_attention_heads=12, hidden_act="gelu", layer_norm_eps=1e-6)
-# Of the published files.
-_SEEN = dict(views=dict(image=IMAGENET_PIXELS), image_size=224, resize="crop 256")
+# The published preprocessing.
+_PREPROCESSING = dict(views=dict(image=IMAGENET_PIXELS), image_size=224, resize="crop 256")
 
 
-def _rules(config: Config) -> list[Rule]:
+def _rules(config: ModelConfig) -> list[Rule]:
     feed_forward = _FEED_FORWARD[config["encoders"]["image"]["feed_forward"]]
     layers = within("encoder.layer.{i}.", "layer{i}/", [*_LAYER, *feed_forward])
     return within("", IMAGE, [*hf_images.EMBEDDINGS, *layers, *_TOKENS])
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     del options
     swiglu = "encoder.layer.0.mlp.weights_out.weight" in tensors
     name = "embeddings.register_tokens"
@@ -58,10 +58,10 @@ def _config(tensors, files, options) -> Config:
         registers=registers,
         position_resize="bicubic_antialias" if registers else "hf_dinov2",
     )
-    return image_config(image, **hf_layers.read_preprocessing(files, _SEEN))
+    return image_config(image, **hf_layers.read_preprocessing(files, _PREPROCESSING))
 
 
-def _describe(config: Config) -> dict[str, dict]:
+def _describe(config: ModelConfig) -> dict[str, dict]:
     image = config["encoders"]["image"]
     model_type = "dinov2_with_registers" if image["registers"] else "dinov2"
     _check(image, _CLASSES[model_type])
@@ -85,7 +85,7 @@ def _describe(config: Config) -> dict[str, dict]:
 
 
 def _check(image, model):
-    check_options("hf_dinov2", "image", image, model, hf_images.ALWAYS)
+    check_options("hf_dinov2", "image", image, model, hf_images.FIXED)
     if image["layer_scale"] is None:
         raise WeightsError(f"hf_dinov2: image.layer_scale is None; a {model} has one")
     if image["registers"]:
@@ -93,29 +93,29 @@ def _check(image, model):
 
 
 def _mlp_ratio(image):
-    """The integer that the classes make a feed-forward's width of."""
-    width, wanted = image["width"], image["mlp_dim"]
+    """The integer mlp_ratio from which the model classes compute this feed-forward width."""
+    width, mlp_dim = image["width"], image["mlp_dim"]
     default_dim = FEED_FORWARDS[image["feed_forward"]].default_dim
     for ratio in range(1, 17):
         hidden = (width * ratio * 2 // 3 + 7) // 8 * 8 if image["feed_forward"] == "swiglu" else width * ratio
-        if hidden == (wanted or default_dim(width)):
+        if hidden == (mlp_dim or default_dim(width)):
             return ratio
-    raise WeightsError(f"hf_dinov2: image.mlp_dim is {wanted}, which no integer makes of a width of {width}")
+    raise WeightsError(f"hf_dinov2: image.mlp_dim {mlp_dim} has no integer mlp_ratio to the width {width}")
 
 
 def _prepare(tensors, options):
     for prefix in ("dinov2.", "dinov2_with_registers."):
-        tensors = hf_images.without(prefix)(tensors, options)
+        tensors = hf_images.without_prefix(prefix)(tensors, options)
     return tensors
 
 
 FORMAT = Format(
     config=_config,
     rules=_rules,
-    ignored=(r"classifier\..*",),  # of Dinov2ForImageClassification; a Config has no place for it
+    ignored=(r"classifier\..*",),  # Dinov2ForImageClassification's, which a ModelConfig does not describe
     weights=hf_layers.WEIGHTS,
     files=hf_layers.FILES,
     prepare=_prepare,
     describe=_describe,
-    towers=("image",),
+    encoders=("image",),
 )

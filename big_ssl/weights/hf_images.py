@@ -1,4 +1,4 @@
-"""What transformers' ViT and DINOv2 have in common: names, and the shape that files tell."""
+"""Shared by transformers' ViT and DINOv2: rules and architecture."""
 
 from collections.abc import Callable, Mapping
 
@@ -20,17 +20,27 @@ ATTENTION = [
     *linear("attention.output.dense", "out"),
 ]
 MASK_TOKEN = "embeddings.mask_token"
-# What both classes are, whatever their config.
-ALWAYS = dict(class_token=True, pre_norm=False, patch_bias=True, pooling="cls")
+# Options that both model classes fix.
+FIXED = dict(class_token=True, pre_norm=False, patch_bias=True, pooling="cls")
 
 
-def without(prefix: str) -> Callable[[Mapping, Mapping], dict]:
-    """A Format's prepare for files of a classifier, whose backbone's names have a prefix."""
+def without_prefix(prefix: str) -> Callable[[Mapping, Mapping], dict]:
+    """A Format's `prepare` that removes the prefix of a classifier's backbone."""
     return lambda tensors, options: {name.removeprefix(prefix): array for name, array in tensors.items()}
 
 
 def shape(tensors: Mapping, files: Mapping[str, dict], mlp_out: str, defaults: Mapping) -> dict:
-    """A ViT's size, and what config.json says; mlp_out: the name of its feed-forward's last product."""
+    """Infers a ViT's options.
+
+    Args:
+      tensors: {name: array}.
+      files: {file name: JSON}; must contain config.json.
+      mlp_out: the name of the feed-forward's last linear layer.
+      defaults: of the model's config class, see hf_layers.settings.
+
+    Returns:
+      The options of models.vit that the files determine.
+    """
     width, _, _, patch = shape_of(tensors, "embeddings.patch_embeddings.projection.weight", 4)
     table = "embeddings.position_embeddings"
     side = grid_side(shape_of(tensors, table, 3)[1] - 1, table)

@@ -1,4 +1,4 @@
-"""What transformers' towers have in common: CLIP's and SigLIP's names of a layer, all their JSON files."""
+"""Shared by transformers' formats: rules for CLIP's and SigLIP's layers, and their JSON files."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from big_ssl.data.preprocessing import parse_resize
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import Config, count, grid_side, json_file, shape_of
+from big_ssl.weights.format import ModelConfig, count, grid_side, json_file, shape_of
 from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, linear, norm, within
 
 LAYERS = within(
@@ -35,7 +35,7 @@ VISION_MODEL = [
     *LAYERS,
     *norm("post_layernorm", "final_norm"),
 ]
-# Of older files: buffers, which later versions do not save.
+# Buffers in older files, which later versions do not save.
 IGNORED = (r".*\.embeddings\.position_ids",)
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 FILES = ("config.json", "preprocessor_config.json")
@@ -44,13 +44,24 @@ ACTIVATIONS = dict(quick_gelu="quick_gelu", gelu="gelu", gelu_pytorch_tanh="gelu
 
 
 def parts(files: Mapping[str, dict]) -> tuple[dict, dict]:
-    """(text_config, vision_config) of config.json, which leaves out what is the class's default."""
+    """(text_config, vision_config) of config.json, which omits the classes' defaults."""
     config = json_file(files, "config.json")
     return config.get("text_config") or {}, config.get("vision_config") or {}
 
 
 def layers(tensors: Mapping, model: str, width: int, config: Mapping, defaults: Mapping) -> dict:
-    """A tower's depth, heads and so on; defaults: see `settings`."""
+    """Infers a transformer's options.
+
+    Args:
+      tensors: {name: array}.
+      model: the tower's prefix, "text_model" or "vision_model".
+      width: its width.
+      config: its part of config.json.
+      defaults: see `settings`.
+
+    Returns:
+      The options width, depth, mlp_dim, heads, activation and epsilon.
+    """
     return dict(
         width=width,
         depth=count(tensors, rf"{model}\.encoder\.layers\.(\d+)\."),
@@ -60,7 +71,8 @@ def layers(tensors: Mapping, model: str, width: int, config: Mapping, defaults: 
 
 
 def settings(config: Mapping, defaults: Mapping) -> dict:
-    """heads, activation, epsilon; defaults: of num_attention_heads, hidden_act, layer_norm_eps."""
+    """Our options heads, activation and epsilon from config.json's num_attention_heads, hidden_act and
+    layer_norm_eps; defaults: the config class's defaults of these three."""
     config = {**defaults, **{key: config[key] for key in defaults if key in config}}
     if config["hidden_act"] not in ACTIVATIONS:
         raise WeightsError(
@@ -74,7 +86,7 @@ def settings(config: Mapping, defaults: Mapping) -> dict:
 
 
 def text_shape(tensors: Mapping) -> tuple[int, int, int]:
-    """(vocabulary, width, positions) of the text model."""
+    """(vocabulary size, width, positions) of the text model."""
     vocab_size, width = shape_of(tensors, "text_model.embeddings.token_embedding.weight", 2)
     return vocab_size, width, shape_of(tensors, "text_model.embeddings.position_embedding.weight", 2)[0]
 
@@ -87,33 +99,33 @@ def vision_shape(tensors: Mapping, class_tokens: int) -> tuple[int, int, int]:
 
 
 def pixels(files: Mapping[str, dict], default: dict) -> dict:
-    """The mean and deviation of preprocessor_config.json, or the published ones without it."""
+    """The mean and standard deviation in preprocessor_config.json, or `default` without it."""
     settings = files.get("preprocessor_config.json", {})
-    found = {key: settings.get(f"image_{key}", default[key]) for key in ("mean", "std")}
-    return default | {key: tuple(value) for key, value in found.items()}
+    values = {key: settings.get(f"image_{key}", default[key]) for key in ("mean", "std")}
+    return default | {key: tuple(value) for key, value in values.items()}
 
 
-def describe_layers(tower: Mapping) -> dict:
-    """The part of text_config and vision_config that both have."""
+def describe_layers(encoder: Mapping) -> dict:
+    """The keys that text_config and vision_config share, from an encoder's options."""
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     return dict(
-        hidden_size=tower["width"],
-        intermediate_size=tower["mlp_dim"] or 4 * tower["width"],
-        num_hidden_layers=tower["depth"],
-        num_attention_heads=tower["heads"],
-        hidden_act=names[tower["activation"]],
-        layer_norm_eps=tower["epsilon"],
+        hidden_size=encoder["width"],
+        intermediate_size=encoder["mlp_dim"] or 4 * encoder["width"],
+        num_hidden_layers=encoder["depth"],
+        num_attention_heads=encoder["heads"],
+        hidden_act=names[encoder["activation"]],
+        layer_norm_eps=encoder["epsilon"],
     )
 
 
-# Pillow's numbers of its filters.
+# Pillow's numbers for its filters.
 _RESAMPLE = dict(bicubic=3, bilinear=2)
 
 
-def read_preprocessing(files: Mapping[str, dict], default: Config) -> Config:
-    """The part of a Config that preprocessor_config.json says: views, image_size, resize.
+def read_preprocessing(files: Mapping[str, dict], default: ModelConfig) -> ModelConfig:
+    """The keys views, image_size and resize of a ModelConfig, from preprocessor_config.json.
 
-    default: the same where there is no such file, and of the keys that older ones leave out.
+    default: these keys, used without the file and for settings that older files lack.
     """
     settings = files.get("preprocessor_config.json")
     if settings is None:
@@ -123,38 +135,38 @@ def read_preprocessing(files: Mapping[str, dict], default: Config) -> Config:
     if number not in filters:
         raise WeightsError(f"preprocessor_config.json: resample is {number}; 2 and 3 are known")
     size, resize = _side(settings, "size"), "stretch"
-    kept = _side(settings, "crop_size") if settings.get("do_center_crop") else size
-    if settings.get("do_center_crop") and not _says_both_sides(settings["size"]):
+    image_size = _side(settings, "crop_size") if settings.get("do_center_crop") else size
+    if settings.get("do_center_crop") and not _has_both_sides(settings["size"]):
         resize = "crop"
-    resize += "" if kept == size else f" {size}"
+    resize += "" if image_size == size else f" {size}"
     resize += "" if filters[number] == "bicubic" else f" {filters[number]}"
     view = pixels(files, default["views"]["image"])
-    return dict(views=dict(image=view), image_size=kept, resize=resize)
+    return dict(views=dict(image=view), image_size=image_size, resize=resize)
 
 
-def _says_both_sides(size):
+def _has_both_sides(size):
     return isinstance(size, dict) and "height" in size
 
 
 def _side(settings, key):
-    """Of a number, {"shortest_edge": number}, or {"height": number, "width": the same}."""
+    """The side in a number, {"shortest_edge": number}, or {"height": number, "width": the same}."""
     value = settings.get(key)
     sides = set(value.values()) if isinstance(value, dict) else {value}
     if len(sides) != 1 or not isinstance(side := sides.pop(), int):
-        raise WeightsError(f"preprocessor_config.json: {key} is {value}; it must say one side")
+        raise WeightsError(f"preprocessor_config.json: {key} is {value}; it must contain one side")
     return side
 
 
-def describe_preprocessing(config: Config, processor: str) -> dict:
-    """preprocessor_config.json, for transformers' class of this name."""
+def describe_preprocessing(config: ModelConfig, processor: str) -> dict:
+    """preprocessor_config.json, for transformers' image processor class `processor`."""
     size, view = config["image_size"], config["views"]["image"]
-    way, side, filter_ = parse_resize(config["resize"], size)
+    mode, side, filter_ = parse_resize(config["resize"], size)
     square = dict(height=size, width=size)
     return dict(
         do_resize=True,
-        size=dict(shortest_edge=side) if way == "crop" else dict(height=side, width=side),
+        size=dict(shortest_edge=side) if mode == "crop" else dict(height=side, width=side),
         resample=_RESAMPLE[filter_],
-        do_center_crop=way == "crop" or side != size,
+        do_center_crop=mode == "crop" or side != size,
         crop_size=square,
         do_rescale=True,
         rescale_factor=1 / 255,

@@ -7,8 +7,8 @@ from big_ssl.weights.format import (
     HEAD,
     IMAGE,
     TEXT,
-    Config,
     Format,
+    ModelConfig,
     siglip_config,
 )
 from big_ssl.weights.rules import SAME, Rule, leading, linear, norm, qkv, within
@@ -30,11 +30,11 @@ _RULES = [
     Rule("logit_bias", (f"{HEAD}logit_bias",), leading(1)),
 ]
 
-# SiglipTextConfig's and SiglipVisionConfig's own.
+# SiglipTextConfig's and SiglipVisionConfig's defaults.
 _DEFAULTS = dict(num_attention_heads=12, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     del options
     text_config, vision_config = hf_layers.parts(files)
     vocab_size, width, max_len = hf_layers.text_shape(tensors)

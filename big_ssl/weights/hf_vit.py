@@ -1,11 +1,11 @@
 """transformers' ViTModel: config.json, model.safetensors or pytorch_model.bin; read and written.
 
-Of its pooler, a layer on top of the class token, nothing is kept: what is pooled here is the token,
-as DINO's and iBOT's weights in this class are used. What is written is for add_pooling_layer=False.
+Its pooler, a layer on top of the class token, is dropped: our pooled output is the class token, which is how
+DINO's and iBOT's weights in this class are used. Exports are for add_pooling_layer=False.
 """
 
 from big_ssl.weights import hf_images, hf_layers
-from big_ssl.weights.format import HALF_PIXELS, IMAGE, Config, Format, check_options, image_config
+from big_ssl.weights.format import HALF_PIXELS, IMAGE, Format, ModelConfig, check_options, image_config
 from big_ssl.weights.rules import Rule, leading, linear, norm, within
 
 _LAYER = [
@@ -19,23 +19,23 @@ _MASK_TOKEN = Rule(hf_images.MASK_TOKEN, ("mask_token",), leading(2))
 _LAYERS = within("encoder.layer.{i}.", "layer{i}/", _LAYER)
 _RULES = within("", IMAGE, [*hf_images.EMBEDDINGS, *_LAYERS, _MASK_TOKEN])
 
-# ViTConfig's own.
+# ViTConfig's defaults.
 _DEFAULTS = dict(num_attention_heads=12, hidden_act="gelu", layer_norm_eps=1e-12)
-_ALWAYS = hf_images.ALWAYS | dict(feed_forward="mlp", layer_scale=None, registers=0)
+_FIXED = hf_images.FIXED | dict(feed_forward="mlp", layer_scale=None, registers=0)
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     del options
     image = hf_images.shape(tensors, files, "output.dense", _DEFAULTS)
     image |= dict(pooling="cls", kernel_init="dino", position_resize="hf_dinov2")
     size = files["config.json"].get("image_size", 224)
-    seen = dict(views=dict(image=HALF_PIXELS), image_size=size, resize="stretch bilinear")
-    return image_config(image, **hf_layers.read_preprocessing(files, seen))
+    default = dict(views=dict(image=HALF_PIXELS), image_size=size, resize="stretch bilinear")
+    return image_config(image, **hf_layers.read_preprocessing(files, default))
 
 
-def _describe(config: Config) -> dict[str, dict]:
+def _describe(config: ModelConfig) -> dict[str, dict]:
     image = config["encoders"]["image"]
-    check_options("hf_vit", "image", image, "ViTModel", _ALWAYS)
+    check_options("hf_vit", "image", image, "ViTModel", _FIXED)
     described = hf_layers.describe_layers(image) | dict(
         model_type="vit",
         architectures=["ViTModel"],
@@ -51,11 +51,11 @@ def _describe(config: Config) -> dict[str, dict]:
 FORMAT = Format(
     config=_config,
     rules=lambda config: _RULES,
-    # Heads on top of the class token, for which a Config has no place.
+    # Heads on top of the class token, which a ModelConfig does not describe.
     ignored=(r"pooler\..*", r"classifier\..*"),
     weights=hf_layers.WEIGHTS,
     files=hf_layers.FILES,
-    prepare=hf_images.without("vit."),
+    prepare=hf_images.without_prefix("vit."),
     describe=_describe,
-    towers=("image",),
+    encoders=("image",),
 )

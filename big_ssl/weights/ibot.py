@@ -1,7 +1,7 @@
-"""iBOT's own files, and DINO's: checkpoint.pth of a training, or checkpoint_teacher.pth, a backbone.
+"""iBOT's and DINO's own files: a training run's checkpoint.pth, or a backbone, checkpoint_teacher.pth.
 
-Layout: bytedance/ibot, main_ibot.py and models/vision_transformer.py. The option network says which of
-a training's two is read: the teacher, which the paper evaluates, or the student.
+Layout: bytedance/ibot, main_ibot.py and models/vision_transformer.py. The option `network` chooses which one
+of a training run to read: the teacher, which the paper evaluates, or the student.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from big_ssl.models import vit
 from big_ssl.weights import dino_heads, dino_layers
 from big_ssl.weights.dino_heads import Names
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import Config, Format, image_config
+from big_ssl.weights.format import Format, ModelConfig, image_config
 
 _NETWORKS = ("teacher", "student")
-# Patches have prototypes of their own where they do not share those of class tokens, and always its MLP.
+# Patches always share the class tokens' MLP; last_layer2 exists even if they share the prototypes too.
 _HEADS = {"dino": Names("head.mlp", "head.last_layer"), "ibot": Names("head.mlp", "head.last_layer2")}
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     del files
     shape = dino_layers.shape(tensors, options)
     image = vit.DINO | dict(**shape, feed_forward="mlp", mask_token="masked_embed" in tensors)
@@ -27,7 +27,7 @@ def _config(tensors, files, options) -> Config:
 
 
 def _prepare(tensors: Mapping, options: Mapping) -> dict:
-    """The names of one network without what they are prefixed by, and prototypes that are shared once."""
+    """Selects one network, removes prefixes from its names, and keeps shared prototypes once."""
     network = options.get("network", _NETWORKS[0])
     if network not in _NETWORKS:
         raise WeightsError(f"network is {network!r}; there are {', '.join(_NETWORKS)}")
@@ -38,15 +38,15 @@ def _prepare(tensors: Mapping, options: Mapping) -> dict:
         for prefix in (f"{network}.", "state_dict.", "module.", "backbone."):
             name = name.removeprefix(prefix)
         prepared[name] = array
-    return dino_heads.prepared(_shared_once(prepared))
+    return dino_heads.normalize_names(_without_shared_prototypes(prepared))
 
 
-def _shared_once(tensors):
-    """Without the patches' prototypes where they are those of class tokens."""
+def _without_shared_prototypes(tensors):
+    """Drops the patches' prototypes if they equal the class tokens'."""
     first, second = (f"{_HEADS[name].last_layer}." for name in ("dino", "ibot"))
-    own = [name for name in tensors if name.startswith(second)]
-    if all(np.array_equal(tensors[name], tensors.get(first + name.removeprefix(second))) for name in own):
-        return {name: array for name, array in tensors.items() if name not in own}
+    patches = [name for name in tensors if name.startswith(second)]
+    if all(np.array_equal(tensors[name], tensors.get(first + name.removeprefix(second))) for name in patches):
+        return {name: array for name, array in tensors.items() if name not in patches}
     return tensors
 
 
@@ -57,9 +57,9 @@ FORMAT = Format(
         *dino_heads.rules(config, _HEADS),
     ],
     ignored=(
-        # Of training alone: a Config has no place for them.
+        # Training state, which a ModelConfig does not describe.
         r"(optimizer|fp16_scaler|ibot_loss|dino_loss)\..*",
-        # The network that was not asked for.
+        # The other network.
         r"(student|teacher)\..*",
     ),
     options=(*dino_layers.OPTIONS, "network"),

@@ -1,18 +1,18 @@
-"""open_clip's own CLIP class: open_clip_config.json beside a safetensors or .bin file; both ways.
+"""open_clip's plain CLIP class: open_clip_config.json beside a safetensors or .bin file; read and written.
 
-The arrays have OpenAI's names. What the config must say: the activation, heads, the preprocessing.
+The arrays have OpenAI's names. The config contains the activation, the heads and the preprocessing.
 """
 
 from collections.abc import Mapping
 
 from big_ssl.weights import openai_clip
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import CLIP_PIXELS, Config, Format, json_file
+from big_ssl.weights.format import CLIP_PIXELS, Format, ModelConfig, json_file
 
 _CONFIG = "open_clip_config.json"
 _HEAD_WIDTH = 64
 
-# The keys of model_cfg that are understood here, and those that do not change what is computed.
+# The supported keys of model_cfg, and those that do not change the computation.
 _KNOWN = {
     "model_cfg": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text"},
     "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"},
@@ -20,23 +20,23 @@ _KNOWN = {
 }
 
 
-def _config(tensors, files, options) -> Config:
-    described = json_file(files, _CONFIG)
-    settings = described.get("model_cfg", {})
+def _config(tensors, files, options) -> ModelConfig:
+    file = json_file(files, _CONFIG)
+    settings = file.get("model_cfg", {})
     vision, text = settings.get("vision_cfg", {}), settings.get("text_cfg", {})
     for part, keys in (("model_cfg", settings), ("vision_cfg", vision), ("text_cfg", text)):
         if unknown := set(keys) - _KNOWN[part]:
             raise WeightsError(
                 f"{_CONFIG}: {part}.{min(unknown)} is not supported; only open_clip's plain CLIP is"
             )
-    config = openai_clip.towers(tensors, _heads(vision, text) | dict(options))
+    config = openai_clip.infer_config(tensors, _heads(vision, text) | dict(options))
     activation = "quick_gelu" if settings.get("quick_gelu") else "gelu"
     config["encoders"]["text"]["activation"] = activation
     if config["encoders"]["image"]["kind"] == "vit":
         config["encoders"]["image"]["activation"] = activation
-    preprocessing = described.get("preprocess_cfg", {})
-    resize = _choose(preprocessing, "resize_mode", dict(shortest="crop", squash="stretch"))
-    _choose(preprocessing, "interpolation", dict(bicubic=None))
+    preprocessing = file.get("preprocess_cfg", {})
+    resize = _lookup(preprocessing, "resize_mode", dict(shortest="crop", squash="stretch"))
+    _lookup(preprocessing, "interpolation", dict(bicubic=None))
     pixels = {key: tuple(preprocessing.get(key, CLIP_PIXELS[key])) for key in ("mean", "std")}
     return config | dict(
         views=dict(image=CLIP_PIXELS | pixels),
@@ -46,23 +46,23 @@ def _config(tensors, files, options) -> Config:
 
 
 def _heads(vision, text):
-    found = {}
+    heads = {}
     if isinstance(vision.get("layers"), int) and "width" in vision:
-        found["num_heads"] = vision["width"] // vision.get("head_width", _HEAD_WIDTH)
+        heads["num_heads"] = vision["width"] // vision.get("head_width", _HEAD_WIDTH)
     if "heads" in text:
-        found["text_num_heads"] = text["heads"]
-    return found
+        heads["text_num_heads"] = text["heads"]
+    return heads
 
 
-def _choose(settings, key, table):
-    """The entry of table that settings[key] names; its first without the key."""
+def _lookup(settings, key, table):
+    """table[settings[key]]; without the key, the table's first entry."""
     value = settings.get(key, next(iter(table)))
     if value not in table:
         raise WeightsError(f"{_CONFIG}: preprocess_cfg.{key} is {value!r}; there is {', '.join(table)}")
     return table[value]
 
 
-def _describe(config: Config) -> dict[str, dict]:
+def _describe(config: ModelConfig) -> dict[str, dict]:
     image, text, head = config["encoders"]["image"], config["encoders"]["text"], config["head"]
     if (
         image["kind"] not in ("vit", "resnet")
@@ -72,7 +72,7 @@ def _describe(config: Config) -> dict[str, dict]:
         raise WeightsError(f"open_clip: its plain CLIP has no {image['kind']} and {text['kind']} like these")
     activation = text["activation"]
     if activation not in ("quick_gelu", "gelu") or image.get("activation", activation) != activation:
-        raise WeightsError(f"open_clip: the activation {activation} in both towers is not one it can name")
+        raise WeightsError(f"open_clip: both towers must have quick_gelu or gelu, not {activation}")
     model = dict(embed_dim=head["embed_dim"], quick_gelu=activation == "quick_gelu")
     model["vision_cfg"] = _describe_vit(image) if image["kind"] == "vit" else _describe_resnet(image)
     model["vision_cfg"]["image_size"] = config["image_size"]
@@ -111,7 +111,7 @@ def _mlp_ratio(tower):
 
 
 def _prepare(tensors: Mapping, options: Mapping) -> dict:
-    """Without "text." before the text tower's names, and with () for a logit scale of shape (1,)."""
+    """Removes "text." from the text tower's names, and reshapes a logit scale of shape (1,) to ()."""
     del options
     names = (
         "token_embedding.",
@@ -123,8 +123,8 @@ def _prepare(tensors: Mapping, options: Mapping) -> dict:
     )
     prepared = {}
     for name, array in tensors.items():
-        rest = name.removeprefix("text.")
-        prepared[rest if rest.startswith(names) else name] = array
+        short = name.removeprefix("text.")
+        prepared[short if short.startswith(names) else name] = array
     if "logit_scale" in prepared:
         prepared["logit_scale"] = prepared["logit_scale"].reshape(prepared["logit_scale"].shape[1:])
     return prepared

@@ -1,4 +1,4 @@
-"""OpenAI's own layout: .pt files, state dicts or TorchScript archives, of ViTs and of ResNets.
+"""OpenAI's CLIP files: state dicts or TorchScript archives (.pt) with a ViT or a ResNet.
 
 Names and shapes: openai/CLIP, clip/model.py. Head counts are not in the file: width / 64.
 """
@@ -13,8 +13,8 @@ from big_ssl.weights.format import (
     IMAGE,
     IMAGE_STATISTICS,
     TEXT,
-    Config,
     Format,
+    ModelConfig,
     clip_config,
     count,
     grid_side,
@@ -53,7 +53,7 @@ _VIT = [
     *_LAYERS,
     *norm("ln_post", "final_norm"),
 ]
-# Theirs are products from the right already, x @ proj, and so are not transposed.
+# Not transposed: OpenAI computes x @ proj.
 _HEAD = [
     Rule("text_projection", (f"{HEAD}text_projection/kernel",), SAME),
     Rule("logit_scale", (f"{HEAD}logit_scale",), SAME),
@@ -97,16 +97,19 @@ def _resnet():
     return rules
 
 
-def rules(config: Config) -> list[Rule]:
-    """All names of a CLIP with this config's image tower."""
+def rules(config: ModelConfig) -> list[Rule]:
+    """The rules for a CLIP with this ModelConfig's image tower."""
     common = [*_HEAD, *within("", TEXT, _TEXT)]
     if config["encoders"]["image"]["kind"] == "resnet":
         return common + _resnet()
     return [*common, _IMAGE_PROJECTION, *within("visual.", IMAGE, _VIT)]
 
 
-def towers(tensors: Mapping, options: Mapping) -> Config:
-    """The architecture that the shapes tell. options: num_heads, text_num_heads, where not width / 64."""
+def infer_config(tensors: Mapping, options: Mapping) -> ModelConfig:
+    """Infers the ModelConfig from the arrays' shapes.
+
+    options: num_heads and text_num_heads, if they are not width / 64.
+    """
     vocab_size, width = shape_of(tensors, "token_embedding.weight", 2)
     text = dict(
         vocab_size=vocab_size,
@@ -115,15 +118,15 @@ def towers(tensors: Mapping, options: Mapping) -> Config:
         **text_transformer.CLIP,
     )
     dim = shape_of(tensors, "text_projection", 2)[1]
-    read = _resnet_config if "visual.layer1.0.conv1.weight" in tensors else _vit_config
-    image = read(tensors, options)
+    infer_image = _resnet_config if "visual.layer1.0.conv1.weight" in tensors else _vit_config
+    image = infer_image(tensors, options)
     return clip_config(image, text, dim, image["image_size"])
 
 
 def _vit_config(tensors, options):
     width, _, _, patch = shape_of(tensors, "visual.conv1.weight", 4)
-    places = shape_of(tensors, "visual.positional_embedding", 2)[0] - 1
-    image_size = patch * grid_side(places, "visual.positional_embedding")
+    positions = shape_of(tensors, "visual.positional_embedding", 2)[0] - 1
+    image_size = patch * grid_side(positions, "visual.positional_embedding")
     shape = _transformer(tensors, "visual.", width, options.get("num_heads"))
     return dict(kind="vit", patch=patch, image_size=image_size, **shape, **vit.CLIP)
 
@@ -131,12 +134,12 @@ def _vit_config(tensors, options):
 def _resnet_config(tensors, options):
     if "num_heads" in options:
         raise WeightsError("num_heads: a ResNet's attention pool always has width / 2")
-    places = shape_of(tensors, "visual.attnpool.positional_embedding", 2)[0] - 1
+    positions = shape_of(tensors, "visual.attnpool.positional_embedding", 2)[0] - 1
     return dict(
         kind="resnet",
         width=shape_of(tensors, "visual.layer1.0.conv1.weight", 4)[0],
         blocks=[count(tensors, rf"visual\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4)],
-        image_size=32 * grid_side(places, "visual.attnpool.positional_embedding"),
+        image_size=32 * grid_side(positions, "visual.attnpool.positional_embedding"),
         pooled_dim=shape_of(tensors, "visual.attnpool.c_proj.weight", 2)[0],
     )
 
@@ -160,7 +163,7 @@ IGNORED = (
 HEADS = ("num_heads", "text_num_heads")
 
 FORMAT = Format(
-    config=lambda tensors, files, options: towers(tensors, options),
+    config=lambda tensors, files, options: infer_config(tensors, options),
     rules=rules,
     ignored=IGNORED,
     options=HEADS,

@@ -1,7 +1,7 @@
-"""The one mechanism that reads and writes all public formats: rules of names, with a transform each.
+"""Conversion of weights between a public format's names and layouts and ours: invertible rules.
 
-A format is a list of rules from one of its arrays to one or more of ours. Read from left to right
-the rules convert weights in, from right to left they convert them back; both ways are strict.
+A rule maps one array of the format to one or more of ours. `read` applies the rules, `write` their inverses;
+both are strict: every array must be converted.
 """
 
 import re
@@ -14,14 +14,14 @@ from big_ssl.weights.errors import WeightsError
 
 
 class Transform(NamedTuple):
-    """How one of their arrays becomes ours, and how ours become it again."""
+    """A layout change and its inverse: one of their arrays to ours, and ours back to it."""
 
     read: Callable[[np.ndarray], Sequence[np.ndarray]]
     write: Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 class Rule(NamedTuple):
-    """theirs: a name, in which {i} and {j} stand for numbers; ours: the paths it becomes."""
+    """theirs: a name, with {i} and {j} for indices; ours: the paths of the arrays made from it."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -30,8 +30,8 @@ class Rule(NamedTuple):
 
 def permute(*axes: int) -> Transform:
     """Axis axes[n] of theirs is axis n of ours."""
-    back = tuple(np.argsort(axes))
-    return Transform(lambda x: (x.transpose(axes),), lambda xs: xs[0].transpose(back))
+    inverse = tuple(np.argsort(axes))
+    return Transform(lambda x: (x.transpose(axes),), lambda xs: xs[0].transpose(inverse))
 
 
 SAME = Transform(lambda x: (x,), lambda xs: xs[0])
@@ -68,7 +68,7 @@ def norm(theirs: str, ours: str) -> list[Rule]:
 
 
 def fused(theirs: str, *ours: str) -> list[Rule]:
-    """Linear layers that are one: <theirs>weight [n * out, in] as n of [in, out], and <theirs>bias."""
+    """Fused linear layers: <theirs>weight [n * out, in] to n kernels [in, out]; likewise <theirs>bias."""
     count = len(ours)
     kernels = Transform(
         lambda x: [part.T for part in np.split(x, count)], lambda xs: np.concatenate([x.T for x in xs])
@@ -81,13 +81,13 @@ def fused(theirs: str, *ours: str) -> list[Rule]:
 
 
 def qkv(theirs: str, ours: str) -> list[Rule]:
-    """PyTorch's MultiheadAttention, whose three projections are one array."""
+    """PyTorch's MultiheadAttention, which fuses the three input projections."""
     split = [f"{ours}{name}" for name in ("query", "key", "value")]
     return [*fused(f"{theirs}.in_proj_", *split), *linear(f"{theirs}.out_proj", f"{ours}out")]
 
 
 def within(theirs: str, ours: str, rules: Iterable[Rule]) -> list[Rule]:
-    """The rules with what their names on either side are prefixed by."""
+    """Adds prefixes to the names on both sides of rules."""
     return [Rule(theirs + r.theirs, tuple(ours + path for path in r.ours), r.transform) for r in rules]
 
 
@@ -97,17 +97,26 @@ def read(
     tensors: Mapping[str, np.ndarray],
     shapes: Mapping[str, tuple],
 ) -> dict[str, np.ndarray]:
-    """Ours, {path: float32 array}, from theirs.
+    """Converts their arrays to ours.
 
-    ignored: patterns of names that hold no weights; shapes: {path: shape} of all that must be
-    filled. Raises WeightsError for a name that is missing, unknown, of another shape than the
-    architecture's, or not of floating point.
+    Args:
+      rules: the format's.
+      ignored: regexes of non-weight names.
+      tensors: {name: array}, theirs.
+      shapes: {path: shape} of the architecture's weights.
+
+    Returns:
+      {path: float32 array}, with a value for every path.
+
+    Raises:
+      WeightsError: for a name that is missing or unknown, a shape that differs from the architecture's, or a
+        dtype other than floating point.
     """
     ours, used = {}, set()
     for name, paths, transform in _instances(rules, shapes):
         if name not in tensors:
             raise WeightsError(f"{name} is missing")
-        # Their shape by the way back, from arrays that take no memory.
+        # Their shape, from the inverse transform on arrays that take no memory.
         expected = transform.write([np.broadcast_to(np.float32(0), shapes[path]) for path in paths]).shape
         if tensors[name].shape != expected:
             raise WeightsError(
@@ -124,7 +133,7 @@ def read(
 
 
 def write(rules: Sequence[Rule], ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Theirs, {name: array}, from ours, {path: array}. Raises WeightsError where one has no place."""
+    """Converts our {path: array} to their {name: array}. Raises WeightsError for a path without a rule."""
     return {
         name: np.asarray(transform.write([ours[path] for path in paths]), order="C")
         for name, paths, transform in _instances(rules, ours)
@@ -132,18 +141,18 @@ def write(rules: Sequence[Rule], ours: Mapping[str, np.ndarray]) -> dict[str, np
 
 
 def _instances(rules, paths) -> Iterator[tuple[str, tuple[str, ...], Transform]]:
-    """Each of their names for these paths of ours, with the paths it stands for."""
+    """Yields (their name, our paths, transform) of every rule with indices filled in from `paths`."""
     patterns = [(re.compile(_pattern(rule.ours[0])), rule) for rule in rules]
-    placed = set()
+    converted = set()
     for path in paths:
         for pattern, rule in patterns:
             if match := pattern.fullmatch(path):
-                own = tuple(other.format(**match.groupdict()) for other in rule.ours)
-                placed.update(own)
-                yield rule.theirs.format(**match.groupdict()), own, rule.transform
+                ours = tuple(other.format(**match.groupdict()) for other in rule.ours)
+                converted.update(ours)
+                yield rule.theirs.format(**match.groupdict()), ours, rule.transform
     for path in paths:
-        if path not in placed:
-            raise WeightsError(f"there is no place for our {path}")
+        if path not in converted:
+            raise WeightsError(f"the format has no place for our {path}")
 
 
 def _pattern(path):

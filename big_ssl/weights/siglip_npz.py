@@ -1,7 +1,7 @@
-"""big_vision's npz files of SigLIP and SigLIP 2 (fixed resolution), with scanned layers or without.
+"""big_vision's npz files of SigLIP and SigLIP 2 (fixed resolution), with or without scanned layers.
 
-No config goes with them: all is in the shapes, but for the image size where patches do not fill
-it (So400m/14 at 384 pixels has 27 x 14 = 378), which the option image_size says.
+They have no config: the shapes determine the architecture, except the image size if patches do not fill it
+(So400m/14 at 384 pixels has 27 x 14 = 378); give that by the option image_size.
 """
 
 import re
@@ -14,8 +14,8 @@ from big_ssl.weights.format import (
     HEAD,
     IMAGE,
     TEXT,
-    Config,
     Format,
+    ModelConfig,
     count,
     grid_side,
     shape_of,
@@ -33,7 +33,7 @@ def _norm(theirs, ours):
 
 
 def _attention(heads):
-    """query, key, value [in, heads, size] and out [heads, size, out], ours with these two axes joined."""
+    """query, key, value [in, heads, size] and out [heads, size, out]; ours flatten heads and size."""
     first = Transform(
         lambda x: (x.reshape(heads, -1, x.shape[-1]).reshape(-1, x.shape[-1]),),
         lambda xs: xs[0].reshape(heads, -1, xs[0].shape[-1]),
@@ -59,7 +59,7 @@ def _transformer(theirs, ours, heads):
     return within(theirs, ours, [*layers, *_norm("encoder_norm", "final_norm")])
 
 
-def _rules(config: Config) -> list[Rule]:
+def _rules(config: ModelConfig) -> list[Rule]:
     image, text = (config["encoders"][name]["heads"] for name in ("image", "text"))
     pooling = [
         Rule("probe", ("probe",), leading(2)),
@@ -81,7 +81,7 @@ def _rules(config: Config) -> list[Rule]:
     ]
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     del files
     vocab_size, width = shape_of(tensors, "txt/Embed_0/embedding", 2)
     text = dict(
@@ -97,18 +97,18 @@ def _config(tensors, files, options) -> Config:
     return siglip_config(image, text, options.get("image_size", image_size))
 
 
-def _shape(tensors, tower, width):
-    first = f"{tower}/encoderblock_0/"
+def _shape(tensors, encoder, width):
+    first = f"{encoder}/encoderblock_0/"
     return dict(
         width=width,
-        depth=count(tensors, rf"{tower}/encoderblock_(\d+)/"),
+        depth=count(tensors, rf"{encoder}/encoderblock_(\d+)/"),
         heads=shape_of(tensors, f"{first}MultiHeadDotProductAttention_0/query/kernel", 3)[1],
         mlp_dim=shape_of(tensors, f"{first}MlpBlock_0/Dense_0/kernel", 2)[1],
     )
 
 
 def _prepare(tensors: Mapping[str, np.ndarray], options: Mapping) -> dict[str, np.ndarray]:
-    """Without the "params/" before all names of some files, and with scanned layers apart."""
+    """Removes some files' prefix "params/" and unstacks scanned layers."""
     del options
     prepared = {}
     for name, array in tensors.items():

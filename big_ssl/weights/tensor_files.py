@@ -1,6 +1,6 @@
-"""Files of named arrays: safetensors in and out, PyTorch's zip archives and npz in. None runs code.
+"""Files of named arrays: reads and writes safetensors; reads PyTorch's zip archives and npz. None runs code.
 
-What transformers splits over several files, of either of the first two, is read through its index.
+Checkpoints that transformers sharded over several safetensors or PyTorch files are read through their index.
 """
 
 import json
@@ -31,15 +31,15 @@ _DTYPES = {
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
-# What transformers adds to the name of the file that it has split, {"weight_map": {name: file}} in JSON.
+# The suffix of transformers' index of shards, {"weight_map": {name: file}} in JSON.
 INDEX = ".index.json"
 
 
 def read_tensors(path) -> dict[str, np.ndarray]:
-    """{name: array} of a .safetensors, .npz, or PyTorch .pt, .pth or .bin file, in its own dtypes, or of
-    all the files of an .index.json.
+    """Reads {name: array}, in the stored dtypes.
 
-    Raises FileNotFoundError, and WeightsError for what is no such file, or not the whole of one.
+    path: a .safetensors, .npz, or PyTorch .pt, .pth or .bin file, or an .index.json of shards. Raises
+    FileNotFoundError, or WeightsError if the file is of another kind or truncated.
     """
     path = io.as_path(path)
     if not path.is_file():
@@ -57,7 +57,13 @@ def _read_file(path):
 
 
 def write_safetensors(path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes {name: array} and the file's own metadata. Raises KeyError for a dtype it has no name for."""
+    """Writes a safetensors file. Raises KeyError for a dtype that the format lacks.
+
+    Args:
+      path: the file.
+      tensors: {name: array}.
+      metadata: the file's __metadata__.
+    """
     header: dict[str, dict] = {"__metadata__": dict(metadata)}
     start = 0
     for name, array in tensors.items():
@@ -65,7 +71,7 @@ def write_safetensors(path, tensors: Mapping[str, np.ndarray], metadata: Mapping
         header[name] = dict(dtype=_NAMES[array.dtype], shape=list(array.shape), data_offsets=[start, end])
         start = end
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # what follows starts at a multiple of eight
+    text += b" " * (-len(text) % 8)  # aligns the data to eight bytes
     with io.as_path(path).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in tensors.values():
@@ -77,17 +83,17 @@ def _read_shards(path):
     for file, names in _shards(path).items():
         if not (path.parent / file).is_file():
             raise WeightsError(f"{path}: its shard {file} is missing")
-        found = _read_file(path.parent / file)
-        if lacking := names - found.keys():
-            raise WeightsError(f"{path}: {min(lacking)} is not in {file}, where it should be")
-        if twice := tensors.keys() & found.keys():
-            raise WeightsError(f"{path}: {min(twice)} is in {file} and in another shard")
-        tensors |= found
+        shard = _read_file(path.parent / file)
+        if missing := names - shard.keys():
+            raise WeightsError(f"{path}: {min(missing)} is not in {file}, where it should be")
+        if duplicates := tensors.keys() & shard.keys():
+            raise WeightsError(f"{path}: {min(duplicates)} is in {file} and in another shard")
+        tensors |= shard
     return tensors
 
 
 def _shards(path) -> dict[str, set[str]]:
-    """{file: names of its arrays} of an index."""
+    """Reads an index: {file: names of its arrays}."""
     shards: dict[str, set[str]] = {}
     try:
         for name, file in json.loads(path.read_text(encoding="utf-8"))["weight_map"].items():
@@ -98,7 +104,7 @@ def _shards(path) -> dict[str, set[str]]:
 
 
 def _read_safetensors(path):
-    """Views of the mapped file: what is not used is not read, or not held where it comes from a bucket."""
+    """Views of the memory-mapped file, so that unused arrays take no memory."""
     with io.local_copy(path) as file:
         data = np.memmap(file, np.uint8, "r") if os.path.getsize(file) else np.zeros(0, np.uint8)
     length = int.from_bytes(data[:8].tobytes(), "little")
@@ -116,11 +122,11 @@ def _read_safetensors(path):
 
 
 def _unique(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         keys = [key for key, _ in pairs]
         raise WeightsError(f"{next(key for key in keys if keys.count(key) > 1)} is there twice")
-    return found
+    return unique
 
 
 def _view(path, data, name, dtype, shape, start, end):

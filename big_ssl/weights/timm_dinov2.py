@@ -1,7 +1,7 @@
 """timm's vit_*_patch14_dinov2 and vit_*_patch14_reg4_dinov2: model.safetensors beside config.json.
 
-Layout: timm/models/vision_transformer.py. With registers timm has added the class token's position
-to the token.
+Layout: timm/models/vision_transformer.py. In models with registers, timm has added the class token's position
+embedding to the class token.
 """
 
 import math
@@ -12,10 +12,10 @@ import numpy as np
 from big_ssl.models import vit
 from big_ssl.weights import dino_layers
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import IMAGENET_PIXELS, Config, Format, image_config, shape_of
+from big_ssl.weights.format import IMAGENET_PIXELS, Format, ModelConfig, image_config, shape_of
 
 
-def _config(tensors, files, options) -> Config:
+def _config(tensors, files, options) -> ModelConfig:
     first, last = (shape_of(tensors, f"blocks.0.mlp.fc{i}.weight", 2) for i in (1, 2))
     shape = dino_layers.shape(tensors, options)
     image = vit.DINOV2 | dict(
@@ -23,7 +23,7 @@ def _config(tensors, files, options) -> Config:
         feed_forward="swiglu" if first[0] == 2 * last[1] else "mlp",
         registers=shape_of(tensors, "reg_token", 3)[1] if "reg_token" in tensors else 0,
         position_resize="bicubic_antialias",
-        mask_token=False,  # left out there
+        mask_token=False,  # timm drops it
     )
     settings = files.get("config.json", {}).get("pretrained_cfg", {})
     if settings.get("interpolation", "bicubic") != "bicubic":
@@ -36,7 +36,7 @@ def _config(tensors, files, options) -> Config:
 
 
 def _prepare(tensors: Mapping, options: Mapping) -> dict:
-    """With a place for the class token, zero where it is in the token already."""
+    """Adds a zero position embedding for the class token if the file has none."""
     del options
     prepared = dict(tensors)
     if "reg_token" in tensors and "pos_embed" in tensors:

@@ -1,5 +1,7 @@
-"""PyTorch's zip archives, of state dicts and of TorchScript modules, without PyTorch and without
-running what they pickle: only the names below are looked up, and none of them does anything."""
+"""Reads PyTorch's zip archives of state dicts and TorchScript modules, without PyTorch.
+
+Unpickling resolves only the names below, none of which runs code.
+"""
 
 import pickle
 import zipfile
@@ -27,9 +29,9 @@ _STORAGES = {
 
 
 def read_torch(path) -> dict[str, np.ndarray]:
-    """{name: array}, of nested dicts and modules the names joined by dots.
+    """Reads {name: array}; the names of nested dicts and modules are joined by dots.
 
-    Raises WeightsError where the file is no such archive, or holds what no state dict has.
+    Raises WeightsError if the file is no such archive, or pickles anything but a state dict.
     """
     try:
         with io.as_path(path).open("rb") as opened, zipfile.ZipFile(opened) as archive:
@@ -49,7 +51,7 @@ def read_torch(path) -> dict[str, np.ndarray]:
 
 
 class _Module:
-    """A TorchScript module or the like, of which only the attributes count."""
+    """Stands for a TorchScript module or an argparse.Namespace; keeps the attributes only."""
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -63,19 +65,19 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name) -> Any:
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
-        # A run's arguments are beside its weights in some.
+        # Some training checkpoints also store the run's arguments.
         if module.startswith("__torch__") or (module, name) == ("argparse", "Namespace"):
             return _Module
-        known = {
+        allowed = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _tensor,
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
         }
-        if (module, name) not in known:
+        if (module, name) not in allowed:
             raise pickle.UnpicklingError(
                 f"it pickles {module}.{name}, which would run code; only dicts of tensors are read"
             )
-        return known[module, name]
+        return allowed[module, name]
 
     def persistent_load(self, pid):
         _, dtype, key, *_ = pid
@@ -93,7 +95,7 @@ def _tensor(storage, offset, size, stride, *_):
 
 
 def _named(content, path):
-    """Yields (name, array) of all arrays in nested dicts and modules."""
+    """Yields (dotted name, array) for all arrays in nested dicts and modules."""
     if isinstance(content, np.ndarray):
         yield ".".join(path), content
     items = content.__dict__ if isinstance(content, _Module) else content

@@ -1,4 +1,4 @@
-"""Two processes that connect, and come to their first collective operation 35 s apart.
+"""Two processes that connect, and reach their first collective 35 s apart.
 
 python tests/cluster/come_late.py --distributed=ADDRESS
 """
@@ -19,7 +19,7 @@ if __name__ == "__main__":
     mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=2, tensor=1))
     mesh_lib.warm_up_collectives(mesh)
     if jax.process_index() == 1:
-        time.sleep(35)  # as if it compiled for so much longer
+        time.sleep(35)  # as if it compiled longer
     numbers = mesh_lib.from_every_host(mesh, np.arange(8.0))
     print(float(jax.jit(jnp.sum, out_shardings=replicated(mesh))(numbers)))
     distributed.shutdown(0)

@@ -1,4 +1,4 @@
-"""Several processes of one job on this machine, each with CPU devices of its own."""
+"""Jobs of several processes on this machine, each with its own CPU devices."""
 
 import signal
 import socket
@@ -27,7 +27,7 @@ class Job:
             )
 
     def wait(self, seconds: float) -> list[int]:
-        """The exit codes; ends what still runs after `seconds`, whose code is then -SIGKILL."""
+        """The exit codes; kills processes that still run after `seconds`, whose code is then -SIGKILL."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
             if process.wait(max(deadline - time.monotonic(), 0)) is None:
@@ -35,7 +35,7 @@ class Job:
         return [process.returncode for process in self.processes]
 
     def wait_until(self, condition, seconds: float) -> None:
-        """Returns when condition() holds; fails the test where it does not in time."""
+        """Waits until condition() holds; fails the test if it does not in time."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert all(process.poll() is None for process in self.processes), self.output()
@@ -43,13 +43,13 @@ class Job:
             time.sleep(0.02)
 
     def end(self) -> None:
-        """Kills what still runs."""
+        """Kills the running processes."""
         for process in self.processes:
             process.kill()
             process.wait()
 
     def output(self, index: int | None = None) -> str:
-        """What one process printed, or all of them."""
+        """The output of one process, or of all."""
         files = self._files if index is None else [self._files[index]]
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')}" for path in files)
 
@@ -82,14 +82,14 @@ class Cluster:
         return self.start(command, **layout)
 
     def finish(self, *arguments, seconds=900, **options) -> Job:
-        """Like `train`, and waits for all processes to end well."""
+        """Like `train`; waits until all processes have succeeded."""
         job = self.train(*arguments, **options)
         codes = job.wait(seconds)
         assert codes == [0] * len(codes), job.output()
         return job
 
     def end(self):
-        """Kills what a failed test left."""
+        """Kills the processes that a failed test left."""
         for job in self._jobs:
             job.end()
 

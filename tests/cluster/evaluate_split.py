@@ -1,9 +1,9 @@
-"""Prints what evaluators find of one model, and how many pictures this process decoded for each.
+"""Prints the evaluators' metrics of one model, and the number of images that this process decoded for each.
 
 python tests/cluster/evaluate_split.py --distributed=ADDRESS
 
-The last line: {"metrics": {key: value}, "decoded": {evaluator: count}, "problems": what is said of an
-evaluator where the pictures of the last process can't be decoded}.
+The last line of the output: {"metrics": {key: value}, "decoded": {evaluator: count}, "problems": the messages
+if the last process can't decode its images}.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Like `python -m big_ssl.main` where only process 1 finds something wrong with the workdir.
+"""Like `python -m big_ssl.main`, but process 1 alone fails to use the workdir.
 
 python tests/cluster/fail_alone.py WORKDIR --distributed=ADDRESS
 """

@@ -1,4 +1,4 @@
-"""Two processes of which process 1 reads its checkpoints badly: late, or one of them never.
+"""Two processes; process 1 reads its checkpoints only after errors, or can't read one.
 
 python tests/cluster/restore.py WORKDIR --distributed=ADDRESS
 """
@@ -23,8 +23,8 @@ def _state(step, sharding):
     return TrainState(number, dict(w=weights), (), {}, None, {})
 
 
-def _restored(workdir, abstract, errors):
-    """The step that is restored where process 1 meets these errors first, and the seconds it took."""
+def _restore(workdir, abstract, errors):
+    """(restored step, seconds) if process 1 first gets these errors."""
     checkpoints, left = Checkpoints(workdir, 3), list(errors) if jax.process_index() == 1 else []
     load = checkpoints._load
 
@@ -35,7 +35,7 @@ def _restored(workdir, abstract, errors):
 
     checkpoints._load = failing
     began = time.monotonic()
-    state = checkpoints.restore_latest(abstract)
+    state = checkpoints.restore_latest(lambda step: abstract)
     seconds = time.monotonic() - began
     checkpoints.close()
     return int(state.step), seconds
@@ -57,6 +57,6 @@ if __name__ == "__main__":
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _state(0, sharding)
     )
     for errors in ([ConnectionResetError()] * 2, [ValueError("DATA_LOSS: Error decoding")]):
-        step, seconds = _restored(workdir, abstract, errors)
+        step, seconds = _restore(workdir, abstract, errors)
         print(f"restored {step}{'' if seconds < 30 else f' after {seconds:.0f} s'}", flush=True)
     distributed.shutdown(0)

@@ -1,11 +1,10 @@
-"""Two processes of which one lacks something that its config names, one thing after another.
+"""Two processes; process 1 lacks something that its config requires, in one case after another.
 
 python tests/cluster/set_up_apart.py FOLDER --distributed=ADDRESS
 
-FOLDER/first is a finished run. Each process runs in a folder of its own, FOLDER/<process>, so that a relative
-path may exist for the first alone.
-The last line: {what was lacking: [exit code, what the command said]}, and "init_from", whether a run that
-starts from another begins with its weights, on this process's devices.
+FOLDER/first is a finished run. Each process runs in its own folder, FOLDER/<process>, so that a relative path
+may exist for process 0 only. The last line of the output: {case: [exit code, stderr]}, and "init_from",
+whether a run that starts from another has its weights, on this process's devices.
 """
 
 import contextlib
@@ -36,8 +35,8 @@ def _config(**changes):
 def _cases(first):
     """{what process 1 lacks: (config, workdir)}; first: the workdir of a run to start from."""
     vocabulary = _config()["tokenizer"] | dict(vocabulary="words.txt")
-    pictures = dict(kind="image_folder", path="pictures")
-    evals = dict(x=dict(kind="zero_shot", data=pictures, templates="{}"))
+    images = dict(kind="image_folder", path="images")
+    evals = dict(x=dict(kind="zero_shot", data=images, templates="{}"))
     steps = 9 + jax.process_index()
     return {
         "vocabulary": (_config(tokenizer=vocabulary), first),
@@ -49,18 +48,18 @@ def _cases(first):
 
 
 def _run(config, workdir):
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr):
         code = main.run(config, workdir, "micro.py", "command")
-    return code, said.getvalue()
+    return code, stderr.getvalue()
 
 
 def _prepare(first):
-    """What process 0 has."""
+    """Makes the files that process 0 has."""
     shutil.copy(ROOT / "big_ssl/data/embedded/emoji_wordpiece.txt", "words.txt")
     for name in "ab":
-        os.makedirs(f"pictures/{name}")
-        Image.new("RGB", (8, 8)).save(f"pictures/{name}/1.png")
+        os.makedirs(f"images/{name}")
+        Image.new("RGB", (8, 8)).save(f"images/{name}/1.png")
     os.symlink(first, "weights")
 
 
@@ -84,15 +83,15 @@ def start(folder, address):
     own, first = f"{folder}/{jax.process_index()}", f"{folder}/first"
     os.makedirs(own)
     os.chdir(own)
-    # First what succeeds: a process that failed alone has read less, and orbax counts what it reads.
-    found: dict = dict(init_from=_starts_from(first))
-    found["second"] = _run(_config(init_from=dict(path=first, exclude=(), remap=())), f"{folder}/second")
+    # The successful cases first: a process that failed alone has read less, and orbax counts its reads.
+    results: dict = dict(init_from=_starts_from(first))
+    results["second"] = _run(_config(init_from=dict(path=first, exclude=(), remap=())), f"{folder}/second")
     if jax.process_index() == 0:
         _prepare(first)
-    distributed.all_hosts_agree(True)  # that the files are there
+    distributed.all_hosts_agree(True)  # a barrier: the files exist
     for name, (config, workdir) in _cases(first).items():
-        found[name] = _run(config, workdir)
-    print(json.dumps(found))
+        results[name] = _run(config, workdir)
+    print(json.dumps(results))
     distributed.shutdown(0)
 
 

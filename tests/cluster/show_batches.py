@@ -1,4 +1,4 @@
-"""Prints, by process 0, what a job puts on its devices: {"step/row": digest of picture and text}.
+"""Prints, on process 0, the batches on a job's devices: {"step/row": digest of image and text}.
 
 python tests/cluster/show_batches.py BATCH_SIZE STEPS --distributed=ADDRESS
 """
@@ -20,16 +20,16 @@ from configs.align_l2 import get_config
 
 def digests(config, steps):
     """{"step/row": str} of the global batches, as every process sees them on the devices."""
-    mesh, found = mesh_lib.make_mesh(config["mesh"]), {}
+    mesh, results = mesh_lib.make_mesh(config["mesh"]), {}
     iterator = batches.iterate(config, streams.open_streams(config, build.tokenizer(config)), 0, mesh)
     for step, batch in enumerate(itertools.islice(iterator, steps)):
         pairs = mesh_lib.global_batch(mesh, batch)["pairs"]
         image, ids = multihost_utils.process_allgather((pairs["image"], pairs["text"]["ids"]), tiled=True)
         for row in range(len(image)):
             content = image[row].tobytes() + ids[row].tobytes()
-            found[f"{step}/{row}"] = hashlib.sha1(content).hexdigest()
+            results[f"{step}/{row}"] = hashlib.sha1(content).hexdigest()
     iterator.close()
-    return found
+    return results
 
 
 def main(batch_size, steps, address):
@@ -37,9 +37,9 @@ def main(batch_size, steps, address):
     distributed.start(address)
     config = get_config("demo").to_dict()
     config["streams"]["pairs"]["batch_size"] = int(batch_size)
-    found = digests(config, int(steps))
+    results = digests(config, int(steps))
     if jax.process_index() == 0:
-        print(json.dumps(found))
+        print(json.dumps(results))
     distributed.shutdown(0)
 
 

@@ -1,4 +1,4 @@
-"""Evaluators on one process and on two: the same numbers, each process decoding its part."""
+"""Evaluators on one and two processes: equal metrics, and each process decodes its part."""
 
 import json
 
@@ -8,7 +8,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def found(cluster):
+def outputs(cluster):
     """{layout: [what each process printed]}, see evaluate_split.py."""
     results = {}
     for name, (processes, devices) in {"1x1": (1, 1), "1x4": (1, 4), "2x2": (2, 2)}.items():
@@ -19,16 +19,16 @@ def found(cluster):
 
 
 @pytest.mark.parametrize("layout", ["1x4", "2x2"])
-def test_the_numbers_are_those_of_one_device(layout, found):
-    expected = found["1x1"][0]["metrics"]
+def test_the_metrics_equal_those_of_one_device(layout, outputs):
+    expected = outputs["1x1"][0]["metrics"]
     assert len(expected) > 20
-    for each in found[layout]:
+    for each in outputs[layout]:
         assert each["metrics"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_each_process_decodes_its_part(found):
-    """And the two together what one decodes alone; the heads' random windows are decoded ahead."""
-    ((alone,), both) = ([each["decoded"] for each in found[layout]] for layout in ("1x4", "2x2"))
+def test_each_process_decodes_its_part(outputs):
+    """Together they decode what one process decodes alone; the heads' random crops are decoded before."""
+    ((alone,), both) = ([each["decoded"] for each in outputs[layout]] for layout in ("1x4", "2x2"))
     for name in ("zero_shot", "knn", "retrieval", "linear_probe"):
         parts = [each[name] for each in both]
         assert sum(parts) == alone[name] > 500
@@ -36,8 +36,8 @@ def test_each_process_decodes_its_part(found):
     assert max(each["linear_sweep"] for each in both) < 0.8 * alone["linear_sweep"]
 
 
-def test_what_one_process_cannot_read_fails_on_both(found):
-    problems = [each["problems"] for each in found["2x2"]]
+def test_an_image_unreadable_on_one_process_fails_on_both(outputs):
+    problems = [each["problems"] for each in outputs["2x2"]]
     assert problems[0][0].startswith(
         "evals.zero_shot failed (1 in a row): ValueError: process 1: data: the picture of"
     )

@@ -1,4 +1,4 @@
-"""A run in a bucket that fails again and again ends, through restarts, as one in a bucket that never does."""
+"""A run in a failing bucket ends, through restarts, like a run in a reliable one."""
 
 import io as stdlib_io
 import pathlib
@@ -67,9 +67,9 @@ class Storage:
             *(f"--config.{key}={value}" for key, value in arguments.items()),
         ]
         jobs = [f"localhost:{port},{processes},{i}" for i in range(processes)] if processes > 1 else [""]
-        found = [commands.start([*command, f"--distributed={job}"], log, log, environment) for job in jobs]
-        self._started += found
-        return found, log
+        actual = [commands.start([*command, f"--distributed={job}"], log, log, environment) for job in jobs]
+        self._started += actual
+        return actual, log
 
     def finish(self, *arguments, **options):
         """Runs to the end; returns what was printed."""
@@ -100,8 +100,8 @@ class Storage:
         """What the run has logged, without times: [(step, {name: value})]."""
         lines = read_lines(self.workdir(name) / "metrics.jsonl")
         kept = ("train/", "eval/knn")
-        found = [(line["step"], {k: v for k, v in line.items() if k.startswith(kept)}) for line in lines]
-        return [each for each in found if each[1]]
+        actual = [(line["step"], {k: v for k, v in line.items() if k.startswith(kept)}) for line in lines]
+        return [each for each in actual if each[1]]
 
     def states(self, name, steps):
         """{step: leaves} of all checkpoints."""
@@ -133,7 +133,7 @@ def _check_same(storage, name, steps):
 
 
 @pytest.mark.slow
-def test_a_run_survives_a_storage_that_fails_now_and_then(storage, gcs):
+def test_a_run_survives_occasional_storage_failures(storage, gcs):
     steps = 8
     storage.finish("whole", steps)
     schedule = faulty_proxy.Schedule(0, FEW)
@@ -151,7 +151,7 @@ def test_a_run_survives_a_storage_that_fails_now_and_then(storage, gcs):
 
 
 @pytest.mark.slow
-def test_compiled_programs_that_cannot_be_stored_end_no_run(storage, gcs):
+def test_a_run_survives_a_failing_compilation_cache(storage, gcs):
     schedule = faulty_proxy.Schedule(0, {"/compiled/": 1}, [faulty_proxy.REFUSED])
     with faulty_proxy.start(gcs.address, schedule) as address:
         storage.finish("run", 4, address)
@@ -161,7 +161,7 @@ def test_compiled_programs_that_cannot_be_stored_end_no_run(storage, gcs):
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("seed", "processes"), [(1, 1), (2, 2)])
-def test_a_run_survives_a_storage_that_fails_all_the_time(storage, gcs, seed, processes):
+def test_a_run_survives_frequent_storage_failures(storage, gcs, seed, processes):
     steps = 20
     storage.finish("whole", steps, processes=processes)
     schedule = faulty_proxy.Schedule(seed, MANY)

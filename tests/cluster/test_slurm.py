@@ -109,14 +109,14 @@ def slurm(cluster, micro, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(cluster, micro, losses, tmp_path_factory):
-    """The losses of the job that nobody disturbed."""
+    """The losses of the uninterrupted job."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     cluster.finish(micro, workdir, ARGUMENTS)
     return losses(workdir)
 
 
-def test_a_job_goes_on_after_a_lost_task_and_after_a_requeue(slurm, whole, losses):
-    """With the losses that it would have had."""
+def test_a_job_resumes_after_a_lost_task_and_after_a_requeue(slurm, whole, losses):
+    """With the losses of the uninterrupted job."""
     slurm.start()
     slurm.wait_for_step(11)  # the save of step 10 has waited for that of step 5
     slurm.send_task(0, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""How processes find one another, and what is said where they don't."""
+"""Start-up of several processes, and its errors."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ from big_ssl.parallel import distributed
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_an_address_is_read():
+def test_parse_returns_the_address():
     assert distributed.parse("host.example:1234,16,3") == ("host.example:1234", 16, 3)
     assert distributed.parse("[::1]:1234,2,0") == ("[::1]:1234", 2, 0)
     assert distributed.parse("") is distributed.parse("auto") is None
@@ -37,7 +37,7 @@ def test_an_address_is_read():
         "Auto",
     ],
 )
-def test_what_is_no_address_is_refused(value):
+def test_an_invalid_address_is_an_error(value):
     with pytest.raises(ValueError, match=f"--distributed={re.escape(value)}: must be '' .*HOST:PORT"):
         distributed.parse(value)
 
@@ -48,7 +48,7 @@ def test_an_index_counts_from_zero(value):
         distributed.parse(value)
 
 
-def test_the_command_says_what_is_wrong_with_the_flag(capsys):
+def test_the_commands_error_for_an_invalid_address(capsys):
     with pytest.raises(SystemExit) as stopped:
         main.parse_flags(["main", "--config=configs/align_l2.py:tiny", "--workdir=x", "--distributed=1,2"])
     assert stopped.value.code == 2
@@ -71,7 +71,7 @@ def _start(value, seconds=1, platform="cpu"):
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_who_stays_alone_says_so(index):
+def test_a_process_without_the_others_exits_with_one_line(index):
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
@@ -97,7 +97,7 @@ def test_a_process_without_a_device_is_a_startup_error():
 
 
 def test_nothing_that_the_command_imports_touches_a_device():
-    # JAX refuses to start several processes once it has.
+    # Otherwise JAX refuses to start several processes.
     check = "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
     done = subprocess.run(
         [sys.executable, "-c", f"import big_ssl.main, configs.align_l2; {check}"],
@@ -109,7 +109,7 @@ def test_nothing_that_the_command_imports_touches_a_device():
 
 
 @pytest.mark.slow
-def test_processes_may_come_to_their_first_step_far_apart(cluster):
+def test_processes_may_reach_their_first_step_at_different_times(cluster):
     job = cluster.start(["tests/cluster/come_late.py"])
     assert job.wait(120) == [0, 0], job.output()
     assert job.output(0).endswith("28.0\n")

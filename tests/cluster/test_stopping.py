@@ -7,7 +7,7 @@ from big_ssl.training.metrics import read_lines
 
 STEPS = 60
 ARGUMENTS = {"total_steps": STEPS, "log_every": 1, "checkpoint.every": 1000}
-# As in tests/training/test_devices.py: sums over a batch are taken in another order.
+# As in tests/training/test_devices.py: sums over a batch have another order.
 TOLERANCE = 1e-4
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ def _at_step(workdir, step):
 
 @pytest.fixture(scope="module")
 def whole(cluster, micro, losses, tmp_path_factory):
-    """The losses of a job that nobody disturbed."""
+    """The losses of an uninterrupted job."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     job = cluster.finish(micro, workdir, ARGUMENTS)
     assert "Report:" in job.output(0)
@@ -57,7 +57,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
     assert losses(workdir) == whole
 
 
-def test_a_job_of_two_processes_goes_on_as_one(cluster, micro, send, whole, losses, tmp_path):
+def test_a_job_of_two_processes_resumes(cluster, micro, send, whole, losses, tmp_path):
     workdir = tmp_path / "run"
     job, codes = _interrupted(cluster, micro, send, workdir, 0, "SIGTERM", ["--stopped_exit_code=75"])
     assert codes == [75, 75], job.output()
@@ -72,7 +72,7 @@ def test_a_job_of_two_processes_goes_on_as_one(cluster, micro, send, whole, loss
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_where_one_process_is_killed_the_other_ends_in_error(index, cluster, micro, send, tmp_path):
+def test_if_one_process_is_killed_the_other_fails(index, cluster, micro, send, tmp_path):
     job, codes = _interrupted(
         cluster, micro, send, tmp_path / "run", index, "SIGKILL", ["--heartbeat_seconds=10"]
     )
@@ -80,15 +80,15 @@ def test_where_one_process_is_killed_the_other_ends_in_error(index, cluster, mic
     assert codes[1 - index] not in (0, -9), job.output()  # -9: still running when the test lost patience
 
 
-def test_a_failure_of_one_process_alone_ends_both(cluster, micro, tmp_path):
-    """Process 1 can't use the workdir: it says why, and neither trains."""
+def test_a_failure_of_one_process_ends_both(cluster, micro, tmp_path):
+    """Process 1 can't use the workdir: it prints the reason, and neither trains."""
     job = cluster.start(["tests/cluster/fail_alone.py", str(tmp_path / "run")])
     assert job.wait(120) == [2, 2], job.output()
     assert "no room on this host" in job.output(1)
     assert "process 1: no room on this host" in job.output(0)
 
 
-def test_what_one_process_cannot_read_at_once_both_agree_on(cluster, tmp_path):
+def test_both_processes_restore_the_same_checkpoint_despite_slow_reads(cluster, tmp_path):
     """An error that passes costs nothing; a checkpoint that one process finds damaged both leave, at once."""
     job = cluster.start(["tests/cluster/restore.py", str(tmp_path / "run")])
     assert job.wait(100) == [0, 0], job.output()

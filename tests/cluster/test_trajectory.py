@@ -18,13 +18,13 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module")
 def batches(cluster):
     """{layout: {"step/row": digest}}."""
-    found = {}
+    actual = {}
     for name, (processes, devices) in LAYOUTS.items():
         command = ["tests/cluster/show_batches.py", str(BATCH), "3"]
         job = cluster.start(command, processes, devices)
         assert job.wait(120) == [0] * processes, job.output()
-        found[name] = json.loads(job.output(0).splitlines()[-1])
-    return found
+        actual[name] = json.loads(job.output(0).splitlines()[-1])
+    return actual
 
 
 def test_the_global_batches_hold_the_same_examples_in_the_same_rows(batches):
@@ -40,14 +40,14 @@ def trajectories(cluster, losses, tmp_path_factory):
     def run(recipe):
         arguments = dict(total_steps=STEPS, log_every=1, evals="{}")
         arguments |= {"learning_rate.warmup_steps": STEPS - 1, "learning_rate.peak": 3e-3 * (STEPS - 1) / 100}
-        found = {}
+        actual = {}
         for name, (processes, devices) in LAYOUTS.items():
             workdir = tmp_path_factory.mktemp("run") / name
             compiling = "well" if recipe == DEMO else "quickly"
             layout = dict(processes=processes, devices=devices, compiling=compiling)
             cluster.finish(recipe, workdir, arguments, **layout)
-            found[name] = losses(workdir)
-        return found
+            actual[name] = losses(workdir)
+        return actual
 
     return run
 
@@ -57,6 +57,6 @@ def test_a_run_has_the_same_loss_trajectory(recipe, trajectories):
     steps, expected = zip(*trajectories(recipe)["1x4"], strict=True)
     assert steps == tuple(range(1, STEPS + 1))
     assert np.ptp(expected) > 0.1  # it trains at all
-    found = trajectories(recipe)["2x2"]
-    assert [step for step, _ in found] == list(steps)
-    np.testing.assert_allclose([loss for _, loss in found], expected, rtol=TOLERANCE)
+    actual = trajectories(recipe)["2x2"]
+    assert [step for step, _ in actual] == list(steps)
+    np.testing.assert_allclose([loss for _, loss in actual], expected, rtol=TOLERANCE)

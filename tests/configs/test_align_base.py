@@ -58,7 +58,7 @@ def test_it_differs_from_the_papers_where_the_papers_differ():
 
 def test_what_it_trains_has_the_layout_of_the_published_weights():
     config = trained.describe(json.loads(align_base.get_config().to_json()))
-    files = FORMATS["hf_align"].describe(architecture.completed(config))
+    files = FORMATS["hf_align"].describe(architecture.with_defaults(config))
     described, preprocessor = files["config.json"], files["preprocessor_config.json"]
     vision, text = described["vision_config"], described["text_config"]
     assert (described["projection_dim"], vision["hidden_dim"], vision["image_size"]) == (640, 640, 289)

@@ -1,4 +1,4 @@
-"""Apache Beam finds what one machine finds, and counts the same funnel."""
+"""Apache Beam's decisions and funnel equal those of one machine."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def random_items(count):
-    """Few texts, few pictures, found again and again: every rule that counts drops some and not others."""
+    """Few texts and few images, repeated: every rule that depends on counts drops some and not others."""
     rng = np.random.default_rng(0)
     known = [" ".join(rng.choice(list("abcdefghijkl"), rng.integers(1, 6))) for _ in range(100)]
     for id in range(count):
@@ -27,7 +27,7 @@ def random_items(count):
         yield Item(id, str(rng.integers(8)), 300, int(rng.choice([50, 300])), tuple(texts), id % 17 == 0)
 
 
-def test_the_verdicts_are_those_of_one_machine(tmp_path):
+def test_the_decisions_equal_those_of_one_machine(tmp_path):
     from big_ssl.curation.beam_pipeline import Filter
 
     limits = Limits(
@@ -36,25 +36,25 @@ def test_the_verdicts_are_those_of_one_machine(tmp_path):
     items = list(random_items(150))
     with beam.Pipeline(runner="DirectRunner") as pipeline:
         lines = pipeline | beam.Create(items) | Filter(limits) | beam.Map(json.dumps)
-        lines | beam.io.WriteToText(str(tmp_path / "verdicts"))
+        lines | beam.io.WriteToText(str(tmp_path / "decisions"))
     written = [json.loads(line) for path in tmp_path.iterdir() for line in path.read_text().splitlines()]
-    expected = list(counting.verdicts(items, limits))
+    expected = list(counting.decisions(items, limits))
     assert sorted(written) == json.loads(json.dumps(expected))
     reasons = {v.image for v in expected} | {reason for v in expected for reason in v.texts}
     counted = {"many_texts", "evaluation_duplicate", "shared", "rare", "short", "long", "no_text", ""}
     assert counted < reasons
 
 
-def test_the_command_writes_the_same_set_and_funnel(tmp_path):
+def test_the_command_writes_the_same_dataset_and_funnel(tmp_path):
     limits = Limits(languages=(), min_side=32, max_unigrams=8, most_frequent=400)
     source = sources.ParquetPairs(SAMPLE, text_keys=("title", "description", "width", "height"))
     items = records.Items(source, ("title", "description"), ("width", "height"))
-    found = []
+    actual = []
     for name, options in (("here", []), ("beam", ["runner=DirectRunner"])):
         folder = tmp_path / name
         curate.curate(items, limits, str(folder), options)
         written = sources.TfdsPairs(records.NAME, records.SPLIT, str(folder))
         pairs = sorted((record["image"], values(record, "text")) for record in sources.records(written))
-        found.append((pairs, json.loads((folder / "funnel.json").read_text())))
-    assert found[0] == found[1]
-    assert len(found[0][0]) > 20
+        actual.append((pairs, json.loads((folder / "funnel.json").read_text())))
+    assert actual[0] == actual[1]
+    assert len(actual[0][0]) > 20

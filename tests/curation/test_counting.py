@@ -1,4 +1,4 @@
-"""The filters on one machine: what is counted over the whole set, and the funnel of real noisy captions."""
+"""The filters on one machine: counts over the dataset, and the funnel of real noisy captions."""
 
 import pathlib
 from collections import Counter
@@ -12,7 +12,7 @@ from big_ssl.curation.records import Items
 from big_ssl.data.sources import ParquetPairs
 
 SAMPLE = str(pathlib.Path(__file__).parents[1] / "data" / "openclipart_sample.parquet")
-# {rule: (images, pairs)}, checked against a count by plain loops and Counter.most_common.
+# {rule: (images, pairs)}, checked against plain loops and Counter.most_common.
 GOLDEN = dict(
     small=(1, 1), narrow=(2, 3), shared=(0, 49), rare=(0, 97), short=(0, 42), long=(0, 9), no_text=(162, 0)
 )
@@ -30,11 +30,11 @@ def sample():
 
 
 @pytest.fixture(scope="module")
-def judged(sample):
-    return list(counting.verdicts(sample, LIMITS))
+def decisions(sample):
+    return list(counting.decisions(sample, LIMITS))
 
 
-def test_different_texts_and_different_pictures_count():
+def test_distinct_texts_and_distinct_images_are_counted():
     items = [
         item(0, "p", "a cat", "A cat!", "a dog"),
         item(1, "p", "a cat"),
@@ -46,12 +46,16 @@ def test_different_texts_and_different_pictures_count():
     assert counts.images == Counter({"a cat": 2, "a dog": 1})
 
 
-def test_an_ngram_counts_each_time_and_decides_what_is_rare():
+def test_ngrams_are_rare_by_number_of_occurrences():
     # a: 5 times; "a cat" and cat: 4; the rest once.
     items = [item(0, "p", "a cat", "A cat!", "a dog"), item(1, "p", "a cat"), item(2, "q", "a cat")]
     limits = Limits(languages=(), most_frequent=3, min_unigrams=1)
     assert counting.count(items, limits).frequent == {"a", "cat", "a cat"}
-    assert [verdict.texts for verdict in counting.verdicts(items, limits)] == [("", "", "rare"), ("",), ("",)]
+    assert [decision.texts for decision in counting.decisions(items, limits)] == [
+        ("", "", "rare"),
+        ("",),
+        ("",),
+    ]
     strict = Limits(languages=(), most_frequent=2, min_unigrams=1)
     assert counting.count(items, strict).frequent == {"a"}
 
@@ -59,44 +63,44 @@ def test_an_ngram_counts_each_time_and_decides_what_is_rare():
 def test_a_rare_bigram_of_frequent_words_is_rare():
     items = [item(i, str(i), "a b c") for i in range(5)] + [item(9, "x", "c b a")]
     limits = Limits(languages=(), most_frequent=5)
-    assert [verdict.image for verdict in counting.verdicts(items, limits)] == [""] * 5 + ["no_text"]
+    assert [decision.image for decision in counting.decisions(items, limits)] == [""] * 5 + ["no_text"]
 
 
-@pytest.mark.parametrize(("pictures", "reason"), [(10, ""), (11, "shared")])
-def test_a_text_of_many_pictures_goes_from_all_of_them(pictures, reason):
-    items = [item(i, str(i), "the same three words") for i in range(pictures)]
-    items += [item(50 + i, "0", "the same three words") for i in range(5)]  # one picture, found again
-    assert {verdict.texts for verdict in counting.verdicts(items, LIMITS)} == {(reason,)}
+@pytest.mark.parametrize(("images", "reason"), [(10, ""), (11, "shared")])
+def test_a_text_shared_by_many_images_is_dropped_from_all(images, reason):
+    items = [item(i, str(i), "the same three words") for i in range(images)]
+    items += [item(50 + i, "0", "the same three words") for i in range(5)]  # an image that repeats
+    assert {decision.texts for decision in counting.decisions(items, LIMITS)} == {(reason,)}
 
 
 @pytest.mark.parametrize(("texts", "reason"), [(1000, ""), (1001, "many_texts")])
-def test_a_picture_of_many_texts_goes_wherever_it_was_found(texts, reason):
+def test_an_image_with_many_texts_is_dropped_from_all_records(texts, reason):
     half = [f"number {i} of many" for i in range(texts)]
     items = [item(0, "p", *half[:500]), item(1, "p", *half[400:]), item(2, "q", "one of many texts")]
     limits = Limits(languages=())
-    assert [verdict.image for verdict in counting.verdicts(items, limits)] == [reason, reason, ""]
+    assert [decision.image for decision in counting.decisions(items, limits)] == [reason, reason, ""]
 
 
-def test_the_funnel_of_real_captions(judged):
-    """49 is 34 titles "gramastar" and 15 of a collection and a date, the two that more than 10 share."""
-    found = funnel.table(funnel.total(map(funnel.tally, judged)))
-    rows = {row["rule"]: (row["images"], row["pairs"]) for row in found["dropped"]}
+def test_the_funnel_of_real_captions(decisions):
+    """Two texts have more than 10 images: 34 titles "gramastar" and 15 with a collection and a date, 49."""
+    actual = funnel.table(funnel.total(map(funnel.tally, decisions)))
+    rows = {row["rule"]: (row["images"], row["pairs"]) for row in actual["dropped"]}
     assert {rule: counts for rule, counts in rows.items() if any(counts)} == GOLDEN
-    assert (found["output"]["images"], found["output"]["pairs"]) == (36, 41)
+    assert (actual["output"]["images"], actual["output"]["pairs"]) == (36, 41)
 
 
-def test_what_came_in_stayed_or_has_a_reason(judged, sample):
-    found = funnel.table(funnel.total(map(funnel.tally, judged)))
-    assert found["input"] == dict(images=len(sample), pairs=sum(len(item.texts) for item in sample))
+def test_the_input_is_the_output_plus_the_dropped(decisions, sample):
+    actual = funnel.table(funnel.total(map(funnel.tally, decisions)))
+    assert actual["input"] == dict(images=len(sample), pairs=sum(len(item.texts) for item in sample))
     for column in ("images", "pairs"):
-        dropped = sum(row[column] for row in found["dropped"])
-        assert found["input"][column] == found["output"][column] + dropped
-    assert found["output"]["images"] == sum(bool(verdict.kept) for verdict in judged) > 0
-    assert found["output"]["pairs"] == sum(len(verdict.kept) for verdict in judged)
+        dropped = sum(row[column] for row in actual["dropped"])
+        assert actual["input"][column] == actual["output"][column] + dropped
+    assert actual["output"]["images"] == sum(bool(decision.kept) for decision in decisions) > 0
+    assert actual["output"]["pairs"] == sum(len(decision.kept) for decision in decisions)
 
 
-def test_what_stays_reads_as_captions(judged, sample):
-    kept = {text for verdict in judged for text in verdict.kept}
+def test_kept_texts_are_a_subset_without_file_names(decisions, sample):
+    kept = {text for decision in decisions for text in decision.kept}
     everything = {text for item in sample for text in item.texts}
     assert kept < everything
     assert "gramastar" in everything - kept

@@ -9,13 +9,13 @@ from big_ssl.curation.filters import (
     IMAGE_RULES,
     NO_TEXT,
     TEXT_RULES,
+    Decision,
     ImageFacts,
     Item,
     TextFacts,
-    Verdict,
+    decide,
     first_reason,
     frequency_floor,
-    judge,
     ngrams,
     text_key,
     unigrams,
@@ -58,7 +58,7 @@ def words(count):
         (image(duplicate=True), "evaluation_duplicate"),
     ],
 )
-def test_rules_for_images(facts, reason):
+def test_image_rules(facts, reason):
     assert first_reason(facts, IMAGE_RULES, LIMITS) == reason
 
 
@@ -81,14 +81,14 @@ def test_rules_for_images(facts, reason):
         (text("the cat's -- !"), "short"),
     ],
 )
-def test_rules_for_texts(facts, reason):
+def test_text_rules(facts, reason):
     assert first_reason(facts, TEXT_RULES, LIMITS) == reason
 
 
 @pytest.mark.parametrize(
     ("odds", "reason"), [(1.0, ""), (9.99, ""), (10.0, ""), (10.01, "foreign"), (math.inf, "foreign")]
 )
-def test_the_rule_for_languages(odds, reason, monkeypatch):
+def test_the_language_rule(odds, reason, monkeypatch):
     monkeypatch.setattr(languages, "foreign_odds", lambda text, codes: odds if codes == ("en",) else None)
     assert first_reason(text(), TEXT_RULES, Limits()) == reason
 
@@ -98,10 +98,10 @@ def test_any_language_needs_no_detector(monkeypatch):
     assert first_reason(text(), TEXT_RULES, LIMITS) == ""
 
 
-def test_the_first_reason_in_the_papers_order_counts(monkeypatch):
+def test_the_reason_is_the_first_rule_in_the_papers_order(monkeypatch):
     monkeypatch.setattr(languages, "foreign_odds", lambda text, codes: 99)
     strict = Limits(max_texts=1, max_images=1, min_unigrams=2, max_unigrams=2)
-    # Everything that can be wrong at once; each is then put right, and the next reason shows.
+    # All reasons apply at first; the test fixes one after another and sees the next reason.
     wrong, seen = dict(width=0, height=0, texts=2, duplicate=True), []
     for right in (dict(width=2, height=1), dict(width=900, height=300), dict(width=300), dict(texts=1), {}):
         seen.append(first_reason(ImageFacts(**wrong), IMAGE_RULES, strict))
@@ -117,8 +117,8 @@ def test_the_first_reason_in_the_papers_order_counts(monkeypatch):
 
 
 def test_the_words_of_a_text():
-    found = unigrams("The cat’s 2nd image_tid, Élan 25&id=mg!")
-    assert found == ["the", "cat’s", "2nd", "image_tid", "élan", "25", "id", "mg"]
+    actual = unigrams("The cat’s 2nd image_tid, Élan 25&id=mg!")
+    assert actual == ["the", "cat’s", "2nd", "image_tid", "élan", "25", "id", "mg"]
     assert ngrams("A  b. C") == ["a", "b", "c", "a b", "b c"]
     assert ngrams("...") == []
     assert text_key(" A  Cat! ") == text_key("a cat") == "a cat"
@@ -128,26 +128,26 @@ def test_the_words_of_a_text():
 @pytest.mark.parametrize(
     ("most", "floor"), [(1, 9), (2, 5), (3, 5), (4, 5), (5, 2), (7, 2), (8, 1), (10**8, 1)]
 )
-def test_the_most_frequent_with_ties_all_in_or_all_out(most, floor):
-    # One n-gram 9 times, one 5 times, three twice, three once: 1, 2, 5 and 8 have at least so many.
+def test_frequency_floor_admits_or_rejects_ties_together(most, floor):
+    # One n-gram occurs 9 times, one 5 times, three twice, three once: 1, 2, 5 and 8 reach these counts.
     histogram = {1: 3, 9: 1, 2: 3, 5: 1}
     assert frequency_floor(histogram, most) == floor
     assert sum(count for times, count in histogram.items() if times >= floor) <= most
 
 
-def test_nothing_is_frequent_enough_where_all_tie():
+def test_frequency_floor_rejects_all_if_all_tie():
     assert frequency_floor({4: 3}, 2) == 5
     assert frequency_floor({}, 2) == 1
 
 
-def test_a_verdict_names_a_reason_for_each_text():
+def test_a_decision_has_a_reason_for_each_text():
     item = Item(7, "d", 640, 480, (GOOD_TEXT, "too short", GOOD_TEXT))
     facts = [text(), text("too short"), text(images=11)]
-    assert judge(item, 3, facts, LIMITS) == Verdict(7, 3, "", ("", "short", "shared"), (GOOD_TEXT,))
-    assert judge(item._replace(width=100), 3, facts, LIMITS) == Verdict(7, 3, "small", (), ())
+    assert decide(item, 3, facts, LIMITS) == Decision(7, 3, "", ("", "short", "shared"), (GOOD_TEXT,))
+    assert decide(item._replace(width=100), 3, facts, LIMITS) == Decision(7, 3, "small", (), ())
     bad = [text("x"), text("too short"), text(rare=True)]
-    assert judge(item, 3, bad, LIMITS) == Verdict(7, 3, NO_TEXT, ("short", "short", "rare"), ())
-    assert judge(item._replace(texts=()), 0, [], LIMITS) == Verdict(7, 0, NO_TEXT, (), ())
+    assert decide(item, 3, bad, LIMITS) == Decision(7, 3, NO_TEXT, ("short", "short", "rare"), ())
+    assert decide(item._replace(texts=()), 0, [], LIMITS) == Decision(7, 0, NO_TEXT, (), ())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Languages of captions, where lingua is installed, and what is said where it is not."""
+"""Language detection with lingua, and the error without it."""
 
 import sys
 
@@ -34,23 +34,23 @@ def test_the_language_of_real_captions(text, language, lingua):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ["Naval Semaphore Flag u", "Beethoven Cartoon Bust", "Don't Panic!"])
-def test_names_that_sound_foreign_are_not_foreign_enough(text, lingua):
+def test_foreign_sounding_names_stay_below_the_threshold(text, lingua):
     assert 1 < languages.foreign_odds(text, ("en",)) < LIMIT
 
 
 @pytest.mark.slow
-def test_a_text_without_letters_is_in_no_language(lingua):
+def test_a_text_without_letters_has_infinite_odds(lingua):
     assert languages.foreign_odds("1920 1080 2", ("en",)) == float("inf")
 
 
-def test_an_unknown_language_is_named(lingua):
+def test_the_error_names_an_unknown_language(lingua):
     with pytest.raises(ValueError, match=r"limits\.languages: no language 'english'; there are af, "):
         languages.check(("en", "english"))
 
 
-def test_without_lingua_one_line_says_what_to_install(monkeypatch):
+def test_the_error_without_lingua_contains_the_pip_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "lingua", None)
-    languages._wanted.cache_clear()
+    languages._languages.cache_clear()
     with pytest.raises(ImportError, match=r"pip install lingua-language-detector, or keep any with \(\)"):
         languages.check(("en",))
     languages.check(())

@@ -1,4 +1,4 @@
-"""What the rules read of records, and that training reads what they keep."""
+"""Items of records, and the written dataset as training reads it."""
 
 import io
 import pathlib
@@ -16,45 +16,45 @@ SAMPLE = str(pathlib.Path(__file__).parents[1] / "data" / "openclipart_sample.pa
 LIMITS = Limits(languages=(), min_side=32, max_unigrams=8, most_frequent=400)
 
 
-def picture(width, height):
+def image(width, height):
     buffer = io.BytesIO()
     Image.new("RGB", (width, height)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def test_the_sides_of_a_picture_are_its_headers():
-    source = [dict(image=picture(30, 20), alt=["a"]), dict(image=picture(30, 20)[:20]), dict(image=b"")]
+def test_the_size_comes_from_the_images_header():
+    source = [dict(image=image(30, 20), alt=["a"]), dict(image=image(30, 20)[:20]), dict(image=b"")]
     items = records.Items(source, ("alt",))
     assert [(item.id, item.width, item.height) for item in items] == [(0, 30, 20), (1, 0, 0), (2, 0, 0)]
     assert items[0].digest == records.Items(source * 2, ("alt",))[3].digest != items[1].digest
 
 
-def test_or_what_the_record_states():
+def test_the_size_comes_from_the_records_keys():
     texts = {"w": [640], "h": [np.int64(480)], "none": [], "word": ["wide"]}
-    source = [dict(image=picture(3, 2), **texts)]
+    source = [dict(image=image(3, 2), **texts)]
     sides = [records.Items(source, (), pair)[0][2:4] for pair in (("w", "h"), ("w", "none"), ("word", "h"))]
     assert sides == [(640, 480), (640, 0), (0, 480)]
 
 
-def test_texts_of_the_kinds_in_order_without_what_is_none():
+def test_captions_are_in_order_of_kinds_without_empty_ones():
     source = [dict(image=b"", alt=["b", " ", 3, None], title=["a"], other=["c"]), dict(image=b"")]
     items = records.Items(source, ("title", "alt"), duplicates=np.array([False, True]))
     assert [item.texts for item in items] == [("a", "b"), ()]
     assert [item.duplicate for item in items] == [False, True]
 
 
-def test_training_reads_what_was_kept(tmp_path):
+def test_training_reads_the_kept_records(tmp_path):
     source = ParquetPairs(SAMPLE, text_keys=("title", "description", "width", "height"))
     items = records.Items(source, ("title", "description"), ("width", "height"))
-    judged = list(counting.verdicts(items, LIMITS))
-    count = records.write(str(tmp_path), records.examples(source, judged))
+    decisions = list(counting.decisions(items, LIMITS))
+    count = records.write(str(tmp_path), records.examples(source, decisions))
     written = sources.TfdsPairs(records.NAME, records.SPLIT, str(tmp_path))
-    expected = {(source[v.id]["image"], v.kept) for v in judged if v.kept}
-    found = [(record["image"], tuple(values(record, "text"))) for record in sources.records(written)]
-    assert len(found) == count == sum(bool(verdict.kept) for verdict in judged) > 20
-    assert set(found) == expected
-    again = counting.verdicts(records.Items(written, ("text",)), LIMITS)
-    assert [verdict.image for verdict in again] == ["small"] * count  # 32 pixels, and more are wanted
+    expected = {(source[v.id]["image"], v.kept) for v in decisions if v.kept}
+    actual = [(record["image"], tuple(values(record, "text"))) for record in sources.records(written)]
+    assert len(actual) == count == sum(bool(decision.kept) for decision in decisions) > 20
+    assert set(actual) == expected
+    again = counting.decisions(records.Items(written, ("text",)), LIMITS)
+    assert [decision.image for decision in again] == ["small"] * count  # 32 pixels are below min_side
     tokenizer = tokenizers.WordPiece(tokenizers.vocabulary_path("emoji"), 8)
     crop = dict(kind="random_crop", resize=8, size=8)
     made = dict(

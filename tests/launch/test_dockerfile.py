@@ -1,4 +1,4 @@
-"""What the image is made of; building it needs Docker and a network, so nothing here builds it."""
+"""The Docker image's definition; building it needs Docker and a network, so no test builds it."""
 
 import pathlib
 import re
@@ -15,7 +15,7 @@ def test_the_targets_are_named():
     ]
 
 
-def test_what_is_copied_exists_and_is_not_ignored():
+def test_copied_files_exist_and_are_not_ignored():
     sources = [word for line in LINES if line.startswith("COPY") for word in line.split()[1:-1]]
     assert {"big_ssl", "configs", "setup.py"} <= set(sources)
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
@@ -24,13 +24,13 @@ def test_what_is_copied_exists_and_is_not_ignored():
         assert source.split("/")[0] in allowed, source
 
 
-def test_the_package_finds_all_that_its_setup_reads():
+def test_the_image_contains_all_files_that_setup_reads():
     copied = " ".join(line for line in LINES if line.startswith("COPY"))
     named = re.search(r"license_files=\[(.*)\]", (ROOT / "setup.py").read_text())[1]
     assert all(file.strip(' "') in copied for file in named.split(","))
 
 
-def test_every_installation_keeps_to_the_lock():
+def test_every_installation_uses_the_lock_file():
     installs = [line for line in LINES if line.startswith("RUN pip install")]
     assert len(installs) == 4
     assert all("requirements/py3.12.txt" in line or "--no-deps" in line for line in installs)

@@ -81,7 +81,7 @@ def test_sigterm_to_the_script_stops_the_job(start, tmp_path):
     assert (workdir / "checkpoints" / str(last)).is_dir()
 
 
-def test_where_one_process_fails_the_script_fails(start, tmp_path):
+def test_the_script_fails_if_one_process_fails(start, tmp_path):
     script = start("configs/align_l2.py:tiny", tmp_path / "run", "--config.total_steps=-1")
     output, _ = script.communicate(timeout=120)
     assert script.returncode == 2, output

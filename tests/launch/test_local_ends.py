@@ -1,4 +1,4 @@
-"""How launch/local.sh ends, with a shell script in place of the interpreter."""
+"""The end of launch/local.sh, with a shell script instead of the interpreter."""
 
 import os
 import pathlib
@@ -39,7 +39,7 @@ def start(tmp_path):
     return start
 
 
-def test_it_ends_well_when_all_do(start):
+def test_the_script_succeeds_if_all_processes_do(start):
     script = start("0 ends, 1 ends")
     output, _ = script.communicate(timeout=20)
     assert script.returncode == 0
@@ -47,14 +47,14 @@ def test_it_ends_well_when_all_do(start):
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_process_that_fails_takes_the_others_along(index, start):
+def test_a_failing_process_ends_the_others(index, start):
     script = start(f"{index} fails")
     output, _ = script.communicate(timeout=20)
     assert script.returncode == 7
     assert "launch/local.sh: a process ended with exit code 7; ending the others" in output
 
 
-def test_sigterm_is_passed_on(start):
+def test_sigterm_is_forwarded(start):
     script = start("")
     time.sleep(2)  # until the processes are there
     script.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The launch scripts: what they would run, what they refuse, and that they are sound shell."""
+"""The launch scripts: their commands, their errors, and shellcheck."""
 
 import os
 import pathlib
@@ -68,7 +68,7 @@ def test_local_finds_a_free_port():
 GCLOUD = ["gcloud", "compute", "tpus"]
 
 
-def test_tpu_vm_up_runs_all_of_it_in_order():
+def test_tpu_vm_up_runs_all_steps_in_order():
     create, archive, copy, remove, install, run, follow, delete = _dry_run("tpu_vm.sh", "up", *JOB)
     assert create == [
         *GCLOUD,
@@ -131,7 +131,7 @@ def test_tpu_vm_starts_the_main_job_and_keeps_its_exit_code(tmp_path):
     assert done.stdout.splitlines() == expected
 
 
-def test_tpu_vm_parts_stand_alone():
+def test_tpu_vms_steps_run_separately():
     assert "--spot" in _dry_run("tpu_vm.sh", "create", SPOT="1")[0]
     assert _remote(_dry_run("tpu_vm.sh", "stop")[0]) == "kill -TERM $(cat big_ssl/job.pid)"
     assert _dry_run("tpu_vm.sh", "delete")[0][4] == "delete"
@@ -186,7 +186,7 @@ def test_slurm_starts_a_task_for_each_gpu():
         ("rehearse.sh", ["configs/align_l2.py", "--workdir="]),
     ],
 )
-def test_wrong_arguments_are_refused_in_one_line(script, arguments):
+def test_the_error_for_wrong_arguments_is_one_line(script, arguments):
     done = _run(script, *arguments, **SETTINGS.get(script, {}))
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(rf"usage: (sbatch )?launch/{script} .*\n", done.stderr)
@@ -195,7 +195,7 @@ def test_wrong_arguments_are_refused_in_one_line(script, arguments):
 @pytest.mark.parametrize(
     ("script", "variable"), [(script, name) for script, values in SETTINGS.items() for name in values]
 )
-def test_a_missing_setting_is_named(script, variable):
+def test_the_error_names_a_missing_setting(script, variable):
     settings = {key: value for key, value in SETTINGS[script].items() if key != variable}
     done = _run(script, "--dry-run", *(["up"] if script == "tpu_vm.sh" else []), *JOB, **settings)
     assert (done.returncode, done.stdout) == (2, "")
@@ -203,7 +203,7 @@ def test_a_missing_setting_is_named(script, variable):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_shell_is_sound(script):
+def test_shellcheck_passes(script):
     path = ROOT / "launch" / script
     assert "set -euo pipefail" in path.read_text()
     subprocess.run(["bash", "-n", path], check=True)

@@ -45,7 +45,7 @@ def numeric_gradient(function, x, step=1e-5):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_value_and_gradients_agree_with_the_equations(smoothing):
+def test_value_and_gradients_equal_the_equations(smoothing):
     image, text = embeddings()
     (loss, metrics), grads = jax.jit(
         jax.value_and_grad(softmax_contrastive, (0, 1, 2), has_aux=True), static_argnums=3
@@ -65,8 +65,8 @@ def test_value_and_gradients_agree_with_the_equations(smoothing):
     )
 
 
-def test_the_losses_are_the_textbooks():
-    """In value and gradient, by tiles that do not divide the batch; ALIGN's sum is twice CLIP's mean."""
+def test_the_fast_losses_equal_the_textbook_losses():
+    """In value and gradient, with tiles that do not divide the batch; ALIGN's sum is twice CLIP's mean."""
     tiles = Pairwise("ring", None, tile=4)
     arguments = [jnp.float32(x) for x in (*embeddings(), TEMPERATURE, -3.0)]
 
@@ -82,9 +82,9 @@ def test_the_losses_are_the_textbooks():
     def value_and_gradients(losses):
         return jax.jit(lambda *args: (losses(*args), jax.jacrev(losses, (0, 1, 2, 3))(*args)))(*arguments)
 
-    found, wanted = value_and_gradients(fast), value_and_gradients(plain)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, wanted)
-    np.testing.assert_allclose(2 * wanted[0][0], reference(*embeddings(), TEMPERATURE, 0), rtol=1e-6)
+    actual, expected = value_and_gradients(fast), value_and_gradients(plain)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), actual, expected)
+    np.testing.assert_allclose(2 * expected[0][0], reference(*embeddings(), TEMPERATURE, 0), rtol=1e-6)
 
 
 def test_two_pairs_by_hand():
@@ -98,13 +98,13 @@ def test_two_pairs_by_hand():
     np.testing.assert_allclose(loss, rows + columns, rtol=1e-6)
 
 
-def test_accuracies_are_by_row_and_by_column():
-    # Similarities [[1, 0, 0], [0, 1, 0], [0, 1, 0]]: image 2 takes text 1, and text 1 ties.
+def test_accuracies_by_row_and_by_column():
+    # Similarities [[1, 0, 0], [0, 1, 0], [0, 1, 0]]: image 2 is nearest to text 1, and text 1 ties.
     image = jnp.eye(3)[jnp.array([0, 1, 1])]
     text = jnp.array([[1, 0, 0], [0.0, 1, 0], [0, 0, 1]])
     _, metrics = softmax_contrastive(image, text, 1.0)
     np.testing.assert_allclose(metrics["image_to_text_accuracy"], 2 / 3)
-    # Text 0 finds image 0; text 1 can't tell images 1 and 2 apart, a miss; text 2 finds none.
+    # Text 0 retrieves image 0; text 1 ties between images 1 and 2, a miss; text 2 retrieves none.
     np.testing.assert_allclose(metrics["text_to_image_accuracy"], 1 / 3)
     image = jnp.eye(3)[jnp.array([0, 0, 0])]  # similarities [[1, 0, 0]] * 3
     _, metrics = softmax_contrastive(image + 0.1 * jnp.eye(3), text, 1.0)
@@ -113,7 +113,7 @@ def test_accuracies_are_by_row_and_by_column():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_exchanging_the_towers_exchanges_the_metrics(smoothing):
+def test_swapping_image_and_text_swaps_the_metrics(smoothing):
     image, text = (np.float32(a) for a in embeddings())
     loss, one = softmax_contrastive(image, text, TEMPERATURE, smoothing)
     other_loss, two = softmax_contrastive(text, image, TEMPERATURE, smoothing)
@@ -123,14 +123,14 @@ def test_exchanging_the_towers_exchanges_the_metrics(smoothing):
     assert abs(one["image_to_text"] - one["text_to_image"]) > 1e-3
 
 
-def test_equal_embeddings_give_twice_the_logarithm_of_the_batch():
+def test_the_loss_of_equal_embeddings_is_twice_the_logarithm_of_the_batch_size():
     x = jnp.ones((N, 1))
     for smoothing in (0.0, 0.1):
         loss, _ = softmax_contrastive(x, x, 0.07, smoothing)
         np.testing.assert_allclose(loss, 2 * np.log(N), rtol=1e-6)
 
 
-def test_the_lowest_temperature_stays_finite_and_float32():
+def test_the_loss_is_finite_and_float32_at_the_lowest_temperature():
     image, text = (jnp.asarray(a, jnp.bfloat16) for a in embeddings())
     run = jax.jit(jax.value_and_grad(softmax_contrastive, (0, 1, 2), has_aux=True))
     (loss, _), grads = run(image, -text, jnp.float32(0.01))
@@ -140,7 +140,7 @@ def test_the_lowest_temperature_stays_finite_and_float32():
     assert all(np.isfinite(np.asarray(g, float)).all() for g in grads)
 
 
-def test_l2_normalize_is_a_division_by_the_norm_in_value_and_gradient():
+def test_l2_normalize_divides_by_the_norm_in_value_and_gradient():
     x, weights = np.random.default_rng(1).normal(size=(2, 3, D))
     y, pullback = jax.vjp(jax.jit(l2_normalize), np.float32(x))
 
@@ -162,5 +162,5 @@ def test_l2_normalize_of_zero_is_zero_with_zero_gradient():
     np.testing.assert_allclose(grad[1], [(1 - 0.6 * 1.4) / 5, (1 - 0.8 * 1.4) / 5], rtol=1e-5)
 
 
-def test_l2_normalize_is_float32_whatever_comes():
+def test_l2_normalize_returns_float32():
     assert l2_normalize(jnp.ones((1, 2), jnp.bfloat16)).dtype == jnp.float32

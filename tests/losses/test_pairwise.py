@@ -1,4 +1,4 @@
-"""Ring, gathered and dense forms of both losses: against float64, on 1 to 8 devices, for all positives."""
+"""Both losses in the ring, gathered and dense implementations: against float64, on 1 to 8 devices."""
 
 import functools
 
@@ -88,13 +88,13 @@ def expected(loss, positives):
 
 @functools.cache
 def computed(loss, positives, implementation, devices, tile=3):
-    """((value, metrics), gradients) on so many devices, fsdp two of them where there are four."""
+    """((value, metrics), gradients) on `devices` devices, with fsdp = 2 from 4 devices on."""
     return jax.device_get(gradient(loss, positives, implementation, devices, tile)(1.0))
 
 
 @functools.cache
 def gradient(loss, positives, implementation, devices, tile=3):
-    """A function, compiled once, of the factor in front of the loss."""
+    """A compiled function of the loss's weight."""
     sizes = dict(data=-1, fsdp=2 if devices >= 4 else 1, tensor=1)
     mesh = make_mesh(sizes, jax.devices()[:devices])
     pairwise = Pairwise(implementation, mesh, tile)
@@ -103,20 +103,20 @@ def gradient(loss, positives, implementation, devices, tile=3):
         result, metrics = LOSSES[loss][0](image, text, temperature, bias, positives, pairwise)
         return scale * result, metrics
 
-    given = POSITIVES[positives]
+    labels = POSITIVES[positives]
     image, text = global_batch(mesh, (np.float32(IMAGE), np.float32(TEXT)))
-    given = given if given is None else global_batch(mesh, given)
+    labels = labels if labels is None else global_batch(mesh, labels)
     compiled = jax.jit(jax.value_and_grad(value, (0, 1, 2, 3), has_aux=True))
-    return lambda scale: compiled(image, text, jnp.float32(TEMPERATURE), jnp.float32(BIAS), given, scale)
+    return lambda scale: compiled(image, text, jnp.float32(TEMPERATURE), jnp.float32(BIAS), labels, scale)
 
 
-def assert_close(found, wanted):
+def assert_close(actual, expected):
     """To 1e-5 of the largest entry."""
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-# Each implementation with each kind of positives that it treats in a way of its own, and rings of 2, 4 and 8;
-# what test_metrics compiles is among them. A ring of one device: test_contrastive.
+# Each implementation with each kind of positives for which it has a branch, and rings of 2, 4 and 8 devices.
+# The metrics' test reuses these compilations. A ring of one device: test_contrastive.
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(
     ("positives", "implementation", "devices"),
@@ -133,49 +133,49 @@ def assert_close(found, wanted):
 )
 def test_value_and_gradients_agree_with_the_equations(loss, positives, implementation, devices):
     (value, _), grads = computed(loss, positives, implementation, devices)
-    wanted, wanted_grads = expected(loss, positives)
-    np.testing.assert_allclose(value, wanted, rtol=1e-5)
-    for found, grad in zip(grads, wanted_grads, strict=True):
-        assert_close(found, grad)
+    expected_value, expected_grads = expected(loss, positives)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        assert_close(grad, expected_grad)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_metrics_agree_in_every_form(loss):
-    (_, wanted), _ = computed(loss, "labels", "dense", 1)
-    assert 0 < wanted["image_to_text_accuracy"] < 1
+def test_all_implementations_return_equal_metrics(loss):
+    (_, expected_metrics), _ = computed(loss, "labels", "dense", 1)
+    assert 0 < expected_metrics["image_to_text_accuracy"] < 1
     for implementation in IMPLEMENTATIONS:
-        (_, found), _ = computed(loss, "labels", implementation, 8)
-        for name, value in wanted.items():
-            np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=f"{implementation} {name}")
+        (_, metrics), _ = computed(loss, "labels", implementation, 8)
+        for name, value in expected_metrics.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=f"{implementation} {name}")
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_gradients_carry_the_factor_in_front_of_the_loss(loss):
-    """A weight in a config multiplies the loss: its cotangent must reach the ring's own derivative."""
+def test_gradients_scale_with_the_losss_weight(loss):
+    """The ring's hand-written VJP must multiply by the cotangent."""
     _, grads = jax.device_get(gradient(loss, "diagonal", "ring", 2)(-2.5))
-    for found, grad in zip(grads, expected(loss, "diagonal")[1], strict=True):
-        assert_close(found, -2.5 * grad)
+    for grad, expected_grad in zip(grads, expected(loss, "diagonal")[1], strict=True):
+        assert_close(grad, -2.5 * expected_grad)
 
 
 @pytest.mark.parametrize("tile", [1, 5, 1024])
-def test_the_size_of_a_tile_changes_nothing(tile):
+def test_the_result_does_not_depend_on_the_tile_size(tile):
     (value, _), grads = computed("softmax", "diagonal", "ring", 2, tile=tile)
-    wanted, wanted_grads = expected("softmax", "diagonal")
-    np.testing.assert_allclose(value, wanted, rtol=1e-5)
-    assert_close(grads[0], wanted_grads[0])
+    expected_value, expected_grads = expected("softmax", "diagonal")
+    np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+    assert_close(grads[0], expected_grads[0])
 
 
-def test_rows_far_below_the_best_of_their_tile_keep_their_sums():
+def test_rows_far_below_their_tiles_largest_logit_do_not_underflow():
     """At a scale of 100 a row's logits can all lie 100 below another's: no exponential may vanish."""
     x = np.float32([[1, 0], [1, 0], [-1, 0], [-1, 0]])
     y = np.float32([[1, 0], [0.8, 0.6], [0.6, 0.8], [1, 0]])
-    found = Pairwise("ring", None, tile=2).logsumexp(x, y, 100.0)
+    reduced = Pairwise("ring", None, tile=2).logsumexp(x, y, 100.0)
     logits = 100 * np.float64(x) @ np.float64(y).T
-    np.testing.assert_allclose(found.rows, [np.logaddexp.reduce(row) for row in logits], rtol=1e-6)
-    np.testing.assert_allclose(found.columns, [np.logaddexp.reduce(row) for row in logits.T], rtol=1e-6)
+    np.testing.assert_allclose(reduced.rows, [np.logaddexp.reduce(row) for row in logits], rtol=1e-6)
+    np.testing.assert_allclose(reduced.columns, [np.logaddexp.reduce(row) for row in logits.T], rtol=1e-6)
 
 
-def test_a_collapsed_model_has_no_accuracy():
+def test_a_collapsed_model_has_zero_accuracy():
     x = jnp.ones((N, 1))
     for implementation in IMPLEMENTATIONS:
         _, metrics = softmax_contrastive(x, x, 0.07, pairwise=Pairwise(implementation, None, 4))
@@ -194,7 +194,7 @@ def temporary_bytes(implementation, batch):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def test_the_rings_memory_grows_with_the_batch_and_not_with_its_square():
+def test_the_rings_memory_is_linear_in_the_batch_size():
     small, large = (temporary_bytes("ring", batch) for batch in (1024, 4096))
     assert large < 4.2 * small
     assert large < temporary_bytes("gathered", 4096) / 10

@@ -1,5 +1,4 @@
-"""The cross-entropy of prototype scores, Sinkhorn's offset and KoLeo against float64 written from the
-papers' equations."""
+"""Prototype cross-entropy, Sinkhorn-Knopp and KoLeo against the papers' equations in float64."""
 
 import functools
 
@@ -11,11 +10,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from big_ssl.losses.koleo import koleo
 from big_ssl.losses.self_distillation import (
-    Scores,
-    agreement,
+    LazyLogits,
     between_views,
-    cross_agreement,
-    sinkhorn_offset,
+    cross_entropy,
+    pairwise_cross_entropy,
+    sinkhorn_log_normalizer,
     target_metrics,
     update_center,
 )
@@ -24,7 +23,7 @@ from big_ssl.parallel.fsdp import within
 from big_ssl.planning import hlo
 
 RNG = np.random.default_rng(0)
-GROUPS, POINTS, WIDTH, K = 4, 5, 6, 7
+GROUPS, ROWS, WIDTH, K = 4, 5, 6, 7
 STUDENT, TEACHER = 0.1, 0.04
 
 
@@ -33,8 +32,8 @@ def unit(*shape):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-SAID, TAUGHT = unit(GROUPS, POINTS, WIDTH), unit(GROUPS, POINTS, WIDTH)
-OWN, OTHER, OFFSET = unit(K, WIDTH).T, unit(K, WIDTH).T, RNG.normal(size=K)
+STUDENT_FEATURES, TEACHER_FEATURES = unit(GROUPS, ROWS, WIDTH), unit(GROUPS, ROWS, WIDTH)
+PROTOTYPES, TEACHER_PROTOTYPES, OFFSET = unit(K, WIDTH).T, unit(K, WIDTH).T, RNG.normal(size=K)
 
 
 def softmax(x):
@@ -42,61 +41,69 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-def scores(points, prototypes, temperature):
-    return Scores(jnp.asarray(points, jnp.float32), jnp.asarray(prototypes, jnp.float32), temperature)
+def lazy_logits(features, prototypes, temperature):
+    return LazyLogits(jnp.asarray(features, jnp.float32), jnp.asarray(prototypes, jnp.float32), temperature)
 
 
 @functools.cache
 def compared(chunk):
-    """(agreement, the gradient of its weighted sum by the student's points and prototypes)."""
-    weights = np.linspace(1, 2, GROUPS * POINTS).reshape(GROUPS, POINTS)
+    """(CrossEntropy, gradients of its weighted sum by the student's bottleneck and prototypes, weights)."""
+    weights = np.linspace(1, 2, GROUPS * ROWS).reshape(GROUPS, ROWS)
 
     @jax.jit
-    def run(said, own):
-        def loss(said, own):
-            found = agreement(
-                scores(said, own, STUDENT), scores(TAUGHT, OTHER, TEACHER), jnp.float32(OFFSET), chunk
+    def run(features, prototypes):
+        def loss(features, prototypes):
+            result = cross_entropy(
+                lazy_logits(features, prototypes, STUDENT),
+                lazy_logits(TEACHER_FEATURES, TEACHER_PROTOTYPES, TEACHER),
+                jnp.float32(OFFSET),
+                chunk,
             )
-            return (found.cross_entropy * weights).sum(), found
+            return (result.cross_entropy * weights).sum(), result
 
-        return jax.value_and_grad(loss, (0, 1), has_aux=True)(said, own)
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(features, prototypes)
 
-    (_, found), grads = run(jnp.float32(SAID), jnp.float32(OWN))
-    return found, grads, weights
+    (_, result), grads = run(jnp.float32(STUDENT_FEATURES), jnp.float32(PROTOTYPES))
+    return result, grads, weights
 
 
 @pytest.mark.parametrize("chunk", [0, 2, 5, 100])
-def test_agreement_is_the_cross_entropy_of_softmaxes(chunk):
-    """All at once, in chunks of which the last is shorter, in one chunk: values and gradients."""
-    found, (by_points, by_prototypes), weights = compared(chunk)
-    targets = softmax(TAUGHT @ OTHER / TEACHER - OFFSET)
-    said = softmax(SAID @ OWN / STUDENT)
-    np.testing.assert_allclose(found.cross_entropy, -(targets * np.log(said)).sum(-1), rtol=1e-5)
-    np.testing.assert_allclose(found.entropy, -(targets * np.log(targets)).sum(-1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.mean_target, targets.mean((0, 1)), rtol=1e-5)
-    by_scores = weights[..., None] * (said - targets) / STUDENT
-    np.testing.assert_allclose(by_points, by_scores @ OWN.T, rtol=1e-4, atol=1e-5)
-    expected = np.einsum("gnd,gnk->dk", SAID, by_scores)
-    np.testing.assert_allclose(by_prototypes, expected, rtol=1e-4, atol=1e-5)
+def test_cross_entropy_in_chunks_equals_the_equation(chunk):
+    """All at once, in chunks with a shorter last one, in one chunk: values and gradients."""
+    result, (features_grad, prototypes_grad), weights = compared(chunk)
+    targets = softmax(TEACHER_FEATURES @ TEACHER_PROTOTYPES / TEACHER - OFFSET)
+    student = softmax(STUDENT_FEATURES @ PROTOTYPES / STUDENT)
+    np.testing.assert_allclose(result.cross_entropy, -(targets * np.log(student)).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(result.entropy, -(targets * np.log(targets)).sum(-1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result.mean_target, targets.mean((0, 1)), rtol=1e-5)
+    logits_grad = weights[..., None] * (student - targets) / STUDENT
+    np.testing.assert_allclose(features_grad, logits_grad @ PROTOTYPES.T, rtol=1e-4, atol=1e-5)
+    expected = np.einsum("gnd,gnk->dk", STUDENT_FEATURES, logits_grad)
+    np.testing.assert_allclose(prototypes_grad, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_chunks_never_hold_all_scores():
-    """Of 64 points and 4,096 prototypes, 8 at a time: forward and backward keep less than one matrix."""
+def test_chunks_never_hold_all_logits():
+    """64 x 4,096 logits, 8 rows at a time: forward and backward need less memory than one matrix."""
     rng = np.random.default_rng(1)
-    said, taught = (jnp.float32(rng.normal(size=(1, 64, 4))) for _ in range(2))
-    own, other = (jnp.float32(rng.normal(size=(4, 4096))) for _ in range(2))
+    student, teacher = (jnp.float32(rng.normal(size=(1, 64, 4))) for _ in range(2))
+    prototypes, teacher_prototypes = (jnp.float32(rng.normal(size=(4, 4096))) for _ in range(2))
 
-    def loss(said, own, chunk):
-        found = agreement(Scores(said, own, 0.1), Scores(taught, other, 0.1), jnp.zeros(4096), chunk)
-        return found.cross_entropy.sum()
+    def loss(student, prototypes, chunk):
+        result = cross_entropy(
+            LazyLogits(student, prototypes, 0.1),
+            LazyLogits(teacher, teacher_prototypes, 0.1),
+            jnp.zeros(4096),
+            chunk,
+        )
+        return result.cross_entropy.sum()
 
-    def kept(chunk):
+    def temp_bytes(chunk):
         gradient = jax.jit(jax.grad(functools.partial(loss, chunk=chunk), (0, 1)))
-        return gradient.lower(said, own).compile().memory_analysis().temp_size_in_bytes
+        return gradient.lower(student, prototypes).compile().memory_analysis().temp_size_in_bytes
 
     whole = 64 * 4096 * 4
-    assert kept(0) > whole
-    assert kept(8) < whole
+    assert temp_bytes(0) > whole
+    assert temp_bytes(8) < whole
 
 
 def test_the_center_follows_its_recurrence():
@@ -104,32 +111,38 @@ def test_the_center_follows_its_recurrence():
 
 
 @pytest.mark.parametrize("chunk", [0, 2])
-def test_all_pairs_of_a_groups_points(chunk):
-    """Of 5 points against 2 targets what agreement gives of each pair, and its gradients."""
-    targets = softmax(TAUGHT[:, :2] @ OTHER / TEACHER - OFFSET)
-    said = softmax(SAID @ OWN / STUDENT)
-    weights = np.linspace(1, 2, GROUPS * POINTS * 2).reshape(GROUPS, POINTS, 2)
+def test_pairwise_cross_entropy_in_chunks_equals_the_equation(chunk):
+    """5 student rows against 2 teacher rows: values and gradients."""
+    targets = softmax(TEACHER_FEATURES[:, :2] @ TEACHER_PROTOTYPES / TEACHER - OFFSET)
+    student = softmax(STUDENT_FEATURES @ PROTOTYPES / STUDENT)
+    weights = np.linspace(1, 2, GROUPS * ROWS * 2).reshape(GROUPS, ROWS, 2)
 
     @jax.jit
-    def run(points, own):
-        def loss(points, own):
-            taught = scores(TAUGHT[:, :2], OTHER, TEACHER)
-            found = cross_agreement(scores(points, own, STUDENT), taught, jnp.float32(OFFSET), chunk)
-            return (found.cross_entropy * weights).sum(), found
+    def run(features, prototypes):
+        def loss(features, prototypes):
+            teacher = lazy_logits(TEACHER_FEATURES[:, :2], TEACHER_PROTOTYPES, TEACHER)
+            result = pairwise_cross_entropy(
+                lazy_logits(features, prototypes, STUDENT), teacher, jnp.float32(OFFSET), chunk
+            )
+            return (result.cross_entropy * weights).sum(), result
 
-        return jax.value_and_grad(loss, (0, 1), has_aux=True)(points, own)
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(features, prototypes)
 
-    (_, found), (by_points, by_prototypes) = run(jnp.float32(SAID), jnp.float32(OWN))
-    expected = -np.einsum("gtk,gsk->gst", targets, np.log(said))
-    np.testing.assert_allclose(found.cross_entropy, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found.entropy, -(targets * np.log(targets)).sum(-1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.mean_target, targets.mean((0, 1)), rtol=1e-5)
-    by_pairs = weights[..., None] * (said[:, :, None] - targets[:, None]) / STUDENT
-    np.testing.assert_allclose(by_points, by_pairs.sum(2) @ OWN.T, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(by_prototypes, np.einsum("gsd,gstk->dk", SAID, by_pairs), rtol=1e-4, atol=1e-5)
+    (_, result), (features_grad, prototypes_grad) = run(
+        jnp.float32(STUDENT_FEATURES), jnp.float32(PROTOTYPES)
+    )
+    expected = -np.einsum("gtk,gsk->gst", targets, np.log(student))
+    np.testing.assert_allclose(result.cross_entropy, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result.entropy, -(targets * np.log(targets)).sum(-1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result.mean_target, targets.mean((0, 1)), rtol=1e-5)
+    by_pairs = weights[..., None] * (student[:, :, None] - targets[:, None]) / STUDENT
+    np.testing.assert_allclose(features_grad, by_pairs.sum(2) @ PROTOTYPES.T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        prototypes_grad, np.einsum("gsd,gstk->dk", STUDENT_FEATURES, by_pairs), rtol=1e-4, atol=1e-5
+    )
 
 
-def test_pairs_are_of_different_crops():
+def test_between_views_excludes_pairs_of_the_same_crop():
     """arXiv 2104.14294, equation 3: 2 + 3 crops make 8 pairs and not 10."""
     pairs = np.arange(10.0).reshape(5, 2)
     assert float(between_views(pairs)) == pytest.approx((pairs.sum() - pairs[0, 0] - pairs[1, 1]) / 8)
@@ -141,21 +154,24 @@ def over(devices, fsdp=1, tensor=1):
 
 
 @pytest.mark.parametrize(
-    ("form", "devices", "fsdp", "tensor"),
-    [(agreement, 4, 1, 1), (cross_agreement, 4, 2, 1), (agreement, 4, 1, 2)],
+    ("loss_fn", "devices", "fsdp", "tensor"),
+    [(cross_entropy, 4, 1, 1), (pairwise_cross_entropy, 4, 2, 1), (cross_entropy, 4, 1, 2)],
 )
-def test_devices_compute_their_own_examples_and_add_once(form, devices, fsdp, tensor):
-    """The values and gradients of one device; nothing is sent inside the loop over chunks."""
+def test_devices_compute_their_own_examples_and_reduce_once(loss_fn, devices, fsdp, tensor):
+    """Values and gradients equal those of one device; no collective runs inside the loop over chunks."""
 
-    def gradient(said, taught, own):
-        def loss(said, own):
-            pair = scores(said, own, STUDENT), scores(taught, OTHER, TEACHER)
-            found = form(*pair, jnp.float32(OFFSET), 2)
-            return (found.cross_entropy**2).mean() + (found.mean_target**2).sum(), found
+    def gradient(student, teacher, prototypes):
+        def loss(student, prototypes):
+            pair = (
+                lazy_logits(student, prototypes, STUDENT),
+                lazy_logits(teacher, TEACHER_PROTOTYPES, TEACHER),
+            )
+            result = loss_fn(*pair, jnp.float32(OFFSET), 2)
+            return (result.cross_entropy**2).mean() + (result.mean_target**2).sum(), result
 
-        return jax.value_and_grad(loss, (0, 1), has_aux=True)(said, own)
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(student, prototypes)
 
-    arguments = [jnp.float32(x) for x in (SAID, TAUGHT, OWN)]
+    arguments = [jnp.float32(x) for x in (STUDENT_FEATURES, TEACHER_FEATURES, PROTOTYPES)]
     alone = jax.jit(gradient)(*arguments)
     mesh = over(devices, fsdp, tensor)
     split, whole = (NamedSharding(mesh, spec) for spec in (mesh_lib.BATCH, PartitionSpec()))
@@ -165,20 +181,23 @@ def test_devices_compute_their_own_examples_and_add_once(form, devices, fsdp, te
         functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), compiled(*placed), alone
     )
     program = hlo.parse(compiled.as_text())
-    found = list(hlo.collectives(program, 4))
-    assert {item.kind for item in found} == {"all-reduce"}
-    assert {item.runs for item in found} == {1}
+    collectives = list(hlo.collectives(program, 4))
+    assert {collective.kind for collective in collectives} == {"all-reduce"}
+    assert {collective.runs for collective in collectives} == {1}
 
 
-def test_devices_that_do_not_divide_the_groups_give_the_same():
-    pair = scores(SAID[:3], OWN, STUDENT), scores(TAUGHT[:3], OTHER, TEACHER)
-    run = lambda: agreement(*pair, jnp.float32(OFFSET), 2)  # noqa: E731
+def test_the_result_is_equal_if_devices_do_not_divide_the_groups():
+    pair = (
+        lazy_logits(STUDENT_FEATURES[:3], PROTOTYPES, STUDENT),
+        lazy_logits(TEACHER_FEATURES[:3], TEACHER_PROTOTYPES, TEACHER),
+    )
+    run = lambda: cross_entropy(*pair, jnp.float32(OFFSET), 2)  # noqa: E731
     for a, b in zip(jax.jit(within(over(4), run))(), run(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def sinkhorn(logits, iterations):
-    """The published loop: [M, K] -> [M, K], each row a target."""
+    """The published loop: logits [M, K] -> targets [M, K]."""
     q = np.exp(logits).T
     q /= q.sum()
     for _ in range(iterations):
@@ -191,71 +210,78 @@ def sinkhorn(logits, iterations):
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
 @pytest.mark.parametrize("chunk", [0, 2])
-def test_sinkhorn_is_that_of_one_large_matrix(devices, chunk):
-    """Its column sums are over all devices' points, however many devices there are."""
+def test_sinkhorn_over_devices_equals_one_matrix(devices, chunk):
+    """Its column sums run over all devices' rows."""
     mesh = over(devices)
-    split = jax.device_put(jnp.float32(TAUGHT), NamedSharding(mesh, mesh_lib.BATCH))
-    offset = jax.jit(within(mesh, lambda x: sinkhorn_offset(scores(x, OTHER, TEACHER), 3, chunk)))(split)
-    logits = (TAUGHT @ OTHER / TEACHER).reshape(-1, K)
+    split = jax.device_put(jnp.float32(TEACHER_FEATURES), NamedSharding(mesh, mesh_lib.BATCH))
+    offset = jax.jit(
+        within(mesh, lambda x: sinkhorn_log_normalizer(lazy_logits(x, TEACHER_PROTOTYPES, TEACHER), 3, chunk))
+    )(split)
+    logits = (TEACHER_FEATURES @ TEACHER_PROTOTYPES / TEACHER).reshape(-1, K)
     np.testing.assert_allclose(
         softmax(logits - np.asarray(offset)), sinkhorn(logits, 3), rtol=1e-4, atol=1e-7
     )
 
 
-def test_sinkhorn_deals_out_prototypes_evenly_and_survives_extreme_scores():
-    points = scores(1e3 * TAUGHT, OTHER, TEACHER)  # exp(25,000) is no float
-    offset = sinkhorn_offset(points, 3, 0)
+def test_sinkhorn_balances_prototypes_and_is_finite_for_extreme_logits():
+    features = lazy_logits(1e3 * TEACHER_FEATURES, TEACHER_PROTOTYPES, TEACHER)  # exp(25,000) is no float
+    offset = sinkhorn_log_normalizer(features, 3, 0)
     assert np.isfinite(offset).all()
-    mild = np.asarray(sinkhorn_offset(scores(TAUGHT, OTHER, 1.0), 50, 0))
-    targets = softmax((TAUGHT @ OTHER).reshape(-1, K) - mild)
+    mild = np.asarray(sinkhorn_log_normalizer(lazy_logits(TEACHER_FEATURES, TEACHER_PROTOTYPES, 1.0), 50, 0))
+    targets = softmax((TEACHER_FEATURES @ TEACHER_PROTOTYPES).reshape(-1, K) - mild)
     np.testing.assert_allclose(targets.mean(0), 1 / K, rtol=1e-3)
 
 
-def test_metrics_of_a_sure_teacher():
-    """No entropy and no NaN; the spread tells two prototypes from one."""
-    found = agreement(
-        scores(SAID[:1, :2], OWN, STUDENT), scores(np.eye(2)[None], 1e4 * np.eye(2, K), 1.0), jnp.zeros(K), 0
+def test_metrics_of_one_hot_targets():
+    """No entropy and no NaN; the spread distinguishes two prototypes from one."""
+    result = cross_entropy(
+        lazy_logits(STUDENT_FEATURES[:1, :2], PROTOTYPES, STUDENT),
+        lazy_logits(np.eye(2)[None], 1e4 * np.eye(2, K), 1.0),
+        jnp.zeros(K),
+        0,
     )
-    metrics = target_metrics(found.cross_entropy.mean(), found.entropy.mean(), found.mean_target)
+    metrics = target_metrics(result.cross_entropy.mean(), result.entropy.mean(), result.mean_target)
     assert float(metrics["teacher_entropy"]) == pytest.approx(0, abs=1e-3)
     assert float(metrics["target_spread"]) == pytest.approx(np.log(2), rel=1e-5)
-    np.testing.assert_allclose(metrics["target_kl"], (found.cross_entropy - found.entropy).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["target_kl"], (result.cross_entropy - result.entropy).mean(), rtol=1e-5
+    )
 
 
-def koleo_reference(points):
+def koleo_reference(features):
     """-mean log(||x - nearest|| + 1e-8) in float64."""
-    distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + 9 * np.eye(len(points))
+    distances = np.linalg.norm(features[:, None] - features[None], axis=-1) + 9 * np.eye(len(features))
     return -np.log(distances.min(1) + 1e-8).mean(), distances.min(1).mean()
 
 
 @pytest.mark.parametrize("size", [0, 4, 6])
-def test_koleo_is_of_the_nearest_in_each_group(size):
-    points = unit(12, WIDTH)
-    parts = points.reshape(-1, size or 12, WIDTH)
-    loss, distance = koleo(jnp.float32(points), size)
+def test_koleo_uses_the_nearest_neighbour_within_a_group(size):
+    features = unit(12, WIDTH)
+    parts = features.reshape(-1, size or 12, WIDTH)
+    loss, distance = koleo(jnp.float32(features), size)
     np.testing.assert_allclose(loss, np.mean([koleo_reference(x)[0] for x in parts]), rtol=1e-5)
     np.testing.assert_allclose(distance, np.mean([koleo_reference(x)[1] for x in parts]), rtol=1e-5)
 
 
 def test_koleos_gradient():
-    """Against central differences in float64; both a point and its nearest one feel it."""
-    points, step = unit(6, 3), 1e-6
-    grad = jax.grad(lambda x: koleo(x, 0)[0])(jnp.float32(points))
+    """Against central differences in float64; a point and its nearest neighbour both get a gradient."""
+    features, step = unit(6, 3), 1e-6
+    grad = jax.grad(lambda x: koleo(x, 0)[0])(jnp.float32(features))
     for i in np.ndindex(6, 3):
         nudge = np.zeros((6, 3))
         nudge[i] = step
-        slope = (koleo_reference(points + nudge)[0] - koleo_reference(points - nudge)[0]) / (2 * step)
+        slope = (koleo_reference(features + nudge)[0] - koleo_reference(features - nudge)[0]) / (2 * step)
         np.testing.assert_allclose(grad[i], slope, rtol=2e-3, atol=1e-4)
 
 
-def test_koleo_of_equal_points_has_a_finite_gradient():
-    points = jnp.ones((4, 3)) / np.sqrt(3)
-    loss, grad = jax.value_and_grad(lambda x: koleo(x, 0)[0])(points)
+def test_koleo_has_a_finite_gradient_for_equal_embeddings():
+    features = jnp.ones((4, 3)) / np.sqrt(3)
+    loss, grad = jax.value_and_grad(lambda x: koleo(x, 0)[0])(features)
     assert np.isfinite(loss)
     assert np.isfinite(grad).all()
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 0), (6, 4), (6, 1)])
-def test_koleo_needs_others(count, size):
+def test_koleo_rejects_groups_of_one_and_uneven_groups(count, size):
     with pytest.raises(ValueError, match=r"^koleo: koleo_group"):
         koleo(jnp.ones((count, 3)), size)

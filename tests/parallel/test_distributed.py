@@ -1,4 +1,4 @@
-"""Agreements of all hosts: an error on one is an error on all, and none is asked inside another."""
+"""Collectives of all hosts: an error on one host is raised on all, and collectives do not nest."""
 
 import numpy as np
 import pytest
@@ -42,23 +42,23 @@ def test_an_error_of_another_host_is_raised_here_with_its_message(three_hosts):
         pass
 
 
-def test_who_failed_raises_its_own_error(three_hosts, monkeypatch):
-    """Of any kind; the others are told which."""
+def test_the_failed_host_raises_its_own_error(three_hosts, monkeypatch):
+    """Of any type; the others' message contains it."""
     three_hosts(["", "", "KeyError: 'mine'"])
     message = "process 2: KeyError: 'mine'"
     with pytest.raises(ValueError, match=message), distributed.raise_on_all_hosts(ValueError):
         pass
-    told = []
-    monkeypatch.setattr(distributed, "gather", lambda text: told.append(text) or [text, ""])
+    sent = []
+    monkeypatch.setattr(distributed, "gather", lambda text: sent.append(text) or [text, ""])
     with pytest.raises(KeyError, match="mine"), distributed.raise_on_all_hosts(ValueError):
         raise KeyError("mine")
-    assert told == ["KeyError: 'mine'"]
+    assert sent == ["KeyError: 'mine'"]
 
 
 @pytest.mark.parametrize("inner", [lambda: distributed.all_hosts_agree(True), lambda: distributed.gather("")])
-def test_nothing_is_asked_of_the_others_inside_an_agreement(inner):
-    """A host that fails inside waits at the end of the agreement, where the others would not come."""
+def test_collectives_inside_raise_on_all_hosts_are_an_error(inner):
+    """A host that fails inside waits at the end of the block, which the others would never reach."""
     message = "no host may wait for another"
     with pytest.raises(RuntimeError, match=message), distributed.raise_on_all_hosts(ValueError):
         inner()
-    assert distributed.all_hosts_agree(True)  # and afterwards all is as before
+    assert distributed.all_hosts_agree(True)  # works again afterwards

@@ -1,4 +1,4 @@
-"""Parameters split over devices and used whole: the same numbers, and no example computed twice."""
+"""FSDP: the same numbers as on one device, and no example computed twice."""
 
 import functools
 import re
@@ -29,30 +29,30 @@ class Block(nn.Module):
         return x + nn.Dense(WIDTH, dtype=self.dtype, name="down")(hidden)
 
 
-class Tower(nn.Module):
+class Encoder(nn.Module):
     scan: bool
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
         x = nn.Dense(WIDTH, dtype=self.dtype, name="stem")(x)
-        call = lambda layer, x, own: layer(x)  # noqa: E731
+        call = lambda layer, x, _: layer(x)  # noqa: E731
         block = functools.partial(Block, self.dtype)
         return apply_layers(block, "layer", range(LAYERS), call, x, scan=self.scan, remat="full")
 
 
 def lowered_gradient(scan, mesh, overrides=(), dtype=jnp.float32):
-    """(lowered loss and gradient, their arguments), parameters and batch on the mesh."""
-    tower = Tower(scan, dtype)
+    """(lowered loss and gradient, their arguments), with parameters and batch on the mesh."""
+    encoder = Encoder(scan, dtype)
     x = np.random.default_rng(0).normal(size=(BATCH, 1024)).astype(np.float32)
-    params = tower.init(jax.random.key(0), x)["params"]
+    params = encoder.init(jax.random.key(0), x)["params"]
     shardings = state_shardings(mesh, params, overrides)
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
     dtypes = encoders.compute_dtypes(params, dtype)
 
     def loss(params, x):
         return (
-            tower.apply({"params": fsdp.gather(params, specs, dtypes)}, x).astype(jnp.float32) ** 2
+            encoder.apply({"params": fsdp.gather(params, specs, dtypes)}, x).astype(jnp.float32) ** 2
         ).mean()
 
     gradient = jax.jit(fsdp.within(mesh, jax.value_and_grad(loss)), out_shardings=(None, shardings))
@@ -70,21 +70,23 @@ ONE = dict(data=1, fsdp=1, tensor=1)
 
 
 def assert_as_on_one_device(scan, split, arguments):
-    whole, own = compiled_gradient(scan, mesh_lib.make_mesh(ONE, jax.devices()[:1]))
+    single, single_arguments = compiled_gradient(scan, mesh_lib.make_mesh(ONE, jax.devices()[:1]))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), split(*arguments), whole(*own)
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        split(*arguments),
+        single(*single_arguments),
     )
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_gradients_are_those_of_one_device_and_every_device_has_its_own_examples(scan):
+def test_gradients_equal_one_devices_and_every_device_computes_its_own_examples(scan):
     sizes = dict(data=2, fsdp=4, tensor=1)
     split, arguments = compiled_gradient(scan, mesh_lib.make_mesh(sizes))
     assert_as_on_one_device(scan, split, arguments)
     shapes = set(re.findall(r"f32\[([\d,]+)\]", split.as_text()))
     local = f"{BATCH // 8},{HIDDEN}"
     assert local in shapes or f"{HIDDEN},{BATCH // 8}" in shapes
-    # No device computes more examples than its own, and none a part of the hidden units only.
+    # No device computes other examples than its own, or a part of the hidden units only.
     wrong = {
         s
         for s in shapes
@@ -95,14 +97,14 @@ def test_gradients_are_those_of_one_device_and_every_device_has_its_own_examples
     assert not any(s.startswith(f"{LAYERS},{WIDTH},{HIDDEN}") for s in shapes)
 
 
-def test_what_is_split_over_tensor_stays_split():
+def test_a_split_over_tensor_stays_split():
     mesh = mesh_lib.make_mesh(dict(data=2, fsdp=2, tensor=2))
     x = jax.device_put(jnp.ones((8, 8)), NamedSharding(mesh, PartitionSpec("tensor", "fsdp")))
     used = jax.jit(fsdp.within(mesh, lambda x: fsdp.gather(x, PartitionSpec("tensor", "fsdp"), x.dtype)))(x)
     assert used.sharding.shard_shape(used.shape) == (4, 8)
 
 
-# Megatron's split of two layers (Shoeybi et al. 2019, arXiv 1909.08053): one sum over "tensor" after both.
+# Megatron's sharding of two layers (Shoeybi et al. 2019, arXiv 1909.08053): one all-reduce after both.
 TENSOR = (
     ("stack/up/kernel$", (None, "fsdp", "tensor")),
     ("stack/up/bias$", (None, "tensor")),
@@ -110,7 +112,7 @@ TENSOR = (
 )
 
 
-def test_an_override_reaches_the_loop_over_layers():
+def test_an_override_applies_inside_the_loop_over_layers():
     mesh = mesh_lib.make_mesh(dict(data=2, fsdp=2, tensor=2))
     split, arguments = compiled_gradient(True, mesh, TENSOR)
     assert_as_on_one_device(True, split, arguments)
@@ -129,12 +131,12 @@ def test_an_override_reaches_the_loop_over_layers():
 def axes_of(mesh, group):
     """The mesh's axes along which the devices of a group differ."""
     ids = np.vectorize(lambda device: device.id)(mesh.devices)
-    places = np.array([np.argwhere(ids == mesh.devices.flat[i].id)[0] for i in group])
-    return [axis for axis, place in zip(mesh.axis_names, places.T, strict=True) if len(set(place)) > 1]
+    positions = np.array([np.argwhere(ids == mesh.devices.flat[i].id)[0] for i in group])
+    return [axis for axis, along in zip(mesh.axis_names, positions.T, strict=True) if len(set(along)) > 1]
 
 
 def test_split_parameters_are_cast_before_they_are_gathered():
-    """Seen before compilation: the CPU's compiler takes bfloat16 exchanges back to float32."""
+    """Checked before compilation: XLA's CPU compiler turns bfloat16 collectives back into float32."""
     mesh = mesh_lib.make_mesh(dict(data=2, fsdp=4, tensor=1))
     lowered, _ = lowered_gradient(True, mesh, dtype=jnp.bfloat16)
     constraints = re.findall(r"sharding_constraint .*<@mesh, (\[.*?\])> : tensor<(\S+)>", lowered.as_text())

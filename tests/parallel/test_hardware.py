@@ -24,7 +24,7 @@ from big_ssl.parallel import hardware
         ("cpu", None),
     ],
 )
-def test_peak_flops_by_the_name_jax_gives(kind, flops):
+def test_peak_flops_by_device_kind(kind, flops):
     assert hardware.peak_flops(types.SimpleNamespace(device_kind=kind)) == flops
 
 
@@ -33,5 +33,5 @@ def test_peak_flops_by_the_name_jax_gives(kind, flops):
     # jax-ml.github.io/scaling-book/tpus: 940 MHz, 1050 MHz, 1.5 GHz, 1.75 GHz.
     [("TPU v3", 0.94e9), ("TPU v4", 1.05e9), ("TPU v5 lite", 1.5e9), ("TPU v5", 1.75e9)],
 )
-def test_the_clock_that_follows_from_the_peak_is_the_published_one(kind, clock):
+def test_the_clock_computed_from_the_peak_equals_the_published_one(kind, clock):
     assert hardware.chip(kind).clock == pytest.approx(clock, rel=0.005)

@@ -1,4 +1,4 @@
-"""The mesh, and where arrays lie on it."""
+"""The mesh and the sharding of arrays on it."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def _sizes(data, fsdp=1, tensor=1):
         (_sizes(2, -1, 2), 8, (2, 2, 2)),
         (_sizes(4, 2), 8, (4, 2, 1)),
         (_sizes(-1), 1, (1, 1, 1)),
-        # The full recipe asks for 16 ways; on fewer devices every config still runs.
+        # The full recipe specifies fsdp = 16; on fewer devices every config still runs.
         (_sizes(-1, 16), 8, (8, 1, 1)),
         (_sizes(-1, 16), 1, (1, 1, 1)),
         (_sizes(64, 16), 4, (4, 1, 1)),
@@ -32,11 +32,11 @@ def test_shapes(sizes, devices, shape):
     mesh = mesh_lib.make_mesh(sizes, jax.devices()[:devices])
     assert tuple(mesh.shape.values()) == shape
     assert mesh.axis_names == ("data", "fsdp", "tensor")
-    assert mesh_lib.batch_ways(mesh) == shape[0] * shape[1]
+    assert mesh_lib.batch_shards(mesh) == shape[0] * shape[1]
 
 
 @pytest.mark.parametrize("sizes", [_sizes(3), _sizes(2, 2), _sizes(-1, 3)])
-def test_what_does_not_divide_is_an_error(sizes):
+def test_sizes_that_do_not_divide_the_devices_are_an_error(sizes):
     with pytest.raises(ValueError, match=r"mesh: .* does not divide 8 devices"):
         mesh_lib.make_mesh(sizes)
 
@@ -53,25 +53,25 @@ def test_a_batch_keeps_its_order_and_is_split_over_data_and_fsdp(place):
 
 @pytest.mark.parametrize("sizes", [_sizes(-1), _sizes(2, 2, 2)])
 def test_one_process_holds_every_row_once(sizes):
-    # What several hold: tests/cluster.
+    # Several processes: tests/cluster.
     np.testing.assert_array_equal(mesh_lib.local_rows(mesh_lib.make_mesh(sizes), 16), np.arange(16))
 
 
 @pytest.mark.parametrize(
-    ("shape", "ways", "spec"),
+    ("shape", "num_shards", "spec"),
     [
         ((1024, 4096), 2, PartitionSpec(None, "fsdp")),
         ((4096, 1024), 2, PartitionSpec("fsdp")),
         ((4097, 1024), 2, PartitionSpec(None, "fsdp")),
         ((4096, 1024), 1, PartitionSpec()),
         ((4097, 1023), 2, PartitionSpec()),
-        ((255, 256), 2, PartitionSpec()),  # small: one element below the limit counts as well
+        ((255, 256), 2, PartitionSpec()),  # small: just below the limit
         ((256, 256), 2, PartitionSpec("fsdp")),
         ((), 2, PartitionSpec()),
     ],
 )
-def test_the_rule(shape, ways, spec):
-    assert sharding.fsdp_spec(shape, ways) == spec
+def test_the_fsdp_rule(shape, num_shards, spec):
+    assert sharding.fsdp_spec(shape, num_shards) == spec
 
 
 def test_the_whole_state_follows_the_rule():
@@ -84,7 +84,7 @@ def test_the_whole_state_follows_the_rule():
     assert sharding.bytes_per_device(state["step"], placed["step"]) == 4
 
 
-def test_rules_choose_the_mesh_by_the_hardwares_name():
+def test_mesh_rules_choose_by_device_kind():
     rules = (("v5 lite|v5e", _sizes(-1, 16)), ("TPU", _sizes(-1, 4)))
     assert mesh_lib.sizes_for("TPU v5 lite", _sizes(-1), rules) == _sizes(-1, 16)
     assert mesh_lib.sizes_for("TPU v5p", _sizes(-1), rules) == _sizes(-1, 4)
@@ -98,7 +98,7 @@ def _place(overrides, **shapes):
     return {name: placed[name].spec for name in shapes}
 
 
-def test_an_override_comes_before_the_rule_and_the_first_one_wins():
+def test_the_first_matching_override_replaces_the_rule():
     overrides = (("params/word$", ("tensor", "fsdp")), ("wor", ()), ("other", (None, "tensor")))
     placed = _place(overrides, word=(512, 256), world=(512, 256), other=(4, 6), rest=(512, 256))
     assert placed == dict(
@@ -127,14 +127,14 @@ def test_an_override_does_not_split_the_layers_of_a_stack():
         ((("word", ()),), "'word' is found in no path"),
     ],
 )
-def test_overrides_that_do_not_fit_are_named(overrides, message):
+def test_the_error_names_an_override_that_does_not_fit(overrides, message):
     with pytest.raises(ValueError, match=message):
         _place(overrides, w=(4, 5))
 
 
-def test_a_large_array_does_not_stay_whole_unasked():
+def test_a_large_array_is_replicated_only_by_an_override():
     odd = (2049, 2049)
     with pytest.raises(ValueError, match=r"params/w \(2049, 2049\) would stay whole .* config.sharding"):
         _place((), w=odd)
     assert _place((("w$", ()),), w=odd)["w"] == PartitionSpec()
-    assert _place((), w=(2047, 2047))["w"] == PartitionSpec()  # 16 MiB is where it begins
+    assert _place((), w=(2047, 2047))["w"] == PartitionSpec()  # just below the limit of 16 MiB

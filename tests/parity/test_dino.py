@@ -40,7 +40,7 @@ def tower(kind, path, options=None):
     """(the module, its variables) of a checkpoint."""
     config, weights = read_checkpoint(kind, path, options)
     variables = unflatten_dict(weights, sep="/")
-    return architecture.modules(config).image, architecture.tower_variables(variables, "image")
+    return architecture.modules(config).image, architecture.encoder_variables(variables, "image")
 
 
 @functools.cache

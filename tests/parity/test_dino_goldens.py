@@ -44,7 +44,7 @@ def test_transformers_tokens(size, folder):
     """At the size of the position table and at another, with masked patches and without."""
     config, ours = read_checkpoint("big_ssl", folder)
     tower = architecture.modules(config).image
-    variables = architecture.tower_variables(unflatten_dict(ours, sep="/"), "image")
+    variables = architecture.encoder_variables(unflatten_dict(ours, sep="/"), "image")
     run = jax.jit(lambda x, mask: tower.apply(variables, x, mask=mask), **UNOPTIMISED)
     masks = golden()[f"{size}_masks"]
     for name, mask in (("masked", masks), ("tokens", np.zeros_like(masks))):
@@ -60,7 +60,7 @@ def test_features_of_a_model_without_texts(model):
     view = model.config["views"]["image"]
     images = (pictures / 255 - view["mean"]) / view["std"]
     tower = architecture.modules(model.config).image
-    variables = architecture.tower_variables(model.variables, "image")
+    variables = architecture.encoder_variables(model.variables, "image")
     expected = jax.jit(tower.apply, **UNOPTIMISED)(variables, images.astype(np.float32))
     found = model.encode_image(pictures, normalize=False, resize=False)
     np.testing.assert_allclose(found, expected["pooled"], **CLOSE)
@@ -103,7 +103,7 @@ def test_there_and_back_is_bit_identical(folder, tmp_path):
     assert found.keys() == ours.keys()
     for path, value in ours.items():
         np.testing.assert_array_equal(found[path], value)
-    assert architecture.completed(again)["encoders"] == config["encoders"]
+    assert architecture.with_defaults(again)["encoders"] == config["encoders"]
     seen = {key: json.loads(json.dumps(again[key])) for key in ("views", "image_size", "resize", "tokenizer")}
     assert seen == {key: config[key] for key in seen}
 
@@ -118,9 +118,9 @@ def test_what_another_format_has_no_place_for_is_not_written(folder, tmp_path):
         (dino, "hf_clip", "hf_clip is for models of image and text; this is one of image"),
         (clip, "hf_dinov2", "hf_dinov2 is for models of image; this is one of image and text"),
         (dino, "hf_vit", "hf_vit: image.feed_forward is 'swiglu'; a ViTModel has 'mlp'"),
-        (dino, "dinov2", "dinov2 is only read; what is written: big_ssl, open_clip, hf_clip, "),
+        (dino, "dinov2", "dinov2 can only be read; writable formats: big_ssl, open_clip, hf_clip, "),
         ((without, ours), "hf_dinov2", "image.mask_token is False; a Dinov2WithRegistersModel has True"),
-        ((odd, ours), "hf_dinov2", "image.mlp_dim is 36, which no integer makes of a width of 24"),
+        ((odd, ours), "hf_dinov2", "image.mlp_dim 36 has no integer mlp_ratio to the width 24"),
     ):
         with pytest.raises(WeightsError, match=message):
             write_checkpoint(kind, tmp_path / "out", *model)

@@ -1,4 +1,4 @@
-"""What to change in a step that does not fit."""
+"""Advice for a step that does not fit."""
 
 import types
 
@@ -13,7 +13,7 @@ GIB = 2**30
 
 
 def _plan(arguments, temporaries, state=0, fsdp=1):
-    """A plan on eight devices of 16 GiB; all of them in GiB, `state` the whole of it."""
+    """A plan on eight devices with 16 GiB each; arguments in GiB, `state` unsharded."""
     mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=fsdp, tensor=1))
     abstract = dict(w=jax.ShapeDtypeStruct((state * GIB // 4096, 1024), jnp.float32))
     record = dict(
@@ -29,12 +29,12 @@ def _config(batch=512, **keys):
     return dict(streams=dict(pairs=dict(batch_size=batch)), **keys)
 
 
-def test_a_large_state_is_split_over_as_few_devices_as_it_takes():
+def test_a_large_state_is_sharded_over_as_few_devices_as_needed():
     lines = list(advice.advice(_plan(arguments=24, temporaries=9, state=24), _config()))
     assert lines[0] == "--config.mesh.fsdp=4 shrinks a device's part of the state to 6.00 GiB"
 
 
-def test_large_activations_are_recomputed_split_or_given_more_devices():
+def test_advice_for_large_activations():
     config = _config(remat="none", grad_accum=1)
     assert list(advice.advice(_plan(arguments=4, temporaries=40), config)) == [
         "--config.remat=full recomputes each block in the backward pass instead of keeping it",
@@ -44,18 +44,18 @@ def test_large_activations_are_recomputed_split_or_given_more_devices():
     ]
 
 
-def test_only_keys_of_the_config_are_named():
+def test_advice_names_only_keys_of_the_config():
     lines = list(advice.advice(_plan(arguments=4, temporaries=40), _config()))
     assert not any("remat" in line or "grad_accum" in line for line in lines)
     assert not any("remat" in line for line in advice.advice(_plan(4, 40), _config(remat="full")))
 
 
-def test_a_state_too_large_for_any_split_needs_other_chips():
+def test_advice_for_a_state_too_large_for_any_mesh():
     lines = list(advice.advice(_plan(arguments=400, temporaries=None, state=400), _config()))
     assert lines == ["a chip with more memory, or more of them to split the state over (config.mesh.fsdp)"]
 
 
 def test_fsdp_stays_inside_a_slice():
-    assert advice.fsdp_ways(256, 1, 1) == [1, 2, 4, 8, 16, 32, 64, 128, 256]
-    assert advice.fsdp_ways(24, 1, 2) == [1, 2, 4]
-    assert advice.fsdp_ways(16, 4, 2) == [1, 2]
+    assert advice.fsdp_sizes(256, 1, 1) == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    assert advice.fsdp_sizes(24, 1, 2) == [1, 2, 4]
+    assert advice.fsdp_sizes(16, 4, 2) == [1, 2]

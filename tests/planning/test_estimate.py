@@ -1,4 +1,4 @@
-"""The step's time, against the formulas by hand."""
+"""The estimated step time against the formulas, by hand."""
 
 import pytest
 
@@ -23,9 +23,9 @@ def _collective(kind="all-gather", payload=1e9, group=16, runs=1, hidden=False, 
         ("collective-permute", 1.0),
     ],
 )
-def test_what_each_kind_moves_around_a_ring(kind, moved):
-    seconds = estimate.exchange_seconds(_collective(kind), V5E, POD)
-    assert seconds == pytest.approx(moved * 1e9 / (2 * 45e9))  # both ways round
+def test_bytes_moved_around_a_ring_by_kind(kind, moved):
+    seconds = estimate.collective_seconds(_collective(kind), V5E, POD)
+    assert seconds == pytest.approx(moved * 1e9 / (2 * 45e9))  # in both directions
 
 
 @pytest.mark.parametrize(
@@ -42,16 +42,16 @@ def test_what_each_kind_moves_around_a_ring(kind, moved):
         ("v3:16x16", 32, 2),
     ],
 )
-def test_the_links_in_use(name, group, links):
+def test_the_number_of_links_in_use(name, group, links):
     chips = topology.parse(name)
     kinds = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v3": "TPU v3"}
     chip = hardware.chip(kinds[chips.generation])
-    seconds = estimate.exchange_seconds(_collective("collective-permute", group=group), chip, chips)
+    seconds = estimate.collective_seconds(_collective("collective-permute", group=group), chip, chips)
     assert 1e9 / (seconds * chip.ici_link) == pytest.approx(links)
 
 
-def test_between_slices_a_chip_has_its_part_of_the_hosts_network():
-    seconds = estimate.exchange_seconds(_collective("all-reduce", group=2, dcn=True), V5E, POD)
+def test_chips_share_the_hosts_network_between_slices():
+    seconds = estimate.collective_seconds(_collective("all-reduce", group=2, dcn=True), V5E, POD)
     assert seconds == pytest.approx(2 * 0.5 * 1e9 / (25e9 / 4))
 
 
@@ -63,13 +63,13 @@ def _program(cycles):
     return hlo.parse(text)
 
 
-def test_hidden_exchanges_cost_only_what_computation_does_not_cover():
+def test_hidden_collectives_cost_only_the_time_beyond_computation():
     second = int(V5E.clock)
     exposed = _collective("collective-permute", payload=45e9, group=4)
     hidden = exposed._replace(hidden=True)
 
-    def seconds(found):
-        return estimate.step_seconds(_program(second), found, V5E, PART)
+    def seconds(collectives):
+        return estimate.step_seconds(_program(second), collectives, V5E, PART)
 
     assert seconds([]) == pytest.approx(1)
     assert seconds([hidden]) == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Reading compiled programs: real ones of eight CPU devices, and the TPU compiler's spellings."""
+"""Parsing compiled programs: real ones for eight CPU devices, and the TPU compiler's syntax."""
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,8 @@ def _compile(function, *arguments, out=None):
 
 
 def _bytes(program, devices=8):
-    found = hlo.collective_bytes(hlo.collectives(program, devices))
-    return {kind: size for kind, size in found.items() if size}
+    actual = hlo.collective_bytes(hlo.collectives(program, devices))
+    return {kind: size for kind, size in actual.items() if size}
 
 
 def _whole(mesh):
@@ -36,17 +36,17 @@ def _whole(mesh):
 
 
 @pytest.mark.smoke
-def test_an_all_gather_counts_what_a_device_ends_up_with(mesh):
+def test_an_all_gathers_payload_is_its_output(mesh):
     x = _sharded(mesh, (64, 16), ("data", "fsdp"))
     assert _bytes(_compile(lambda x: x * 2, x, out=_whole(mesh))) == {"all-gather": 64 * 16 * 4}
 
 
-def test_an_all_reduce_counts_its_operand_and_its_group(mesh):
+def test_an_all_reduces_payload_is_its_operand(mesh):
     x = _sharded(mesh, (64, 16), "data")
     program = _compile(lambda x: x.sum(0), x, out=_whole(mesh))
     assert _bytes(program) == {"all-reduce": 16 * 4}
-    (found,) = hlo.collectives(program, 8)
-    assert found == hlo.Collective("all-reduce", 64, 4, 1, False, False)
+    (actual,) = hlo.collectives(program, 8)
+    assert actual == hlo.Collective("all-reduce", 64, 4, 1, False, False)
 
 
 def test_a_collective_permute_and_an_all_to_all(mesh):
@@ -67,17 +67,17 @@ def _layers(x, kernels):
     return jax.lax.scan(layer, x, kernels)[0]
 
 
-def test_a_scanned_layer_counts_as_often_as_it_runs(mesh):
+def test_a_scanned_layer_counts_once_per_iteration(mesh):
     x, kernels = _sharded(mesh, (32, 16), "data"), _sharded(mesh, (5, 16, 16), None, "fsdp")
     program = _compile(_layers, x, kernels, out=NamedSharding(mesh, PartitionSpec("data")))
     assert program.unknown_loops == 0
-    assert hlo.flops(program) == 5 * 2 * 8 * 16 * 16 // 2  # an eighth of the rows by half of the sums
+    assert hlo.flops(program) == 5 * 2 * 8 * 16 * 16 // 2  # an eighth of the rows, half of the contraction
     summed = hlo.Collective("all-reduce", 8 * 16 * 4, 2, 5, False, False)
     gathered = hlo.Collective("all-gather", 8 * 16 * 4, 2, 1, False, False)
     assert list(hlo.collectives(program, 8)) == [summed, gathered]
 
 
-def test_scanned_and_unrolled_layers_are_the_same_work():
+def test_scanned_and_unrolled_layers_have_equal_flops():
     x, kernels = jnp.ones((32, 16)), jnp.ones((5, 16, 16))
 
     def unrolled(x, kernels):
@@ -91,7 +91,7 @@ def test_scanned_and_unrolled_layers_are_the_same_work():
 
 
 @pytest.mark.parametrize(("stride", "groups", "dilation"), [(1, 1, 1), (2, 1, 1), (1, 4, 1), (1, 1, 2)])
-def test_convolutions_count_as_the_compiler_counts_them(stride, groups, dilation):
+def test_convolution_flops_equal_the_compilers_count(stride, groups, dilation):
     def conv(x, kernel):
         return jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), ((1, 1), (1, 1)), lhs_dilation=(dilation, dilation),
@@ -108,8 +108,8 @@ def test_bytes_of_shapes():
     assert hlo.array_bytes("f32[]") == 4
 
 
-# Cut from what libtpu 0.0.52 compiles: a loop without a noted trip count, a collective spread over
-# fusions, a fused reduce-scatter, a product spelled as a convolution, an exchange between slices.
+# Excerpts of programs by libtpu 0.0.52: a loop without an annotated trip count, a collective spread over
+# fusions, a fused reduce-scatter, a matmul as a convolution, a collective between slices.
 TPU = """HloModule jit_step, is_scheduled=true
 
 %product (p0: bf16[128,64], p1: bf16[64,32]) -> bf16[128,32] {
@@ -175,11 +175,11 @@ ENTRY %main (x: bf16[128,64], w: bf16[64,8], g: f32[32,16]) -> f32[32,4] {
 """  # noqa: E501
 
 
-def test_the_spellings_of_the_tpu_compiler():
+def test_the_tpu_compilers_syntax():
     program = hlo.parse(TPU)
     assert program.unknown_loops == 0
     assert program.runs["body"] == 5  # from 1 up to 6
-    assert hlo.estimated_cycles(program) == 5 * 100 + 30 + 7  # what is inside a fusion is in its caller's
+    assert hlo.estimated_cycles(program) == 5 * 100 + 30 + 7  # a fusion's caller includes its cycles
     assert hlo.flops(program) == 5 * 2 * 128 * 64 * 32
     assert sorted(hlo.collectives(program, 16)) == [
         hlo.Collective("all-gather", 64 * 32 * 2, 4, 1, hidden=True, dcn=False),
@@ -188,7 +188,7 @@ def test_the_spellings_of_the_tpu_compiler():
     ]
 
 
-def test_a_loop_that_is_not_understood_is_reported_and_taken_once():
+def test_a_loop_of_unknown_length_is_reported_and_counted_once():
     program = hlo.parse(TPU.replace("direction=LT", "direction=NE"))
     assert (program.unknown_loops, program.runs["body"]) == (1, 1)
 
@@ -207,8 +207,8 @@ def test_a_loop_that_is_not_understood_is_reported_and_taken_once():
 )
 def test_group_sizes(groups, size):
     spelled = TPU.replace("replica_groups={{0,1,2,3},{4,5,6,7}}", groups)
-    (found,) = (c for c in hlo.collectives(hlo.parse(spelled), 8) if c.kind == "reduce-scatter")
-    assert found.group == size
+    (actual,) = (c for c in hlo.collectives(hlo.parse(spelled), 8) if c.kind == "reduce-scatter")
+    assert actual.group == size
 
 
 @pytest.mark.parametrize(
@@ -223,6 +223,6 @@ def test_group_sizes(groups, size):
         ("mesh['a'=2,'b'=2] {'b','a'}", [[0, 2, 1, 3]]),
     ],
 )
-def test_groups(groups, expected):
-    found = hlo.replica_groups(f"channel_id=1, replica_groups={groups}, dimensions={{0}}", 4)
-    assert found.tolist() == expected
+def test_replica_groups(groups, expected):
+    actual = hlo.replica_groups(f"channel_id=1, replica_groups={groups}, dimensions={{0}}", 4)
+    assert actual.tolist() == expected

@@ -1,4 +1,4 @@
-"""A plan as a whole: what is known before and after compilation."""
+"""Whole plans: the record before and after compilation."""
 
 import types
 
@@ -32,15 +32,15 @@ def config():
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """Eight CPU devices that call themselves v5e; compiled(program) is what the compiler then gives."""
+    """Eight CPU devices posing as v5e; compiled(program) replaces the compiler's result."""
     chip = hardware.chip("TPU v5 lite")
     monkeypatch.setattr(planner.hardware, "chip", lambda kind: chip)
 
-    def give(program):
+    def use(program):
         monkeypatch.setattr(planner, "compile_step", lambda setup, batch: program)
         return planner.make_plan
 
-    return give
+    return use
 
 
 def test_a_plan_that_fits(compiled, config, capsys):
@@ -64,7 +64,7 @@ def test_a_plan_that_fits(compiled, config, capsys):
     assert "does not fit" not in printed
 
 
-def test_a_plan_that_does_not_fit_names_the_largest_tensors(compiled, config, capsys):
+def test_a_plan_that_does_not_fit_lists_the_largest_tensors(compiled, config, capsys):
     largest = tuple(Tensor(size * 2**30, f"f32[{size}]", f"jvp(Bert)/layer{size}") for size in (9, 8, 7))
     make_plan = compiled(Program("", 2**30, 40 * 2**30, 41 * 2**30, False, largest, 3.2))
     plan = make_plan(config, V5E, jax.devices())
@@ -78,7 +78,7 @@ def test_a_plan_that_does_not_fit_names_the_largest_tensors(compiled, config, ca
     assert "  9.00 GiB  f32[9]  jvp(Bert)/layer9\n  8.00 GiB  f32[8]  jvp(Bert)/layer8\n" in printed
 
 
-def test_a_state_that_overfills_a_device_is_not_compiled(compiled, config, monkeypatch, capsys):
+def test_a_state_larger_than_the_memory_is_not_compiled(compiled, config, monkeypatch, capsys):
     make_plan, small = compiled(None), hardware.chip("TPU v5 lite")._replace(hbm=2**20)
     monkeypatch.setattr(planner.hardware, "chip", lambda kind: small)
     plan = make_plan(config, V5E, jax.devices())
@@ -98,7 +98,7 @@ def test_a_state_that_overfills_a_device_is_not_compiled(compiled, config, monke
         ),
     ],
 )
-def test_what_cannot_be_divided_is_said_before_anything_slow(compiled, config, change, message):
+def test_sizes_that_do_not_divide_are_an_error_before_compilation(compiled, config, change, message):
     if "mesh" in change:
         config["mesh"] = change["mesh"]
     else:
@@ -107,7 +107,7 @@ def test_what_cannot_be_divided_is_said_before_anything_slow(compiled, config, c
         compiled(None)(config, V5E, jax.devices())
 
 
-def test_slices_share_nothing_but_the_data_axis():
+def test_only_the_data_axis_spans_slices():
     def device(i):
         return types.SimpleNamespace(
             id=i, slice_index=i // 4, platform="tpu", device_kind="made up", process_index=i // 4

@@ -1,4 +1,4 @@
-"""Bytes a device holds, without compiling; the largest tensors of a program that does not fit."""
+"""Bytes per device, without compiling; the largest tensors of a program that does not fit."""
 
 import jax
 import jax.numpy as jnp
@@ -30,18 +30,18 @@ def _placed(state, sizes, overrides=()):
 
 @pytest.mark.parametrize("fsdp", [1, 2, 8])
 @pytest.mark.parametrize("overrides", [(), (("word/embedding$", (None, "fsdp")),)])
-def test_bytes_of_the_state_are_what_a_program_takes(setup, fsdp, overrides):
+def test_bytes_of_the_state_equal_the_programs_arguments(setup, fsdp, overrides):
     sizes = dict(data=8 // fsdp, fsdp=fsdp, tensor=1)
     state = _placed(setup.abstract_state, sizes, overrides)
-    compiled = jax.jit(lambda given: given).lower(state).compile()
+    compiled = jax.jit(lambda x: x).lower(state).compile()
     taken = compiled.memory_analysis().argument_size_in_bytes
     assert program.argument_bytes(state) == taken
     assert program.state_bytes(setup.abstract_state, sizes, overrides) == taken
 
 
-def test_bytes_of_a_batch_are_what_a_program_takes(config, setup):
+def test_bytes_of_a_batch_equal_the_programs_arguments(config, setup):
     batch = batches.abstract_global_batch(config, mesh_lib.batch_sharding(setup.mesh))
-    compiled = jax.jit(lambda given: given).lower(batch).compile()
+    compiled = jax.jit(lambda x: x).lower(batch).compile()
     assert program.argument_bytes(batch) == compiled.memory_analysis().argument_size_in_bytes
 
 
@@ -50,7 +50,7 @@ def test_a_state_that_cannot_be_split_has_no_bytes():
     assert program.state_bytes(state, dict(data=4, fsdp=2, tensor=1)) is None
 
 
-def test_the_abstract_batch_is_the_real_one(config, setup):
+def test_the_abstract_batch_equals_a_real_one(config, setup):
     mesh = setup.mesh
     abstract = batches.abstract_global_batch(config, mesh_lib.batch_sharding(mesh))
     iterator = batches.iterate(config, streams.open_streams(config, build.tokenizer(config)), 0, mesh)
@@ -65,7 +65,7 @@ def test_the_abstract_batch_is_the_real_one(config, setup):
     ("size", "expected"),
     [("26.95G", int(26.95 * 2**30)), ("64.1T", int(64.1 * 2**40)), ("900.5M", 944242688)],
 )
-def test_what_the_compiler_says_it_would_need(size, expected):
+def test_the_required_bytes_in_the_compilers_message(size, expected):
     message = (
         "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required "
         f"for HLO temporaries ({size}) exceeds available HBM (15.75G). HLO module: jit_step."
@@ -73,7 +73,7 @@ def test_what_the_compiler_says_it_would_need(size, expected):
     assert program._required(message) == expected
 
 
-# Cut from what libtpu 0.0.52 leaves behind.
+# Excerpts of libtpu 0.0.52's dumps.
 ASSIGNMENT = """BufferAssignment:
 allocation 0: size 0, color 1, page 0, preallocated-temp:
 allocation 3: size 900, color 0, page 0, preallocated-temp:
@@ -91,9 +91,9 @@ TEXT = """  %fusion.1 = f32[10,10]{1,0} fusion(%x), metadata={op_name="jit(step)
 """
 
 
-def test_the_largest_tensors_are_one_a_place_in_memory():
-    found = program._largest(ASSIGNMENT, TEXT)
-    assert found == (
+def test_the_largest_tensors_are_one_per_buffer():
+    actual = program._largest(ASSIGNMENT, TEXT)
+    assert actual == (
         (400, "f32[10,10]", "jvp(Bert)/layer0/mul"),
         (200, "bf16[100]", "while"),
         (100, "f32[25]", "param.1"),

@@ -1,4 +1,4 @@
-"""The search, on a made-up machine whose best setting is known."""
+"""The search, on a simulated machine with a known best setting."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ def _config(**keys):
 
 
 class Machine:
-    """state: GiB of the state, split over fsdp; activations: GiB a device keeps without remat."""
+    """state: GiB of the state, sharded over fsdp; activations: GiB per device without remat."""
 
     def __init__(self, state, activations):
         self.state, self.activations, self.compiled = state, activations, []
@@ -46,9 +46,9 @@ class Machine:
         return planner.Plan(self.record(config), None, None, 0)
 
     def best(self, config):
-        rungs = search.rungs(config, 16)
-        every = itertools.product(rungs, [2**i for i in range(7)])
-        records = [self.record(config | rung | dict(mesh=dict(fsdp=fsdp))) for rung, fsdp in every]
+        candidates = search.candidates(config, 16)
+        every = itertools.product(candidates, [2**i for i in range(7)])
+        records = [self.record(config | candidate | dict(mesh=dict(fsdp=fsdp))) for candidate, fsdp in every]
         return min((r["estimated_step_seconds"] for r in records if r["fits"]), default=None)
 
 
@@ -60,35 +60,37 @@ def _search(monkeypatch, machine, config):
 
 @pytest.mark.parametrize("keys", [{}, dict(remat="none"), dict(remat="full", grad_accum=4)])
 @pytest.mark.parametrize(("state", "activations"), [(4, 4), (40, 4), (4, 12), (8, 100), (100, 8)])
-def test_it_finds_the_fastest_that_fits_in_few_compilations(monkeypatch, keys, state, activations):
+def test_the_search_finds_the_fastest_fitting_setting_in_few_compilations(
+    monkeypatch, keys, state, activations
+):
     machine, config = Machine(state, activations), _config(**keys)
-    found, plan = _search(monkeypatch, machine, config)
+    actual, plan = _search(monkeypatch, machine, config)
     best = machine.best(config)
     if best is None:
         assert not plan.record["fits"]
     else:
         assert plan.record["estimated_step_seconds"] == best
-        assert plan.record == machine.record(found)
+        assert plan.record == machine.record(actual)
     assert len(machine.compiled) <= 20
     settings = [(c["mesh"]["fsdp"], c.get("remat"), c.get("grad_accum")) for c in machine.compiled]
     assert len(set(settings)) == len(settings)
-    # What the state alone overfills is never compiled.
+    # Meshes on which the state alone does not fit are never compiled.
     assert all(state / fsdp < 15.75 for fsdp, *_ in settings)
 
 
-def test_it_uses_only_keys_that_the_config_has(monkeypatch):
+def test_the_search_changes_only_keys_of_the_config(monkeypatch):
     machine = Machine(4, 4)
-    found, _ = _search(monkeypatch, machine, _config())
-    assert found.keys() == _config().keys()
+    actual, _ = _search(monkeypatch, machine, _config())
+    assert actual.keys() == _config().keys()
 
 
-def test_a_mesh_rule_does_not_win_over_the_mesh_it_tries(monkeypatch):
+def test_the_search_removes_mesh_rules(monkeypatch):
     rules = (("TPU", dict(data=-1, fsdp=1, tensor=1)),)
-    found, _ = _search(monkeypatch, Machine(40, 4), _config(mesh_rules=rules))
-    assert found["mesh_rules"] == ()
+    actual, _ = _search(monkeypatch, Machine(40, 4), _config(mesh_rules=rules))
+    assert actual["mesh_rules"] == ()
 
 
-def test_a_setting_that_cannot_be_built_is_passed_over(monkeypatch):
+def test_a_setting_that_cannot_be_built_is_skipped(monkeypatch):
     machine = Machine(4, 12)
     make_plan = machine.make_plan
 
@@ -98,15 +100,15 @@ def test_a_setting_that_cannot_be_built_is_passed_over(monkeypatch):
         return make_plan(config, chips, devices)
 
     machine.make_plan = picky
-    found, plan = _search(monkeypatch, machine, _config())
+    actual, plan = _search(monkeypatch, machine, _config())
     assert plan.record["fits"]
-    assert found["mesh"]["fsdp"] == 2
+    assert actual["mesh"]["fsdp"] == 2
 
 
-def test_the_ladder_of_savings():
-    assert search.rungs(_config(), 16) == [{}]
-    assert search.rungs(_config(remat="none"), 16) == [dict(remat=r) for r in ("none", "dots", "full")]
-    assert search.rungs(_config(remat="none", grad_accum=1), 12) == [
+def test_candidates_in_order_of_memory():
+    assert search.candidates(_config(), 16) == [{}]
+    assert search.candidates(_config(remat="none"), 16) == [dict(remat=r) for r in ("none", "dots", "full")]
+    assert search.candidates(_config(remat="none", grad_accum=1), 12) == [
         dict(remat="none", grad_accum=1),
         dict(remat="dots", grad_accum=1),
         dict(remat="full", grad_accum=1),

@@ -22,10 +22,10 @@ from big_ssl.planning.topology import TopologyError
     ],
 )
 def test_names(name, slices, generation, shape, chips):
-    found = topology.parse(name)
-    assert found == (slices, generation, shape)
-    assert found.chips == chips
-    assert str(found) == name
+    actual = topology.parse(name)
+    assert actual == (slices, generation, shape)
+    assert actual.chips == chips
+    assert str(actual) == name
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_names(name, slices, generation, shape, chips):
     [
         (
             "v5e-256",
-            "write a generation (v3, v4, v5e, v5p, v6e), a colon and its mesh of chips, v5e:16x16 say",
+            "write a generation (v3, v4, v5e, v5p, v6e), a colon and its mesh of chips, such as v5e:16x16",
         ),
         ("16x16", "write a generation"),
         ("v5e:16x16*2", "write a generation"),
@@ -45,11 +45,11 @@ def test_names(name, slices, generation, shape, chips):
         ("v5p:4x4", "v5p comes in meshes of 1x1x1, 2x2x1, 2x2x2, 2x2x4, 2x4x4 and in multiples of 4x4x4"),
         ("v4:4x4x6", "v4 comes in meshes of"),
         ("v4:0x4x4", "v4 comes in meshes of"),
-        ("v4:16x16x24", "4x8x8 say, up to 4096 chips"),
-        ("0xv5e:2x2", "it takes at least one slice"),
+        ("v4:16x16x24", "such as 4x8x8, up to 4096 chips"),
+        ("0xv5e:2x2", "needs at least one slice"),
     ],
 )
-def test_a_wrong_name_is_one_line_that_says_what_exists(name, message):
+def test_the_error_for_a_wrong_name_lists_the_valid_ones(name, message):
     with pytest.raises(
         TopologyError, match=rf"^--topology={re.escape(name)}: .*{re.escape(message)}"
     ) as caught:
@@ -57,7 +57,7 @@ def test_a_wrong_name_is_one_line_that_says_what_exists(name, message):
     assert "\n" not in str(caught.value)
 
 
-def test_without_libtpu_the_message_says_how_to_get_it(monkeypatch):
+def test_the_error_without_libtpu_contains_the_pip_command(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TopologyError, match=r"^planning needs the TPU compiler: pip install libtpu$"):
         topology.devices(topology.parse("v5e:2x2"))

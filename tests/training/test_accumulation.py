@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from big_ssl.parallel.mesh import batch_ways, global_batch, make_mesh
+from big_ssl.parallel.mesh import batch_shards, global_batch, make_mesh
 from big_ssl.training import batches, build, streams, train_step
 from big_ssl.training.system import System, Term
 from tests.training.toys import FIELDS, Tower, Toy, microbatched
@@ -75,7 +75,7 @@ def test_the_two_passes_are_one_function_with_its_gradient(names):
     text = dict(ids=rng.integers(0, 5, (16, 3)), mask=rng.random((16, 3)) < 0.6)
     batch = dict(pairs=dict(text=text))
     params, mutable = system.init(jax.random.key(0), batch)
-    key, step, ways = jax.random.key(3), jnp.int32(2), batch_ways(mesh)
+    key, step, ways = jax.random.key(3), jnp.int32(2), batch_shards(mesh)
 
     plain = functools.partial(
         microbatched(system, count, ways), mutable=mutable, batch=batch, key=key, step=step

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, and what a damaged one costs."""
+"""Checkpoints: preservation, damage and slow storage."""
 
 import math
 import pathlib
@@ -18,7 +18,7 @@ from big_ssl.training.requirements import RequirementsError
 from big_ssl.training.state import TrainState
 from big_ssl.training.stopping import TrainingFailed
 
-# The kinds of file that the state can't be read without, and one that it can: the pattern, and what is done.
+# (pattern of files, damage): files that the state needs, and one that it does not need.
 DAMAGED = [
     ("state/_METADATA", "half"),
     ("state/_METADATA", "gone"),
@@ -68,11 +68,11 @@ def test_a_relative_workdir(tmp_path, monkeypatch):
     checkpoints.close()
 
 
-def test_nothing_saved_is_none(tmp_path):
+def test_restoring_without_checkpoints_returns_none(tmp_path):
     assert Checkpoints(tmp_path, 2).restore_latest(lambda step: ABSTRACT) is None
 
 
-def test_the_newest_comes_back(tmp_path):
+def test_the_newest_checkpoint_is_restored(tmp_path):
     checkpoints = _saved(tmp_path, (1, 2, 10))
     assert checkpoints.steps() == [1, 2, 10]
     _assert_is(checkpoints.restore_latest(lambda step: ABSTRACT), 10)
@@ -90,18 +90,18 @@ def test_the_latest_and_the_best_are_kept(best, kept, tmp_path):
     assert _saved(tmp_path, ACCURACY, keep=2, best=best, metrics=_metrics).steps() == kept
 
 
-def test_the_best_is_known_after_a_restart(tmp_path):
+def test_the_best_is_still_kept_after_a_restart(tmp_path):
     for step in ACCURACY:
         _saved(tmp_path, (step,), keep=1, best="eval/top1", metrics=_metrics).close()
     assert Checkpoints(tmp_path, 1, "eval/top1").steps() == [2, 7]
-    # Another metric starts anew: nothing is known of the checkpoints that are there.
+    # With another metric, the existing checkpoints have no recorded value.
     other = Checkpoints(tmp_path, 1, "min:eval/loss")
     other.save(_state(8))
     other.close()
     assert other.steps() == [8]
 
 
-def test_a_best_that_is_gone_is_not_waited_for(tmp_path):
+def test_a_deleted_best_checkpoint_is_replaced(tmp_path):
     _saved(tmp_path, (1, 2), keep=2, best="eval/top1", metrics=_metrics).close()
     shutil.rmtree(tmp_path / "checkpoints" / "2")
     again = _saved(tmp_path, (3, 4, 5), keep=1, best="eval/top1", metrics=_metrics)
@@ -135,7 +135,7 @@ def _set_aside(folder):
 
 
 @pytest.mark.parametrize(("pattern", "damage"), DAMAGED)
-def test_a_damaged_checkpoint_is_passed_over(pattern, damage, two_steps, tmp_path):
+def test_a_damaged_checkpoint_is_skipped(pattern, damage, two_steps, tmp_path):
     folder = tmp_path / "run"
     _run_with_damage(two_steps, folder, pattern, damage)
     checkpoints = Checkpoints(folder, 3)
@@ -150,14 +150,14 @@ def test_a_damaged_checkpoint_is_passed_over(pattern, damage, two_steps, tmp_pat
 
 
 @pytest.mark.parametrize(("pattern", "damage"), HARMLESS)
-def test_what_the_state_does_not_need_may_be_damaged(pattern, damage, two_steps, tmp_path):
+def test_damage_to_unneeded_files_is_ignored(pattern, damage, two_steps, tmp_path):
     folder = tmp_path / "run"
     _run_with_damage(two_steps, folder, pattern, damage)
     _assert_is(Checkpoints(folder, 3).restore_latest(lambda step: ABSTRACT), 4)
     assert _set_aside(folder) == []
 
 
-def test_the_warning_is_one_readable_line(two_steps, tmp_path, monkeypatch):
+def test_the_warning_is_one_line_with_the_cause(two_steps, tmp_path, monkeypatch):
     folder, lines = tmp_path / "run", []
     shutil.copytree(two_steps, folder)
     (folder / "checkpoints" / "4" / "state" / "_METADATA").write_text("")
@@ -166,7 +166,7 @@ def test_the_warning_is_one_readable_line(two_steps, tmp_path, monkeypatch):
     (line,) = [line for line in lines if line.startswith("checkpoint 4")]
     assert len(line) < 600
     assert "\n" not in line
-    assert "JSONDecodeError" in line  # what happened to the file, and not all that orbax tried
+    assert "JSONDecodeError" in line  # the file's damage, not all that orbax tried
     assert "damaged_checkpoints" in line
 
 
@@ -174,7 +174,7 @@ def _everything_in(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_all_damaged_is_an_error_and_not_a_new_start(two_steps, tmp_path):
+def test_only_damaged_checkpoints_are_an_error_and_no_restart(two_steps, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(two_steps, folder)
     for metadata in folder.glob("checkpoints/*/state/_METADATA"):
@@ -185,7 +185,7 @@ def test_all_damaged_is_an_error_and_not_a_new_start(two_steps, tmp_path):
     assert _everything_in(folder) == before
 
 
-def test_another_models_checkpoints_are_left_alone(two_steps, tmp_path):
+def test_another_models_checkpoints_are_not_moved(two_steps, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(two_steps, folder)
     weights = jax.ShapeDtypeStruct((300, 41), "float32", sharding=ABSTRACT.params["w"].sharding)
@@ -196,7 +196,7 @@ def test_another_models_checkpoints_are_left_alone(two_steps, tmp_path):
     _assert_is(Checkpoints(folder, 3).restore_latest(lambda step: ABSTRACT), 4)
 
 
-def test_two_damaged_ones_are_passed_over(tmp_path):
+def test_two_damaged_checkpoints_are_skipped(tmp_path):
     _saved(tmp_path, (1, 2, 3)).close()
     for step in (2, 3):
         (tmp_path / "checkpoints" / str(step) / "state" / "_METADATA").write_text("")
@@ -206,10 +206,10 @@ def test_two_damaged_ones_are_passed_over(tmp_path):
     assert _set_aside(tmp_path) == ["2", "3"]
 
 
-def test_a_save_that_was_killed_leaves_no_checkpoint(two_steps, tmp_path):
+def test_a_killed_save_leaves_no_checkpoint(two_steps, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(two_steps, folder)
-    # What orbax calls a folder until it is complete.
+    # orbax's name of an incomplete folder.
     (folder / "checkpoints" / "4").rename(folder / "checkpoints" / "4.orbax-checkpoint-tmp")
     checkpoints = Checkpoints(folder, 3)
     assert checkpoints.steps() == [2]
@@ -217,7 +217,7 @@ def test_a_save_that_was_killed_leaves_no_checkpoint(two_steps, tmp_path):
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["2"]
 
 
-# A storage that does not answer.
+# Storage that does not answer.
 
 
 def _refusing(monkeypatch, errors):
@@ -237,7 +237,7 @@ def _refusing(monkeypatch, errors):
 
 
 def _unavailable(*_):
-    """As orbax hands on what tensorstore says of a bucket that is overloaded."""
+    """orbax's error for tensorstore's of an overloaded bucket."""
     try:
         raise ValueError("UNAVAILABLE: Error reading gs://bucket/run: HTTP response code: 503")
     except ValueError as error:
@@ -246,7 +246,7 @@ def _unavailable(*_):
         return outer
 
 
-def test_a_storage_that_answers_late_costs_nothing(two_steps, tmp_path, monkeypatch):
+def test_a_slow_storage_is_no_damage(two_steps, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(two_steps, folder)
     pauses = _refusing(monkeypatch, [_unavailable(), ConnectionResetError(), TimeoutError()])
@@ -266,7 +266,7 @@ def test_a_storage_that_answers_late_costs_nothing(two_steps, tmp_path, monkeypa
     ],
     ids=repr,
 )
-def test_what_proves_no_damage_ends_the_run_and_moves_nothing(error, two_steps, tmp_path, monkeypatch):
+def test_errors_that_prove_no_damage_end_the_run_and_move_nothing(error, two_steps, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(two_steps, folder)
     before = _everything_in(folder)
@@ -279,8 +279,8 @@ def test_what_proves_no_damage_ends_the_run_and_moves_nothing(error, two_steps, 
 # Several hosts.
 
 
-def test_hosts_that_see_different_checkpoints_end(two_steps, monkeypatch):
-    """Each would read its own newest, and train on from another step."""
+def test_hosts_with_different_checkpoints_fail(two_steps, monkeypatch):
+    """Each would restore its own newest, and resume from another step."""
     checkpoints = Checkpoints(two_steps, 3)
     gather = checkpoints_lib.distributed.gather
     texts = lambda text: ["[2, 4]", "[2]"] if text == "[2, 4]" else gather(text)  # noqa: E731
@@ -291,14 +291,14 @@ def test_hosts_that_see_different_checkpoints_end(two_steps, monkeypatch):
     checkpoints.close()
 
 
-def test_recorded_metrics_that_one_host_cannot_read_end_all(two_steps, monkeypatch):
+def test_recorded_metrics_unreadable_on_one_host_are_an_error_on_all(two_steps, monkeypatch):
     """The others would wait for it in orbax's barrier."""
     monkeypatch.setattr(checkpoints_lib.distributed, "gather", lambda _: ["", "OSError: no answer"])
     with pytest.raises(TrainingFailed, match=r"^process 1: OSError: no answer$"):
         Checkpoints(two_steps, 3, "eval/top1")
 
 
-def test_recorded_metrics_are_asked_for_again(tmp_path, monkeypatch):
+def test_reading_recorded_metrics_is_retried(tmp_path, monkeypatch):
     checkpoints = _saved(tmp_path, (2,), best="eval/top1", metrics=_metrics)
     read, errors = type(checkpoints._recorded_path).read_text, [TimeoutError()]
     checkpoints.close()
@@ -317,7 +317,7 @@ def _raise(error):
     raise error
 
 
-# What a save leaves behind, or can't write.
+# Resources that a save leaves open, and failing writes.
 
 
 def test_saves_leave_no_descriptors_and_no_threads(tmp_path):
@@ -338,7 +338,7 @@ def test_saves_leave_no_descriptors_and_no_threads(tmp_path):
     checkpoints.close()
 
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+def test_the_error_for_a_full_disk_is_one_line(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, 2)
     checkpoints.save(_state(1))
     checkpoints.wait()
@@ -361,12 +361,12 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     ("text", "expected"),
     [("", None), ("eval/a/b/c", ("eval/a/b/c", 1)), ("min:eval/a/b/c", ("eval/a/b/c", -1))],
 )
-def test_best_is_a_metric_and_its_direction(text, expected):
+def test_parse_best(text, expected):
     assert checkpoints_lib.parse_best(text) == expected
 
 
-def test_what_a_killed_save_left_in_a_bucket_is_cleared_away_and_its_folder_stays(gcs_folder):
-    """orbax lists the folder at the same time, which is gone with its last file in a bucket."""
+def test_a_killed_saves_remains_in_a_bucket_are_deleted_and_the_folder_stays(gcs_folder):
+    """orbax lists the folder at the same time; in a bucket it disappears with its last file."""
     folder = io.as_path(gcs_folder) / "checkpoints"
     left = folder / "2" / "state" / "manifest.ocdbt"
     io.write_atomically(left, b"")

@@ -1,4 +1,4 @@
-"""The number of devices changes where the arrays lie, and nothing else."""
+"""The number of devices changes the arrays' sharding, and nothing else."""
 
 import jax
 import numpy as np
@@ -10,8 +10,8 @@ from big_ssl.training.checkpoints import Checkpoints
 from configs.align_l2 import get_config
 
 STEPS = 8
-# Sums over a batch are taken in another order on other devices; the loss is about 10, of which
-# float32 resolves 1e-6, and Adam makes steps of full size out of the smallest gradients.
+# The order of sums over a batch depends on the devices; the loss is about 10, which float32 resolves to 1e-6,
+# and Adam scales the smallest gradients to full steps.
 TOLERANCE = 1e-4
 
 
@@ -25,8 +25,8 @@ def _losses(setup, config, state, start=0, stop=STEPS):
     return np.array(losses), state
 
 
-def _spread(setup, state):
-    """A copy of the state, where `setup` wants it: initialising compiles, and the step is the test."""
+def _place(setup, state):
+    """Copies the state to `setup`'s devices: initialising again would compile, and the step is the test."""
     return jax.tree.map(
         lambda leaf, abstract: jax.device_put(np.array(leaf), abstract.sharding), state, setup.abstract_state
     )
@@ -34,7 +34,7 @@ def _spread(setup, state):
 
 def _on(devices, set_up, config, state):
     setup = set_up(config, jax.devices()[:devices])
-    return _losses(setup, config, _spread(setup, state))
+    return _losses(setup, config, _place(setup, state))
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,8 @@ def test_sharded_parameters_do_not_change_the_loss(config, set_up, initial, on_e
 
 
 @pytest.mark.slow
-def test_overrides_in_a_scanned_tower_do_not_change_the_loss(micro_config, set_up):
-    """All of a text layer's feed-forward part split over "tensor"."""
+def test_overrides_in_a_scanned_encoder_do_not_change_the_loss(micro_config, set_up):
+    """All of a text layer's feed-forward weights are sharded over "tensor"."""
     rules = (
         ("mlp_in/kernel", (None, None, "tensor")),
         ("mlp_in/bias", (None, "tensor")),
@@ -82,26 +82,26 @@ def test_overrides_in_a_scanned_tower_do_not_change_the_loss(micro_config, set_u
     split = config | dict(mesh=dict(data=2, fsdp=2, tensor=2), sharding=rules)
     one, eight = set_up(config, jax.devices()[:1]), set_up(split)
     state = jax.device_get(one.init())
-    expected, found = (_losses(setup, config, _spread(setup, state), stop=3)[0] for setup in (one, eight))
-    np.testing.assert_allclose(found, expected, rtol=TOLERANCE)
+    expected, actual = (_losses(setup, config, _place(setup, state), stop=3)[0] for setup in (one, eight))
+    np.testing.assert_allclose(actual, expected, rtol=TOLERANCE)
     kernel = eight.abstract_state.params["encoders"]["text"]["layer_stack"]["mlp_in"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (1, 32, 64)
 
 
 @pytest.mark.slow
-def test_batch_norm_groups_do_not_follow_the_devices(micro_config, set_up, initial, on_eight):
+def test_batch_norm_groups_do_not_depend_on_the_devices(micro_config, set_up, initial, on_eight):
     config = micro_config(encoders__image__bn_group=4)
     losses = {n: _on(n, set_up, config, initial)[0] for n in (1, 8)}
-    # Of 16 examples on eight devices, a group of four spans two of them.
+    # With 16 examples on eight devices, a group of four spans two devices.
     np.testing.assert_allclose(losses[1], losses[8], rtol=TOLERANCE)
     assert abs(losses[8] - on_eight[0]).max() > 0.01  # and groups are not the global batch
 
 
-def test_a_checkpoint_moves_to_other_devices_with_its_place_in_the_data(
+def test_a_checkpoint_resumes_on_other_devices_at_its_step_of_the_data(
     config, set_up, initial, on_eight, tmp_path
 ):
     one, eight = (set_up(config, jax.devices()[:n]) for n in (1, 8))
-    _, state = _losses(eight, config, _spread(eight, initial), 0, 4)
+    _, state = _losses(eight, config, _place(eight, initial), 0, 4)
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(state)
     checkpoints.close()
@@ -112,13 +112,13 @@ def test_a_checkpoint_moves_to_other_devices_with_its_place_in_the_data(
     np.testing.assert_allclose(losses, on_eight[0][4:], rtol=TOLERANCE)
 
 
-def test_the_initial_state_is_the_same_on_one_device(config, set_up, initial):
+def test_the_initial_state_does_not_depend_on_the_devices(config, set_up, initial):
     one = set_up(config, jax.devices()[:1]).init()
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), initial)
 
 
 @pytest.mark.slow
-def test_the_tiny_preset_agrees_on_one_and_eight_devices():
+def test_the_tiny_presets_losses_do_not_depend_on_the_devices():
     config = get_config("tiny").to_dict()
     losses = {}
     for devices in (1, 2, 4, 8):

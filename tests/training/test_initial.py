@@ -36,7 +36,7 @@ def run_config(config, **init_from):
 def read(weights, exclude=(), remap=(), **image):
     """What initial.read gives a model like the weights', but for its image tower's options."""
     folder, config, _ = weights
-    config = copy.deepcopy(architecture.completed(config))
+    config = copy.deepcopy(architecture.with_defaults(config))
     config["encoders"]["image"].update(image)
     shapes = architecture.shapes(config)
     tree = unflatten_dict({k: jax.ShapeDtypeStruct(s, np.float32) for k, s in shapes.items()}, sep="/")

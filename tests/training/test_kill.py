@@ -1,4 +1,4 @@
-"""Runs killed and stopped from outside, as `python -m big_ssl.main` in processes of their own."""
+"""Runs of `python -m big_ssl.main`, killed and stopped by signals."""
 
 import fcntl
 import os
@@ -29,7 +29,7 @@ RECIPES = dict(micro="tests/training/micro.py", tiny="configs/align_l2.py:tiny")
 
 
 class Command:
-    """A recipe with a line each step and a checkpoint every third, on two devices."""
+    """A recipe that logs every step and saves every third, on two devices."""
 
     def __init__(self, recipe, cache):
         self._config = RECIPES[recipe]
@@ -43,21 +43,21 @@ class Command:
         )
 
     def line(self, workdir):
-        """The command's words, after the interpreter."""
+        """The command's arguments after the interpreter."""
         arguments = dict(total_steps=STEPS, log_every=1, eval_every=STEPS, evals="{}")
         arguments |= {"checkpoint.every": 3, "checkpoint.keep": 3}
         values = [f"--config.{key}={value}" for key, value in arguments.items()]
         return ["-m", "big_ssl.main", f"--config={self._config}", f"--workdir={workdir}", *values]
 
     def start(self, workdir):
-        """(the process, the file of its output)."""
+        """Starts a run: (the process, its output file)."""
         output = workdir.with_suffix(".log")
         output.parent.mkdir(exist_ok=True)
         output.write_text("")
         return commands.start(self.line(workdir), output, output, self.environment), output
 
     def finish(self, workdir):
-        """Runs to the end. Returns what was printed."""
+        """Runs to the end. Returns the output."""
         process, output = self.start(workdir)
         assert process.wait(300) == 0, output.read_text()
         return output.read_text()
@@ -81,7 +81,7 @@ def _at_step(step):
 
 
 def _while_saving(step):
-    """orbax writes into a folder whose name only later becomes the bare step."""
+    """orbax writes into a temporary folder, renamed to the step's number at the end."""
     return lambda workdir: any(
         path.name != str(step) and path.name.startswith(f"{step}.") for path in workdir.glob("checkpoints/*")
     )
@@ -116,7 +116,7 @@ def read(recipe, micro_config):
 
 @pytest.fixture(scope="module")
 def whole(command, read, tmp_path_factory):
-    """The run that nothing interrupts: (its last state, its metrics)."""
+    """The uninterrupted run: (its last state, its metrics)."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     command.finish(workdir)
     return read(workdir), _lines(workdir)
@@ -134,7 +134,7 @@ def _assert_ended_the_same(workdir, read, whole):
 @pytest.mark.parametrize(
     "recipe", ["micro", pytest.param("tiny", marks=pytest.mark.slow)], indirect=True, scope="module"
 )
-def test_killed_while_saving_then_stopped_then_finished(command, read, whole, tmp_path):
+def test_a_run_killed_while_saving_and_stopped_resumes_identically(command, read, whole, tmp_path):
     workdir = tmp_path / "run"
     code, output = command.interrupt(workdir, signal.SIGKILL, _while_saving(6))
     assert code == -signal.SIGKILL, output
@@ -159,7 +159,7 @@ def test_killed_while_saving_then_stopped_then_finished(command, read, whole, tm
     [_while_saving(3), _while_saving(30)],
     ids=["first save", "last save"],
 )
-def test_killed_at_a_chosen_moment(when, command, read, whole, tmp_path):
+def test_a_run_killed_at_a_chosen_moment_resumes_identically(when, command, read, whole, tmp_path):
     workdir = tmp_path / "run"
     command.interrupt(workdir, signal.SIGKILL, when)
     command.finish(workdir)
@@ -167,7 +167,7 @@ def test_killed_at_a_chosen_moment(when, command, read, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_again_and_again(command, read, whole, tmp_path):
+def test_a_run_killed_repeatedly_resumes_identically(command, read, whole, tmp_path):
     workdir, rng = tmp_path / "run", random.Random(0)
     for _ in range(5):
         seen = len(_lines(workdir))
@@ -186,7 +186,7 @@ def test_killed_again_and_again(command, read, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_before_anything_was_saved(command, read, whole, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_again(command, read, whole, tmp_path):
     workdir = tmp_path / "run"
     command.interrupt(workdir, signal.SIGKILL, lambda workdir: (workdir / "config.json").exists())
     command.finish(workdir)
@@ -194,10 +194,10 @@ def test_killed_before_anything_was_saved(command, read, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_terminal_that_is_closed_saves_and_stops(command, read, tmp_path):
-    """Though every write to it fails from then on."""
+def test_a_closed_terminal_makes_a_run_save_and_stop(command, read, tmp_path):
+    """Every write to it fails from then on."""
     workdir, (ours, theirs) = tmp_path / "run", pty.openpty()
-    # A session of its own, of which the terminal is the controlling one.
+    # A new session with the terminal as its controlling terminal.
     take = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # noqa: E731
     streams = dict(stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=take)
     process = subprocess.Popen(
@@ -223,7 +223,7 @@ def test_a_terminal_that_is_closed_saves_and_stops(command, read, tmp_path):
 
 
 def _read_until(closing, descriptor):
-    """A terminal that nobody reads from blocks who writes to it."""
+    """A terminal that nobody reads blocks its writers."""
     while not closing.is_set():
         if select.select([descriptor], [], [], 0.05)[0]:
             os.read(descriptor, 4096)

@@ -14,14 +14,14 @@ from big_ssl.training import build, setup
 from configs import clip
 
 REAL = 32_768
-# Sums of so many float32 numbers, in another order.
+# Sums of many float32 numbers, in another order.
 TOLERANCE = 1e-5
-# Of all logits, both ways, with their gradients: 20.3 GiB by the compiler's count.
+# All logits in both directions, with gradients: 20.3 GiB by the compiler's count.
 GATHERED_BYTES = 26 * 2**30
 
 
 def config_of(implementation, size):
-    """The tiny preset with narrower encoders still, small pictures and short texts."""
+    """The tiny preset with even narrower encoders, small images and short texts."""
     config = clip.get_config("tiny").to_dict()
     pairs = config["streams"]["pairs"]
     pairs.update(batch_size=size)
@@ -35,7 +35,7 @@ def config_of(implementation, size):
 
 
 def random_batch(config):
-    """Pictures and texts without meaning."""
+    """Random images and texts."""
     rng, size = np.random.default_rng(0), config["streams"]["pairs"]["batch_size"]
     texts = dict(ids=rng.integers(0, 4096, (size, 4), dtype=np.int32), mask=np.ones((size, 4), bool))
     fields = build.stream_fields("pairs", config)
@@ -45,18 +45,18 @@ def random_batch(config):
 
 
 def step_of(implementation, size):
-    """(metrics of the first step, the gradient's norm among them; the features that the loss was made of)."""
+    """(the first step's metrics with the gradient norm, the features of its loss)."""
     config = config_of(implementation, size)
     parts = setup.set_up(config)
     state, batch = parts.init(), mesh_lib.global_batch(parts.mesh, random_batch(config))
     features = jax.jit(fsdp.within(parts.mesh, parts.system.features))
     key = step_key(config["seed"], 0)
-    found = jax.device_get(features(state.params, state.mutable["encoders"], batch, key)[0]["contrastive"])
+    actual = jax.device_get(features(state.params, state.mutable["encoders"], batch, key)[0]["contrastive"])
     before = jax.device_get(state.params)
     state, metrics = parts.step(state, batch)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), jax.device_get(state.params), before)
     assert min(jax.tree.leaves(moved)) > 0
-    return {name: float(value) for name, value in metrics.items()}, found
+    return {name: float(value) for name, value in metrics.items()}, actual
 
 
 def plain_loss(features, rows=2_048):
@@ -99,7 +99,7 @@ def test_a_step_at_the_real_batch(implementation, size):
 
 
 @pytest.mark.slow
-def test_the_forms_agree_at_a_batch_that_fits():
+def test_all_implementations_agree_at_a_batch_that_fits():
     dense, features = step_of("dense", 4_096)
     assert dense["loss"] == pytest.approx(plain_loss(features), rel=TOLERANCE)
     for implementation in ("ring", "gathered"):

@@ -1,4 +1,4 @@
-"""What a step takes of a device's memory against what the TPU's compiler found, and whom a recipe refuses."""
+"""The estimated memory of a step against the TPU compiler's, and the errors and warnings of recipes."""
 
 import importlib
 
@@ -24,11 +24,11 @@ PLANNED = [
 
 @pytest.fixture
 def warnings(monkeypatch):
-    """The warnings of a test, in a process that has given none yet."""
-    given: list[str] = []
-    monkeypatch.setattr(requirements, "warn_once", given.append)
+    """The warnings of a test."""
+    logged: list[str] = []
+    monkeypatch.setattr(requirements, "warn_once", logged.append)
     monkeypatch.setattr(notices.logging, "warning", lambda *_: None)
-    return given
+    return logged
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def config_of(tmp_path):
 
 
 @pytest.mark.parametrize(("recipe", "change", "devices", "kind", "planned"), PLANNED)
-def test_a_recipe_accepts_what_the_plan_says_fits(
+def test_a_recipe_runs_on_devices_that_the_plan_accepts(
     recipe, change, devices, kind, planned, config_of, warnings
 ):
     config = config_of(recipe, change)
@@ -58,7 +58,7 @@ def test_a_recipe_accepts_what_the_plan_says_fits(
     assert planned / 2.1 < memory.count(config, devices, kind).total / GIB < planned * 1.5
 
 
-def test_a_laptop_is_refused_in_one_message(config_of, warnings):
+def test_a_laptop_gets_one_error_message(config_of, warnings):
     config = config_of("align_l2")
     config["streams"]["pairs"]["data"]["source"]["data_dir"] = ""
     with pytest.raises(RequirementsError) as caught:
@@ -72,7 +72,7 @@ def test_a_laptop_is_refused_in_one_message(config_of, warnings):
     assert last == "Runs here: --config=configs/align_l2.py:demo"
 
 
-def test_a_state_that_cannot_fit_is_refused(config_of, warnings):
+def test_a_state_that_cannot_fit_is_an_error(config_of, warnings):
     with pytest.raises(
         RequirementsError, match=r"  - 1\.69 GiB for the state on each device, of 8 x cpu of 2 GiB"
     ):
@@ -80,7 +80,7 @@ def test_a_state_that_cannot_fit_is_refused(config_of, warnings):
     assert not warnings
 
 
-def test_devices_that_are_likely_too_small_are_warned_of(config_of, warnings):
+def test_devices_that_are_likely_too_small_give_a_warning(config_of, warnings):
     config = config_of("clip")
     check_requirements(config, "configs/clip.py", Machine(8, "NVIDIA A100-SXM4-40GB", 10 * GIB))
     (warning,) = warnings
@@ -90,7 +90,7 @@ def test_devices_that_are_likely_too_small_are_warned_of(config_of, warnings):
     assert warning.endswith("more devices, grad_accum or a smaller batch_size need less; going on")
 
 
-def test_microbatches_and_a_split_state_need_less(config_of):
+def test_microbatches_and_fsdp_need_less_memory(config_of):
     config = config_of("clip")
     whole = memory.count(config, 8, "cpu")
     config["mesh"].update(fsdp=8)

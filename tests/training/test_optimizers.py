@@ -15,7 +15,7 @@ BASE = dict(
     name="adamw",
     b1=0.8,
     b2=0.95,
-    eps=1e-3,  # large, so that its place in the formula shows
+    eps=1e-3,  # large, so that its position in the formula matters
     weight_decay=0.3,
     weight_decay_exclude=("bias$", "_bn/"),
     trust_ratio_exclude=("_bn/",),
@@ -49,7 +49,7 @@ def flat(tree):
 
 
 def draws():
-    """Initial parameters, and the gradients of each step, of very different sizes."""
+    """Initial parameters and each step's gradients, of very different magnitudes."""
     rng = np.random.default_rng(0)
     params = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
     params["heads/zero"] = np.zeros((2, 2))
@@ -101,16 +101,16 @@ def reference(config, params, grads):
 
 @pytest.mark.parametrize("clip_norm", [0.0, 2.0])
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
-def test_several_steps_agree_with_the_algorithm(name, clip_norm):
+def test_several_steps_equal_the_algorithm(name, clip_norm):
     config = BASE | dict(name=name, clip_norm=clip_norm)
     params, grads = draws()
-    for step, (found, expected) in enumerate(
+    for step, (actual, expected) in enumerate(
         zip(ours(config, params, grads), reference(config, params, grads), strict=True)
     ):
-        assert set(found) == set(expected)
+        assert set(actual) == set(expected)
         for path, value in expected.items():
             np.testing.assert_allclose(
-                found[path], value, rtol=2e-5, atol=1e-6, err_msg=f"{path} after step {step}"
+                actual[path], value, rtol=2e-5, atol=1e-6, err_msg=f"{path} after step {step}"
             )
 
 
@@ -120,8 +120,8 @@ def first_update(**options):
     return {n: (params[n] - p) / RATE for n, p in ours(BASE | options, params, grads[:1])[0].items()}
 
 
-def test_an_update_points_along_the_gradient():
-    """The step subtracts it: minimising takes no sign from the optimiser."""
+def test_updates_ascend():
+    """The train step subtracts the update, so the optimiser does not flip its sign."""
     grads = draws()[1][0]
     update = first_update(weight_decay=0.0)
     for name, grad in grads.items():
@@ -129,12 +129,12 @@ def test_an_update_points_along_the_gradient():
 
 
 def test_a_parameter_of_norm_zero_has_trust_ratio_one():
-    found, plain = (first_update(name=name)["heads/zero"] for name in ("lamb", "adamw"))
-    np.testing.assert_allclose(found, plain, rtol=1e-5)
-    assert np.abs(found).min() > 0.5
+    actual, plain = (first_update(name=name)["heads/zero"] for name in ("lamb", "adamw"))
+    np.testing.assert_allclose(actual, plain, rtol=1e-5)
+    assert np.abs(actual).min() > 0.5
 
 
-def test_lambs_update_is_as_long_as_the_parameter_unless_excluded():
+def test_lambs_update_has_the_parameters_norm_unless_excluded():
     params, _ = draws()
     update = first_update(name="lamb")
     for name in ("image/dense/kernel", "image/dense/bias", "heads/temperature"):
@@ -143,8 +143,8 @@ def test_lambs_update_is_as_long_as_the_parameter_unless_excluded():
     np.testing.assert_allclose(update[bn], first_update(name="adamw")[bn], rtol=1e-5)
 
 
-def test_decay_is_decoupled_and_skips_what_is_excluded():
-    """Decoupled: it adds weight_decay * parameter whatever the gradient's size."""
+def test_weight_decay_is_decoupled_and_has_exclusions():
+    """Decoupled: it adds weight_decay * parameter, independent of the gradient."""
     params, _ = draws()
     with_decay, without = first_update(), first_update(weight_decay=0.0)
     for name, value in params.items():
@@ -153,19 +153,21 @@ def test_decay_is_decoupled_and_skips_what_is_excluded():
         np.testing.assert_allclose(with_decay[name] - without[name], added, rtol=1e-4, atol=1e-5)
 
 
-def test_clipping_is_by_the_global_norm_and_only_from_above():
+def test_clipping_by_the_global_norm():
     params, (_, small, large, _) = draws()
     norm = np.sqrt(sum((g**2).sum() for g in large.values()))
     clipped = {name: g * 2 / norm for name, g in large.items()}
-    found, expected = (ours(BASE | dict(clip_norm=c), params, [g]) for c, g in ((2.0, large), (0.0, clipped)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
-    found, expected = (ours(BASE | dict(clip_norm=c), params, [small]) for c in (2.0, 0.0))
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    actual, expected = (
+        ours(BASE | dict(clip_norm=c), params, [g]) for c, g in ((2.0, large), (0.0, clipped))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, expected)
+    actual, expected = (ours(BASE | dict(clip_norm=c), params, [small]) for c in (2.0, 0.0))
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
-def test_layers_in_a_stack_are_updated_as_layers_apart(name):
-    """Among them one that starts at zero, with no norm to divide by."""
+def test_stacked_layers_are_updated_like_unstacked_ones(name):
+    """Including one that starts at zero, with a zero norm."""
     rng = np.random.default_rng(0)
     sizes = 10.0 ** np.arange(-2, 2)[:, None, None] * np.array([1, 1, 0, 1])[:, None, None]
     stack = rng.normal(size=(4, 2, 3)) * sizes
@@ -176,9 +178,9 @@ def test_layers_in_a_stack_are_updated_as_layers_apart(name):
 
     config = BASE | dict(name=name)
     path = "text/layer_stack/kernel"
-    found = ours(config, {path: stack}, [{path: grad} for grad in gradients])
+    actual = ours(config, {path: stack}, [{path: grad} for grad in gradients])
     expected = ours(config, layers(stack), [layers(grad) for grad in gradients])
-    for step, values in zip(found, expected, strict=True):
+    for step, values in zip(actual, expected, strict=True):
         np.testing.assert_allclose(step[path], list(values.values()), rtol=1e-5, atol=1e-7)
 
 
@@ -194,16 +196,16 @@ def test_exclude_searches_any_pattern_anywhere_in_the_path():
     assert all(flat(optimizers.exclude(())(params)).values())
 
 
-def test_an_unknown_optimizer_is_named():
+def test_the_error_names_an_unknown_optimizer():
     with pytest.raises(ValueError, match=r"optimizer\.name is 'adagrad'; use adamw, lamb, sgd"):
         optimizers.build(BASE | dict(name="adagrad"))
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 2.0])
-def test_sgd_is_algorithm_1_of_decoupled_decay(clip_norm):
+def test_sgd_equals_algorithm_1_of_decoupled_weight_decay(clip_norm):
     """Of arXiv 1711.05101, in the form of PyTorch: m = b1 m + g; p -= rate (m + decay p)."""
     params, grads = draws()
-    found = ours(BASE | dict(name="sgd", clip_norm=clip_norm), params, grads)
+    actual = ours(BASE | dict(name="sgd", clip_norm=clip_norm), params, grads)
     decayed = {"image/dense/kernel", "heads/zero", "heads/temperature"}
     m = {n: np.zeros_like(p) for n, p in params.items()}
     for step, grad in enumerate(grads):
@@ -212,17 +214,17 @@ def test_sgd_is_algorithm_1_of_decoupled_decay(clip_norm):
         for n, g in grad.items():
             m[n] = BASE["b1"] * m[n] + clip * g
             params[n] = params[n] - RATE * (m[n] + BASE["weight_decay"] * params[n] * (n in decayed))
-            np.testing.assert_allclose(found[step][n], params[n], rtol=2e-5, atol=1e-5, err_msg=n)
+            np.testing.assert_allclose(actual[step][n], params[n], rtol=2e-5, atol=1e-5, err_msg=n)
 
 
 def _clipped(clip_scope, limit, grads):
-    """What is left of the gradients where nothing but clipping is done to them."""
+    """The gradients after clipping only."""
     transform = optimizers.CLIPS[clip_scope](limit)
     return flat(transform.update(nested(grads), transform.init(nested(grads)), None)[0])
 
 
 def test_each_parameter_or_each_part_is_clipped_by_its_own_norm():
-    """iBOT's clipping and DINOv2's, against sums in float64; what is short enough stays."""
+    """iBOT's and DINOv2's clipping against float64; small norms are unchanged."""
     rng = np.random.default_rng(0)
     shapes = {
         "encoders/image/a": (3, 4),
@@ -239,21 +241,21 @@ def test_each_parameter_or_each_part_is_clipped_by_its_own_norm():
 
     parts = (("encoders/image/a", "encoders/image/b"), ("encoders/text/a",), ("heads/x/a",))
     for clip_scope, groups in (("parameter", [(name,) for name in grads]), ("part", parts)):
-        found = _clipped(clip_scope, 0.5, grads)
+        actual = _clipped(clip_scope, 0.5, grads)
         for names in groups:
             for name, expected in shrunk(names).items():
-                np.testing.assert_allclose(found[name], expected, rtol=1e-4, err_msg=clip_scope)
+                np.testing.assert_allclose(actual[name], expected, rtol=1e-4, err_msg=clip_scope)
 
 
 def test_each_layer_of_a_stack_is_clipped_by_its_own_norm():
     stack = np.random.default_rng(0).normal(size=(3, 4, 5)) * np.array([1, 10, 0.01])[:, None, None]
     stack = stack.astype(np.float32)
-    found = _clipped("parameter", 0.5, {"image/layer_stack/kernel": stack})["image/layer_stack/kernel"]
+    actual = _clipped("parameter", 0.5, {"image/layer_stack/kernel": stack})["image/layer_stack/kernel"]
     apart = [_clipped("parameter", 0.5, {"a/b": layer})["a/b"] for layer in stack]
-    np.testing.assert_allclose(found, apart, rtol=1e-6)
+    np.testing.assert_allclose(actual, apart, rtol=1e-6)
 
 
-def test_the_decay_follows_the_runs_step_and_no_count_of_its_own():
+def test_weight_decay_follows_the_runs_step():
     config = BASE | dict(weight_decay=dict(a=0.1))
     optimizer = optimizers.build(config, lambda value: lambda step: value["a"] * step)
     params = nested({"a/kernel": np.ones(3)})

@@ -1,4 +1,4 @@
-"""One run at a time in a workdir, and none kept out by a run that was killed."""
+"""The lock on a workdir, and killed runs that do not block others."""
 
 import json
 import subprocess
@@ -19,12 +19,12 @@ def short(monkeypatch):
 
 
 def _left_behind(workdir, **changes):
-    """The file of a run of another machine that has not released the workdir."""
+    """Writes the file of a run on another machine that has not released the workdir."""
     owner = dict(host="elsewhere", pid=7, began="5", machine="m", token="t", since=0.0, renewed=time.time())
     (workdir / ownership.FILE).write_text(json.dumps(owner | changes))
 
 
-def test_a_second_run_is_refused_by_the_name_of_the_first(tmp_path):
+def test_the_error_of_a_second_run_names_the_first(tmp_path):
     with ownership.owned(tmp_path / "run"):
         message = (
             r"^workdir .*/run is in use: process \d+ on \S+ has been training in it since 20\d\d-\S+ \S+ UTC;"
@@ -37,14 +37,14 @@ def test_a_second_run_is_refused_by_the_name_of_the_first(tmp_path):
         pass
 
 
-def test_it_is_released_where_the_run_fails(tmp_path):
+def test_a_failed_run_releases_the_workdir(tmp_path):
     with pytest.raises(KeyError), ownership.owned(tmp_path):
         raise KeyError
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_run_of_this_machine_keeps_nobody_out(tmp_path, monkeypatch):
-    """Nobody waits for it, not even where its number has been given to another process."""
+def test_a_killed_run_on_this_machine_blocks_nobody(tmp_path, monkeypatch):
+    """Nobody waits for it, not even if its PID is reused."""
     monkeypatch.setattr(ownership, "_still_renewed", None)
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     here = ownership._this_process()
@@ -55,7 +55,7 @@ def test_a_killed_run_of_this_machine_keeps_nobody_out(tmp_path, monkeypatch):
     with pytest.raises(RequirementsError, match=f"process {process.pid} on "), ownership.owned(tmp_path):
         pass
     process.kill()
-    time.sleep(0.2)  # dead, though nobody has asked for its exit code yet
+    time.sleep(0.2)  # a zombie
     with ownership.owned(tmp_path):
         pass
     process.wait()
@@ -64,7 +64,7 @@ def test_a_killed_run_of_this_machine_keeps_nobody_out(tmp_path, monkeypatch):
         pass
 
 
-def test_a_run_of_another_machine_is_given_time_to_show_that_it_lives(tmp_path, capsys):
+def test_an_owner_on_another_machine_is_watched_for_a_lease(tmp_path, capsys):
     _left_behind(tmp_path)
     began = time.monotonic()
     with ownership.owned(tmp_path):
@@ -79,7 +79,7 @@ def test_a_run_of_another_machine_is_given_time_to_show_that_it_lives(tmp_path, 
     lease.release()
 
 
-def test_one_long_dead_and_one_that_never_wrote_its_name_are_passed_over(tmp_path, monkeypatch):
+def test_long_dead_and_unnamed_owners_are_ignored(tmp_path, monkeypatch):
     (tmp_path / ownership.FILE).write_text("")
     with ownership.owned(tmp_path):
         pass
@@ -89,8 +89,8 @@ def test_one_long_dead_and_one_that_never_wrote_its_name_are_passed_over(tmp_pat
         pass
 
 
-def test_of_two_that_saw_it_free_one_gives_way(tmp_path, monkeypatch):
-    """As on a bucket, where both can write: the last one wins, and the first finds its name."""
+def test_one_of_two_simultaneous_runs_fails(tmp_path, monkeypatch):
+    """As on a bucket, where both can write: the last one wins, and the first reads its token."""
     write = ownership._Lease.write
 
     def overtaken(lease):
@@ -102,7 +102,7 @@ def test_of_two_that_saw_it_free_one_gives_way(tmp_path, monkeypatch):
         pass
 
 
-def test_a_run_whose_workdir_was_taken_writes_no_more(tmp_path, monkeypatch, capsys):
+def test_a_run_that_lost_its_workdir_exits(tmp_path, monkeypatch, capsys):
     ended = []
     monkeypatch.setattr(ownership.os, "_exit", ended.append)
     with ownership.owned(tmp_path):
@@ -112,8 +112,8 @@ def test_a_run_whose_workdir_was_taken_writes_no_more(tmp_path, monkeypatch, cap
     assert f"workdir {tmp_path} was taken by process 7 on elsewhere; ending" in capsys.readouterr().err
 
 
-def test_a_folder_of_its_own_is_named(tmp_path, monkeypatch):
-    """As process 1 that does not see what process 0 wrote."""
+def test_a_workdir_that_is_not_shared_is_an_error(tmp_path, monkeypatch):
+    """As on process 1 that does not see process 0's file."""
     texts = [["", ""], ["token of process 0", ""], ["", "this process is elsewhere"]]
     monkeypatch.setattr(ownership.jax, "process_index", lambda: 1)
     monkeypatch.setattr(ownership.distributed, "gather", lambda text: texts.pop(0))
@@ -124,8 +124,8 @@ def test_a_folder_of_its_own_is_named(tmp_path, monkeypatch):
         pass
 
 
-def test_an_owner_outlives_errors_of_any_client(tmp_path, monkeypatch):
-    """Such as gcsfs's, which are no OSError: the lease is renewed again once they have passed."""
+def test_a_lease_survives_transient_errors(tmp_path, monkeypatch):
+    """Such as gcsfs's, which are no OSError: the lease is renewed after them."""
     failures = []
 
     def write(lease, original=ownership._Lease.write):
@@ -142,8 +142,8 @@ def test_an_owner_outlives_errors_of_any_client(tmp_path, monkeypatch):
         assert (tmp_path / ownership.FILE).read_text() != before
 
 
-def test_a_reader_never_sees_half_of_the_file(tmp_path):
-    """Process 1 would take it for a workdir of its own."""
+def test_the_owner_file_is_written_atomically(tmp_path):
+    """Otherwise process 1 would report a workdir that is not shared."""
     lease = ownership._Lease(epath.Path(tmp_path) / ownership.FILE)
     lease.write()
     with (tmp_path / ownership.FILE).open() as opened_before:

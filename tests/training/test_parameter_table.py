@@ -1,4 +1,4 @@
-"""The parameters at the start of a run: a summary that fits a terminal, and all of them in a file."""
+"""The parameters at the start of a run: a summary that fits a terminal, and a file with all."""
 
 import importlib
 
@@ -55,7 +55,7 @@ def test_the_summary_fits_a_terminal_and_the_file_has_all(recipe, arg, shown):
     assert sum(int(count.replace(",", "")) for count in counts) == size
 
 
-def test_the_file_says_how_a_parameter_is_split(shown):
+def test_the_file_has_a_parameters_partition(shown):
     _, file, _ = shown("clip", "")
     (row,) = (line.split() for line in file if line.startswith("encoders/text/token/embedding"))
     assert row[1:] == ["(49408,", "512)", "float32", "fsdp", "48.250"]

@@ -1,4 +1,4 @@
-"""The parts of a run's set-up: what is said of those that take long, and whose errors are everybody's."""
+"""Phases of the set-up: their announcement, and errors on all hosts."""
 
 import time
 
@@ -9,7 +9,7 @@ from big_ssl.training import phases
 from big_ssl.training.requirements import RequirementsError
 
 
-def test_only_what_takes_long_is_announced(capsys):
+def test_only_long_phases_are_printed(capsys):
     with phases.announced("quick", 0.2):
         pass
     with phases.announced("slow", 0.05):
@@ -17,7 +17,7 @@ def test_only_what_takes_long_is_announced(capsys):
     assert capsys.readouterr().out == "slow ...\n"
 
 
-def test_a_phase_fails_where_another_host_fails(monkeypatch):
+def test_a_phase_fails_if_another_host_fails(monkeypatch):
     monkeypatch.setattr(distributed, "gather", lambda text: [text, "no such file"])
     with pytest.raises(RequirementsError, match=r"^process 1: no such file$"), phases.phase("reading"):
         pass

@@ -1,4 +1,4 @@
-"""Event files, read back by the messages' published definition and the protocol buffers library."""
+"""Event files, parsed with the messages' published definition and the protocol buffers library."""
 
 import struct
 
@@ -41,15 +41,15 @@ def _event_class():
 
 
 def events(content: bytes) -> list:
-    """The events of a file, each record's framing checked."""
-    found, start, event = [], 0, _event_class()
+    """Parses a file's events, and checks the framing of each record."""
+    actual, start, event = [], 0, _event_class()
     while start < len(content):
         (length,) = struct.unpack_from("<Q", content, start)
         text = content[start + 12 : start + 12 + length]
         assert tensorboard.record(text) == content[start : start + 16 + length]
-        found.append(event.FromString(text))
+        actual.append(event.FromString(text))
         start += 16 + length
-    return found
+    return actual
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_the_checksum_is_crc_32c(content, checksum):
     assert tensorboard.checksum(content) == checksum
 
 
-def test_a_record_is_framed_as_others_frame_it():
+def test_a_records_bytes_equal_tensorboardxs():
     """tensorboardX 2.6.5 wrote these bytes."""
     assert tensorboard.record(b"a").hex() == "01000000000000000175de4161786ee428"
 
 
-def test_scalars_come_back(tmp_path):
+def test_scalars_round_trip(tmp_path):
     file = EventFile(tmp_path, 4)
     file.write(300, {"train/loss": 2.5, "time/ä": -1e9})
     file.close()

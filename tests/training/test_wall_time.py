@@ -1,4 +1,4 @@
-"""The wall time by part, over restarts, and the trace of a few steps."""
+"""Wall time by part, across restarts, and the trace of a few steps."""
 
 import json
 
@@ -16,7 +16,7 @@ from big_ssl.training.wall_time import ALL_PARTS, WallTime, earlier_seconds
 
 @pytest.fixture
 def clock(monkeypatch):
-    """clock(seconds) lets time pass; nothing else does."""
+    """clock(seconds) advances the time, which otherwise stands still."""
     now = [100.0]
     monkeypatch.setattr(wall_time.time, "monotonic", lambda: now[0])
 
@@ -26,7 +26,7 @@ def clock(monkeypatch):
     return advance
 
 
-def test_seconds_go_to_their_part_and_the_rest_to_other(clock):
+def test_seconds_by_part_and_other(clock):
     times = WallTime({"compute": 10.0, "lost": 2.0}, began=90.0)
     for _ in range(2):
         with times.part("compute"):
@@ -34,8 +34,8 @@ def test_seconds_go_to_their_part_and_the_rest_to_other(clock):
     with pytest.raises(KeyError):
         _fail_after_a_second(times, clock)
     clock(0.5)
-    found = times.seconds()
-    assert found == dict(compute=16, data=1, compile=0, checkpoint=0, evaluate=0, other=10.5, lost=2)
+    actual = times.seconds()
+    assert actual == dict(compute=16, data=1, compile=0, checkpoint=0, evaluate=0, other=10.5, lost=2)
     metrics = times.metrics()
     assert sum(metrics[f"time/fraction/{part}"] for part in ALL_PARTS) == pytest.approx(1)
     assert metrics["time/fraction/compute"] == pytest.approx(16 / 29.5)
@@ -51,7 +51,7 @@ def line(step, **seconds):
     return {"step": step} | {f"time/{part}": seconds.get(part, 0.0) for part in ALL_PARTS}
 
 
-def test_a_restart_takes_over_what_it_keeps_and_counts_the_rest_as_lost():
+def test_earlier_seconds_after_a_restart():
     lines = [line(10, compute=5, other=2), {"step": 15, "eval/x": 1}, line(20, compute=9, data=1, other=2)]
     assert earlier_seconds(lines, 20) == {p: lines[2][f"time/{p}"] for p in ALL_PARTS}
     # Resumed after step 15: 12 seconds had passed at step 20, 7 at step 10.
@@ -60,7 +60,7 @@ def test_a_restart_takes_over_what_it_keeps_and_counts_the_rest_as_lost():
     assert earlier_seconds([], 0) == dict.fromkeys(ALL_PARTS, 0.0)
 
 
-def test_a_run_accounts_for_its_time_over_a_restart(micro_config, train, stop_after, tmp_path):
+def test_parts_sum_to_the_wall_time_across_a_restart(micro_config, train, stop_after, tmp_path):
     config = micro_config()
     stop_after(2)
     train(config, tmp_path)
@@ -83,7 +83,7 @@ def _last_line(workdir, key="time/compute"):
     return [line for line in lines if key in line][-1]
 
 
-def test_mfu_is_there_where_the_peak_is_known(micro_config, train, set_up, tmp_path, monkeypatch):
+def test_mfu_is_logged_if_the_peak_is_known(micro_config, train, set_up, tmp_path, monkeypatch):
     config, peak = micro_config(), 1e9
     train(config, tmp_path / "unknown")
     assert "time/mfu" not in _last_line(tmp_path / "unknown", "time/step_seconds")
@@ -101,7 +101,7 @@ def test_mfu_is_there_where_the_peak_is_known(micro_config, train, set_up, tmp_p
     ("start", "total", "steps", "traced"),
     [(0, 100, 3, [6, 7, 8]), (40, 100, 2, [46, 47]), (0, 4, 2, [3, 4]), (0, 100, 0, []), (3, 5, 4, [5])],
 )
-def test_the_profile_traces_the_steps_asked_for(start, total, steps, traced, monkeypatch, tmp_path):
+def test_the_profile_traces_the_requested_steps(start, total, steps, traced, monkeypatch, tmp_path):
     on, seen = [False], []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: on.__setitem__(0, True))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: on.__setitem__(0, False))

@@ -1,4 +1,4 @@
-"""What is no checkpoint of the format that it is given as: one line that names the file and says why."""
+"""Files that are no checkpoint of the requested format: one-line errors with the file and the reason."""
 
 import numpy as np
 import pytest
@@ -108,17 +108,17 @@ BEFORE_ZIP = "no PyTorch zip archive, or a truncated one"
         (lambda folder: folder / "none.pt", "openai_clip", "none.pt", "no file "),
     ],
 )
-def test_a_bad_checkpoint_is_one_line(write, kind, file, message, tmp_path):
+def test_the_error_for_a_bad_checkpoint_is_one_line(write, kind, file, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         read_checkpoint(kind, write(tmp_path))
-    said = str(caught.value)
-    assert message in said
-    assert str(tmp_path / file) in said
-    assert "\n" not in said
+    error = str(caught.value)
+    assert message in error
+    assert str(tmp_path / file) in error
+    assert "\n" not in error
     assert not (tmp_path / "bad").exists()
 
 
-def test_the_same_name_twice_in_one_file(tmp_path):
+def test_a_duplicate_name_in_one_file_is_an_error(tmp_path):
     text = b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "x": {"dtype": "F32"}}'
     (tmp_path / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
     with pytest.raises(ValueError, match=r"model\.safetensors: x is there twice"):

@@ -1,4 +1,4 @@
-"""The files of DINOv2 and iBOT whose names are told apart before they are read; numbers: tests/parity."""
+"""Variants of DINOv2's, timm's and iBOT's files; their numbers are checked in tests/parity."""
 
 import re
 
@@ -17,7 +17,7 @@ HEADS = dict(num_heads=3)
 
 @pytest.fixture(scope="module")
 def dinov2(tmp_path_factory):
-    """(Config, our weights) with registers and SwiGLU."""
+    """(ModelConfig, our weights) with registers and SwiGLU."""
     where = tmp_path_factory.mktemp("golden")
     return read_checkpoint("hf_dinov2", goldens.write_checkpoint("hf_dinov2", where))
 
@@ -27,10 +27,10 @@ def read(kind, tensors, folder, **options):
     return read_checkpoint(kind, folder / "model.safetensors", HEADS | options)
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
     for path, value in expected.items():
-        np.testing.assert_array_equal(found[path], value)
+        np.testing.assert_array_equal(actual[path], value)
 
 
 def test_dinov2_in_chunks(dinov2, tmp_path):
@@ -42,50 +42,50 @@ def test_dinov2_in_chunks(dinov2, tmp_path):
     chunked = {
         f"teacher.backbone.{name}".replace("blocks.1.", "blocks.3.1."): value for name, value in names.items()
     }
-    found, weights = read("dinov2", chunked, tmp_path)
+    actual, weights = read("dinov2", chunked, tmp_path)
     assert_same(weights, ours)
     image = config["encoders"]["image"]
     assert {
-        key: found["encoders"]["image"][key] for key in image if key not in ("activation", "layer_scale")
+        key: actual["encoders"]["image"][key] for key in image if key not in ("activation", "layer_scale")
     } == {key: image[key] for key in image if key not in ("activation", "layer_scale")}
-    assert (found["head"], found["tokenizer"], found["resize"]) == (None, None, "crop 256")
+    assert (actual["head"], actual["tokenizer"], actual["resize"]) == (None, None, "crop 256")
 
 
-def test_dinov2_without_registers_resizes_positions_otherwise(dinov2, tmp_path):
+def test_position_resize_of_dinov2_depends_on_registers(dinov2, tmp_path):
     config, ours = dinov2
     names = rules.write(FORMATS["dinov2"].rules(config), ours)
     del names["register_tokens"]
-    found = read("dinov2", names, tmp_path)[0]["encoders"]["image"]
-    assert (found["registers"], found["position_resize"]) == (0, "dinov2")
-    found = read("dinov2", names, tmp_path, position_resize="bicubic_antialias")[0]["encoders"]["image"]
-    assert found["position_resize"] == "bicubic_antialias"
+    actual = read("dinov2", names, tmp_path)[0]["encoders"]["image"]
+    assert (actual["registers"], actual["position_resize"]) == (0, "dinov2")
+    actual = read("dinov2", names, tmp_path, position_resize="bicubic_antialias")[0]["encoders"]["image"]
+    assert actual["position_resize"] == "bicubic_antialias"
     with pytest.raises(WeightsError, match="position_resize is 'x'; there are bicubic_antialias, dinov2"):
         read("dinov2", names, tmp_path, position_resize="x")
     with pytest.raises(WeightsError, match="extra is no weight of this architecture"):
         read("dinov2", names | dict(extra=np.zeros(1)), tmp_path)
 
 
-def test_timm_has_the_class_tokens_position_in_the_token(dinov2, tmp_path):
+def test_timm_adds_the_class_tokens_position_to_the_token(dinov2, tmp_path):
     config, ours = dinov2
     names = rules.write(FORMATS["timm_dinov2"].rules(config), ours)
     del names["mask_token"]
     table = names["pos_embed"]
     names["cls_token"] = names["cls_token"] + table[:, :1]
     names["pos_embed"] = table[:, 1:]
-    found, weights = read("timm_dinov2", names, tmp_path)
+    actual, weights = read("timm_dinov2", names, tmp_path)
     first = f"{IMAGE}position_embedding"
     assert not weights[first][0].any()
     np.testing.assert_array_equal(weights[first][1:], ours[first][1:])
     expected = ours[f"{IMAGE}class_token"] + ours[first][0]
     np.testing.assert_array_equal(weights[f"{IMAGE}class_token"], expected)
-    assert found["encoders"]["image"]["feed_forward"] == "swiglu"
-    assert (found["image_size"], found["resize"]) == (32, "crop")
+    assert actual["encoders"]["image"]["feed_forward"] == "swiglu"
+    assert (actual["image_size"], actual["resize"]) == (32, "crop")
     settings = (
         '{"pretrained_cfg": {"input_size": [3, 28, 28], "crop_pct": 0.875, "interpolation": "bicubic"}}'
     )
     (tmp_path / "config.json").write_text(settings)
-    found = read("timm_dinov2", names, tmp_path)[0]
-    assert (found["image_size"], found["resize"]) == (28, "crop 32")
+    actual = read("timm_dinov2", names, tmp_path)[0]
+    assert (actual["image_size"], actual["resize"]) == (28, "crop 32")
     (tmp_path / "config.json").write_text(settings.replace("bicubic", "bilinear"))
     with pytest.raises(WeightsError, match="interpolation is 'bilinear'; there is bicubic"):
         read("timm_dinov2", names, tmp_path)
@@ -107,9 +107,9 @@ def test_ibot_has_two_networks(dinov2, tmp_path):
     del ours[f"{IMAGE}mask_token"]
     assert_same(read("ibot", whole, tmp_path)[1], ours)
     bare = {f"state_dict.{name}": value for name, value in teacher.items()}
-    found, weights = read("ibot", bare, tmp_path)
+    actual, weights = read("ibot", bare, tmp_path)
     assert_same(weights, ours)
-    assert found["encoders"]["image"]["position_resize"] == "dinov2"
+    assert actual["encoders"]["image"]["position_resize"] == "dinov2"
     with pytest.raises(WeightsError, match="network is 'student'; the file holds a backbone alone"):
         read("ibot", bare, tmp_path, network="student")
     with pytest.raises(WeightsError, match="network is 'both'; there are teacher, student"):

@@ -1,4 +1,4 @@
-"""Whole checkpoints that are not what they should be: one line that names the file and the offender."""
+"""Invalid checkpoints: one-line errors with the file and the offender. Round trips."""
 
 import json
 
@@ -31,11 +31,11 @@ def failure(kind, path, options=None):
         ({"text_projection.weight": np.zeros(3)}, "text_projection.weight is [3]; it must have 2 axes"),
         (
             {"vision_model.embeddings.position_embedding.weight": np.zeros((9, 24), np.float32)},
-            "vision_model.embeddings.position_embedding.weight has 8 places, no square grid",
+            "vision_model.embeddings.position_embedding.weight has 8 positions, which is no square number",
         ),
     ],
 )
-def test_a_weight_that_does_not_fit(changes, message, tmp_path):
+def test_the_error_names_a_weight_that_does_not_fit(changes, message, tmp_path):
     path = goldens.write_checkpoint("hf_clip", tmp_path, **changes)
     assert failure("hf_clip", path) == f"{tmp_path}/model.safetensors, as hf_clip: {message}"
 
@@ -53,18 +53,18 @@ def test_older_files_with_buffers_are_read(tmp_path):
         ("clip_resnet", "siglip_npz", "txt/Embed_0/embedding"),
     ],
 )
-def test_another_format(written, kind, missing, tmp_path):
+def test_a_checkpoint_of_another_format_is_an_error(written, kind, missing, tmp_path):
     goldens.write_checkpoint(written, tmp_path)
     message = failure(kind, tmp_path / "model.safetensors")
     assert f"as {kind}: {missing} is missing; is it another format? there is " in message
 
 
 @pytest.mark.parametrize(("written", "kind"), [("hf_clip", "hf_siglip"), ("hf_siglip", "hf_clip")])
-def test_clip_as_siglip_and_the_other_way_round(written, kind, tmp_path):
+def test_clip_read_as_siglip_and_vice_versa_is_an_error(written, kind, tmp_path):
     assert "is" in failure(kind, goldens.write_checkpoint(written, tmp_path))
 
 
-def test_the_json_beside_the_weights(tmp_path):
+def test_errors_in_the_json_files(tmp_path):
     goldens.write_checkpoint("hf_clip", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["vision_config"]["hidden_act"] = "swish"
@@ -92,13 +92,13 @@ def test_the_json_beside_the_weights(tmp_path):
         ),
     ],
 )
-def test_an_open_clip_that_is_not_plain(config, message, tmp_path):
+def test_open_clip_models_other_than_plain_clip_are_errors(config, message, tmp_path):
     path = goldens.write_checkpoint("clip_resnet", tmp_path)
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     assert message in failure("open_clip", path, dict(text_num_heads=2))
 
 
-def test_options(tmp_path):
+def test_errors_in_options(tmp_path):
     path = goldens.write_checkpoint("clip_resnet", tmp_path)
     assert "openai_clip takes no option image_size; there is num_heads, text_num_heads" in failure(
         "openai_clip", path, dict(image_size=3)
@@ -107,20 +107,20 @@ def test_options(tmp_path):
     assert "3 heads do not divide a width of 16" in failure("openai_clip", path, dict(text_num_heads=3))
 
 
-def test_a_folder_without_weights(tmp_path):
+def test_a_folder_without_weights_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"as hf_clip, there is none of model\.safetensors"):
         read_checkpoint("hf_clip", tmp_path)
     with pytest.raises(FileNotFoundError, match="as openai_clip, give the weights' own file"):
         read_checkpoint("openai_clip", tmp_path)
 
 
-def test_what_another_format_has_no_place_for_is_not_written(tmp_path):
+def test_a_model_that_a_format_cannot_store_is_not_written(tmp_path):
     siglip = read_checkpoint("hf_siglip", goldens.write_checkpoint("hf_siglip", tmp_path / "siglip"))
     resnet = read_checkpoint("openai_clip", goldens.write_checkpoint("clip_resnet", tmp_path / "resnet"))
     for model, kind, message in (
         (siglip, "hf_clip", "hf_clip: image.class_token is False; a CLIPModel has True"),
         (siglip, "open_clip", "open_clip: its plain CLIP has no"),
-        (siglip, "hf_siglip", "hf_siglip is only read; what is written: big_ssl, open_clip, hf_clip"),
+        (siglip, "hf_siglip", "hf_siglip can only be read; writable formats: big_ssl, open_clip, hf_clip"),
         (resnet, "hf_clip", "hf_clip holds a vit and a text_transformer, not resnet and text_transformer"),
     ):
         with pytest.raises(WeightsError, match=message):
@@ -129,35 +129,35 @@ def test_what_another_format_has_no_place_for_is_not_written(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["hf_clip", "open_clip", "big_ssl"])
-def test_there_and_back_is_bit_identical(kind, tmp_path):
+def test_a_round_trip_is_bit_identical(kind, tmp_path):
     config, ours = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", tmp_path / "in"))
     write_checkpoint(kind, tmp_path / "out", config, ours)
-    again, found = read_checkpoint(kind, tmp_path / "out")
-    assert found.keys() == ours.keys()
+    again, actual = read_checkpoint(kind, tmp_path / "out")
+    assert actual.keys() == ours.keys()
     for path, value in ours.items():
-        np.testing.assert_array_equal(found[path], value)
+        np.testing.assert_array_equal(actual[path], value)
     assert again["image_size"] == config["image_size"]
-    for name, tower in config["encoders"].items():
-        assert {key: again["encoders"][name][key] for key in tower if key != "eot_id"} == {
-            key: value for key, value in tower.items() if key != "eot_id"
+    for name, encoder in config["encoders"].items():
+        assert {key: again["encoders"][name][key] for key in encoder if key != "eot_id"} == {
+            key: value for key, value in encoder.items() if key != "eot_id"
         }
 
 
-def test_ours_with_a_config_of_something_else(tmp_path):
+def test_our_format_without_a_models_config_is_an_error(tmp_path):
     write_safetensors(tmp_path / "model.safetensors", dict(x=np.zeros(1, np.float32)), {})
     assert "config.json is missing" in failure("big_ssl", tmp_path)
     (tmp_path / "config.json").write_text('{"encoders": {"image": {"kind": "vit"}}}')
     assert "config.json does not describe a model: 'tokenizer'" in failure("big_ssl", tmp_path)
 
 
-def test_every_format_says_what_it_reads():
+def test_the_writable_formats():
     for name, format_ in FORMATS.items():
         written = ("big_ssl", "open_clip", "hf_clip", "hf_align", "hf_dinov2", "hf_vit")
         assert bool(format_.describe) == (name in written)
 
 
-def test_a_margin_around_the_middle_is_kept(tmp_path):
-    """A run's own, which resizes images to more than it sees; HF CLIP has a place for it."""
+def test_a_resize_larger_than_the_crop_is_exported(tmp_path):
+    """HF CLIP stores both sizes."""
     config, ours = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", tmp_path / "in"))
     assert config["resize"] == "crop"
     for resize, size in (

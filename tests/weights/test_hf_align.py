@@ -1,4 +1,4 @@
-"""transformers' ALIGN: what its JSON files say, and what they must not."""
+"""transformers' ALIGN: its JSON files, and the errors in them."""
 
 import json
 
@@ -12,7 +12,7 @@ from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import read_checkpoint, write_checkpoint
 from tests.parity import goldens
 
-# As published: x / 127.5 - 1, by an offset; a mean and a deviation that are not used say nothing.
+# As published: x / 127.5 - 1, by an offset; the mean and standard deviation are then ignored.
 PUBLISHED = dict(
     size=dict(height=346, width=346),
     crop_size=dict(height=289, width=289),
@@ -28,12 +28,12 @@ PUBLISHED = dict(
 
 @pytest.fixture(scope="module")
 def align(tmp_path_factory):
-    """(Config, weights) of the golden file."""
+    """(ModelConfig, weights) of the golden file."""
     return read_checkpoint("hf_align", goldens.write_checkpoint("hf_align", tmp_path_factory.mktemp("align")))
 
 
 def written(tmp_path, **changes):
-    """A folder with the golden weights and a config.json with changes: {"part__key": value}."""
+    """A folder with the golden weights and a config.json; changes: {"part__key": value}."""
     path = goldens.write_checkpoint("hf_align", tmp_path)
     config = json.loads((path / "config.json").read_text())
     for key, value in changes.items():
@@ -53,7 +53,7 @@ def test_the_architecture(align):
     assert (config["image_size"], config["resize"]) == (75, "stretch 346 bilinear")
 
 
-def test_a_tower_keeps_more_positions_than_its_texts_are_long(align):
+def test_the_text_encoder_keeps_more_positions_than_the_tokenizers_length(align):
     tower = encoders.build(align[0]["encoders"]["text"], "float32", vocab_size=50, text_length=7)
     assert tower.max_len == 12
 
@@ -81,7 +81,7 @@ def test_the_preprocessing(changes, mean, std, tmp_path):
     np.testing.assert_allclose(view["std"], std, rtol=1e-12)
 
 
-def test_what_is_written_is_read_as_the_same(align, tmp_path):
+def test_a_round_trip_is_exact(align, tmp_path):
     write_checkpoint("hf_align", tmp_path, *align)
     config, ours = read_checkpoint("hf_align", tmp_path)
     assert config["encoders"] == align[0]["encoders"] | dict(image=dict(align[0]["encoders"]["image"]))
@@ -111,7 +111,7 @@ def test_what_is_written_is_read_as_the_same(align, tmp_path):
         (dict(vision_config__width_coefficient=0.5), "embed_dim is 64 but the image tower gives 160"),
     ],
 )
-def test_what_does_not_fit_is_named(changes, message, tmp_path):
+def test_the_error_names_an_unsupported_setting(changes, message, tmp_path):
     with pytest.raises(WeightsError, match=message) as caught:
         read_checkpoint("hf_align", written(tmp_path, **changes))
     assert "\n" not in str(caught.value)
@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_named(changes, message, tmp_path):
         ("head", dict(text_projection_bias=False), "head.text_projection_bias is False"),
     ],
 )
-def test_what_has_no_place_there_is_not_written(part, changes, message, align, tmp_path):
+def test_a_model_that_the_format_cannot_store_is_not_written(part, changes, message, align, tmp_path):
     config, ours = align
     place = config if part == "head" else config["encoders"]
     changed = {part: place[part] | changes}
@@ -137,7 +137,7 @@ def test_what_has_no_place_there_is_not_written(part, changes, message, align, t
     assert not (tmp_path / "out").exists()
 
 
-def test_an_align_is_no_clip_and_a_clip_no_align(align, tmp_path):
+def test_align_as_clip_and_clip_as_align_are_errors(align, tmp_path):
     with pytest.raises(WeightsError, match="hf_clip holds a vit and a text_transformer, not efficientnet"):
         write_checkpoint("hf_clip", tmp_path / "out", *align)
     clip = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", tmp_path / "clip"))
@@ -147,14 +147,14 @@ def test_an_align_is_no_clip_and_a_clip_no_align(align, tmp_path):
         read_checkpoint("hf_align", tmp_path / "clip")
 
 
-def test_the_options_of_what_a_function_builds_are_spelled_out(align):
-    image = architecture.completed(align[0])["encoders"]["image"]
+def test_with_defaults_fills_in_an_efficientnets_options(align):
+    image = architecture.with_defaults(align[0])["encoders"]["image"]
     assert (image["stem_stride"], image["bn_momentum"], image["scan"]) == (2, 0.99, False)
     assert "stages" not in image
     assert encoders.build(image, "float32", 0, 0) == architecture.modules(align[0]).image
 
 
-def test_a_vocabulary_beside_the_weights_is_found(tmp_path):
+def test_a_vocabulary_beside_the_weights_is_used(tmp_path):
     path = written(tmp_path)
     (path / "vocab.txt").write_text("[PAD]\n")
     assert read(path, "hf_align")[0]["tokenizer"]["vocabulary"] == str(path / "vocab.txt")

@@ -1,4 +1,4 @@
-"""Files of linear heads: as published, there and back, and what is none."""
+"""Files of linear heads: the published layout, a round trip, and errors."""
 
 import numpy as np
 import pytest
@@ -12,19 +12,19 @@ WEIGHT = np.arange(6, dtype=np.float32).reshape(3, 2)
 BIAS = np.array([3, 1, 2], np.float32)
 
 
-def test_as_published(tmp_path):
+def test_a_head_in_the_published_layout(tmp_path):
     content = {"weight": tensor("0", (3, 2), (2, 1)), "bias": tensor("1", (3,), (1,), count=3)}
     write_archive(tmp_path / "a_linear_head.pth", content, {"0": WEIGHT, "1": BIAS})
-    for found, expected in zip(read_head(tmp_path / "a_linear_head.pth"), (WEIGHT, BIAS), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(read_head(tmp_path / "a_linear_head.pth"), (WEIGHT, BIAS), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
-def test_there_and_back(tmp_path):
+def test_a_round_trip_is_exact(tmp_path):
     path = tmp_path / "a.safetensors"
     write_head(path, WEIGHT.T.copy().T, BIAS)  # in the other order of memory
-    for found, expected in zip(read_head(path), (WEIGHT, BIAS), strict=True):
-        np.testing.assert_array_equal(found, expected)
-        assert found.dtype == np.float32
+    for actual, expected in zip(read_head(path), (WEIGHT, BIAS), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+        assert actual.dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_there_and_back(tmp_path):
         ),
     ],
 )
-def test_what_is_no_head_is_named(tensors, message, tmp_path):
+def test_the_error_names_the_invalid_array(tensors, message, tmp_path):
     path = tmp_path / "a.safetensors"
     write_safetensors(path, tensors, {})
     with pytest.raises(WeightsError) as caught:

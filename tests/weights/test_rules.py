@@ -1,4 +1,4 @@
-"""Rules of names, both ways, and their strictness."""
+"""Rules and their inverses, and their strictness."""
 
 import numpy as np
 import pytest
@@ -47,20 +47,20 @@ def theirs():
     return rules.write(RULES, ours), ours
 
 
-def test_there_and_back_is_the_same():
+def test_a_round_trip_is_exact():
     written, ours = theirs()
-    found = rules.read(RULES, IGNORED, written, SHAPES)
-    assert found.keys() == ours.keys()
+    actual = rules.read(RULES, IGNORED, written, SHAPES)
+    assert actual.keys() == ours.keys()
     for path, value in ours.items():
-        np.testing.assert_array_equal(found[path], value)
-        assert found[path].shape == SHAPES[path]
-    again = rules.write(RULES, found)
+        np.testing.assert_array_equal(actual[path], value)
+        assert actual[path].shape == SHAPES[path]
+    again = rules.write(RULES, actual)
     assert again.keys() == written.keys()
     for name, value in written.items():
         np.testing.assert_array_equal(again[name], value)
 
 
-def test_the_names_and_layouts_that_are_written():
+def test_names_and_layouts_after_write():
     written, ours = theirs()
     assert written["layers.11.attn.in_proj_weight"].shape == (12, 4)
     np.testing.assert_array_equal(written["layers.1.attn.in_proj_weight"][4:8], ours["layer1/key/kernel"].T)
@@ -72,13 +72,13 @@ def test_the_names_and_layouts_that_are_written():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, "bfloat16"])
-def test_weights_of_other_precision_become_float32(dtype):
+def test_weights_of_other_float_dtypes_are_cast_to_float32(dtype):
     written, _ = theirs()
     kind = np.dtype(dtype)
-    found = rules.read(RULES, IGNORED, {name: value.astype(kind) for name, value in written.items()}, SHAPES)
-    assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
+    actual = rules.read(RULES, IGNORED, {name: value.astype(kind) for name, value in written.items()}, SHAPES)
+    assert {value.dtype for value in actual.values()} == {np.dtype(np.float32)}
     expected = written["embed.weight"].astype(kind).astype(np.float32)
-    np.testing.assert_array_equal(found["embed"], expected)
+    np.testing.assert_array_equal(actual["embed"], expected)
 
 
 @pytest.mark.parametrize(
@@ -94,16 +94,16 @@ def test_weights_of_other_precision_become_float32(dtype):
         ({"embed.weight": np.zeros((5, 4), int)}, "embed.weight is of dtype int64"),
     ],
 )
-def test_what_does_not_fit_is_named(changes, message):
+def test_the_error_names_the_array_that_does_not_fit(changes, message):
     tensors = {name: value for name, value in (theirs()[0] | changes).items() if value is not None}
     with pytest.raises(WeightsError, match=message):
         rules.read(RULES, IGNORED, tensors, SHAPES)
 
 
-def test_what_is_ignored_may_be_there():
+def test_ignored_names_may_be_present():
     rules.read(RULES, IGNORED, theirs()[0] | {"layers.0.counter": np.zeros(3, int)}, SHAPES)
 
 
-def test_ours_without_a_place_is_named():
-    with pytest.raises(WeightsError, match="there is no place for our layer0/gain"):
+def test_the_error_names_our_path_without_a_rule():
+    with pytest.raises(WeightsError, match="the format has no place for our layer0/gain"):
         rules.write(RULES, theirs()[1] | {"layer0/gain": np.zeros(3)})

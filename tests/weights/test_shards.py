@@ -1,4 +1,4 @@
-"""A checkpoint in several files, as transformers splits large ones, reads as the one that it was."""
+"""A sharded checkpoint, as transformers writes large ones, reads like the single file."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ WRITERS = {
 
 
 def split(folder, name, tensors, count=3):
-    """Writes `name` as so many shards and their index, whose path it returns."""
+    """Writes `name` as several shards and their index; returns the index's path."""
     stem, _, end = name.rpartition(".")
     weight_map = {}
     for i in range(count):
@@ -46,26 +46,26 @@ def split(folder, name, tensors, count=3):
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("kind", ["hf_clip", "hf_siglip"])
-def test_shards_read_as_the_one_file(kind, name, tmp_path):
+def test_shards_read_like_the_single_file(kind, name, tmp_path):
     path = goldens.write_checkpoint(kind, tmp_path / "one")
     expected_config, expected = read_checkpoint(kind, path)
     (tmp_path / "many").mkdir()
     shutil.copyfile(path / "config.json", tmp_path / "many" / "config.json")
     index = split(tmp_path / "many", name, goldens.golden(kind)[0])
-    for given in (tmp_path / "many", index):
-        config, found = read_checkpoint(kind, given)
+    for source in (tmp_path / "many", index):
+        config, actual = read_checkpoint(kind, source)
         assert config == expected_config
-        assert found.keys() == expected.keys()
+        assert actual.keys() == expected.keys()
         for path, value in expected.items():
-            np.testing.assert_array_equal(found[path], value, err_msg=path)
+            np.testing.assert_array_equal(actual[path], value, err_msg=path)
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_all_arrays_of_all_shards(name, tmp_path):
-    found = read_tensors(split(tmp_path, name, ARRAYS))
-    assert found.keys() == ARRAYS.keys()
+def test_read_tensors_returns_all_shards_arrays(name, tmp_path):
+    actual = read_tensors(split(tmp_path, name, ARRAYS))
+    assert actual.keys() == ARRAYS.keys()
     for key, value in ARRAYS.items():
-        np.testing.assert_array_equal(found[key], value)
+        np.testing.assert_array_equal(actual[key], value)
 
 
 def change_map(index, change):
@@ -123,7 +123,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
-def test_damage_is_one_line_that_names_the_file(damage, message, tmp_path):
+def test_the_error_for_a_damaged_shard_names_the_file(damage, message, tmp_path):
     index = split(tmp_path, "model.safetensors", ARRAYS)
     damage(index)
     with pytest.raises(WeightsError) as caught:
@@ -131,7 +131,7 @@ def test_damage_is_one_line_that_names_the_file(damage, message, tmp_path):
     assert str(caught.value) == message.format(index=index, folder=tmp_path)
 
 
-def test_an_array_that_the_index_does_not_name_is_still_one_too_many(tmp_path):
+def test_an_array_missing_from_the_index_is_an_unknown_weight(tmp_path):
     weights = goldens.golden("hf_clip")[0] | {"vision_model.extra": np.zeros(1, np.float32)}
     goldens.write_checkpoint("hf_clip", tmp_path)
     (tmp_path / "model.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""Files of arrays: what is written is read, and damage is one line that names the file."""
+"""Files of arrays: round trips, and one-line errors that name a damaged file."""
 
 import io
 import json
@@ -23,15 +23,15 @@ ARRAYS = {
 }
 
 
-def assert_same(found, expected=None):
+def assert_same(actual, expected=None):
     expected = ARRAYS if expected is None else expected
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value)
-        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+        np.testing.assert_array_equal(actual[name], value)
+        assert (actual[name].dtype, actual[name].shape) == (value.dtype, value.shape)
 
 
-def test_safetensors_there_and_back(tmp_path):
+def test_a_round_trip_through_safetensors_is_exact(tmp_path):
     path = tmp_path / "a.safetensors"
     write_safetensors(path, ARRAYS, dict(format="pt"))
     assert_same(read_tensors(path))
@@ -40,33 +40,33 @@ def test_safetensors_there_and_back(tmp_path):
     assert json.loads(path.read_bytes()[8 : 8 + length])["__metadata__"] == {"format": "pt"}
 
 
-def test_an_array_in_another_order_of_memory(tmp_path):
+def test_an_array_in_another_memory_order(tmp_path):
     write_safetensors(tmp_path / "a.safetensors", dict(x=ARRAYS["matrix"].T), {})
     assert_same(read_tensors(tmp_path / "a.safetensors"), dict(x=ARRAYS["matrix"].T))
 
 
-def test_npz(tmp_path):
+def test_npz_is_read(tmp_path):
     arrays = {name: value for name, value in ARRAYS.items() if name != "brain"}
     np.savez(tmp_path / "a.npz", **arrays)
     assert_same(read_tensors(tmp_path / "a.npz"), arrays)
 
 
 class Storage:
-    """Pickled as PyTorch pickles a storage: by a persistent id."""
+    """Pickled by a persistent id, as PyTorch pickles a storage."""
 
     def __init__(self, key, kind, count):
         self.id = ("storage", kind, key, "cpu", count)
 
 
 class Global:
-    """Pickled as the name of a class or function; arguments: of the call that follows, if any."""
+    """Pickled as the name of a class or function, called with `arguments` if they are not None."""
 
     def __init__(self, module, name, *arguments):
         self.path, self.arguments = f"{module}\n{name}", arguments
 
 
 def pickled(value):
-    """A protocol-2 pickle of dicts, tuples, numbers, Storages and Globals, calls and all."""
+    """A protocol-2 pickle of dicts, tuples, numbers, Storages, Globals and calls."""
     if isinstance(value, Storage):
         kind = b"ctorch\n" + value.id[1].encode() + b"\n"
         return b"(" + pickled("storage") + kind + b"".join(map(pickled, value.id[2:])) + b"tQ"
@@ -91,7 +91,7 @@ def write_archive(path, content, storages, folder="archive"):
             archive.writestr(f"{folder}/data/{key}", value.tobytes())
 
 
-def test_a_torch_archive_by_hand(tmp_path):
+def test_a_hand_written_torch_archive_is_read(tmp_path):
     """Two views of one storage, one transposed, one with an offset; nested names; other dtypes."""
     content = {
         "a": {"weight": tensor("0", (2, 3), (3, 1))},
@@ -140,7 +140,7 @@ def whole(kind):
 
 @pytest.mark.parametrize("cut", [0, 5, 100, -1], ids=["empty", "5 bytes", "100 bytes", "last byte"])
 @pytest.mark.parametrize("kind", ["safetensors", "npz", "pt"])
-def test_a_truncated_file_is_one_line(kind, cut, tmp_path):
+def test_the_error_for_a_truncated_file_is_one_line(kind, cut, tmp_path):
     path = tmp_path / f"a.{kind}"
     if kind == "safetensors":
         write_safetensors(path, ARRAYS | dict(last=ARRAYS["matrix"]), {})
@@ -172,13 +172,13 @@ def header(**entry):
         (header(data_offsets=[-8, 0]), "x ends after the file"),
     ],
 )
-def test_what_is_no_safetensors_file(content, message, tmp_path):
+def test_the_error_for_an_invalid_safetensors_file(content, message, tmp_path):
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(WeightsError, match=message):
         read_tensors(tmp_path / "a.safetensors")
 
 
-def test_other_files(tmp_path):
+def test_errors_for_other_files(tmp_path):
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(WeightsError, match=r"a\.txt: unknown kind of file; there are \.safetensors"):
         read_tensors(tmp_path / "a.txt")
