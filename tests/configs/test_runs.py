@@ -21,6 +21,7 @@ RECIPES = {
     "dinov2.py:tiny": _PICTURES,
     "hybrid_clip_dinov2.py:tiny": _TEXTS | _PICTURES,
     "siglip.py:tiny": _TEXTS,
+    "mixture_demo.py:tiny": _TEXTS | _PICTURES | _CLASSES,
 }
 
 
