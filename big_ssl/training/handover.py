@@ -31,14 +31,15 @@ def hand_over(stage: Stage, before: TrainState, after: TrainState) -> TrainState
     before: the state that the stage before ended with. after: this stage's own initial state, which is filled
     by the rules; each array stays on the devices where it lies.
     """
-    weights = _placed(_weight_sources(stage, before, after), _weights(after))
+    sources = _weight_sources(stage, before, after)
+    weights = _placed(sources, _weights(after))
     states = after.mutable["objectives"]
     states = _placed(_sources(stage, stage.handover.objectives, before.mutable["objectives"], states), states)
     optimizer = "moments" if stage.handover.optimizer == "keep" else "reset"
     moments = _sources(stage, optimizer, before.opt_state, after.opt_state)
     fractions = {k: before.replaced_fraction.get(k, x) for k, x in after.replaced_fraction.items()}
     if jax.process_index() == 0:
-        print(f"stage {stage.name}: {_summary(stage, before, after)}", flush=True)
+        print(f"stage {stage.name}: {_summary(sources, before, after)}", flush=True)
     return after.replace(
         step=before.step,
         params=weights["params"],
@@ -143,10 +144,10 @@ def _placed(sources, tree):
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _summary(stage, before, after):
+def _summary(sources, before, after):
     """Which modules start from scratch, and which are left behind."""
-    handed_on, places = _weight_sources(stage, before, after), _by_path(_weights(after))
-    new = {initial.module(path) for path in places if path not in handed_on}
+    places = _by_path(_weights(after))
+    new = {initial.module(path) for path in places if path not in sources}
     dropped = {initial.module(path) for path in _by_path(_weights(before)) if path not in places}
     named = [("starts from scratch", new), ("is left behind", dropped)]
     lines = [f"{', '.join(sorted(modules))} {what}" for what, modules in named if modules]
