@@ -1,116 +1,206 @@
-"""Multi-head attention, softmax(q k^T / sqrt(D) + bias) v: all models compute it here.
+"""Attention: the only place where it is computed, by XLA or by a fused kernel.
 
-The implementations differ in memory and speed, not in the result: to 1e-5 in float32, to 2e-2 in bfloat16, where
-they round at different places.
+A fused kernel does not write the [T, S] scores to memory. It needs an accelerator and takes not every input;
+where it can't be used, XLA computes instead, and the log states once why. Splash attention equals XLA's to
+1e-5 in float32 and to 2e-2 in bfloat16; cuDNN's, which has no float32, has not been compared yet. All have
+the same FLOPs (models/flops.py).
 """
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import splash_attention
-from jax.sharding import PartitionSpec
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_kernel
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
-from big_ssl.parallel.mesh import BATCH_AXES
+from big_ssl.models.flops import FUSED_ATTENTION
+from big_ssl.parallel.mesh import BATCH, BATCH_AXES
 from big_ssl.parallel.notices import warn_once
 
-IMPLEMENTATIONS = {
-    # XLA's on every platform, until another is measured to be faster there.
-    "auto": "xla",
-    # Plain products, whose [B, H, T, S] weights are in memory.
-    "xla": "xla",
-    # cuDNN's flash attention: GPUs, 16-bit numbers.
-    "cudnn": "cudnn",
-    # JAX's Pallas kernel for TPUs; splash_interpreted runs it on any platform, slowly, for tests.
-    "splash": "splash",
-    "splash_interpreted": "splash_interpreted",
-}
-# The name by which models/flops.py finds the kernels whose products are not in the jaxpr.
-KERNEL_NAME = "attention_kernel"
-
-# Splash attention computes tiles of whole vector registers; larger tiles are faster.
-_LANES, _TILES = 128, (512, 384, 256, 128)
+# Splash attention's tiles are a multiple of this long; the larger, the faster.
+_LANES = 128
+_TILES = (512, 384, 256, _LANES)
 
 
-def attention(query, key, value, *, mask=None, bias=None, causal=False, implementation="auto"):
-    """Multi-head attention.
+class Inputs(NamedTuple):
+    """The arguments of `attention`."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    mask: jax.Array | None
+    bias: jax.Array | None
+    causal: bool
+
+
+def attention(q, k, v, *, mask=None, bias=None, causal: bool = False, implementation: str = "auto"):
+    """softmax(q k^T / sqrt(d) + bias) v, for each head.
 
     Args:
-      query: [B, T, H, D].
-      key, value: [B, S, H, D], of the same dtype.
-      mask: bool, broadcastable to [B, H, T, S], True where a query attends to a key; each query must attend
-        to at least one.
-      bias: broadcastable to [B, H, T, S], added to the logits.
-      causal: whether a query attends only to keys up to its own position.
-      implementation: a name in IMPLEMENTATIONS; where the platform, a dtype or a shape rules it out, XLA's
-        runs instead, and a warning says why, once.
-    Returns [B, T, H, D] of the same dtype. The softmax is float32. Raises ValueError for an unknown name.
+      q: float[B, T, H, d], queries.
+      k: float[B, S, H, d], keys.
+      v: float[B, S, H, d], values.
+      mask: bool, four axes that broadcast to [B, H, T, S]; True where a query sees a key. Of a query that
+        sees none, implementations differ.
+      bias: float, four axes that broadcast to [B, H, T, S], added to the scores.
+      causal: whether a position sees only itself and those before it.
+      implementation: a name in IMPLEMENTATIONS. "auto" is "xla" on every platform, until a measurement
+        shows another one to be faster. "cudnn" needs a GPU, "splash" a TPU; "splash_interpreted" runs the
+        latter's kernel on any platform, very slowly, for tests.
+
+    Returns:
+      float[B, T, H, d] of q's dtype. Raises ValueError for an unknown implementation.
     """
-    chosen = check_implementation(implementation)
-    obstacle = _OBSTACLES[chosen](query, key, mask, bias)
-    if obstacle:
-        warn_once(f"attention: {chosen} needs {obstacle}; XLA's attention runs instead")
-        chosen = "xla"
-    if chosen == "xla":
-        options = dict(mask=mask, bias=bias, is_causal=causal, implementation="xla")
-        return jax.nn.dot_product_attention(query, key, value, **options)
-    return attention_kernel(query, key, value, mask, bias, causal=causal, implementation=chosen)
+    inputs, chosen = Inputs(q, k, v, mask, bias, causal), _implementation(implementation)
+    if reason := chosen.obstacle(inputs):
+        warn_once(f"attention: XLA's in place of {implementation}: {reason}")
+        chosen = IMPLEMENTATIONS["xla"]
+    return chosen.compute(inputs)
 
 
-def attention_weights(query, key):
-    """softmax(q k^T / sqrt(D)), the rows that sum to one: [B, H, T, S].
+def of_encoder(encoder: nn.Module) -> str:
+    """The implementation in a call of this encoder: its option `attention`; "xla" in its initialisation,
+    whose single example no kernel could split over devices. Raises ValueError for an unknown one."""
+    _implementation(encoder.attention)  # type: ignore[attr-defined]
+    return "xla" if encoder.is_initializing() else encoder.attention  # type: ignore[attr-defined]
 
-    query: [B, T, H, D]; key: [B, S, H, D]. For looking at them: `attention` need not write them down.
-    """
-    return nn.dot_product_attention_weights(query, key)
 
-
-def check_implementation(name: str) -> str:
-    """What runs under this name. Raises ValueError for a name that is not in IMPLEMENTATIONS."""
+def _implementation(name):
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attention is {name!r}; there are {', '.join(IMPLEMENTATIONS)}")
     return IMPLEMENTATIONS[name]
 
 
-def flops(query: Sequence[int], key: Sequence[int]) -> int:
-    """FLOPs of the two products, from the shapes [..., T, H, D] and [..., S, H, D]; masked logits count."""
-    return 4 * math.prod(query) * key[-3]
+def attention_weights(q, k):
+    """softmax(q k^T / sqrt(d)): float[B, H, T, S], to look at. q: float[B, T, H, d], k: float[B, S, H, d]."""
+    return nn.dot_product_attention_weights(q, k)
 
 
-@functools.partial(jax.jit, static_argnames=("causal", "implementation"))
-def attention_kernel(query, key, value, mask, bias, *, causal, implementation):
-    """One of the kernels that hide their products from the jaxpr; arguments as in `attention`."""
-    if implementation == "cudnn":
-        options = dict(mask=mask, bias=bias, is_causal=causal, implementation="cudnn")
-        return jax.nn.dot_product_attention(query, key, value, **options)
-    splash = functools.partial(_splash, causal=causal, interpret=implementation == "splash_interpreted")
-    return _per_device(splash, query, key, value, mask)
+def _xla(inputs):
+    q, k, v, mask, bias, causal = inputs
+    return jax.nn.dot_product_attention(q, k, v, bias, mask, is_causal=causal, implementation="xla")
 
 
-def _per_device(function, query, key, value, mask):
-    """The function on each device's examples and heads: the compiler cannot split a Pallas kernel."""
+def _fused(function):
+    """A function of Inputs under the name by which models/flops.py knows it."""
+
+    def compute(inputs):
+        def fused(q, k, v, mask, bias):
+            return function(Inputs(q, k, v, mask, bias, inputs.causal))
+
+        fused.__name__ = FUSED_ATTENTION
+        return jax.jit(fused)(*inputs[:-1])
+
+    return compute
+
+
+def _cudnn(inputs):
+    q, k, v, mask, bias, causal = inputs
+    return jax.nn.dot_product_attention(q, k, v, bias, mask, is_causal=causal, implementation="cudnn")
+
+
+def _cudnn_obstacle(inputs):
+    """As jax checks them when it traces or compiles."""
+    (_, queries, _, dim), keys = inputs.q.shape, inputs.k.shape[1]
+    if _platform() not in ("gpu", "cuda"):
+        return f"it runs on GPUs, and this is a {_platform()}"
+    if inputs.q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"it computes in bfloat16 and float16, and the inputs are {inputs.q.dtype}"
+    if dim % 8 or dim > 128:
+        return f"it takes heads of a multiple of 8 up to 128, and theirs is {dim}"
+    if (inputs.mask is not None or inputs.bias is not None) and (queries % 2 or keys % 2):
+        return f"with a mask or bias it takes even lengths, and these are {queries} and {keys}"
+    return None
+
+
+def _splash(inputs, interpret=False):
+    q, k, v, mask, _, causal = inputs
+    seen = jnp.ones((len(k), k.shape[1]), bool) if mask is None else mask[:, 0, 0]
+    seen = jnp.broadcast_to(seen, (len(k), k.shape[1]))
+    one_device = functools.partial(_splash_on_one_device, causal=causal, interpret=interpret)
+    if jax.sharding.get_abstract_mesh().empty:
+        return one_device(q, k, v, seen)
+    # The compiler can't split a kernel. Its outputs state no axis over which they vary, hence no check.
+    mapped = jax.shard_map(one_device, in_specs=(BATCH,) * 4, out_specs=BATCH, check_vma=False)
+    return mapped(q, k, v, seen)
+
+
+def _splash_on_one_device(q, k, v, seen, *, causal, interpret):
+    """seen: bool[B, S], the keys that all queries see."""
+    length, dim = q.shape[1], q.shape[-1]
+    # The kernel takes [H, T, d] of one example, and does not scale.
+    q, k, v = (_padded(x.swapaxes(1, 2), 2) for x in (q * dim**-0.5, k, v))
+    segments = splash_kernel.SegmentIds(
+        q=jnp.ones((len(q), q.shape[2]), jnp.int32), kv=_padded(seen.astype(jnp.int32), 1)
+    )
+    kernel = _splash_kernel(q.shape[1], q.shape[2], k.shape[2], causal, interpret)
+    return jax.vmap(kernel)(q, k, v, segments)[:, :, :length].swapaxes(1, 2)
+
+
+def _splash_kernel(heads, queries, keys, causal, interpret):
+    make = splash_mask.CausalMask if causal else splash_mask.FullMask
+    mask = splash_mask.MultiHeadMask([make((queries, keys))] * heads)
+    tile_q, tile_kv = (next(tile for tile in _TILES if n % tile == 0) for n in (queries, keys))
+    sizes = splash_kernel.BlockSizes(
+        block_q=tile_q, block_kv=tile_kv, block_q_dkv=tile_q, block_kv_dkv=tile_kv,
+        block_q_dq=tile_q, block_kv_dq=tile_kv,
+    )  # fmt: skip
+    return splash_kernel.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
+
+
+def _padded(x, axis):
+    """With zeros up to a multiple of the tiles."""
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (0, -x.shape[axis] % _LANES)
+    return jnp.pad(x, pads)
+
+
+def _splash_obstacle(inputs):
+    if _platform() != "tpu":
+        return f"it runs on TPUs, and this is a {_platform()}"
+    if jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1:
+        return "there are several devices and no mesh that states how to split it"
+    return _splash_shape_obstacle(inputs)
+
+
+def _splash_shape_obstacle(inputs):
+    batch, queries, keys = len(inputs.q), inputs.q.shape[1], inputs.k.shape[1]
+    if inputs.bias is not None:
+        return "it takes no bias"
+    if inputs.mask is not None and inputs.mask.shape[1:] != (1, 1, keys):
+        return f"it takes masks of keys, [B, 1, 1, S], and this one is {list(inputs.mask.shape)}"
+    if queries == 1:
+        return f"a single query would fill 1 of {_LANES} rows of a tile"
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return function(query, key, value, mask)
-    heads = "tensor" if query.shape[2] % mesh.shape["tensor"] == 0 else None
-    spec = PartitionSpec(BATCH_AXES, None, heads)
-    if mask is not None:
-        mask = jnp.broadcast_to(mask, (len(query), *mask.shape[1:]))
-    specs = (spec, spec, spec, PartitionSpec(BATCH_AXES))
-    # A Pallas call does not tell over which axes its results vary.
-    mapped = jax.shard_map(function, in_specs=specs, out_specs=spec, check_vma=False)
-    return mapped(query, key, value, mask)
+    shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return f"{batch} examples are no multiple of data x fsdp = {shards}" if batch % shards else None
 
 
-def _splash(query, key, value, mask, *, causal, interpret):
-    """Splash attention, for lengths padded to multiples of _LANES. mask: bool[B or 1, 1, 1, S] or None."""
-    batch, length, heads, width = query.shape
-    query = query * jnp.asarray(width**-0.5, query.dtype)  # the kernel does not scale
-    query, key, value = (_pad(x.swapaxes(1, 2), 2) for x in (query, key, value))
-    shape = (query.shape[2], key.shape[2])
-    kernel = _splash_kernel(heads, shape, causal, interpret)
-    segments = _segments(mask, batch, shape, key_count) if mask is not None or padded else None
-    return jax.vmap(kernel)(query, key, value, segments)[:, :, :length].swapaxes(1, 2)
+def _platform() -> str:
+    """Of the devices that are compiled for, which need not be this process's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+class Implementation(NamedTuple):
+    """compute: Inputs -> float[B, T, H, d]; obstacle: Inputs -> why it can't be used, None if it can."""
+
+    compute: Callable
+    obstacle: Callable = lambda inputs: None
+
+
+IMPLEMENTATIONS = {
+    "auto": Implementation(_xla),
+    "xla": Implementation(_xla),
+    "cudnn": Implementation(_fused(_cudnn), _cudnn_obstacle),
+    "splash": Implementation(_fused(_splash), _splash_obstacle),
+    "splash_interpreted": Implementation(
+        _fused(functools.partial(_splash, interpret=True)), _splash_shape_obstacle
+    ),
+}
