@@ -32,15 +32,15 @@ EVALS = dict(
 
 
 class _Counted:
-    """decode.opened, counting."""
+    """decode.decode_rgb, counting."""
 
     def __init__(self):
-        self.count, self._opened = 0, decode.opened
-        decode.opened = self
+        self.count, self._decode_rgb = 0, decode.decode_rgb
+        decode.decode_rgb = self
 
     def __call__(self, *arguments):
         self.count += 1
-        return self._opened(*arguments)
+        return self._decode_rgb(*arguments)
 
 
 def _damaged(*_):
@@ -57,13 +57,13 @@ def main(address):
     mesh_lib.warm_up_collectives(setup.mesh)
     predictor, variables = evaluation.predictor(config, setup), state_lib.evaluation_variables(setup.init())
     evaluators = evaluation.evaluators(config, predictor)
-    metrics, decoded, opened = {}, {}, _Counted()
+    metrics, decoded, decode_count = {}, {}, _Counted()
     for name, evaluator in evaluators.items():
-        opened.count = 0
+        decode_count.count = 0
         metrics |= evaluator.metrics(predictor.for_evaluation(variables))
-        decoded[name] = opened.count
+        decoded[name] = decode_count.count
     if jax.process_index() == jax.process_count() - 1:
-        decode.opened = _damaged
+        decode.decode_rgb = _damaged
     asked = {"zero_shot": suite.build(EVALS)["zero_shot"]}
     _, problems = evaluation.Evaluation(asked, 3, [], 0).metrics(predictor.for_evaluation(variables))
     print(json.dumps(dict(metrics=metrics, decoded=decoded, problems=problems)))
