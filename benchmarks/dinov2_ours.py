@@ -15,7 +15,7 @@ from big_ssl.weights.tensor_files import read_tensors
 
 
 def read(folder) -> tuple[dict, dict]:
-    """(Config, {path: float32 array}) of what dinov2_torch.save wrote."""
+    """(ModelConfig, {path: float32 array}) of what dinov2_torch.save wrote."""
     config, ours = read_checkpoint("hf_dinov2", folder)
     heads = dino_heads.normalize_names(read_tensors(pathlib.Path(folder) / "heads.pth"))
     config |= dino_heads.options(heads, dinov2.HEADS)

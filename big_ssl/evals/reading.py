@@ -45,10 +45,10 @@ UNSPLIT = HostSplit()
 
 def over_mesh(mesh, size: int) -> HostSplit:
     """The split of batches whose rows lie over `mesh`; size is rounded up to what the mesh divides."""
-    ways = mesh_lib.batch_shards(mesh)
+    shards = mesh_lib.batch_shards(mesh)
     gather = jax.jit(lambda batch: batch, out_shardings=replicated(mesh))
     return HostSplit(
-        size=-(-size // ways) * ways,
+        size=-(-size // shards) * shards,
         rows=functools.partial(mesh_lib.local_rows, mesh),
         place=functools.partial(mesh_lib.global_batch, mesh),
         collect=lambda batch: np.asarray(gather(batch)),

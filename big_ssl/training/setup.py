@@ -90,24 +90,24 @@ def _mesh(config, devices):
     devices = devices or jax.devices()
     sizes = mesh_lib.sizes_for(devices[0].device_kind, config["mesh"], config["mesh_rules"])
     mesh = mesh_lib.make_mesh(sizes, devices)
-    ways, parts = mesh_lib.batch_shards(mesh), config["grad_accum"]
+    shards, parts = mesh_lib.batch_shards(mesh), config["grad_accum"]
     for name, stream in config["streams"].items():
-        if stream["batch_size"] % (ways * parts):
+        if stream["batch_size"] % (shards * parts):
             raise requirements.RequirementsError(
                 f"streams.{name}.batch_size is {stream['batch_size']}; "
-                f"it must be a multiple of data x fsdp x grad_accum = {ways} x {parts}"
+                f"it must be a multiple of data x fsdp x grad_accum = {shards} x {parts}"
             )
         if parts > 1:
-            _check_groups(name, build.stream_fields(name, config), stream["batch_size"] // parts, ways)
+            _check_groups(name, build.stream_fields(name, config), stream["batch_size"] // parts, shards)
     return mesh
 
 
-def _check_groups(stream, fields, part, ways):
+def _check_groups(stream, fields, part, shards):
     """Every device has whole groups of a microbatch of `part` examples, whose masked patches are joined."""
     for name, field in fields.items():
         mask = field.block_mask if isinstance(field, Image) else None
-        if mask is not None and part // min(mask.mask_group, part) % ways:
+        if mask is not None and part // min(mask.mask_group, part) % shards:
             raise requirements.RequirementsError(
                 f"streams.{stream}.data.fields.{name}.mask.mask_group is {mask.mask_group}; with grad_accum "
-                f"it must divide a device's part of a microbatch, {part // ways}"
+                f"it must divide a device's part of a microbatch, {part // shards}"
             )

@@ -75,10 +75,10 @@ def test_the_two_passes_are_one_function_with_its_gradient(names):
     text = dict(ids=rng.integers(0, 5, (16, 3)), mask=rng.random((16, 3)) < 0.6)
     batch = dict(pairs=dict(text=text))
     params, mutable = system.init(jax.random.key(0), batch)
-    key, step, ways = jax.random.key(3), jnp.int32(2), batch_shards(mesh)
+    key, step, shards = jax.random.key(3), jnp.int32(2), batch_shards(mesh)
 
     plain = functools.partial(
-        microbatched(system, count, ways), mutable=mutable, batch=batch, key=key, step=step
+        microbatched(system, count, shards), mutable=mutable, batch=batch, key=key, step=step
     )
     (wanted, state), wanted_grads = jax.jit(jax.value_and_grad(plain, has_aux=True))(params)
     function = jax.jit(train_step.value_and_grad(system, count, mesh))

@@ -20,7 +20,7 @@ TABLE = "params/encoders/image/position_embedding"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """(folder, Config, {path: array}) of a small CLIP."""
+    """(folder, ModelConfig, {path: array}) of a small CLIP."""
     where = tmp_path_factory.mktemp("weights")
     config, ours = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", where / "in"))
     write_checkpoint("big_ssl", where / "out", config, ours)
@@ -28,7 +28,7 @@ def weights(tmp_path_factory):
 
 
 def run_config(config, **init_from):
-    """What initial.read reads of a run's config, with the encoders of a Config."""
+    """What initial.read reads of a run's config, with the encoders of a ModelConfig."""
     keys = dict(encoders=config["encoders"], tokenizer=config["tokenizer"], dtype="float32", remat="none")
     return keys | dict(init_from=init_from)
 

@@ -37,7 +37,7 @@ def variables(config):
 
 @pytest.mark.parametrize(("recipe", "classes"), [(finetune_ibot_imagenet, 10), (ibot, None)])
 def test_a_run_of_images_alone_is_described(recipe, classes):
-    """Its arrays are those of the Config: a head of self-distillation is none of them."""
+    """Its arrays are those of the ModelConfig: a head of self-distillation is none of them."""
     config = tiny(recipe)
     described = trained.describe(config)
     assert (described["head"], described["tokenizer"], described.get("classes")) == (None, None, classes)

@@ -69,7 +69,7 @@ class Toy(StatelessObjective):
         return dict(center=jnp.zeros(()))
 
 
-def microbatched(system, count, ways):
+def microbatched(system, count, shards):
     """System.loss from microbatches by plain autodiff, all of their activations kept: a function of (params,
     mutable, batch, key, step, teacher) -> (loss, the encoders' states' mean).
 
@@ -77,7 +77,7 @@ def microbatched(system, count, ways):
     """
 
     def order(size):
-        return np.arange(size).reshape(ways, count, -1).swapaxes(0, 1).reshape(count, -1)
+        return np.arange(size).reshape(shards, count, -1).swapaxes(0, 1).reshape(count, -1)
 
     def merge(*parts):
         return jnp.concatenate(parts)[np.argsort(order(sum(map(len, parts))).ravel())]
