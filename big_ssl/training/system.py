@@ -89,10 +89,8 @@ class System:
 
         Args:
           params, mutable: as in TrainState.
-          batch: {stream: {field: its values}}.
-          key: this step's random key.
+          batch, key, teacher: see `features`.
           step: int32[].
-          teacher: see `features`.
 
         Returns:
           (float32[], (metrics, new mutable)); metrics: {"<objective>/<metric>": float32[]}, see `metrics`.
@@ -122,8 +120,7 @@ class System:
         Args:
           params: as in TrainState.
           encoder_state: {encoder: its collections}, TrainState.mutable["encoders"].
-          batch: see `flipped`.
-          key: this step's random key.
+          batch, key: see `flipped`; the random key of this step.
           teacher: state.averaged of the EMA weights, for the teacher's calls.
 
         Returns:
@@ -147,9 +144,7 @@ class System:
         """{objective: its head's features of the teacher's calls}, if it has such calls; no gradient.
 
         Args:
-          teacher: see `features`.
-          batch: {stream: {field: its values}}.
-          key: this step's random key.
+          teacher, batch, key: see `features`.
         """
         return self._teacher_features(teacher, self._view_inputs(batch, key, train=True), batch)
 
@@ -184,9 +179,7 @@ class System:
         """Means of the metrics and losses.
 
         Args:
-          losses: {objective: Sum}.
-          metrics: {"<objective>/<metric>": Sum}.
-          step: int32[].
+          losses, metrics, step: see `losses`.
 
         Returns:
           {name: float32[]}: each objective's metrics, its "loss", and its "weighted_loss".
