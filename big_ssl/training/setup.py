@@ -1,4 +1,4 @@
-"""From a config to the compiled parts of a run: mesh, system, initialisation and step."""
+"""Builds the jitted parts of a run from its config: mesh, system, initialisation and step."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -35,9 +35,14 @@ class Setup(NamedTuple):
 def set_up(config: Mapping, devices=None, first: int = 0) -> Setup:
     """Everything up to the first compilation; nothing is computed yet.
 
-    devices: all by default; first: the steps that the run took in earlier stages. Raises
-    requirements.RequirementsError where parts do not fit together: the mesh and the devices or a batch, a
-    vocabulary and its size, widths, lengths, the groups of a batch norm.
+    Args:
+      config: of a run or a stage.
+      devices: all by default.
+      first: the steps that the run took in earlier stages.
+
+    Raises:
+      RequirementsError: if parts do not fit together: the mesh and the devices or a batch, a vocabulary and
+        its size, widths, lengths, the groups of a batch norm.
     """
     try:
         return _set_up(config, _mesh(config, devices), first)
@@ -73,7 +78,7 @@ def _set_up(config, mesh, first):
         first,
     )
     step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    # Traced now, for its errors; what is traced is kept for the first step.
+    # Traced now, for its errors; the first step reuses the trace.
     step.eval_shape(abstract, batches.abstract_global_batch(config, mesh_lib.batch_sharding(mesh)))
     return Setup(
         mesh=mesh,
@@ -86,28 +91,28 @@ def _set_up(config, mesh, first):
 
 
 def _mesh(config, devices):
-    """The config's mesh, once it is known to divide the devices and every batch."""
+    """The config's mesh. Raises RequirementsError if it does not divide the devices and every batch."""
     devices = devices or jax.devices()
     sizes = mesh_lib.sizes_for(devices[0].device_kind, config["mesh"], config["mesh_rules"])
     mesh = mesh_lib.make_mesh(sizes, devices)
-    ways, parts = mesh_lib.batch_shards(mesh), config["grad_accum"]
+    shards, parts = mesh_lib.batch_shards(mesh), config["grad_accum"]
     for name, stream in config["streams"].items():
-        if stream["batch_size"] % (ways * parts):
+        if stream["batch_size"] % (shards * parts):
             raise requirements.RequirementsError(
                 f"streams.{name}.batch_size is {stream['batch_size']}; "
-                f"it must be a multiple of data x fsdp x grad_accum = {ways} x {parts}"
+                f"it must be a multiple of data x fsdp x grad_accum = {shards} x {parts}"
             )
         if parts > 1:
-            _check_groups(name, build.stream_fields(name, config), stream["batch_size"] // parts, ways)
+            _check_groups(name, build.stream_fields(name, config), stream["batch_size"] // parts, shards)
     return mesh
 
 
-def _check_groups(stream, fields, part, ways):
-    """Every device has whole groups of a microbatch of `part` examples, whose masked patches are joined."""
+def _check_groups(stream, fields, part, shards):
+    """Raises RequirementsError unless every device has whole mask groups of a microbatch of `part` examples."""
     for name, field in fields.items():
         mask = field.block_mask if isinstance(field, Image) else None
-        if mask is not None and part // min(mask.mask_group, part) % ways:
+        if mask is not None and part // min(mask.mask_group, part) % shards:
             raise requirements.RequirementsError(
                 f"streams.{stream}.data.fields.{name}.mask.mask_group is {mask.mask_group}; with grad_accum "
-                f"it must divide a device's part of a microbatch, {part // ways}"
+                f"it must divide a device's part of a microbatch, {part // shards}"
             )

@@ -118,8 +118,7 @@ class System:
         """The features of every objective's head, in training mode.
 
         Args:
-          params: as in TrainState.
-          encoder_state: {encoder: its collections}, TrainState.mutable["encoders"].
+          params, encoder_state: as in TrainState, the latter mutable["encoders"].
           batch, key: see `flipped`; the random key of this step.
           teacher: state.averaged of the EMA weights, for the teacher's calls.
 
@@ -217,8 +216,7 @@ class System:
         """The arguments of a function that probes an encoder's layers.
 
         Args:
-          variables: as in `encode`.
-          call: an EncoderCall.
+          variables, call: as in `encode`.
           images: uint8[B, H, W, 3].
 
         Returns:
