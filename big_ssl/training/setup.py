@@ -108,7 +108,7 @@ def _mesh(config, devices):
 
 
 def _check_groups(stream, fields, part, shards):
-    """Raises RequirementsError unless every device has whole mask groups of a microbatch of `part` examples."""
+    """Raises RequirementsError unless devices have whole mask groups of a microbatch of `part` examples."""
     for name, field in fields.items():
         mask = field.block_mask if isinstance(field, Image) else None
         if mask is not None and part // min(mask.mask_group, part) % shards:

@@ -20,9 +20,9 @@ _TRIED = 8
 def open_streams(config: Mapping, tokens: Tokenizer | None) -> dict[str, list[Part]]:
     """{stream: its sources with the loaders of their records}; prints a summary of each stream.
 
-    Raises RequirementsError, in one line, if a source can't be opened; if a few records spread over it can't
-    be read, or none of them can be used; if no record has a key that a field names; or if an objective has
-    another number of classes than the data.
+    Raises RequirementsError, in one line, if a source can't be opened; if one of a few records spread over it
+    can't be read, or none of them can be used; if no record has a key that a field names; or if an objective
+    has another number of classes than the data.
     """
     parts = {}
     for name, stream in config["streams"].items():
@@ -53,7 +53,7 @@ def _opened(stream, config, entry, tokens):
         raise RequirementsError(f"{path}.{entry.path}: it has no records")
     fields = data_fields.opened(build.stream_fields(stream, config, entry.fields), source, tokens)
     load = LoadExample(source, fields, data["cache_mib"])
-    # Keys that all records lack first: the check of single records would report them less clearly.
+    # Keys that all records lack first: without them each record fails, too.
     records = _some_records(f"{path}.{entry.path}", source)
     _check_keys(f"{path}.{entry.fields_path}", fields, records)
     _check_fields(f"{path}.{entry.fields_path}", fields)
@@ -126,8 +126,8 @@ def _check_classes(stream, config, fields):
     objectives = config["streams"][stream]["objectives"]
     for name, read in build.batch_fields(stream, config).items():
         for field in read:
-            count, data_count = objectives[name].get("classes"), fields[field].classes()
-            if None not in (count, data_count) and count != data_count:
+            count, of_data = objectives[name].get("classes"), fields[field].classes()
+            if None not in (count, of_data) and count != of_data:
                 raise RequirementsError(
-                    f"streams.{stream}.objectives.{name}.classes is {count}; the field {field} has {data_count}"
+                    f"streams.{stream}.objectives.{name}.classes is {count}; the field {field} has {of_data}"
                 )
