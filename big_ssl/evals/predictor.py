@@ -20,8 +20,8 @@ from big_ssl.models import vit
 # What a message calls the missing part.
 _LACKS = dict(
     classify="classifier: none was trained",
-    encode_text="text tower: it embeds images alone",
-    zero_shot="text tower: it embeds images alone",
+    encode_text="text encoder: it embeds images alone",
+    zero_shot="text encoder: it embeds images alone",
 )
 
 

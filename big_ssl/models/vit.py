@@ -348,10 +348,10 @@ def check_layers(model: nn.Module, count: int) -> None:
     """Raises ValueError if a model does not have class tokens after its last `count` layers."""
     if not {"cls", "layers"} <= set(model.outputs):
         raise ValueError(
-            f"the image tower, {type(model).__name__}, has no class token; it must be a ViT with one"
+            f"the image encoder, {type(model).__name__}, has no class token; it must be a ViT with one"
         )
     if count > model.num_layers:
-        raise ValueError(f"the last {count} layers are asked for; the image tower has {model.num_layers}")
+        raise ValueError(f"the last {count} layers are requested; the image encoder has {model.num_layers}")
 
 
 def last_attention(model: ViT, variables: Mapping, images):

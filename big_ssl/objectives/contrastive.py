@@ -57,7 +57,7 @@ class ContrastiveHead(nn.Module):
             return self._project("image_projection", pooled, bias=False)
         if pooled.shape[-1] != self.embed_dim:
             raise ValueError(
-                f"contrastive: embed_dim is {self.embed_dim} but the image tower gives {pooled.shape[-1]}; "
+                f"contrastive: embed_dim is {self.embed_dim} but the image encoder gives {pooled.shape[-1]}; "
                 "set embed_dim to that or image_projection to True"
             )
         return pooled
