@@ -23,7 +23,7 @@ class Cache:
     def get(
         self, key: Hashable, encoded: bytes, prepare: Callable[[bytes], Mapping[str, Prepared]]
     ) -> Mapping[str, Prepared]:
-        """prepare(encoded), {field: Prepared}, or what it returned before.
+        """prepare(encoded), {field: Prepared}, or its cached result.
 
         key: the record's key of the image; images under different keys are prepared in different ways.
         """

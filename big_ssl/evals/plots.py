@@ -66,7 +66,7 @@ def panel(
     references: dict[str, float] | None = None,
     percent: bool = False,
 ) -> dict[str, Any] | None:
-    """What a page needs to show `curves`: png, alt and caption; None where there is no line to draw."""
+    """The template's input for `curves`: png, alt and caption; None if there is no line to draw."""
     if not lines:
         return None
     figure = curves(title, lines, references or {}, percent)
