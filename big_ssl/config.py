@@ -1,4 +1,4 @@
-"""What a config may hold, checked before anything slow happens."""
+"""The schema of configs, and its check before anything slow happens."""
 
 import dataclasses
 import difflib
@@ -25,10 +25,10 @@ class ConfigError(ValueError):
     """A config that can't be run; the message is one line that names the key."""
 
 
-# A type, or a mapping of the same; ANY leaves a subtree to the table its `kind` chooses from.
+# Values are types or mappings of types. ANY: not checked here; validated by the builder that `kind` selects.
 ANY = object()
 NUMBER = (int, float)
-TEXTS = (tuple, list)
+SEQUENCE = (tuple, list)
 _MESH = dict(data=int, fsdp=int, tensor=int)
 SCHEMA: Mapping = dict(
     name=str,
@@ -38,13 +38,13 @@ SCHEMA: Mapping = dict(
     grad_accum=int,
     remat=str,
     mesh=_MESH,
-    mesh_rules=TEXTS,
-    sharding=TEXTS,
+    mesh_rules=SEQUENCE,
+    sharding=SEQUENCE,
     requires=dict(weights=bool, preset_here=str),
-    init_from=dict(path=str, exclude=TEXTS, remap=TEXTS),
+    init_from=dict(path=str, exclude=SEQUENCE, remap=SEQUENCE),
     tokenizer=dict(kind=str, vocabulary=str, size=int, length=int),
     streams=ANY,
-    eval_transform=dict(size=int, resize=int, resize_mode=str, filter=str, mean=TEXTS, std=TEXTS),
+    eval_transform=dict(size=int, resize=int, resize_mode=str, filter=str, mean=SEQUENCE, std=SEQUENCE),
     encoders=ANY,
     optimizer=dict(
         name=str,
@@ -52,13 +52,13 @@ SCHEMA: Mapping = dict(
         b2=NUMBER,
         eps=NUMBER,
         weight_decay=(int, float, Mapping),
-        weight_decay_exclude=TEXTS,
-        trust_ratio_exclude=TEXTS,
+        weight_decay_exclude=SEQUENCE,
+        trust_ratio_exclude=SEQUENCE,
         clip_norm=NUMBER,
         clip_scope=str,
     ),
     learning_rate=ANY,
-    lr_multipliers=TEXTS,
+    lr_multipliers=SEQUENCE,
     ema=(int, float, Mapping),
     profile=int,
     log_every=int,
@@ -70,9 +70,9 @@ SCHEMA: Mapping = dict(
     evals=ANY,
     predictors=Mapping,
 )
-# Of the learning rate: either kind of schedule, in full.
-_RISE = dict(kind=str, peak=NUMBER, warmup_steps=int, start=NUMBER, final=NUMBER)
-_STEPS = dict(kind=str, values=TEXTS)
+# The two kinds of learning-rate schedule, with all keys.
+_WARMUP_SCHEDULE = dict(kind=str, peak=NUMBER, warmup_steps=int, start=NUMBER, final=NUMBER)
+_STEPS = dict(kind=str, values=SEQUENCE)
 _STREAM = dict(batch_size=int, data=ANY, objectives=ANY)
 _DATA = dict(fields=ANY, cache_mib=NUMBER, threads=int)
 _SOURCE = dict(source=ANY, weight=NUMBER, fields=ANY)
@@ -86,7 +86,7 @@ def validate(config: Mapping) -> None:
     _check(config, SCHEMA, "")
     rate = config["learning_rate"]
     steps = isinstance(rate, Mapping) and rate.get("kind") == "steps"
-    _check(rate, _STEPS if steps else _RISE, "learning_rate")
+    _check(rate, _STEPS if steps else _WARMUP_SCHEDULE, "learning_rate")
     streams_of: dict[str, str] = {}
     for name, stream in config["streams"].items():
         path = f"streams.{name}"
@@ -104,7 +104,7 @@ def validate(config: Mapping) -> None:
         _check(rule[1], _MESH, f"mesh_rules.{i}.1")
     for i, rule in enumerate(config["sharding"]):
         _check_rule(rule, f"sharding.{i}", "mesh axes")
-        _check_type(rule[1], TEXTS, f"sharding.{i}.1")
+        _check_type(rule[1], SEQUENCE, f"sharding.{i}.1")
     for i, rule in enumerate(config["init_from"]["remap"]):
         _check_rule(rule, f"init_from.remap.{i}", "its replacement, or a triple with a folder", sizes=(2, 3))
         for k, text in enumerate(rule[1:], 1):
@@ -113,8 +113,8 @@ def validate(config: Mapping) -> None:
         _check_rule(rule, f"lr_multipliers.{i}", "a factor")
         _check_schedule(rule[1], config["total_steps"], f"lr_multipliers.{i}.1", lr_multipliers.build_factor)
     for name, encoder in config["encoders"].items():
-        given = ("dtype", "remat", "vocab_size", "max_len")
-        _check_choice(encoder, ENCODERS, f"encoders.{name}", given)
+        set_by_run = ("dtype", "remat", "vocab_size", "max_len")
+        _check_choice(encoder, ENCODERS, f"encoders.{name}", set_by_run)
     for name, options in config["evals"].items():
         validate_evaluator(options, f"evals.{name}")
     _check_predictors(config["predictors"], streams_of)
@@ -122,7 +122,7 @@ def validate(config: Mapping) -> None:
 
 
 def _check_stages(config):
-    """Every stage's config is one itself."""
+    """Validates the config of every stage."""
     if not config.get("stages"):
         return
     try:
@@ -137,7 +137,7 @@ def _check_stages(config):
 
 
 def _check_predictors(predictors, objectives):
-    """{method: objective}; the heads, which decide the rest, are not built yet: see training.build.system."""
+    """Checks {method: objective}; training.build.system checks it against the heads, once they are built."""
     for method, name in predictors.items():
         if method not in METHODS:
             raise ConfigError(f"predictors.{method} is no method{_nearest(method, METHODS)}")
@@ -146,7 +146,7 @@ def _check_predictors(predictors, objectives):
 
 
 def validate_evaluator(options: Mapping, path: str) -> None:
-    """Raises ConfigError, with keys under path, for what can't be an evaluator: see evals.suite."""
+    """Raises ConfigError, with keys under path, for invalid options of an evaluator: see evals.suite."""
     if not isinstance(options, Mapping):
         raise ConfigError(f"{path} is {options!r}; it must be a dict of kind and its options")
     _check_choice(options, EVALUATORS, path)
@@ -158,12 +158,12 @@ def validate_evaluator(options: Mapping, path: str) -> None:
 
 
 def validate_source(options: Mapping, path: str) -> None:
-    """Raises ConfigError, with keys under path, for what can't be a source: see data.sources."""
+    """Raises ConfigError, with keys under path, for invalid options of a source: see data.sources."""
     _check_choice(options, sources.SOURCES, path)
 
 
 def _check_objective(options, total_steps, path):
-    """A kind with its options, and a weight, which is the step's."""
+    """Checks a kind with its options, and the weight that the step applies."""
     if "weight" not in options:
         raise ConfigError(f"{path}.weight is missing; it must be a number or a schedule")
     _check_choice({key: value for key, value in options.items() if key != "weight"}, OBJECTIVES, path)
@@ -171,9 +171,9 @@ def _check_objective(options, total_steps, path):
 
 
 def _check_data(data, path, length):
-    """A stream's source, or its mixture, and its fields."""
+    """Checks a stream's source, or its mixture of sources, and its fields."""
     mixture = isinstance(data, Mapping) and "sources" in data
-    _check(data, _DATA | (dict(sources=TEXTS) if mixture else dict(source=ANY)), path)
+    _check(data, _DATA | (dict(sources=SEQUENCE) if mixture else dict(source=ANY)), path)
     for i, entry in enumerate(data.get("sources", ())):
         _check_type(entry, dict, f"{path}.sources.{i}")
         _check_keys(entry, _SOURCE, ("source", "weight"), f"{path}.sources.{i}")
@@ -194,7 +194,7 @@ def _check_data(data, path, length):
 
 
 def _check_field(options, path):
-    """A kind of field with its options, and those of an image's crop and mask."""
+    """Checks the options of a field's kind, and those of an image's crop and mask."""
     _check_choice(options, fields.KINDS, path)
     if options["kind"] == "image":
         _check_choice(options["crop"], crops.CROPS, f"{path}.crop")
@@ -204,7 +204,7 @@ def _check_field(options, path):
         _check_type(weight, NUMBER, f"{path}.captions.{key}")
 
 
-# Where a config chooses by `kind`, and from what.
+# (pattern of the path of a subtree with a `kind`, the table from which it selects).
 _CHOICES = (
     (re.compile(r"streams\.[^.]+\.data\.(sources\.\d+\.)?source|evals\.[^.]+\.[^.]+"), sources.SOURCES),
     (re.compile(r"streams\.[^.]+\.data\.fields\.[^.]+"), fields.KINDS),
@@ -216,8 +216,8 @@ _CHOICES = (
 
 
 def known_options(path: str, kind: str) -> dict[str, Any] | None:
-    """{option: its type} of what a config's subtree at this path may hold if it is of this kind; None where
-    no table says."""
+    """{option: its type} of a config's subtree at this path, if it is of this kind; None without a table for
+    the path and the kind."""
     table = next((table for pattern, table in _CHOICES if pattern.fullmatch(path)), {})
     if kind not in table:
         return None
@@ -225,8 +225,8 @@ def known_options(path: str, kind: str) -> dict[str, Any] | None:
 
 
 def _check_rule(rule, path, what, sizes=(2,)):
-    """A regular expression and what it stands for, together of one of these sizes."""
-    if not isinstance(rule, TEXTS) or len(rule) not in sizes or not isinstance(rule[0], str):
+    """Checks a tuple of a regular expression and its values, of one of these sizes."""
+    if not isinstance(rule, SEQUENCE) or len(rule) not in sizes or not isinstance(rule[0], str):
         raise ConfigError(f"{path} is {rule!r}; it must be a pair of a pattern and {what}")
     try:
         re.compile(rule[0])
@@ -269,13 +269,13 @@ def _check_schedule(value, total_steps, path, build=schedules.build):
 
 
 def _check_ranges(value, path):
-    """Raises ConfigError for the first number that can't be."""
+    """Raises ConfigError for the first number out of range."""
     for line in broken_rules(value, path):
         raise ConfigError(line)
 
 
 def _check(value, schema, path):
-    """value against a type, a tuple of types, or a mapping of such."""
+    """Checks a value against a type, a tuple of types, or a mapping of these."""
     if schema is ANY:
         return
     if not isinstance(schema, Mapping):
@@ -306,12 +306,12 @@ def _check_keys(value, known, required, path):
             raise ConfigError(f"{prefix}{key} is missing")
 
 
-def _check_choice(value, table, path, given=()):
-    """A subtree whose `kind` names an entry of table, the other keys its options."""
+def _check_choice(value, table, path, set_by_run=()):
+    """Checks a subtree whose `kind` names an entry of table; the other keys are its options."""
     if "kind" not in value:
         raise ConfigError(f"{path}.kind is missing; it must be one of {', '.join(table)}")
     options = {key: value[key] for key in value if key != "kind"}
-    _check_options(options, _choose(value["kind"], table, f"{path}.kind"), path, given)
+    _check_options(options, _choose(value["kind"], table, f"{path}.kind"), path, set_by_run)
 
 
 def _choose(kind, table, path):
@@ -320,9 +320,9 @@ def _choose(kind, table, path):
     return table[kind]
 
 
-def _check_options(options, build, path, given=()):
-    """options against the parameters that `build` takes, those in `given` left out."""
-    known = {key: parameter for key, parameter in _parameters(build).items() if key not in given}
+def _check_options(options, build, path, set_by_run=()):
+    """Checks options against the parameters of `build`, without those in `set_by_run`."""
+    known = {key: parameter for key, parameter in _parameters(build).items() if key not in set_by_run}
     _check_keys(options, known, [key for key, p in known.items() if p.default is _REQUIRED], path)
     for key, value in options.items():
         types = _PLAIN.get(known[key].annotation)
@@ -340,18 +340,19 @@ class _Option(NamedTuple):
 
 
 def _parameters(build) -> dict[str, _Option]:
-    """What a config may give to `build`; one with **options takes the fields of what it returns too.
+    """{name: option} of the parameters of `build` that a config may set; with **options also the fields of
+    its return type.
 
-    Keyword-only parameters are what the run passes, not the config.
+    The run, not the config, passes keyword-only parameters.
     """
-    taken = inspect.signature(build, eval_str=True).parameters
-    parameters = {k: p for k, p in taken.items() if p.kind is not p.KEYWORD_ONLY}
+    all_parameters = inspect.signature(build, eval_str=True).parameters
+    parameters = {k: p for k, p in all_parameters.items() if p.kind is not p.KEYWORD_ONLY}
     known = {
         k: _Option(p.default, p.annotation) for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD
     }
     if len(known) < len(parameters):
-        made = inspect.signature(build, eval_str=True).return_annotation
-        fields = dataclasses.fields(made)
+        return_type = inspect.signature(build, eval_str=True).return_annotation
+        fields = dataclasses.fields(return_type)
         known |= {f.name: _Option(None, f.type) for f in fields if f.name not in ("parent", "name", "stages")}
     known.pop("parent", None)
     known.pop("name", None) if dataclasses.is_dataclass(build) else None

@@ -1,7 +1,7 @@
-"""Which numbers a config's values may be, by their names: of the right type and never right are the others.
+"""The ranges of a config's numbers, by the names of their keys.
 
-Every number must be finite. A schedule's values, and the entries of a tuple, obey the rule of the key that
-they stand under.
+Every number must be finite. A schedule's values, and the entries of a tuple, obey the rule of the key above
+them.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Rule(NamedTuple):
-    """What holds for a number, and how the message goes on after "it must"."""
+    """A condition on a number, and its text in the message after "it must"."""
 
     holds: Callable[[float], bool]
     text: str
@@ -24,7 +24,7 @@ FRACTION = Rule(lambda x: 0 <= x < 1, "lie in [0, 1)")
 PROBABILITY = Rule(lambda x: 0 <= x <= 1, "lie in [0, 1]")
 AXIS = Rule(lambda x: x == -1 or x >= 1, "be at least 1, or -1 for what is left")
 
-# The first one that matches the end of a key's path counts.
+# The first pattern that matches the end of a key's path counts.
 _RULES = tuple(
     (re.compile(rf"(?:.*\.)?(?:{names})"), rule)
     for names, rule in (
@@ -46,7 +46,7 @@ _RULES = tuple(
         (r"width|depth|rope_base|rope_rescale", POSITIVE),
         (r"drop_path|drop_connect|dropout|patch_dropout", FRACTION),
         # Of fields.
-        (r"std|scale|crop\.ratio", POSITIVE),  # of a crop's width to its height, which may be above 1
+        (r"std|scale|crop\.ratio", POSITIVE),  # crop.ratio is width / height, which may be above 1
         (r"\w+_prob|share|ratio|replaced_fraction", PROBABILITY),
         (r"captions\..+", NOT_NEGATIVE),
         (r"jitter|mixup|cutmix|mix_group|registers", NOT_NEGATIVE),
@@ -56,7 +56,7 @@ _INSIDE = re.compile(r"\.(?:peak|start|final|values\.\d+\.1|\d+)$")
 
 
 def broken_rules(value: Any, path: str = "") -> Iterator[str]:
-    """Yields a line for each number in a config, or in its subtree at path, that can't be."""
+    """Yields a line for each number out of range in a config, or in its subtree at path."""
     for name, number in _numbers(value, path):
         rule = _rule(name)
         if not math.isfinite(number):
@@ -66,7 +66,7 @@ def broken_rules(value: Any, path: str = "") -> Iterator[str]:
 
 
 def _rule(name):
-    """That of the key, or of the nearest key above it that has one, through schedules and tuples."""
+    """The rule of the key, or of the nearest key above it that has one, through schedules and tuples."""
     while True:
         for pattern, rule in _RULES:
             if pattern.fullmatch(name):
@@ -77,7 +77,7 @@ def _rule(name):
 
 
 def _numbers(value, path):
-    """Yields (path, number) of all that are below."""
+    """Yields (path, number) for every number in the value."""
     if isinstance(value, Mapping):
         for key, entry in value.items():
             yield from _numbers(entry, f"{path}.{key}".lstrip("."))

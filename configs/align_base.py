@@ -67,7 +67,7 @@ def full() -> dict:
         lr_multipliers=(),
         ema=0.0,
         init_from=dict(path="", exclude=(), remap=()),
-        # The rest changes nothing that is computed.
+        # The options below do not change what is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
         sharding=(),
@@ -119,7 +119,7 @@ def _pairs():
             contrastive=dict(
                 kind="contrastive",
                 weight=1.0,
-                embed_dim=640,  # the width of the pooled image, which is not projected
+                embed_dim=640,  # the width of the pooled image; there is no image projection
                 image_projection=False,
                 text_projection_bias=True,
                 temperature=1.0,
@@ -169,7 +169,7 @@ def tiny() -> dict:
     config["checkpoint"].update(every=10)
     config["learning_rate"].update(peak=2e-3, warmup_steps=5)
     pairs = config["streams"]["pairs"]
-    # Padding of fixed size leaves nothing of 16 pixels.
+    # With "fixed" padding the feature map of 16 pixels would be empty.
     pairs.update(batch_size=16, data=emoji.few_pairs(pairs["data"]["fields"], resize=36, size=32))
     pairs["objectives"]["contrastive"].update(embed_dim=80)
     config["encoders"]["image"].update(width=0.25, depth=0.3)

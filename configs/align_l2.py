@@ -71,7 +71,7 @@ def full() -> dict:
         lr_multipliers=(),
         ema=0.0,
         init_from=dict(path="", exclude=(), remap=()),
-        # The rest changes nothing that is computed.
+        # The options below do not change what is computed.
         mesh=dict(data=-1, fsdp=16, tensor=1),
         mesh_rules=(),
         sharding=(),
@@ -123,7 +123,7 @@ def _pairs():
             contrastive=dict(
                 kind="contrastive",
                 weight=1.0,
-                embed_dim=1376,  # the width of the pooled image, which is not projected
+                embed_dim=1376,  # the width of the pooled image; there is no image projection
                 image_projection=False,
                 text_projection_bias=True,
                 temperature=1.0,

@@ -134,8 +134,8 @@ def full(model: str) -> dict:
         ),
         ema=dict(kind="cosine", peak=published["ema"], warmup_steps=0, start=0.0, final=1.0),
         init_from=dict(path="", exclude=(), remap=()),
-        # The rest changes nothing that is computed. Eight shards are enough for the state of ViT-g, and keep
-        # its exchanges short (docs/performance.md); on fewer devices nothing is sharded.
+        # The options below do not change what is computed. Eight shards suffice for the state of ViT-g, and
+        # keep its exchanges short (docs/performance.md); on fewer devices nothing is sharded.
         mesh=dict(data=-1, fsdp=8, tensor=1),
         mesh_rules=(),
         sharding=(),
@@ -218,7 +218,7 @@ def _data(published, pixels):
 
 
 def _objectives(published):
-    """chunk: how many crops' or patches' logits are in memory at a time; no result depends on it."""
+    """chunk: how many crops' or patches' logits are in memory at a time; results do not depend on it."""
     head = dict(
         prototypes=published["prototypes"], hidden=2_048, bottleneck=256, layers=3, norm_last_layer=False
     )
@@ -295,13 +295,13 @@ def demo(model: str) -> dict:
     config["eval_transform"].update(size=48, resize=48)
     for name in ("dino", "ibot"):
         objective = images["objectives"][name]
-        # Sinkhorn for all models: a moving center comes too late for so quick a teacher.
+        # Sinkhorn for all models: an EMA center lags behind such a fast teacher.
         objective.update(teacher_temperature=0.04, centering=dict(kind="sinkhorn", iterations=3))
         if objective["head"] != "dino":
             objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True)
     images["objectives"]["koleo"].update(koleo_group=0)
     fields["global_crops"]["mask"].update(grid=4, min_patches=2, mask_group=16)
-    # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
+    # Blur would erase such small crops, and colour is half of the information in a drawing.
     for name in ("global_crops", "local_crops"):
         fields[name].update(jitter=(), grayscale_prob=0.0, blur_prob=(), solarize_prob=())
     config["encoders"]["image"].update(

@@ -83,7 +83,7 @@ def full(model: str) -> dict:
         lr_multipliers=_lr_multipliers(_HEADS_ALONE),
         ema=dict(kind="cosine", peak=0.994, warmup_steps=0, start=0.0, final=1.0),  # open: of the long run
         init_from=dict(path="", exclude=("heads/",), remap=()),
-        # The rest changes nothing that is computed.
+        # The options below do not change what is computed.
         mesh=dict(data=-1, fsdp=8, tensor=1),
         mesh_rules=(),
         sharding=(),
@@ -152,7 +152,7 @@ def _data(pixels):
 
 
 def _objectives():
-    """chunk: how many crops' or patches' logits are in memory at a time; no result depends on it."""
+    """chunk: how many crops' or patches' logits are in memory at a time; results do not depend on it."""
     head = dict(prototypes=65_536, hidden=2_048, bottleneck=256, layers=3, norm_last_layer=False)
     temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=2 * _HEADS_ALONE, final=0.07)
     return dict(
@@ -200,7 +200,7 @@ def demo() -> dict:
     fields = images["data"]["fields"]
     config["eval_transform"].update(size=48, resize=48)
     for name in ("dino", "ibot"):
-        # A moving center comes too late for so quick a teacher.
+        # An EMA center lags behind such a fast teacher.
         images["objectives"][name].update(
             teacher_temperature=0.04, centering=dict(kind="sinkhorn", iterations=3)
         )
@@ -209,7 +209,7 @@ def demo() -> dict:
     )
     images["objectives"]["koleo"].update(koleo_group=0)
     fields["global_crops"]["mask"].update(grid=4, min_patches=2)
-    # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
+    # Blur would erase such small crops, and colour is half of the information in a drawing.
     for name in ("global_crops", "local_crops"):
         fields[name].update(jitter=(), grayscale_prob=0.0, blur_prob=(), solarize_prob=())
     config["encoders"]["image"].update(

@@ -8,9 +8,9 @@ Models, the students: `vits14` (the default), `vitb14` and `vitl14`. Presets: `d
 from the run of configs/dinov2.py:vitg14,demo (--config.init_from.path); `tiny` is the demo in seconds, for
 tests, with an untrained teacher; `rehearsal` is for launch/rehearse.sh.
 
-The teacher is a frozen encoder of this config. init_from fills it and its heads with the average of a run of
-configs/dinov2.py:vitg14. The average of the student (`ema`) teaches nothing: it is the model that the run is
-for. There are no masks and no stochastic depth, and iBOT's loss is on all patches of the global crops.
+The teacher is a frozen encoder of this config. init_from fills it and its heads with the EMA of a run of
+configs/dinov2.py:vitg14. The EMA of the student (`ema`) does not teach: it is the result of the run.
+There are no masks and no stochastic depth, and iBOT's loss is on all patches of the global crops.
 
 No code was published for this. The batch of 2,048 and the learning rate of 1e-3 are reported for these runs;
 other values are those of the teacher's training (configs/dinov2.py). `# open` marks our own.
@@ -76,7 +76,7 @@ def full(model: str) -> dict:
             exclude=("encoders/image/", "/projection/"),
             remap=(("encoders/image/", "encoders/teacher/"), ("/projection/", "/teacher_projection/")),
         ),
-        # The rest changes nothing that is computed.
+        # The options below do not change what is computed.
         mesh=dict(data=-1, fsdp=8, tensor=1),
         mesh_rules=(),
         sharding=(),
@@ -153,7 +153,7 @@ def _data(pixels):
 
 
 def _objectives():
-    """chunk: how many examples' logits are in memory at a time; no result depends on it."""
+    """chunk: the number of examples whose logits are in memory at a time; results do not depend on it."""
     head = dict(prototypes=131_072, hidden=2_048, bottleneck=256, layers=3, norm_last_layer=False)
     temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=30 * _EPOCH, final=0.07)
     return dict(
@@ -204,7 +204,7 @@ def demo(model: str) -> dict:
         objective["head"].update(prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True)
     images["objectives"]["ibot"].update(chunk=128)
     images["objectives"]["koleo"].update(koleo_group=0)
-    # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
+    # Blur would erase such small crops, and colour is half of the information in a drawing.
     for name in ("global_crops", "local_crops"):
         fields[name].update(jitter=(), grayscale_prob=0.0, blur_prob=(), solarize_prob=())
     small = dict(patch=12, depth=4, image_size=48, layer_scale=0.1, scan=False, feed_forward="swiglu")

@@ -1,18 +1,18 @@
-"""The embedded emoji drawings as a demo's data: what the demos of all recipes share."""
+"""The embedded emoji drawings as a demo's data: shared by the demos of all recipes."""
 
 TRAINING_STYLES = ("noto", "noto-v1", "emojitwo", "fluent3d", "fluent-flat", "fxemoji")
 
 
 # 6,803 drawings of 1,541 concepts.
 _DRAWINGS = dict(kind="emoji", styles=TRAINING_STYLES, concepts="seen")
-# The 627 of one style, for tests.
+# The 627 drawings of one style, for tests.
 _FEW = dict(kind="emoji", styles=("fxemoji",), concepts="seen")
 
 
 def pairs(fields: dict, resize: int, size: int) -> dict:
     """The drawings with their names, as the data of a stream.
 
-    A concept an item: two drawings of one concept in a batch would be false negatives of each other.
+    One item per concept: two drawings of one concept in a batch would be false negatives of each other.
 
     Args:
       fields: those of the recipe, whose image keeps its device transforms.
@@ -30,7 +30,7 @@ def pairs(fields: dict, resize: int, size: int) -> dict:
 
 
 def few_pairs(fields: dict, **sizes: int) -> dict:
-    """Those of one style, for tests."""
+    """The data of one style, for tests."""
     return pairs(fields, **sizes) | dict(source=dict(_FEW))
 
 
@@ -48,11 +48,11 @@ def images(fields: dict, size: int, local_size: int, local_count: int) -> dict:
 
 
 def few_images(fields: dict, **sizes: int) -> dict:
-    """Those of one style, for tests."""
+    """The data of one style, for tests."""
     return images(fields, **sizes) | dict(source=dict(_FEW))
 
 
-# How many categories there are, as labels.
+# The number of categories, as labels.
 CATEGORIES = 10
 
 
@@ -67,7 +67,7 @@ def crops(fields: dict, size: int) -> dict:
 
 
 def few_crops(fields: dict, size: int) -> dict:
-    """Those of one style, for tests."""
+    """The data of one style, for tests."""
     return crops(fields, size) | dict(source=dict(_FEW))
 
 
@@ -110,7 +110,7 @@ def heads(style="twemoji", training_styles=TRAINING_STYLES, blocks=(1, 4)) -> di
         train=dict(kind="emoji", styles=training_styles, concepts="seen"),
         test=dict(kind="emoji", styles=(style,)),
         label="category",
-        # So few steps want higher rates than 12,500 do.
+        # So few steps need higher learning rates than 12,500.
         rates=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
         blocks=blocks,
         steps=500,
@@ -126,7 +126,7 @@ SEP_ID = 3
 
 
 def pairs_run() -> dict:
-    """What a demo on `pairs` changes of any recipe: a short run in float32, judged on unseen styles."""
+    """A demo's changes to a recipe on `pairs`: a short run in float32, evaluated on unseen styles."""
     return dict(
         total_steps=1300,
         dtype="float32",
@@ -142,7 +142,7 @@ def pairs_run() -> dict:
 
 
 def images_run() -> dict:
-    """What a demo on `images` changes of any recipe: a short run in float32, evaluated on unseen styles."""
+    """A demo's changes to a recipe on `images`: a short run in float32, evaluated on unseen styles."""
     return dict(
         total_steps=400,
         dtype="float32",

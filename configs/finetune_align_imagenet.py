@@ -76,7 +76,7 @@ def full(model: str) -> dict:
         lr_multipliers=(("encoders/", 0.1),),
         ema=0.0,
         init_from=dict(path="", exclude=(), remap=()),
-        # The rest changes nothing that is computed.
+        # The options below do not change what is computed.
         mesh=dict(data=-1, fsdp=MODELS[model]["fsdp"], tensor=1),
         mesh_rules=(),
         sharding=(),

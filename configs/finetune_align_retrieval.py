@@ -83,12 +83,12 @@ def coco(model: str) -> dict:
             clip_norm=0.0,
             clip_scope="all",
         ),
-        # The paper speaks of an initial rate; the warm-up of pre-training is longer than all of this.
+        # The paper states an initial rate; the warm-up of pre-training is longer than all of this.
         learning_rate=dict(kind="linear", peak=1e-5, warmup_steps=0, start=0.0, final=0.0),
         lr_multipliers=(),
         ema=0.0,
         init_from=dict(path="", exclude=(), remap=()),
-        # The rest changes nothing that is computed.
+        # The options below do not change what is computed.
         mesh=dict(data=-1, fsdp=sizes["fsdp"], tensor=1),
         mesh_rules=(),
         sharding=(),
@@ -140,7 +140,7 @@ def _pairs(embed_dim):
             contrastive=dict(
                 kind="contrastive",
                 weight=1.0,
-                embed_dim=embed_dim,  # the width of the pooled image, which is not projected
+                embed_dim=embed_dim,  # the width of the pooled image; there is no image projection
                 image_projection=False,
                 text_projection_bias=True,
                 temperature=1.0,
@@ -160,7 +160,7 @@ def flickr30k(model: str) -> dict:
 
 
 def tiny() -> dict:
-    """Seconds, for tests: the model of configs/align_l2.py:tiny goes on learning."""
+    """Seconds, for tests: continues the model of configs/align_l2.py:tiny."""
     config = coco("l2")
     config.update(emoji.pairs_run(), name="align_retrieval_tiny", total_steps=4, log_every=2, eval_every=4)
     config["mesh"].update(fsdp=1)

@@ -103,9 +103,9 @@ def full(model: str) -> dict:
         ),
         lr_multipliers=(("encoders/", dict(kind="layer_decay", decay=published["decay"])),),
         ema=0.0,
-        # The heads of a run are of no use here, and published backbones have no mask token.
+        # The heads of a run are not used here, and published backbones have no mask token.
         init_from=dict(path="", exclude=("heads/", "mask_token$"), remap=()),
-        # The rest changes nothing that is computed.
+        # The options below do not change what is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
         sharding=(),

@@ -73,7 +73,7 @@ def full() -> dict:
         lr_multipliers=(("/prototype", dict(kind="steps", values=((0, 0.0), (_EPOCH, 1.0)))),),
         ema=dict(kind="linear", peak=0.996, warmup_steps=0, start=0.996, final=0.996),
         init_from=dict(path="", exclude=(), remap=()),
-        # The rest changes nothing that is computed.
+        # The options below do not change what is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
         sharding=(),
@@ -175,7 +175,7 @@ def _pairs(pixels):
 
 
 def _objectives():
-    """chunk: how many crops' or patches' logits are in memory at a time; no result depends on it."""
+    """chunk: how many crops' or patches' logits are in memory at a time; results do not depend on it."""
     head = dict(prototypes=65_536, hidden=2_048, bottleneck=256, layers=3, norm_last_layer=False)
     temperature = dict(kind="linear", start=0.04, peak=0.07, warmup_steps=30 * _EPOCH, final=0.07)
     return dict(
@@ -252,12 +252,12 @@ def demo() -> dict:
     objectives = pairs["objectives"]
     objectives["contrastive"].update(embed_dim=128)
     for name in ("dino", "ibot"):
-        # A moving center comes too late for so quick a teacher.
+        # An EMA center lags behind such a fast teacher.
         objectives[name].update(teacher_temperature=0.04, centering=dict(kind="sinkhorn", iterations=3))
     objectives["dino"]["head"].update(prototypes=4_096, hidden=512, bottleneck=128, norm_last_layer=True)
     objectives["koleo"].update(koleo_group=0)
     fields["global_crops"]["mask"].update(grid=4, min_patches=2)
-    # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
+    # Blur would erase such small crops, and colour is half of the information in a drawing.
     for name in ("global_crops", "local_crops"):
         fields[name].update(jitter=(), grayscale_prob=0.0, blur_prob=(), solarize_prob=())
     config["encoders"]["image"].update(

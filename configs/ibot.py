@@ -93,7 +93,7 @@ def full(model: str) -> dict:
         ),
         ema=dict(kind="cosine", peak=0.996, warmup_steps=0, start=0.0, final=1.0),
         init_from=dict(path="", exclude=(), remap=()),
-        # The rest changes nothing that is computed.
+        # The options below do not change what is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
         sharding=(),
@@ -205,7 +205,7 @@ def demo(model: str) -> dict:
     )
     fields = images["data"]["fields"]
     config["eval_transform"].update(size=48, resize=48)
-    # DINOv2's Sinkhorn: a moving center comes too late for so quick a teacher, and after 50 steps few
+    # DINOv2's Sinkhorn: an EMA center lags behind such a fast teacher, and after 50 steps few
     # prototypes are in use. DINOv2's KoLeo: without it drawings crowd together.
     changes = dict(teacher_temperature=0.04, centering=dict(kind="sinkhorn", iterations=3))
     head = dict(prototypes=4_096, hidden=512, bottleneck=128, layers=3, norm_last_layer=True)
@@ -213,7 +213,7 @@ def demo(model: str) -> dict:
     images["objectives"]["ibot"].update(changes)
     images["objectives"]["koleo"] = dict(kind="koleo", weight=0.1, koleo_group=0)
     fields["global_crops"]["mask"].update(grid=4, min_patches=2)
-    # A blur leaves nothing of so small crops, and half of what a drawing shows is its colours.
+    # Blur would erase such small crops, and colour is half of the information in a drawing.
     for name in ("global_crops", "local_crops"):
         fields[name].update(jitter=(), grayscale_prob=0.0, blur_prob=(), solarize_prob=())
     config["encoders"]["image"].update(
@@ -223,7 +223,7 @@ def demo(model: str) -> dict:
 
 
 def tiny(model: str) -> dict:
-    """Seconds, for tests: the recipe's two objectives and its moving center, on drawings of one style."""
+    """Seconds, for tests: the recipe's two objectives and its EMA center, on drawings of one style."""
     config = demo(model)
     config.update(name=f"ibot_{model}_tiny", **emoji.few_images_run())
     config["learning_rate"].update(warmup_steps=2)

@@ -130,7 +130,7 @@ def _labelled(pixels):
                 masked=False,
                 head=dict(prototypes=4_096, hidden=512, bottleneck=128, layers=3, norm_last_layer=True),
                 teacher_temperature=0.04,
-                # A moving center comes too late for so quick a teacher.
+                # An EMA center lags behind such a fast teacher.
                 centering=dict(kind="sinkhorn", iterations=3),
             ),
         ),

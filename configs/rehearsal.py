@@ -19,7 +19,7 @@ VOCABULARY = 768
 _PER_DEVICE = BATCH // 4
 # Images have about a quarter of their side.
 _SHRINK = 4
-# What the data set of launch/rehearsal_data.py is called, and its classes.
+# The name of the dataset of launch/rehearsal_data.py, and its number of classes.
 DATA_SET, CLASSES = "rehearsal", emoji.CATEGORIES
 # So wide that FSDP splits the kernels of an MLP: smaller arrays stay whole.
 _WIDTH, _POOLED = 128, 80
@@ -36,7 +36,7 @@ _HEAD = dict(prototypes=64, hidden=32, bottleneck=16)
 
 
 def shrink(full: dict) -> dict:
-    """The recipe `full`, made narrow and short; `full` itself is left as it is."""
+    """The recipe `full`, made narrow and short; `full` itself is not changed."""
     config = copy.deepcopy(full)
     config.update(name=f"{full['name']}_rehearsal", log_every=1, eval_every=STEPS // 2)
     config["mesh"].update(data=-1, fsdp=2)
@@ -58,7 +58,7 @@ def shrink(full: dict) -> dict:
 
 
 def _patch(encoder):
-    """What an image's side must be a multiple of."""
+    """An image's side must be a multiple of this."""
     return encoder.get("patch", {"resnet": 32}.get(encoder["kind"], 1))
 
 
@@ -96,7 +96,7 @@ def _shrink_field(field, patch):
 
 
 def _shrink_size(options, patch):
-    """The size of a crop, and in proportion what is resized before."""
+    """The size of a crop, and in proportion the size that images are resized to before."""
     size = _side(options["size"], patch)
     if "resize" in options:
         options.update(resize=math.ceil(options["resize"] * size / options["size"]))

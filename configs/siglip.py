@@ -60,7 +60,7 @@ def full() -> dict:
         lr_multipliers=(),
         ema=0.0,
         init_from=dict(path="", exclude=(), remap=()),
-        # The rest changes nothing that is computed.
+        # The options below do not change what is computed.
         mesh=dict(data=-1, fsdp=1, tensor=1),
         mesh_rules=(),
         sharding=(),

@@ -268,7 +268,7 @@ def test_siglip_texts_must_be_padded(tmp_path):
     config, ours = read_checkpoint("hf_siglip", goldens.write_checkpoint("hf_siglip", tmp_path / "in"))
     write_checkpoint("big_ssl", tmp_path / "out", config, ours)
     model = big_ssl.load(tmp_path / "out")
-    with pytest.raises(ValueError, match="texts are 4 tokens long; this tower reads the last of 9"):
+    with pytest.raises(ValueError, match="texts are 4 tokens long; this encoder reads the last of 9"):
         model.encode_text(np.zeros((2, 4), int))
     with pytest.raises(ValueError, match=r"without the sentencepiece vocabulary: put spiece\.model or tok"):
         model.encode_text(["a cat"])

@@ -1,6 +1,6 @@
 """Colour jitter, blur and solarisation of a batch of images on the device: float32[N, H, W, 3] in [0, 1].
 
-As torchvision's transforms define them on tensors, with each image's own random numbers.
+As torchvision's transforms define them on tensors, with independent random numbers per image.
 """
 
 import jax
@@ -14,10 +14,16 @@ _BLUR_SIGMA = (0.1, 2.0)
 
 
 def color_jitter(key, x, strengths, probability: float):
-    """Brightness, contrast, saturation and hue changed by up to `strengths`, each with this probability.
+    """Changes brightness, contrast, saturation and hue of random images.
 
-    A factor is uniform in [1 - s, 1 + s], the hue's turn in [-s, s]. The four come in random order, one
-    order for the batch: a branch for each image would compute all four in each place.
+    A factor is uniform in [1 - s, 1 + s], the hue's shift in [-s, s]. The four changes come in random order,
+    the same for the batch: a branch for each image would compute all four at each position.
+
+    Args:
+      key: random key.
+      x: float32[N, H, W, 3].
+      strengths: s of brightness, contrast, saturation and hue.
+      probability: of an image to be changed.
     """
     apply_key, order_key, *keys = jax.random.split(key, 6)
     factors = [_uniform(k, x, -s, s) for k, s in zip(keys, strengths, strict=True)]
@@ -33,18 +39,18 @@ def color_jitter(key, x, strengths, probability: float):
 
 
 def random_grayscale(key, x, probability: float):
-    """Without colour, each with this probability."""
+    """Converts each image to grayscale with this probability."""
     return _random_apply(key, jnp.broadcast_to(grayscale(x), x.shape), x, probability)
 
 
 def random_blur(key, x, probability):
-    """Gaussian blur, sigma uniform in [0.1, 2] pixels, each with its probability: float or float[N]."""
+    """Blurs random images, sigma uniform in [0.1, 2] pixels. probability: float, or float[N] per image."""
     apply_key, sigma_key = jax.random.split(key)
     return _random_apply(apply_key, blur(x, _uniform(sigma_key, x, *_BLUR_SIGMA)), x, probability)
 
 
 def random_solarize(key, x, probability):
-    """What is brighter than a half inverted, each with its probability: float or float[N]."""
+    """Inverts pixels of at least 0.5 in random images. probability: float, or float[N] per image."""
     return _random_apply(key, jnp.where(x >= 0.5, 1 - x, x), x, probability)
 
 
@@ -54,7 +60,7 @@ def grayscale(x):
 
 
 def adjust_hue(x, turn):
-    """The hue moved by turn: float[N, 1, 1, 1], in turns of the colour circle; value and saturation stay."""
+    """Shifts the hue by turn: float[N, 1, 1, 1], in turns of the colour circle; value and saturation stay."""
     value, chroma = x.max(-1), x.max(-1) - x.min(-1)
     red, green, blue = (x[..., i] for i in range(3))
     safe = jnp.where(chroma > 0, chroma, 1)
@@ -64,7 +70,7 @@ def adjust_hue(x, turn):
         jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     hue = jnp.where(chroma > 0, hue, 0)[..., None] + 6 * turn
-    # Each channel falls from the value by the chroma over its own stretch of the circle.
+    # Each channel falls from the value by the chroma over its segment of the circle.
     k = (jnp.asarray([5.0, 3.0, 1.0]) + hue) % 6
     return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 

@@ -9,10 +9,10 @@ from big_ssl.data.crops import Prepared
 
 
 class Cache:
-    """Keeps what was prepared until `capacity` bytes are full.
+    """Keeps prepared images until `capacity` bytes are full.
 
-    Nothing is dropped for what comes later: an epoch's order is random, so that what was used last is no
-    likelier to come next, and dropping it would only cost the next epoch a hit.
+    No entry is evicted: an epoch's order is random, so a recent image is no likelier to come next, and an
+    eviction would only cost the next epoch a hit.
     """
 
     def __init__(self, capacity: int):
@@ -23,9 +23,9 @@ class Cache:
     def get(
         self, key: Hashable, encoded: bytes, prepare: Callable[[bytes], Mapping[str, Prepared]]
     ) -> Mapping[str, Prepared]:
-        """prepare(encoded), {field: Prepared}, or what it returned before.
+        """prepare(encoded), {field: Prepared}, or its cached result.
 
-        key: of the record, where an image lies; images of several keys are prepared in different ways.
+        key: the record's key of the image; images under different keys are prepared in different ways.
         """
         entry = self._entries.get((key, encoded))
         if entry is not None:
@@ -40,8 +40,8 @@ class Cache:
 
 
 def memory_bytes(prepared: Mapping[str, Prepared]) -> int:
-    """Bytes of arrays and of Pillow's RGB images, what several fields share counted once."""
-    distinct = {id(each.pixels): each.pixels for each in prepared.values()}
+    """Bytes of arrays and Pillow RGB images; pixels that several fields share count once."""
+    distinct = {id(x.pixels): x.pixels for x in prepared.values()}
     return sum(_size(pixels) for pixels in distinct.values())
 
 

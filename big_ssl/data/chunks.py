@@ -1,4 +1,4 @@
-"""A whole source in its own order, decoded in parallel, a chunk at a time: what evaluations read."""
+"""Reads a whole source in order for evaluation, decoded in parallel, a chunk at a time."""
 
 import collections
 import concurrent.futures
@@ -16,24 +16,29 @@ from big_ssl.data.records import IMAGE, Record
 
 T = TypeVar("T")
 
-# Pictures that are decoded together; up to three chunks are in memory at a time.
+# Images that are decoded together; up to three chunks are in memory at a time.
 CHUNK = 512
 
 
 def chunks(
     source: Sequence[Record], read: Callable[[Record], Any], prepare: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[tuple[np.ndarray, list]]:
-    """Yields (images: uint8[n, S, S, 3], what `read` made of each record) over all of a source.
+    """Yields (images: uint8[n, S, S, 3], [the value that `read` returns for each record]) over a source.
 
-    read: of a record, anything but None, which leaves the record out before it is decoded;
-    prepare: uint8[1, H, W, 3] -> uint8[1, S, S, 3]. Raises ValueError, naming the record, for a
-    picture that can't be decoded: a result must not depend on how many were left out.
+    Args:
+      source: the records.
+      read: record -> a value; None skips the record before its image is decoded.
+      prepare: uint8[1, H, W, 3] -> uint8[1, S, S, 3].
+
+    Raises:
+      ValueError: naming the record, for an image that can't be decoded: a result must not depend on how many
+        images were skipped.
     """
     starts = range(0, len(source), CHUNK)
     numbers = (range(start, min(start + CHUNK, len(source))) for start in starts)
     for loaded in decoded(source, read, prepared(prepare), numbers):
         examples = [item for item in loaded if item is not None]
-        if examples:  # of a chunk that `read` leaves out altogether there is nothing
+        if examples:  # `read` may skip a whole chunk
             images, values = zip(*examples, strict=True)
             yield np.stack(images), list(values)
 
@@ -44,9 +49,13 @@ def decoded(
     make: Callable[[Image.Image], T],
     batches: Iterable[Sequence[int]],
 ) -> Generator[list[tuple[T, Any] | None], None, None]:
-    """Yields for each of `batches`, numbers of records, what `load` gives of each, decoded in parallel.
+    """Yields [load(..., index) for each index] for each batch of record indices, decoded in parallel.
 
-    At least a batch, and about CHUNK records, are decoded ahead, while those before are embedded.
+    At least a batch, and about CHUNK records, are decoded ahead, while the caller embeds the previous ones.
+
+    Args:
+      source, read, make: as in `load`.
+      batches: lists of record indices.
     """
     load_one = functools.partial(load, source, read, make)
     waiting: collections.deque = collections.deque()
@@ -64,21 +73,33 @@ def decoded(
 
 
 def prepared(prepare: Callable[[np.ndarray], np.ndarray]) -> Callable[[Image.Image], np.ndarray]:
-    """What makes uint8[S, S, 3] of a picture, for `load`; prepare: as in `chunks`."""
-    return lambda picture: prepare(np.asarray(picture)[None])[0]
+    """The function image -> uint8[S, S, 3] for `load`. prepare: as in `chunks`."""
+    return lambda image: prepare(np.asarray(image)[None])[0]
 
 
 def load(
     source: Sequence[Record], read: Callable[[Record], Any], make: Callable[[Image.Image], T], index: int
 ) -> tuple[T, Any] | None:
-    """(what `make` made of the picture, what `read` made of the record) of one record, None where that is
-    None; see `chunks`."""
+    """Loads one record.
+
+    Args:
+      source: the records.
+      read: as in `chunks`.
+      make: an RGB image -> a result.
+      index: of the record.
+
+    Returns:
+      (make(image), read(record)); None if `read` returns None.
+
+    Raises:
+      ValueError: as in `chunks`.
+    """
     record = retry.call(source.__getitem__, index)
-    kept = read(record)
-    if kept is None:
+    value = read(record)
+    if value is None:
         return None
     try:
-        picture = decode.decode_rgb(record[IMAGE], lambda image: image)
+        image = decode.decode_rgb(record[IMAGE], lambda image: image)
     except decode.BadImage as error:
-        raise ValueError(f"data: the picture of record {index} can't be decoded: {error}") from error
-    return make(picture), kept
+        raise ValueError(f"data: the image of record {index} can't be decoded: {error}") from error
+    return make(image), value

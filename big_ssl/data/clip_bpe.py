@@ -27,11 +27,11 @@ _WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 class ClipBPE:
     """CLIP's tokenizer over a file of merges: OpenAI's own, or a merges.txt of transformers.
 
-    Called with texts, gives ids: int32[B, L] and mask: bool[B, L], True where a token stands; the
-    start first, the end last even where the text is cut to L, zeros after it. The ids are those
-    of OpenAI's and open_clip's code but for text that ftfy would repair from a wrong encoding, and
-    for the marks of start and end in a text, which are mere letters here. Raises
-    FileNotFoundError, or ValueError where the file holds no merges.
+    Called with texts, returns ids: int32[B, L] and mask: bool[B, L], True for tokens; the start token
+    first, the end token last, also if the text is truncated to L, then zeros. The ids are those
+    of OpenAI's and open_clip's code except for text that ftfy would repair from a wrong encoding, and
+    for the marks of start and end in a text, which are ordinary characters here. Raises
+    FileNotFoundError, or ValueError if the file has no merges.
     """
 
     def __init__(self, path: str, length: int):
@@ -51,7 +51,7 @@ class ClipBPE:
         return dict(ids=ids, mask=np.array([e.attention_mask for e in encoded], bool))
 
     def is_empty(self, ids: np.ndarray) -> bool:
-        """Whether ids: int32[L] hold nothing but the marks: a text that says nothing."""
+        """Whether ids: int32[L] have only the start and end tokens and padding: an empty text."""
         return self._special.issuperset(ids.tolist())
 
 
@@ -85,8 +85,8 @@ _QUOTES = dict.fromkeys((0x2BC, *range(0x2018, 0x201C)), "'") | dict.fromkeys(ra
 
 
 def byte_characters() -> list[str]:
-    """What stands for each byte, in the vocabulary's order: Latin-1's printable characters for
-    themselves, then code points from 256 on for the other bytes."""
+    """The character that represents each byte, in the vocabulary's order: Latin-1's printable characters
+    represent themselves, code points from 256 on the other bytes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(b) for b in (*printable, *range(0x100, 0x200 - len(printable)))]
 
@@ -104,9 +104,9 @@ def read_merges(path: str) -> list[tuple[str, str]]:
     lines = text.split("\n")[1 : _MERGES + 1]
     merges = []
     for i, line in enumerate(lines, start=2):
-        first, *rest = line.split() or [""]
-        if len(rest) == 1:
-            merges.append((first, rest[0]))
+        left, *others = line.split() or [""]
+        if len(others) == 1:
+            merges.append((left, others[0]))
         elif line.strip():
             raise ValueError(f"merges {path}: line {i} is {line[:40]!r}, not two words")
     if not merges:
@@ -136,7 +136,7 @@ def _words_as_bytes():
 def train(texts: Iterable[str], vocab_size: int) -> bytes:
     """A file of merges, which make a vocabulary of at most vocab_size words for these texts.
 
-    Raises ValueError where vocab_size leaves room for no merge, and where the texts give none.
+    Raises ValueError if vocab_size leaves room for no merge, or the texts give none.
     """
     count = vocab_size - 2 * 256 - 2
     if count < 1:
@@ -157,10 +157,10 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
 
 
 def installed_merges() -> str:
-    """The published file of merges where a package that ships it is installed: open_clip_torch or clip."""
+    """The published file of merges in an installed package that ships it: open_clip_torch or clip."""
     for package in ("open_clip", "clip"):
-        found = importlib.util.find_spec(package)
-        for folder in (found and found.submodule_search_locations) or ():
+        spec = importlib.util.find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
             if (path := pathlib.Path(folder) / _FILE).exists():
                 return str(path)
     raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""Crops of an image on the host: where they lie is drawn once, for all fields that belong to the image."""
+"""Crops of an image on the host: one draw of their boxes serves all fields that belong to the image."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ RESIZE_MODES = ("crop", "stretch")
 
 
 class Prepared(NamedTuple):
-    """What is the same at every visit of an image, and can be cached.
+    """The deterministic part of an image's transform, which can be cached.
 
     pixels: uint8[H, W, 3] or a Pillow image; region: the part of the whole image that they show, in fractions
     of its width and height; size: the whole image's (width, height).
@@ -28,9 +28,9 @@ class Prepared(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """Where one crop lies: pixels of what was prepared, and fractions of the whole image's width and height.
+    """The box of one crop, in pixels of the prepared image and in fractions of the whole image's sides.
 
-    Both are the same box. By the fractions an annotation finds its part, whatever its own resolution.
+    The fractions locate the crop in an annotation of any resolution.
     """
 
     pixels: tuple[int, int, int, int]
@@ -44,11 +44,11 @@ class Crop(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def prepare(self, image: Image.Image) -> Prepared:
-        """Does what needs no random numbers."""
+        """Does all that needs no random numbers."""
         ...
 
     def draw(self, prepared: Prepared, rng: np.random.Generator) -> Sequence[Geometry]:
-        """Draws where each crop lies."""
+        """Draws the box of each crop."""
         ...
 
     def render(self, prepared: Prepared, geometries: Sequence[Geometry]) -> np.ndarray:
@@ -99,7 +99,7 @@ class RandomResizedCrop:
 
     scale: the range of the area, as a fraction of the image's; ratio: of width by height, uniform in its
     logarithm. If ten attempts do not fit into the image, the largest central part that does is taken.
-    Raises ValueError for ranges that are none.
+    Raises ValueError for invalid ranges.
     """
 
     size: int
@@ -153,7 +153,7 @@ CROPS = {"random_crop": RandomCrop, "random_resized_crop": RandomResizedCrop}
 
 
 def build(config: Mapping) -> Crop:
-    """The crop that config["kind"] names, built from the other keys. Raises ValueError for its faults."""
+    """The crop that config["kind"] names, built from the other keys. Raises ValueError for invalid ones."""
     if config.get("kind") not in CROPS:
         raise ValueError(f"kind is {config.get('kind')!r}; there are {', '.join(CROPS)}")
     return CROPS[config["kind"]](**{key: value for key, value in config.items() if key != "kind"})

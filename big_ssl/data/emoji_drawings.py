@@ -1,4 +1,4 @@
-"""The embedded emoji drawings, as sources of pictures with their names."""
+"""The embedded emoji drawings, as sources of images with their names."""
 
 import functools
 import hashlib
@@ -16,12 +16,12 @@ from big_ssl.data.records import Record, part
 class EmojiPairs(Sequence[Record]):
     """The embedded emoji drawings with their names.
 
-    styles: which drawings; concepts: "seen" leaves out the held-out fifth of concept stems,
+    styles: the drawing styles; concepts: "seen" leaves out the held-out fifth of concept stems,
     "unseen" keeps only that, "all" keeps both. share: the fraction of these drawings, drawn at
-    random; a smaller share is a part of a larger. languages: adds texts of the kind "noisy", one a drawing,
+    random; a larger subset contains a smaller one. languages: adds texts under "noisy", one per drawing,
     see `_noisy_text`.
-    `rows` carries every column but the picture. Labels: "label", the concept; "category" and
-    "subcategory". Raises ValueError for a style, a half, a share or a language that is none.
+    `rows` has every column but the image. Labels: "label", the concept; "category" and
+    "subcategory". Raises ValueError for an unknown style, `concepts` or language, and an invalid share.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class EmojiPairs(Sequence[Record]):
 
 
 class EmojiConcepts(Sequence[list[Record]]):
-    """The embedded drawings with a concept an item: the list of its drawings, one a style.
+    """The embedded drawings, one item per concept: the list of its drawings, one per style.
 
     Each epoch then shows every concept once, and a batch has no two drawings of one concept,
-    which the contrastive loss would push apart. Options and errors are those of EmojiPairs; share is of
-    the drawings, so that a part has fewer of most concepts, and none of some.
+    which the contrastive loss would push apart. Options and errors are those of EmojiPairs; share is a
+    fraction of the drawings, so that a subset has fewer drawings of most concepts, and none of some.
     """
 
     def __init__(
@@ -111,8 +111,8 @@ def emoji_languages() -> list[str]:
 
 
 def _noisy_text(row, foreign):
-    """What someone may have set beside a drawing: its English tags alone, its name in another language, or
-    its tags in that, a third each. By the drawing's hash: a picture's alt-text is the same at every visit."""
+    """Synthesises noisy alt-text: the English tags alone, the name in another language, or the tags in that
+    language, for a third of the drawings each. The drawing's hash decides, so its text never changes."""
     draw, kind = divmod(_hash(f"{row['style']} {row['unified']}"), 3)
     named = foreign[draw % len(foreign)][row["unified"]]
     return (" ".join(row["tags"]), named["label"], " ".join(named["tags"]))[kind]
@@ -128,7 +128,7 @@ def _read_language(language):
     return {row["unified"]: row for row in rows}
 
 
-@functools.cache  # every set of drawings is a part of it
+@functools.cache  # every set of drawings is a subset of this table
 def _read_embedded():
     return pyarrow.concat_tables(map(_embedded, ("emoji_styles.parquet", "openmoji_eval.parquet")))
 

@@ -1,4 +1,4 @@
-"""Block-wise masks of patches, drawn on the device, as many masked patches in every step."""
+"""Block-wise masks of patches, drawn on the device, with the same number of masked patches in every step."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import numpy as np
 
 # Rectangles tried for one image; the published loop needs about ten.
 _ATTEMPTS = 48
-# After so many failures in a row the published loop gives up on a image.
+# After so many failures in a row the published loop gives up on an image.
 _PATIENCE = 10
 # A rectangle's height by its width lies between this and its inverse.
 _ASPECT = 0.3
@@ -27,8 +27,8 @@ class BlockMask:
     are static: a fraction mask_prob of the group's crops is masked, with ratios evenly spaced over `ratio`
     and randomly assigned (DINOv2's published code does so for each device's batch). A group never leaves a
     device if the devices' parts of the batch are multiples of it.
-    Rectangles are drawn as published, and what they lack of a crop's number, a few patches, is drawn
-    one by one (as in DINOv3). Raises ValueError for what can't be.
+    Rectangles are drawn as published; the few patches that are still missing from a crop's number are drawn
+    one by one (as in DINOv3). Raises ValueError for invalid options.
     """
 
     grid: int
@@ -53,12 +53,12 @@ class BlockMask:
         return np.pad(counts, (0, crops - masked))
 
     def __call__(self, key, examples: int, crops: int):
-        """A mask for each of [examples, crops] images of N = grid ** 2 patches.
+        """Draws a mask for each of [examples, crops] images of N = grid ** 2 patches.
 
         Returns mask: bool[examples, crops, N], True where a patch is masked; and for G groups with M
-        masked patches each, indices: int32[G, M], where they are among a group's patches, laid out as
-        [examples / G * crops * N], and weights: float32[G, M], one by how many are masked in their crop.
-        Raises ValueError where mask_group does not divide the examples, unless it is larger.
+        masked patches each, indices: int32[G, M], their positions among a group's patches, laid out as
+        [examples / G * crops * N], and weights: float32[G, M], 1 / (masked patches in the crop).
+        Raises ValueError if mask_group does not divide the examples, unless it is larger.
         """
         size = min(self.mask_group, examples)
         if examples % size:
@@ -69,29 +69,29 @@ class BlockMask:
         )
         flat = masks.reshape(len(masks), -1)
         indices = jax.vmap(lambda m: jnp.nonzero(m, size=int(self.counts(size * crops).sum()))[0])(flat)
-        each = jnp.take_along_axis(assigned, indices // self.grid**2, axis=1)
+        in_crop = jnp.take_along_axis(assigned, indices // self.grid**2, axis=1)
         return dict(
-            mask=masks.reshape(examples, crops, -1), indices=indices, weights=1 / each.astype(jnp.float32)
+            mask=masks.reshape(examples, crops, -1), indices=indices, weights=1 / in_crop.astype(jnp.float32)
         )
 
     def _group(self, counts, key):
-        """(bool[crops, N], int32[crops]) of one group."""
+        """(masks: bool[crops, N], masked patches: int32[crops]) of one group."""
         assign, draw = jax.random.split(key)
         counts = jax.random.permutation(assign, counts)
         return jax.vmap(self._one)(jax.random.split(draw, len(counts)), counts), counts
 
     def _one(self, key, count):
-        """bool[N] of one crop, count of them True."""
-        rectangles, rest = jax.random.split(key)
-        draws = jax.random.uniform(rectangles, (_ATTEMPTS, 4))
+        """bool[N], the mask of one crop with `count` masked patches."""
+        rectangle_key, fill_key = jax.random.split(key)
+        draws = jax.random.uniform(rectangle_key, (_ATTEMPTS, 4))
         empty = jnp.zeros((self.grid, self.grid), bool)
         (mask, _), _ = jax.lax.scan(functools.partial(self._attempt, count), (empty, 0), draws)
-        # Those in rectangles first, then whichever come first in a random order.
-        order = jnp.where(mask.ravel(), -1.0, jax.random.uniform(rest, (self.grid**2,)))
+        # Patches in rectangles first, then the others in random order.
+        order = jnp.where(mask.ravel(), -1.0, jax.random.uniform(fill_key, (self.grid**2,)))
         return jnp.argsort(jnp.argsort(order)) < count
 
     def _attempt(self, count, state, draw):
-        """One more rectangle, if it fits into what is left."""
+        """Adds one more rectangle, if it does not exceed `count`."""
         mask, failures = state
         left = count - mask.sum()
         area = self.min_patches + draw[0] * (left - self.min_patches)

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 
 
 def partners(x):
-    """x: [B, ...] with the two of each pair of neighbours exchanged: row 0 and row 1, row 2 and row 3, ...
+    """x: [B, ...] with neighbours exchanged: row 0 and row 1, row 2 and row 3, ...
 
-    Batches are shuffled, so a neighbour is as random as any; and if a batch is split evenly over devices, no
-    example leaves its own.
+    Batches are shuffled, so a neighbour is a random partner; and if a batch is split evenly over devices, no
+    example leaves its device.
     """
     return x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
 
@@ -16,7 +16,7 @@ def partners(x):
 def mix(key, x, mixup: float, cutmix: float, mix_group: int):
     """Mixes images with their partners.
 
-    Mixup is lam * own + (1 - lam) * partner (Zhang et al. 2018, arXiv 1710.09412). CutMix pastes a box with
+    Mixup is lam * image + (1 - lam) * partner (Zhang et al. 2018, arXiv 1710.09412). CutMix pastes a box with
     the image's aspect ratio, centred at a random point and clipped; lam is recomputed from the clipped area
     (Yun et al. 2019, arXiv 1905.04899).
 
@@ -37,15 +37,15 @@ def mix(key, x, mixup: float, cutmix: float, mix_group: int):
     size = mix_group or len(x)
     if size % 2 or len(x) % size:
         raise ValueError(f"mix_group is {mix_group}; it must be even, and divide a batch of {len(x)}")
-    draw = jax.vmap(lambda key: _own_part(key, x.shape[-3:-1], mixup, cutmix))
-    own = jnp.repeat(draw(jax.random.split(key, len(x) // size)), size, axis=0)
-    lam = own.mean((1, 2))
-    own = own.reshape(len(x), *(1,) * (x.ndim - 4), *own.shape[1:], 1)
-    return own * x + (1 - own) * partners(x), lam
+    draw = jax.vmap(lambda key: _image_weights(key, x.shape[-3:-1], mixup, cutmix))
+    weights = jnp.repeat(draw(jax.random.split(key, len(x) // size)), size, axis=0)
+    lam = weights.mean((1, 2))
+    weights = weights.reshape(len(x), *(1,) * (x.ndim - 4), *weights.shape[1:], 1)
+    return weights * x + (1 - weights) * partners(x), lam
 
 
-def _own_part(key, sides, mixup, cutmix):
-    """float32[H, W]: how much of each pixel stays."""
+def _image_weights(key, sides, mixup, cutmix):
+    """float32[H, W]: the weight of the image's pixels; the partner's have 1 minus it."""
     choice, draw, place = jax.random.split(key, 3)
     cuts = jax.random.bernoulli(choice) if mixup and cutmix else bool(cutmix)
     parameter = jnp.where(cuts, cutmix, mixup)
@@ -54,7 +54,7 @@ def _own_part(key, sides, mixup, cutmix):
 
 
 def _pasted_box(key, sides, lam):
-    """float32[H, W], 1 within a box of 1 - lam of the area, less what the edges clip."""
+    """float32[H, W], 1 within a box of area 1 - lam, clipped at the edges."""
     inside = jnp.ones(())
     for axis, (side, axis_key) in enumerate(zip(sides, jax.random.split(key), strict=True)):
         half = (side * jnp.sqrt(1 - lam)).astype(int) // 2

@@ -16,7 +16,7 @@ from big_ssl.data.records import BadValue, Record
 
 # How many neighbours may stand in for one bad record before the data counts as unusable.
 _MAX_NEIGHBOURS = 100
-# How many of them may fail for want of an answer before the whole source counts as gone.
+# How many of them may fail with a transient error before the whole source counts as gone.
 _MAX_UNANSWERED = 3
 # How many replaced records a host names.
 _NAMED = 10
@@ -28,9 +28,9 @@ MISSING = "missing_examples"
 
 
 class BadRecord(ValueError):
-    """A record that can't be used. counter: under which it is counted.
+    """A record that can't be used. counter: the name under which it is counted.
 
-    unanswered: whether the error is one that passes elsewhere, and did not.
+    unanswered: whether the error is of a transient kind, but persisted.
     """
 
     def __init__(self, message: str, counter: str, unanswered: bool = False):
@@ -45,7 +45,7 @@ class ReplacedRecords:
         self._source, self._count, self._lock = source, 0, threading.Lock()
 
     def add(self, index: int, error: Exception) -> None:
-        """Logs the record's name and what is wrong with it: each of the first, then each tenfold."""
+        """Logs the record's name and the error: for the first records, then at each power of ten."""
         with self._lock:
             self._count += 1
             count = self._count
@@ -62,22 +62,21 @@ def counters(fields: Mapping[str, Field]) -> tuple[str, ...]:
 
 
 def data_errors(fields: Mapping[str, Field]) -> dict[str, bool]:
-    """{counter: False, "missing_examples": False}: what a batch says of each example beside its fields."""
+    """{counter: False, "missing_examples": False}: the marks of an example in a batch, beside its fields."""
     return dict.fromkeys((*counters(fields), MISSING), False)
 
 
 def zeros(fields: Mapping[str, Field]) -> dict:
-    """{field: its zeros}: of the shapes and dtypes of every example."""
+    """{field: its zeros}, with the shapes and dtypes of every example."""
     return {name: field.zeros() for name, field in fields.items()}
 
 
 class LoadExample(grain.transforms.RandomMap):
     """Index -> {field: its value, "data_errors": {counter: bool}}.
 
-    A record that can't be read, or of which a field can't use its value, is replaced by the next one that is
-    good, so that the same (seed, step) gives the same batch, and marked in `data_errors`. If none of
-    the next hundred is good the values are zeros, marked as missing: that the run can't go on is for
-    all hosts to find out together.
+    A record that can't be read, or whose value a field can't use, is replaced by the next good one, so that
+    the same (seed, step) gives the same batch, and marked in `data_errors`. If none of the next hundred is
+    good the values are zeros, marked as missing, so that all hosts stop the run together.
 
     fields: {name: Field}, opened for this source; cache_mib: the memory for prepared images, which are kept
     until it is full.
@@ -85,7 +84,7 @@ class LoadExample(grain.transforms.RandomMap):
 
     def __init__(self, source: Sequence, fields: Mapping[str, Field], cache_mib: float = 0):
         self.source, self.fields = source, fields
-        # Cheap fields first: what is wrong with a text is known before its image is decoded.
+        # Cheap fields first: a bad text is found before its image is decoded.
         self._ordered = sorted(fields.items(), key=lambda item: item[1].load_order)
         self._images: dict[str, dict[str, Image]] = {}
         for name, field in fields.items():
@@ -146,8 +145,8 @@ class LoadExample(grain.transforms.RandomMap):
 
 
 class Part(NamedTuple):
-    """One source of a stream. load: its loader, or any grain RandomMap of record indices; records: how many
-    it has; weight: relative to the stream's other parts."""
+    """One source of a stream. load: its loader, or any grain RandomMap of record indices; records: their
+    number; weight: relative to the stream's other parts."""
 
     load: grain.transforms.RandomMap
     records: int
@@ -155,7 +154,7 @@ class Part(NamedTuple):
 
 
 class _Rows(grain.MapDataset):
-    """Of every `batch_size` examples of the parent, those at positions `rows`, int[R]."""
+    """The examples at positions `rows`, int[R], of every `batch_size` examples of the parent."""
 
     def __init__(self, parent: grain.MapDataset, batch_size: int, rows: np.ndarray):
         super().__init__(parent)
@@ -179,17 +178,16 @@ def batches(
 ) -> grain.DatasetIterator:
     """An endless iterator of batches from step `start` on.
 
-    Each part is shuffled anew in each of its own epochs. Of several parts every batch has its share by
-    weight, to a rounding that evens out over batches, in rows drawn at random. An example has the same row
-    on any number of processes, so that what depends on the row (dropout, flips, the groups of batch norm)
-    does not depend on them.
+    Each part is reshuffled in each of its epochs. Every batch mixes the parts by weight, to a rounding that
+    evens out over batches, in rows drawn at random. An example has the same row on any number of processes,
+    so that dropout, flips and the groups of batch norm do not depend on their number.
 
     Args:
       parts: the sources, at least one.
       batch_size: of all processes together.
       seed: of the order and of every example's draws.
       start: the first step.
-      threads: that load examples.
+      threads: the number of threads that load examples.
       rows: int[R], the rows of the global batches that this process loads, None for all of them.
     """
     rows = np.arange(batch_size) if rows is None else rows
@@ -208,10 +206,10 @@ def _examples(parts, batch_size, seed):
         return order
     orders = [order]
     for place, part in enumerate(others, 1):
-        # Equal sources at two places are not to be read in one order.
-        own = int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
-        dataset = grain.MapDataset.range(part.records).seed(own).shuffle().repeat()
+        # Two equal sources must not be read in the same order.
+        part_seed = int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
+        dataset = grain.MapDataset.range(part.records).seed(part_seed).shuffle().repeat()
         orders.append(dataset.random_map(part.load))
     mixed = grain.MapDataset.mix(orders, [part.weight for part in parts])
-    # Grain interleaves in a fixed pattern; what mixes, masks or normalises neighbours needs random ones.
+    # Grain interleaves in a fixed pattern; mixup, mask groups and batch norm need random neighbours.
     return grain.experimental.WindowShuffleMapDataset(mixed, window_size=batch_size, seed=seed)

@@ -1,4 +1,4 @@
-"""From images of any size to what a trained tower wants to see."""
+"""Evaluation transforms: images of any size to the input of a trained encoder."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ class Pixels(NamedTuple):
 
     @classmethod
     def of(cls, options: Mapping) -> "Pixels":
-        """From a mapping that has mean and std among others."""
+        """From a mapping with the keys mean and std, and possibly others."""
         return cls(options["mean"], options["std"])
 
     def __call__(self, images):
@@ -28,8 +28,8 @@ class Pixels(NamedTuple):
 
 
 class Resize(NamedTuple):
-    """mode: "crop", the shorter side resized to `side` (CLIP); "stretch", both sides, whatever the aspect
-    (SigLIP, ALIGN); the middle of it is kept. filter: bicubic or bilinear."""
+    """mode: "crop" resizes the shorter side to `side` (CLIP); "stretch" both sides, without regard to the
+    aspect (SigLIP, ALIGN); then the centre is cropped. filter: bicubic or bilinear."""
 
     mode: str
     side: int
@@ -37,9 +37,9 @@ class Resize(NamedTuple):
 
 
 def parse_resize(how: str, size: int) -> Resize:
-    """What a ModelConfig's `resize` says: a mode, then, if they are not usual, a side and a filter.
+    """Parses a ModelConfig's `resize`: a mode, then, if not the defaults, a side and a filter.
 
-    "crop", "crop 256" (DINO, of which the middle `size` is kept), "stretch", "stretch 346 bilinear" (ALIGN).
+    "crop", "crop 256" (DINO, whose central `size` is cropped), "stretch", "stretch 346 bilinear" (ALIGN).
     Raises ValueError for anything else.
     """
     mode, *options = how.split() or [""]
@@ -53,19 +53,18 @@ def parse_resize(how: str, size: int) -> Resize:
 def resize(images: np.ndarray, size: int, how: str) -> np.ndarray:
     """uint8[B, H, W, 3] -> uint8[B, size, size, 3], with antialiasing, by Pillow.
 
-    how: see `parse_resize`. Images of the size that they are resized to come back untouched, as
-    Pillow leaves them.
+    how: see `parse_resize`. Images that already have the target size are returned unchanged, as by Pillow.
     """
     mode, side, filter_ = parse_resize(how, size)
     if images.shape[1:3] == (size, size) and side == size:
         return images
     resized = {"crop": _crop, "stretch": _stretch}[mode]
-    pictures = (resized(Image.fromarray(image), side, FILTERS[filter_]) for image in images)
-    return np.stack([np.asarray(_middle(picture, (size, size))) for picture in pictures])
+    pillow_images = (resized(Image.fromarray(image), side, FILTERS[filter_]) for image in images)
+    return np.stack([np.asarray(_middle(image, (size, size))) for image in pillow_images])
 
 
 def of(config: Mapping) -> Callable[[np.ndarray], np.ndarray]:
-    """`resize` as a model wants it: by image_size and resize of a weights.format.ModelConfig."""
+    """`resize` for a model, by image_size and resize of its weights.format.ModelConfig."""
     return functools.partial(resize, size=config["image_size"], how=config["resize"])
 
 
@@ -78,7 +77,7 @@ def model_keys(eval_transform: Mapping) -> dict:
 
 
 def enlarged(config: Mapping, factor: int) -> Callable[[np.ndarray], np.ndarray]:
-    """`of`, but the same part of a picture in `factor` times as many pixels a side."""
+    """`of`, but with the same part of an image in `factor` times as many pixels per side."""
     size = config["image_size"]
     mode, side, filter_ = parse_resize(config["resize"], size)
     return functools.partial(resize, size=factor * size, how=f"{mode} {factor * side} {filter_}")
@@ -89,13 +88,13 @@ def _stretch(image, side, filter_):
 
 
 def _crop(image, side, filter_):
-    # torchvision's rounding, which the published weights have seen: the longer side rounded down,
-    # the margin to the nearest. Of a hair-thin image all that is never seen stays unresized.
+    # torchvision's rounding, with which the published weights were trained: the longer side rounded down, the
+    # margin to the nearest. The parts of a hair-thin image outside the crop are cut before resizing.
     image = _middle(image, [min(length, 16 * min(image.size)) for length in image.size])
     sides = [side * length // min(image.size) for length in image.size]
     return image.resize(sides, filter_)
 
 
 def _middle(image, sides):
-    left, top = (round((side - kept) / 2) for side, kept in zip(image.size, sides, strict=True))
+    left, top = (round((old - new) / 2) for old, new in zip(image.size, sides, strict=True))
     return image.crop((left, top, left + sides[0], top + sides[1]))

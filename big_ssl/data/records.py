@@ -21,7 +21,7 @@ class BadValue(ValueError):
 def values(record: Record, key: str) -> list:
     """A record's candidates under a key: none, one or several, bytes decoded as UTF-8.
 
-    What is no text stays what it is.
+    Other types than bytes are unchanged.
     """
     value = record.get(key)
     if value is None:
@@ -39,11 +39,11 @@ class Labels:
     names: Sequence[str]
 
     def number(self, record: Record) -> int:
-        """The class of a record. Raises BadValue if it is in none."""
+        """The class of a record. Raises BadValue if it has no class."""
         return self.number_of(next(iter(values(record, self.key)), None))
 
     def number_of(self, value) -> int:
-        """The class of a name, or of a number as text or integer. Raises BadValue if it is none."""
+        """The class of a name, or of a number as text or integer. Raises BadValue for any other value."""
         if value in self._numbers:
             return self._numbers[value]
         if isinstance(value, str | type(None)) or not 0 <= int(value) < len(self.names):
@@ -56,7 +56,7 @@ class Labels:
 
 
 def part(count, fraction):
-    """The positions, in order, of a `fraction` of `count`, drawn at random, at least one."""
+    """Indices below `count`, sorted: a random `fraction` of them, at least one."""
     if not 0 < fraction <= 1:
         raise ValueError(f"share is {fraction}; it must lie in (0, 1]")
     if fraction == 1:

@@ -11,7 +11,7 @@ import sentencepiece
 
 from big_ssl.io import as_path
 
-# More texts than this are sampled for training, anew each time: all that are used are held in memory.
+# Training samples at most this many texts, with a new sample each time: it holds them in memory.
 _MOST_TEXTS = 10_000_000
 _NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 
@@ -27,11 +27,11 @@ def canonical(text: str) -> str:
 
 
 class Style(NamedTuple):
-    """What a family of towers does with a text around the pieces of the model file.
+    """How a family of encoders cleans texts and adds special tokens.
 
-    clean: text -> text, before it is cut into pieces; begins: whether the model's beginning, <s>,
-    stands first; pads_with_end: with the end of text, not the model's padding; masks: whether the
-    mask leaves the padding out.
+    clean: text -> text, before it is cut into pieces; begins: whether the token <s> comes first;
+    pads_with_end: whether padding is the end-of-text token, not the model's padding; masks: whether the
+    mask excludes the padding.
     """
 
     clean: Callable[[str], str]
@@ -40,21 +40,21 @@ class Style(NamedTuple):
     masks: bool = False
 
 
-# SigLIP's towers see all positions, padding too, and are read at the last. Its texts end, and go on, with
-# </s> (big_vision: eos="sticky", pad_value=1); SigLIP 2's are Gemma's, with punctuation and <pad>.
+# SigLIP's text encoder sees all positions, also padding, and pools the last. Its texts end, and are padded,
+# with </s> (big_vision: eos="sticky", pad_value=1); SigLIP 2's are Gemma's, with punctuation and <pad>.
 SIGLIP = Style(canonical, pads_with_end=True)
 GEMMA = Style(lower)
-# Read at its first token; of ALIGN's kind.
+# Pooled at its first token; for ALIGN.
 BERT = Style(lower, begins=True, masks=True)
 
 
 class SentencePiece:
     """A tokenizer over a SentencePiece model file.
 
-    Called with texts, gives ids: int32[B, L] and mask: bool[B, L]: the pieces, the end of text even
-    where they are cut to L, then padding; see Style. The names of the special pieces in a text are
-    mere letters here. Raises FileNotFoundError, or ValueError where the file is none or lacks a
-    piece that the style needs.
+    Called with texts, returns ids: int32[B, L] and mask: bool[B, L]: the pieces, the end of text, also if
+    they are truncated to L, then padding; see Style. The names of special pieces in a text are ordinary
+    characters. Raises FileNotFoundError, or ValueError if the file is no model or lacks a piece that the
+    style needs.
     """
 
     def __init__(self, path: str, length: int, *, style: Style):
@@ -73,20 +73,20 @@ class SentencePiece:
         ids = np.full((len(texts), self._length), self._pad, np.int32)
         mask = np.full(ids.shape, not self._style.masks)
         for row, used, text in zip(ids, mask, texts, strict=True):
-            found = [*self._first, *self._cut(self._style.clean(text))][: self._length - 1]
-            row[: len(found) + 1] = [*found, self._end]
-            used[: len(found) + 1] = True
+            pieces = [*self._first, *self._cut(self._style.clean(text))][: self._length - 1]
+            row[: len(pieces) + 1] = [*pieces, self._end]
+            used[: len(pieces) + 1] = True
         return dict(ids=ids, mask=mask)
 
     def is_empty(self, ids: np.ndarray) -> bool:
-        """Whether ids: int32[L] hold nothing but special pieces: a text that says nothing."""
+        """Whether ids: int32[L] have only special pieces: an empty text."""
         return self._special.issuperset(ids.tolist())
 
     def _special_id(self, name, path):
-        found = getattr(self._pieces, f"{name}_id")()
-        if found < 0:
+        special_id = getattr(self._pieces, f"{name}_id")()
+        if special_id < 0:
             raise ValueError(f"SentencePiece model {path} has no {name} piece")
-        return found
+        return special_id
 
     def _cut(self, text):
         unknown = self._pieces.unk_id()
@@ -107,8 +107,8 @@ def _load(path):
 def train(texts: Iterable[str], vocab_size: int, *, style: Style) -> bytes:
     """A SentencePiece model file, unigram, of at most vocab_size pieces for these texts.
 
-    The special pieces have the ids of SigLIP's own file: <pad> 0, </s> 1, <unk> 2; and <s> is 3.
-    Raises ValueError where there is no text, or vocab_size is too small for the texts' characters.
+    The special pieces have the ids of SigLIP's file: <pad> 0, </s> 1, <unk> 2; and <s> is 3.
+    Raises ValueError if there is no text, or vocab_size is too small for the texts' characters.
     """
     model, cleaned = io.BytesIO(), filter(None, map(style.clean, texts))
     first = next(cleaned, None)

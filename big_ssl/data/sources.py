@@ -1,7 +1,7 @@
 """Sources of records: random access, nothing decoded.
 
-An item is a Record, {key: raw value}, or a list of records that show the same thing, of which one is drawn at
-each visit.
+An item is a Record, {key: raw value}, or a list of records of the same concept, of which one is drawn each
+time.
 """
 
 import bisect
@@ -20,18 +20,18 @@ from big_ssl import io
 from big_ssl.data.emoji_drawings import EmojiConcepts, EmojiPairs
 from big_ssl.data.records import IMAGE, Labels, Record, part
 
-# What a config says of a source: `kind`, a name in SOURCES, and that source's options.
+# A source in a config: `kind`, a name in SOURCES, and that source's options.
 SourceConfig = NewType("SourceConfig", Mapping)
 
-_PICTURES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".tif", ".tiff"))
+_IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".tif", ".tiff"))
 
 
 class TfdsPairs(Sequence[Record]):
     """A TFDS dataset prepared in a random-access format (array_record), read without TensorFlow.
 
-    name, split, data_dir: as for tfds.data_source; image_key, text_keys: its feature names, one
-    inside another as "captions/text"; without text_keys, all that the records hold. Labels: its
-    class labels. Raises FileNotFoundError where data_dir holds no such dataset.
+    name, split, data_dir: as for tfds.data_source; image_key, text_keys: its feature names, nested
+    ones as "captions/text"; without text_keys, all keys of the records. Labels: its
+    class labels. Raises FileNotFoundError if data_dir has no such dataset.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class TfdsPairs(Sequence[Record]):
         return f"{len(self):,} records of {self._name!r} in {len(self._shards):,} files"
 
     def record_name(self, index: int) -> str:
-        """The file of a record, and its place in what is read of it."""
+        """The file of a record, and its index there."""
         shard = bisect.bisect_right(self._starts, index) - 1
         place = index - self._starts[shard] + self._shards[shard].skip
         return f"record {place} of {io.as_path(self._shards[shard].filename).name}"
@@ -74,7 +74,7 @@ class TfdsPairs(Sequence[Record]):
 
     def label_names(self, key: str) -> list[str]:
         """The classes of a class label, in the order of its numbers."""
-        names = {each: feature.names for each, feature in self._features.items() if hasattr(feature, "names")}
+        names = {k: feature.names for k, feature in self._features.items() if hasattr(feature, "names")}
         if key not in names:
             known = ", ".join(names) or "none"
             raise ValueError(f"tfds: {key!r} of {self._name!r} is no class label; there is {known}")
@@ -82,15 +82,15 @@ class TfdsPairs(Sequence[Record]):
 
 
 class ParquetPairs(Sequence[Record]):
-    """Parquet files: a column of encoded pictures, and columns of texts, one or a list in a row.
+    """Parquet files: a column of encoded images, and columns of texts, one or a list per row.
 
     path: a file, or a folder of *.parquet in the order of their names; text_keys: the columns of
-    texts, all but the picture's if none is named; share: the fraction of the rows that is read,
-    drawn at random, in order; a smaller share is a part of a larger. Few row groups stay in memory, so a set
-    of many is meant to be read in order, as curation does, and not shuffled. Labels: columns of one text or
-    whole number in a row.
-    Raises FileNotFoundError where there is no such file, ValueError for a column that a file lacks, and
-    for a share that is none.
+    texts, all but the image's if none is named; share: the fraction of the rows that is read,
+    drawn at random, in order; a larger subset contains a smaller one. Few row groups stay in memory, so read
+    a dataset with many of them in order, as curation does, and not shuffled. Labels: columns with one text or
+    integer per row.
+    Raises FileNotFoundError if there is no such file, ValueError for a column that a file lacks, and
+    for an invalid share.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class ParquetPairs(Sequence[Record]):
         """The file of a record, and its row."""
         position = int(self._rows[index])
         file = self._groups[bisect.bisect_right(self._starts, position) - 1][0]
-        first = self._starts[[each for each, _ in self._groups].index(file)]
+        first = self._starts[[name for name, _ in self._groups].index(file)]
         return f"row {position - first} of {file.name}"
 
     def __getitem__(self, index):
@@ -134,27 +134,26 @@ class ParquetPairs(Sequence[Record]):
         return {IMAGE: row[self._image_key] or b""} | {key: row[key] for key in self._text_keys}
 
     def label_names(self, key: str) -> list[str]:
-        """The different texts of a column, sorted; of whole numbers all from 0 to the largest that occurs."""
+        """The distinct texts of a column, sorted; for integers all from 0 to the largest that occurs."""
         if key not in self._text_keys:
             raise ValueError(f"parquet: {key!r} is none of the columns {', '.join(self._text_keys)}")
-        found = set()
+        values = set()
         for file in dict.fromkeys(file for file, _ in self._groups):
             with _parquet(file) as parquet:
                 column = parquet.read(columns=[key])[key]
             if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_integer(column.type)):
                 raise ValueError(f"parquet: {key!r} holds {column.type}; a label is a string or an integer")
-            found |= set(pyarrow.compute.unique(column).to_pylist()) - {None}
-        names = sorted(found)
+            values |= set(pyarrow.compute.unique(column).to_pylist()) - {None}
+        names = sorted(values)
         return names if isinstance(names[0], str) else [str(i) for i in range(names[-1] + 1)]
 
 
 class ImageFolder(Sequence[Record]):
-    """A folder of pictures, at any depth. The subfolder that one lies in is its label; where pictures lie
-    beside subfolders, these have none, and the folder has no classes. What is hidden is left out.
+    """A folder of images, at any depth. The top-level subfolder of an image is its label. Images beside
+    subfolders have no label, and then the folder has no classes. Hidden files and folders are ignored.
 
-    Classes come in the order of their names; where all are integers (ImageNet-V2), in the order
-    of these. Raises FileNotFoundError where there is no such folder, ValueError where it has no
-    pictures.
+    Classes are in the order of their names; if all are integers (ImageNet-V2), in numeric order.
+    Raises FileNotFoundError if there is no such folder, ValueError if it has no images.
     """
 
     def __init__(self, path: str):
@@ -165,10 +164,10 @@ class ImageFolder(Sequence[Record]):
         numbers = all(folder.name.isdecimal() for folder in folders)
         folders.sort(key=lambda folder: int(folder.name) if numbers else folder.name)
         self._names = [folder.name for folder in folders]
-        files = [(file, {"label": folder.name}) for folder in folders for file in self._pictures(folder)]
+        files = [(file, {"label": folder.name}) for folder in folders for file in self._images(folder)]
         self._files = files + [(file, {}) for file in self._beside]
         if not self._files:
-            raise ValueError(f"image_folder: {path} has no pictures{' in its subfolders' if folders else ''}")
+            raise ValueError(f"image_folder: {path} has no images{' in its subfolders' if folders else ''}")
 
     def __len__(self):
         return len(self._files)
@@ -178,8 +177,8 @@ class ImageFolder(Sequence[Record]):
         return {IMAGE: file.read_bytes()} | label
 
     def summary(self) -> str:
-        """How many pictures there are, and what was left out."""
-        parts = [f"{len(self):,} pictures"]
+        """How many images there are, and how many other files were ignored."""
+        parts = [f"{len(self):,} images"]
         if self._names:
             beside = f", {len(self._beside):,} of them beside these" if self._beside else ""
             parts.append(f"{len(self._names):,} subfolders{beside}")
@@ -187,29 +186,29 @@ class ImageFolder(Sequence[Record]):
         return " in ".join(parts) + (f"; left out: {left_out}" if left_out else "")
 
     def record_name(self, index: int) -> str:
-        """The path of a picture."""
+        """The path of an image."""
         return str(self._files[index][0])
 
     def _listed(self, folder):
-        """(pictures, subfolders) of a folder, by name; the rest is counted."""
-        pictures, folders = [], []
+        """(images, subfolders) of a folder, by name; other files are counted."""
+        images, folders = [], []
         for place in sorted(folder.iterdir()):
             if place.name.startswith("."):
                 self._left_out["hidden"] += 1
-            # Of a picture's name only this machine's folders are asked: a bucket would be, for each picture.
-            elif place.suffix.lower() in _PICTURES and not os.path.isdir(place):
-                pictures.append(place)
+            # os.path checks local disks only: epath would send a request to a bucket for each image.
+            elif place.suffix.lower() in _IMAGE_SUFFIXES and not os.path.isdir(place):
+                images.append(place)
             elif place.is_dir():
                 folders.append(place)
             else:
                 self._left_out["of other kinds"] += 1
-        return pictures, folders
+        return images, folders
 
-    def _pictures(self, folder):
-        pictures, folders = self._listed(folder)
-        yield from pictures
-        for each in folders:
-            yield from self._pictures(each)
+    def _images(self, folder):
+        images, folders = self._listed(folder)
+        yield from images
+        for subfolder in folders:
+            yield from self._images(subfolder)
 
     def label_names(self, key: str) -> list[str]:
         """The classes, which are the only label."""
@@ -218,7 +217,7 @@ class ImageFolder(Sequence[Record]):
             raise ValueError(f"image_folder: {key!r} is no label; there is {known}")
         if self._beside:
             raise ValueError(
-                f"image_folder: {len(self._beside)} pictures beside the subfolders are in no class, such as "
+                f"image_folder: {len(self._beside)} images beside the subfolders are in no class, such as "
                 f"{self._beside[0]}; move them into one, or away"
             )
         return self._names
@@ -254,7 +253,7 @@ def entries(data: Mapping) -> Iterator[Entry]:
         yield Entry("source", data["source"], 1.0, data["fields"])
     for i, entry in enumerate(data.get("sources", ())):
         changes = entry.get("fields", {})
-        options = {name: {**each, **changes.get(name, {})} for name, each in data["fields"].items()}
+        options = {name: {**field, **changes.get(name, {})} for name, field in data["fields"].items()}
         yield Entry(f"sources.{i}.source", entry["source"], entry["weight"], options, f"sources.{i}.fields")
 
 
@@ -272,12 +271,12 @@ def labels(source: Sequence, key: str) -> Labels:
 
 
 def record_name(source: Sequence, index: int) -> str:
-    """What a person finds a record by: its file, and its place there."""
+    """A record's name for messages: its file, and its place there."""
     return source.record_name(index) if hasattr(source, "record_name") else f"record {index}"
 
 
 def summary(source: Sequence) -> str:
-    """How many records a source has of how many files, and what it left out, in a line."""
+    """A line: how many records a source has, in how many files, and what it ignores."""
     return source.summary() if hasattr(source, "summary") else f"{len(source):,} records"
 
 

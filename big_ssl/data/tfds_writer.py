@@ -1,4 +1,4 @@
-"""Data sets in the layout of TFDS, in array_record shards, which sources.TfdsPairs reads."""
+"""Writes datasets in the layout of TFDS, in array_record shards, which sources.TfdsPairs reads."""
 
 import contextlib
 import tempfile
@@ -17,12 +17,18 @@ def write(
     splits: Mapping[str, Any],
     beam_options=None,
 ) -> dict[str, int]:
-    """Writes folder/name and returns how many records each split has.
+    """Writes a dataset to folder/name. TFDS shuffles by key and chooses the number of shards.
 
-    features: {key: feature of tfds.features}. splits: {split: (key, example) pairs, or a Beam transform that
-    makes them, run with beam_options, Beam's PipelineOptions}. TFDS shuffles by key and chooses the number
-    of shards. The folder may lie in a bucket: array_record's writer knows disks alone, so the set is then
-    made in a temporary folder and copied.
+    Args:
+      folder: may lie in a bucket: array_record writes only to disks, so the dataset is then made in a
+        temporary folder and copied.
+      name, description: of the dataset.
+      features: {key: feature of tfds.features}.
+      splits: {split: (key, example) pairs, or a Beam transform that makes them}.
+      beam_options: Beam's PipelineOptions for such transforms.
+
+    Returns:
+      {split: number of records}.
     """
     import tensorflow_datasets as tfds  # slow to import, and needed only here
 
@@ -39,7 +45,7 @@ def write(
                 return dict(splits)
 
             def _generate_examples(self):
-                """The splits stand in for it, and TFDS wants it defined."""
+                """Never called, since the splits are iterators; TFDS requires the method."""
                 raise NotImplementedError
 
     Builder.name = name
@@ -49,7 +55,7 @@ def write(
         scratch = lambda: stack.enter_context(tempfile.TemporaryDirectory())  # noqa: E731
         local = scratch() if is_remote(folder) else folder
         builder = Builder(data_dir=local, file_format="array_record")
-        # TFDS speaks of downloading, and makes a folder for that.
+        # TFDS reports a download, and makes a folder for it.
         stack.enter_context(contextlib.redirect_stdout(StringIO()))
         builder.download_and_prepare(download_dir=scratch(), download_config=config)
         if local != folder:

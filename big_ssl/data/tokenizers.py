@@ -1,4 +1,4 @@
-"""Text to token ids, from a vocabulary file: WordPiece, by the tokenizers library, and by name others."""
+"""Tokenizers by name: WordPiece (by the tokenizers library), CLIP's BPE, SentencePiece."""
 
 import functools
 import importlib.resources
@@ -16,23 +16,23 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Tokenizer(Protocol):
-    """Called with texts, gives ids: int32[B, L] and mask: bool[B, L]; for the data, for training and
-    for inference alike."""
+    """Called with texts, returns ids: int32[B, L] and mask: bool[B, L]; the same for training and
+    inference."""
 
     vocab_size: int
 
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]: ...
 
     def is_empty(self, ids: np.ndarray) -> bool:
-        """Whether ids: int32[L] say nothing."""
+        """Whether ids: int32[L] have only special tokens."""
         ...
 
 
 class WordPiece:
     """BERT's uncased WordPiece over a vocabulary file, one token a line.
 
-    Called with texts, gives ids: int32[B, L] and mask: bool[B, L], True where a token stands;
-    [CLS] first, [SEP] last, truncated to L. Raises FileNotFoundError, or ValueError where the
+    Called with texts, returns ids: int32[B, L] and mask: bool[B, L], True for tokens, False for padding;
+    [CLS] first, [SEP] last, truncated to L. Raises FileNotFoundError, or ValueError if the
     file lacks a special token.
     """
 
@@ -54,7 +54,7 @@ class WordPiece:
         return dict(ids=ids, mask=np.array([e.attention_mask for e in encoded], bool))
 
     def is_empty(self, ids: np.ndarray) -> bool:
-        """Whether ids: int32[L] hold nothing but special tokens: a text that says nothing."""
+        """Whether ids: int32[L] have only special tokens: an empty text."""
         return self._special.issuperset(ids.tolist())
 
 
@@ -86,8 +86,8 @@ TOKENIZERS: dict[str, Callable[[str, int], Tokenizer]] = {
 
 
 def build(options: Mapping) -> Tokenizer:
-    """The tokenizer of config.tokenizer. Raises ValueError where the vocabulary is not of the size
-    that the config states, or the kind is none there is."""
+    """The tokenizer of config.tokenizer. Raises ValueError if the vocabulary does not have the size
+    that the config states, or for an unknown kind."""
     if options["kind"] not in TOKENIZERS:
         raise ValueError(f"tokenizer.kind is {options['kind']!r}; there are {', '.join(TOKENIZERS)}")
     tokens = TOKENIZERS[options["kind"]](vocabulary_path(options["vocabulary"]), options["length"])

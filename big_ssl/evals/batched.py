@@ -1,4 +1,4 @@
-"""Compiled functions of any number of examples, in batches sharded over the mesh."""
+"""Applies compiled functions to any number of examples, in batches sharded over the mesh."""
 
 import functools
 
@@ -26,7 +26,7 @@ def in_batches(function, mesh, inputs, size: int) -> np.ndarray:
 
     Args:
       function: batch -> array [size, ...].
-      mesh: what batches are split over.
+      mesh: batches are split over it.
       inputs: an array or a tree of arrays [N, ...]; or a batch that is on the devices, see evals.reading.
       size: of a batch, rounded up to a multiple of the mesh's batch shards.
 

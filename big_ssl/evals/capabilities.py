@@ -10,7 +10,7 @@ from big_ssl.objectives.base import EncoderCall
 
 # The methods that a model may have, which evaluators require and the heads of objectives provide.
 METHODS = ("encode_image", "encode_text", "zero_shot", "patch_features", "intermediate_layers", "classify")
-# Those that the image encoder has without any head: encode_image is then its pooled output.
+# Methods that the image encoder has without any head: encode_image is then its pooled output.
 _WITHOUT_HEAD = ("encode_image", "patch_features")
 # Methods of one embedding space: their results are compared with one another.
 _EMBEDDINGS = ("encode_image", "encode_text", "zero_shot")
@@ -45,8 +45,8 @@ class Trained(Protocol):
 class Prediction(NamedTuple):
     """How a method's result is computed.
 
-    objective: the one whose head is applied. input: the head's input that `call` fills. feature: the key of
-    the result among the head's features.
+    objective: its head is applied. input: the head's input that gets the outputs of `call`. feature: the key
+    of the result among the head's features.
     """
 
     objective: str
@@ -56,7 +56,7 @@ class Prediction(NamedTuple):
 
 
 def prediction(system: Trained, method: str) -> Prediction | None:
-    """How an objective's head computes this method, None without such a head."""
+    """The Prediction of an objective's head for this method; None without such a head."""
     name = system.provider(method)
     if not name:
         return None
@@ -66,7 +66,7 @@ def prediction(system: Trained, method: str) -> Prediction | None:
 
 
 def evaluation_call(call: EncoderCall) -> EncoderCall:
-    """The call without mask, at the usual resolution: config.eval_transform prepares its images."""
+    """The call without mask, at the usual resolution: its images come from config.eval_transform."""
     return call._replace(masked=False, high_res=False)
 
 
@@ -100,7 +100,7 @@ def methods(system: Trained) -> tuple[str, ...]:
 
 
 def requirement_error(predictor, requires: Sequence[str]) -> str:
-    """What a model lacks of the methods that an evaluator requires, with what it has; "" for nothing."""
+    """An error that names the required methods that a model lacks, and those that it has; "" for none."""
     missing = [method for method in requires if method not in predictor.methods]
     if missing:
         objectives = [

@@ -58,19 +58,19 @@ def subsets(data: NamedImages) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     Without flags, flags are neither queries nor candidates. A subset of unseen concepts restricts only the
     images, so that they compete with every name, seen ones included.
     """
-    everything, no_flags = np.ones_like(data.flag), ~data.flag
-    queries = (everything, no_flags, data.unseen, data.unseen & no_flags)
-    candidates = (everything, no_flags, everything, no_flags)
+    all_names, no_flags = np.ones_like(data.flag), ~data.flag
+    queries = (all_names, no_flags, data.unseen, data.unseen & no_flags)
+    candidates = (all_names, no_flags, all_names, no_flags)
     for suffix, images, names in zip(SPLITS, queries, candidates, strict=True):
         yield suffix, images[data.labels], names
 
 
 def pixel_scores(style: str, training_styles: Sequence[str]) -> np.ndarray:
-    """The baseline of plain pixels, without any learning: float[N, M].
+    """Scores of the pixel baseline, without any learning: float[N, M].
 
     Minus the distance from each image of a style to the nearest training image of each concept, on 16 x 16
-    mean-free pixels; -inf for unseen concepts. Both are downsampled whole drawings: a model's cropping would
-    only hurt here.
+    mean-free pixels; -inf for unseen concepts. Both are whole drawings, downsampled without a model's crop,
+    which would lower the baseline.
     """
     train, labels = _training_drawings(tuple(training_styles))
     queries = _pixels(sources.EmojiPairs([style]))

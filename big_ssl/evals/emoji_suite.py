@@ -47,7 +47,7 @@ class EmojiSuite(Evaluator):
         self._sets: dict[str, emoji.NamedImages] = {}
 
     def _loaded(self, preprocess):
-        """Decodes for seconds, which the first training step does not have to wait for."""
+        """Decodes the drawings, at the first evaluation: that takes seconds, and training starts earlier."""
         if not self._sets:
             self._sets = {style: emoji.load(style, preprocess) for style in self._styles}
         return self._sets
@@ -83,16 +83,22 @@ class EmojiSuite(Evaluator):
         }
 
     def sections(self, predictor):
-        """Images for free texts, names for images, similarities; in short for all styles but the first."""
+        """Images for free texts, names for images, similarities; shorter after the first style."""
         texts = predictor.encode_text(QUERIES)
         return retrieval_sections(self.examples(predictor), QUERIES, texts)
 
 
 def classification(data: emoji.NamedImages, scores: np.ndarray, pixels: np.ndarray | None, name: str):
-    """{"<name><subset>/<metric>": value}: top1, top5, chance, pixel_1nn_top1 of each subset.
+    """Zero-shot metrics of each subset.
 
-    scores: float[N, M], image-name similarity; pixels: the same from emoji.pixel_scores, None to
-    leave out that baseline.
+    Args:
+      data: N images and M names.
+      scores: float[N, M], image-name similarities.
+      pixels: float[N, M] from emoji.pixel_scores, None to omit that baseline.
+      name: the prefix of the metrics.
+
+    Returns:
+      {"<name><subset>/<metric>": value}: top1, top5, chance, pixel_1nn_top1.
     """
     metrics = {}
     for suffix, images, names in emoji.subsets(data):
@@ -111,10 +117,16 @@ def classification(data: emoji.NamedImages, scores: np.ndarray, pixels: np.ndarr
 
 
 def retrieval(data: emoji.NamedImages, scores: np.ndarray, pixels: np.ndarray | None, name: str):
-    """{"<name><subset>/<direction>_r<k>": value} for both directions, chance and pixels.
+    """Retrieval metrics of each subset.
 
-    In every subset the images and the names are those of the same concepts, one name for each
-    image; so "_unseen" here means unseen concepts among themselves.
+    In every subset images and names belong to the same concepts, one name per image; so "_unseen" here means
+    unseen concepts among themselves.
+
+    Args:
+      data, scores, pixels, name: as in `classification`.
+
+    Returns:
+      {"<name><subset>/<direction>_r<k>": value} for both directions, chance and pixels.
     """
     metrics = {}
     for suffix, images, names in emoji.subsets(data):

@@ -1,4 +1,4 @@
-"""The contract between an evaluator and those that run it: training, the command, the report."""
+"""The interface of evaluators, which training, the command and the report use."""
 
 from typing import TYPE_CHECKING
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:  # heavy, and needed for annotations alone
 
 
 class Evaluator:
-    """Measures models. Built once, from its options and its name; used for many models, or for many states of
-    one model, which all preprocess images in the same way.
+    """Measures models. An evaluator is built once, from its options and its name, and used for many models,
+    or many states of one model, which must all preprocess images in the same way.
 
     requires: the predictor's methods that it needs, see capabilities.METHODS; checked before `check`.
     """

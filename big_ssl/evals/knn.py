@@ -17,17 +17,17 @@ from big_ssl.evals.labelled_set import FEATURES, LabelledSet
 from big_ssl.evals.report_images import NearestImages, encoder_sections, neighbour_section
 from big_ssl.parallel import mesh as mesh_lib
 
-# Queries at a time, whose similarities to all training images are in memory.
+# The number of queries whose similarities to all training images are in memory.
 _QUERIES = 256
 _PIXELS = 16
-# Test images that the report shows, and how many neighbours of each.
+# The report shows so many test images, and so many neighbours of each.
 _SHOWN, _NEIGHBOURS = 8, 8
 
 
 class Knn(Evaluator):
     """Predicts the class with the largest sum of exp(cosine / temperature) among the k nearest images.
 
-    DINOv2's code takes the softmax over more neighbours before it cuts to k, which is the same but for a
+    DINOv2's code computes the softmax over more neighbours before it selects k, which differs by a constant
     factor. train, test: labelled sources with the same labels; label: as in LabelledSet; ks: the values of k;
     per_class: numbers of training images of each class for few-shot results, means over `tries` draws;
     features: "pooled", the image encoder's output, or "images", the embedding; pixels: whether to report
@@ -145,7 +145,7 @@ class Knn(Evaluator):
 
 
 def some_of_each(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Indices of `count` examples of every class at random, all of a class that has fewer. labels: int[N]."""
+    """Indices of `count` random examples per class, all of a class that has fewer. labels: int[N]."""
     rng = np.random.default_rng(seed)
     return np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:count] for c in np.unique(labels)])
 
@@ -153,10 +153,18 @@ def some_of_each(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 def predictions(
     train: np.ndarray, labels: np.ndarray, queries: np.ndarray, classes: int, ks: Sequence[int], temperature
 ) -> np.ndarray:
-    """The voted class of each query, for each k: int[Q, len(ks)].
+    """Votes of the nearest training features, which are split over all devices: ImageNet's would fill one.
 
-    train: float[N, D], labels: int[N] < classes, queries: float[Q, D]; of any length, cosines count. The
-    training features are split over all devices: those of ImageNet would fill one.
+    Args:
+      train: float[N, D], training features; only their direction matters.
+      labels: int[N], below `classes`.
+      queries: float[Q, D].
+      classes: the number of classes.
+      ks: numbers of neighbours.
+      temperature: of the cosines.
+
+    Returns:
+      int[Q, len(ks)]: the class of each query for each k.
     """
     mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
     candidates = split_candidates.split(mesh, lambda rows: _unit(train[rows]), len(train))
@@ -174,11 +182,11 @@ def _jitted(mesh, count, classes, ks, temperature):
 
 
 def _votes(train, labels, queries, *, count, classes, ks, temperature):
-    """int[Q, len(ks)], of this device's part of the training features, and the others' nearest."""
+    """int[Q, len(ks)], from this device's part of the training features and the other devices' nearest."""
     similarities = jnp.matmul(queries, train.T, precision="highest")
     similarities = jnp.where(split_candidates.are_there(train, count), similarities, -jnp.inf)
     nearest, where = jax.lax.top_k(similarities, min(max(ks), len(train)))
-    # In the order of the devices, so that of equals the first wins as it would among all at once.
+    # In the order of the devices, so that the first of equal candidates wins, as without the split.
     nearest, labels = split_candidates.joined((nearest, labels[where]))
     nearest, where = jax.lax.top_k(nearest, max(ks))
     labels = jnp.take_along_axis(labels, where, axis=1)

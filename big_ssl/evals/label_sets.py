@@ -1,4 +1,4 @@
-"""The classes that a labelled set is classified into, and the class of each of the set's labels.
+"""The classes of a labelled set, and the class of each of its labels.
 
 The rules of ImageNet's test sets: ImageNet-V2 names its folders by number, to be read as integers;
 ImageNet-A and -R are classified into the 200 classes that they show, not into all 1000; ObjectNet

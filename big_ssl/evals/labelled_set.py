@@ -19,8 +19,8 @@ FEATURES = {"pooled": "pooled_features", "images": "encode_image"}
 class LabelledSet:
     """The images of a source, each in one class. `names`: the C classes; `imagenet`: as in LabelSet.
 
-    label: which kind of the source's texts is the label; classes: as in label_sets.build. Raises
-    ValueError where the source has no such label, or the classes do not fit it.
+    label: the key of the label in the source's records; classes: as in label_sets.build. Raises
+    ValueError if the source has no such label, or the classes do not fit it.
     """
 
     def __init__(self, data: SourceConfig, label: str = "label", classes: str | Sequence[str] = ""):
@@ -70,8 +70,8 @@ class LabelledSet:
 
     def split(self, fraction: float) -> tuple["LabelledSet", "LabelledSet"]:
         """(the remaining images, a random `fraction` of them), two sets; see held_out."""
-        held = held_out(len(self), fraction)
-        return self._part(~held, f"without {fraction}"), self._part(held, f"{fraction} of")
+        chosen = held_out(len(self), fraction)
+        return self._part(~chosen, f"without {fraction}"), self._part(chosen, f"{fraction} of")
 
     def _part(self, chosen, key):
         part = copy.copy(self)
@@ -129,21 +129,29 @@ class _Part(Sequence):
 
 
 def held_out(count: int, fraction: float) -> np.ndarray:
-    """bool[count], which images are for validation: about this fraction, at random but always the same.
+    """bool[count], the images for validation: about this fraction, at random with a fixed seed.
 
-    Raises ValueError where that leaves one part empty.
+    Raises ValueError if one part would be empty.
     """
-    held = np.random.default_rng(0).random(count) < fraction
-    if held.all() or not held.any():
+    chosen = np.random.default_rng(0).random(count) < fraction
+    if chosen.all() or not chosen.any():
         raise ValueError(f"validation_fraction is {fraction}; it leaves one part empty")
-    return held
+    return chosen
 
 
 def labelled_splits(
     kind: str, sources_by_split: Mapping[str, SourceConfig | None], label: str
 ) -> dict[str, LabelledSet]:
-    """{split: its set} of the splits with a source. Raises ValueError, naming the evaluator's kind, if one
-    has other labels than "train"."""
+    """The labelled sets of an evaluator.
+
+    Args:
+      kind: the evaluator's kind, for messages.
+      sources_by_split: {split: its source, or None}.
+      label: as in LabelledSet.
+
+    Returns:
+      {split: its set} for splits with a source. Raises ValueError if one has other labels than "train".
+    """
     sets = {split: LabelledSet(data, label) for split, data in sources_by_split.items() if data}
     for split, data in sets.items():
         if list(data.names) != list(sets["train"].names):

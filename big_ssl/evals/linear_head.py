@@ -67,18 +67,18 @@ def head_input(model: vit.ViT, variables: Mapping, images, size: int):
     return vit.layer_tokens(model, variables, images, blocks(model, size)).reshape(len(images), size)
 
 
-def blocks(tower: nn.Module, size: int) -> int:
+def blocks(encoder: nn.Module, size: int) -> int:
     """The number of layers whose class tokens a head of `size` inputs reads.
 
     Raises ValueError if no such head was trained on this image encoder.
     """
-    vit.check_layers(tower, min(BLOCKS))
-    sizes = {(count + 1) * tower.width: count for count in BLOCKS}
+    vit.check_layers(encoder, min(BLOCKS))
+    sizes = {(count + 1) * encoder.width: count for count in BLOCKS}
     if size not in sizes:
-        right = " or ".join(f"{numbers} (blocks: {count})" for numbers, count in sizes.items())
+        valid = " or ".join(f"{numbers} (blocks: {count})" for numbers, count in sizes.items())
         raise ValueError(
-            f"linear_head: the head reads {size} numbers; on this image tower, of width {tower.width}, "
-            f"it must read {right}"
+            f"linear_head: the head reads {size} numbers; on this image encoder, of width {encoder.width}, "
+            f"it must read {valid}"
         )
-    vit.check_layers(tower, sizes[size])
+    vit.check_layers(encoder, sizes[size])
     return sizes[size]

@@ -17,14 +17,14 @@ CLIP_GRID = tuple(float(c) for c in 10 ** np.linspace(-6, 6, 97))
 
 
 class LinearProbe(Evaluator):
-    """Multinomial logistic regression by L-BFGS, its C chosen on a validation split and then fitted
-    again on training and validation together.
+    """Multinomial logistic regression by L-BFGS. A validation split selects C; then the classifier is
+    refitted on training and validation data together.
 
     train, test, validation: labelled sources with the same labels; without validation, a random
-    validation_fraction of train is that. label: as in LabelledSet. features: "pooled", the image
+    validation_fraction of train takes its place. label: as in LabelledSet. features: "pooled", the image
     encoder's output before its projection, or "images", the normalised embedding. grid: the values of C,
-    ascending, 97 from 1e-6 to 1e6 if empty; every_c: tries them all, not only those that
-    `sweep` comes to. iterations, tolerance: where L-BFGS stops.
+    ascending, 97 from 1e-6 to 1e6 if empty; every_c: tries them all, not only those that `sweep` selects.
+    iterations, tolerance: of L-BFGS.
     """
 
     requires = ("encode_image",)
@@ -54,8 +54,8 @@ class LinearProbe(Evaluator):
         self._options = dict(max_iter=iterations, tol=tolerance)
 
     def metrics(self, predictor) -> dict[str, float]:
-        """{"linear_probe/<name>/<metric>": value}: top1, mean_per_class and chance on test, the chosen
-        c, and validation_top1, what it was chosen for."""
+        """{"linear_probe/<name>/<metric>": value}: top1, mean_per_class and chance on test, the selected
+        c, and its validation_top1."""
         data = {
             split: part.features(predictor, self._features, f"{self._name}: {split}")
             for split, part in self._sets.items()
@@ -70,7 +70,7 @@ class LinearProbe(Evaluator):
 
 
 def split_off(features: np.ndarray, labels: np.ndarray, fraction: float) -> dict:
-    """dict(train, validation), pairs of (float[N, W], int[N]), at random but always the same."""
+    """dict(train, validation), pairs of (float[N, W], int[N]), split at random with a fixed seed."""
     chosen = held_out(len(labels), fraction)
     return dict(train=(features[~chosen], labels[~chosen]), validation=(features[chosen], labels[chosen]))
 
@@ -84,10 +84,16 @@ def probe(
     progress: Callable[[Iterable, int, str], Iterable] = no_progress,
     options: Mapping = MappingProxyType({}),
 ) -> dict[str, float]:
-    """top1 and mean_per_class on test, c and validation_top1.
+    """Fits and evaluates the classifier.
 
-    train, validation, test: (features: float[N, W], labels: int[N]); grid, every_c: as in
-    LinearProbe; options: of scikit-learn's LogisticRegression.
+    Args:
+      train, validation, test: (features: float[N, W], labels: int[N]).
+      grid, every_c: as in LinearProbe.
+      progress: as in Predictor.
+      options: of scikit-learn's LogisticRegression.
+
+    Returns:
+      top1 and mean_per_class on test, c and validation_top1.
     """
 
     def accuracy(c):
@@ -106,10 +112,17 @@ def sweep(
     every_c: bool = False,
     progress: Callable[[Iterable, int, str], Iterable] = no_progress,
 ) -> tuple[float, float]:
-    """(the value in grid with the largest score, that score); of equals the smallest, the plainest fit.
+    """Searches a grid: first about every 16th value, seven of 97; then it halves the interval around the best
+    until the neighbours of the best have been tried.
 
-    First every 16th value or so, seven of 97; then the interval around the best is halved until its
-    neighbours have been tried. every_c: all of them, for scores with several peaks.
+    Args:
+      score: value -> its score.
+      grid: the values, ascending.
+      every_c: whether to try all values, for scores with several peaks.
+      progress: as in Predictor.
+
+    Returns:
+      (the value with the largest score, that score); of equal ones the smallest, the most regularised fit.
     """
     if not len(grid):
         raise ValueError("linear_probe: the grid of C is empty")
@@ -133,7 +146,7 @@ def _fit(pair, c, options):
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        # The number of iterations is a part of the protocol, reached or not.
+        # The protocol has a fixed number of iterations, converged or not.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return _logistic_regression()(C=c, **options).fit(np.asarray(pair[0], np.float64), pair[1])
 

@@ -1,8 +1,8 @@
 """Linear heads on frozen features by SGD, many at once: the protocol of DINOv2's code (arXiv 2304.07193).
 
-Heads at 13 rates, on the class tokens of the last one or four layers, with and without the mean of the
-patches: 52 heads, trained together, independently of one another. One difference: DINOv2's code chooses the
-head on the images that it reports, this one on a validation split.
+Heads at 13 learning rates, on the class tokens of the last one or four layers, with and without the mean of
+the patches: 52 heads, trained together, independently of one another. One difference: DINOv2's code selects
+the head on the images that it reports, this code on a validation split.
 """
 
 import contextlib
@@ -31,13 +31,14 @@ from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
 from big_ssl.weights import linear_heads
 
-# At a batch of 256; others in proportion.
+# Learning rates at a batch of 256; they scale with the batch.
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 _PREDICTED = 1024
 
 
 class Head(NamedTuple):
-    """blocks: how many of the last layers' class tokens it reads; patches: whether their mean, too."""
+    """blocks: it reads the class tokens of this many last layers; patches: whether it also reads the mean of
+    the patches; rate: its learning rate."""
 
     blocks: int
     patches: bool
@@ -45,8 +46,7 @@ class Head(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What is trained, and for how long: a head of every number of blocks, with patches and without, at
-    every rate."""
+    """The heads and the steps of training: one head for each combination of blocks, patches and rates."""
 
     blocks: tuple[int, ...]
     patches: tuple[bool, ...]
@@ -57,7 +57,7 @@ class Sweep(NamedTuple):
 
     @property
     def inputs(self) -> list[tuple[int, bool]]:
-        """(blocks, patches) of the heads that share an input, the plainest first."""
+        """(blocks, patches) of the heads that share an input, the simplest first."""
         return [(b, p) for b in sorted(self.blocks) for p in sorted(self.patches)]
 
     @property
@@ -67,13 +67,13 @@ class Sweep(NamedTuple):
 
 
 class LinearSweep(Evaluator):
-    """The best of many linear heads, chosen on a validation split.
+    """The best of many linear heads, selected on a validation split.
 
     train, test, validation: labelled sources with the same labels; without validation, a random
-    validation_fraction of train is that. label: as in LabelledSet. rates, blocks, patches: as in Sweep.
-    steps, batch_size: of SGD, cosine to 0. augment: whether heads are trained on random crops of the
+    validation_fraction of train takes its place. label: as in LabelledSet. rates, blocks, patches: as in
+    Sweep. steps, batch_size: of SGD, cosine to 0. augment: whether heads are trained on random crops of the
     images, mirrored or not, through the whole encoder; if not, on features of whole images, computed once.
-    save: the file that the best head is written to, "" for none; see weights.linear_heads.
+    save: the file for the best head, "" for none; see weights.linear_heads.
     """
 
     requires = ("intermediate_layers",)
@@ -99,8 +99,8 @@ class LinearSweep(Evaluator):
         self._sets = labelled_splits("linear_sweep", splits, label)
         names = self._sets["train"].names
         if validation is None:
-            whole = self._sets["train"]
-            self._sets["train"], self._sets["validation"] = whole.split(validation_fraction)
+            labelled = self._sets["train"]
+            self._sets["train"], self._sets["validation"] = labelled.split(validation_fraction)
         self._sweep = Sweep(tuple(blocks), tuple(patches), tuple(rates), len(names), steps, batch_size)
         _check(self._sweep)
         _check_save(self._sweep, save)
@@ -112,7 +112,7 @@ class LinearSweep(Evaluator):
 
     def metrics(self, predictor) -> dict[str, float]:
         """{"linear_sweep/<name>/<metric>": value}: top1, mean_per_class and chance on test; rate, blocks
-        and patches (1 or 0) of the head, and validation_top1, what it was chosen for."""
+        and patches (1 or 0) of the selected head, and its validation_top1."""
         mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
         if self._save:
             io.make_folder(io.as_path(self._save).parent)
@@ -140,11 +140,11 @@ class LinearSweep(Evaluator):
             return
         # Only preprocess knows the size of the model's images.
         side = predictor.preprocess(np.zeros((1, 8, 8, 3), np.uint8)).shape[1]
-        # A step's batch is made of the predictor's, of which every host has its rows.
+        # A step's batch consists of predictor batches; every host loads its rows of each.
         host, starts = predictor.split, range(0, size, predictor.split.size)
         parts = [start + host.rows(min(host.size, size - start)) for start in starts]
         ends = np.cumsum([len(rows) for rows in parts])[:-1]
-        loader = _random_windows(self._sets["train"], side, size, np.concatenate(parts))
+        loader = _random_crops(self._sets["train"], side, size, np.concatenate(parts))
         count = max(self._sweep.blocks)
         with contextlib.closing(loader) as examples:
             for _ in range(steps):
@@ -161,27 +161,27 @@ class _Load(grain.transforms.RandomMap):
     """Index -> dict(image: uint8[S, S, 3], label: int)."""
 
     def __init__(self, data: LabelledSet, side: int):
-        # DINOv2's views for this: torchvision's areas, bicubic.
+        # DINOv2's crops for linear probes: torchvision's areas, bicubic.
         self._data, self._cropper = data, RandomResizedCrop(side, scale=(0.08, 1.0))
 
     def random_map(self, index: int, rng: np.random.Generator):
-        (window,), label = self._data.image(index, lambda image: self._crop(image, rng))
-        # Flipped here: the encoder normalises images as in any evaluation, without changes.
-        return dict(image=window[:, ::-1] if rng.random() < 0.5 else window, label=label)
+        (crop,), label = self._data.image(index, lambda image: self._crop(image, rng))
+        # Flipped here: the encoder normalises images as in any evaluation, without augmentation.
+        return dict(image=crop[:, ::-1] if rng.random() < 0.5 else crop, label=label)
 
     def _crop(self, image, rng):
         prepared = self._cropper.prepare(image)
         return self._cropper.render(prepared, self._cropper.draw(prepared, rng))
 
 
-def _random_windows(data, side, size, rows):
+def _random_crops(data, side, size, rows):
     threads = os.cpu_count() or 1
     part = pipeline.Part(_Load(data, side), len(data))
     return pipeline.batches([part], size, seed=0, start=0, threads=threads, rows=rows)
 
 
 def fixed_batches(features, labels, steps: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (features[size, ...], labels[size]) for each step, epochs shuffled anew, one after the other."""
+    """Yields (features[size, ...], labels[size]) for each step, in consecutive, reshuffled epochs."""
     rng, order = np.random.default_rng(0), np.empty(0, int)
     for _ in range(steps):
         while len(order) < size:
@@ -191,12 +191,18 @@ def fixed_batches(features, labels, steps: int, size: int) -> Iterator[tuple[np.
 
 
 def train_heads(sweep: Sweep, batches, mesh) -> list[dict]:
-    """All heads after a step on each batch, split over the mesh: for each input
-    dict(kernel: float32[R, I, C], bias: float32[R, C]), R rates.
+    """Trains all heads, a step on each batch.
 
-    batches: pairs of (float32[B, n + 1, W], see vit.layer_tokens; int[B]), n the most blocks. A head's
-    weights do not depend on which others there are. SGD with momentum 0.9, without weight decay, from
-    N(0, 0.01); a step's rate is that of the head x B / 256 x the cosine.
+    A head's weights do not depend on the other heads. SGD with momentum 0.9, without weight decay, from
+    N(0, 0.01); a step's learning rate is the head's rate x B / 256 x the cosine.
+
+    Args:
+      sweep: the heads.
+      batches: pairs of (float32[B, n + 1, W], see vit.layer_tokens; int[B]), n the largest number of blocks.
+      mesh: batches are split over it.
+
+    Returns:
+      For each input dict(kernel: float32[R, I, C], bias: float32[R, C]), R rates.
     """
     state: Any = None
     for features, labels in batches:
@@ -209,7 +215,7 @@ def train_heads(sweep: Sweep, batches, mesh) -> list[dict]:
 
 @functools.cache
 def _compiled(sweep, width, mesh):
-    """(() -> state, step), the state (heads, optimiser's) whole on every device."""
+    """(() -> state, step), the state (heads, optimiser state) replicated on every device."""
 
     def start():
         heads = [_initial(kind, sweep, width) for kind in sweep.inputs]
@@ -222,7 +228,7 @@ def _compiled(sweep, width, mesh):
 
 def _initial(kind, sweep, width):
     blocks, patches = kind
-    # By the input alone, so that heads that differ in rate start alike.
+    # The key depends only on the input, so heads that differ in rate have the same initial weights.
     key = jax.random.fold_in(jax.random.key(0), 2 * blocks + patches)
     kernel = 0.01 * jax.random.normal(key, ((blocks + patches) * width, sweep.classes))
     return dict(
@@ -231,7 +237,7 @@ def _initial(kind, sweep, width):
 
 
 def _optimizer(sweep):
-    """At unit rate: the heads differ in theirs."""
+    """SGD at unit rate; `_step` multiplies by each head's rate."""
     return optax.sgd(optax.cosine_decay_schedule(1.0, sweep.steps), momentum=0.9)
 
 
@@ -243,7 +249,7 @@ def _step(sweep, state, features, labels):
 
 
 def _loss(heads, sweep, features, labels):
-    """The sum of all heads' losses, of which each head's gradient is that of its own."""
+    """The sum of all heads' losses; a head's gradient is the gradient of its loss."""
     logits = _logits(heads, sweep, features)
     labels = jnp.broadcast_to(labels, logits.shape[:2])
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(1).sum()
@@ -261,7 +267,7 @@ def _logits(heads, sweep, features):
 
 
 def predictions(sweep: Sweep, heads, features: np.ndarray, mesh) -> np.ndarray:
-    """int[N, heads]: the class that each head names. features: as in train_heads, of any number."""
+    """int[N, heads]: the class that each head predicts. features: as in train_heads, of any number."""
     run = functools.partial(_predicting(sweep, mesh), heads)
     return in_batches(run, mesh, features, min(_PREDICTED, len(features))).astype(int)
 
@@ -273,7 +279,8 @@ def _predicting(sweep, mesh):
 
 
 def choose(sweep: Sweep, heads, validation, mesh) -> tuple[int, float]:
-    """(which of sweep.heads is best on validation, its accuracy there); of equals the plainest, slowest.
+    """(index of the best of sweep.heads on validation, its accuracy there); of equally good heads the
+    simplest, with the lowest rate.
 
     validation: (features, labels), as in train_heads.
     """
@@ -284,7 +291,7 @@ def choose(sweep: Sweep, heads, validation, mesh) -> tuple[int, float]:
 
 
 def evaluate(sweep: Sweep, heads, best: int, test, mesh) -> dict[str, float]:
-    """The metrics of LinearSweep, but validation_top1, of one of sweep.heads. test: as in train_heads."""
+    """The metrics of LinearSweep except validation_top1, for sweep.heads[best]. test: as in train_heads."""
     hits = predictions(sweep, heads, test[0], mesh)[:, best] == test[1]
     return dict(
         top1=float(hits.mean()),
@@ -294,8 +301,8 @@ def evaluate(sweep: Sweep, heads, best: int, test, mesh) -> dict[str, float]:
 
 
 def published(sweep: Sweep, heads, best: int) -> tuple[np.ndarray, np.ndarray]:
-    """(weight: float32[C, (blocks + 1) W], bias: float32[C]) of one of sweep.heads, see weights.linear_heads;
-    one that does not read the mean of the patches has zeros for it."""
+    """(weight: float32[C, (blocks + 1) W], bias: float32[C]) of sweep.heads[best], see weights.linear_heads;
+    the weights of the patches' mean are zero for a head that does not read it."""
     place, rate = divmod(best, len(sweep.rates))
     blocks, patches = sweep.inputs[place]
     kernel, bias = (np.asarray(heads[place][name][rate]) for name in ("kernel", "bias"))

@@ -56,7 +56,7 @@ def _check_pooled(encoder, ids):
     pooling = getattr(encoder, "pooling", "")  # BERT's first token is always there
     if pooling == "last" and ids.shape[1] != encoder.max_len:
         raise ValueError(
-            f"texts are {ids.shape[1]} tokens long; this tower reads the last of {encoder.max_len}, "
+            f"texts are {ids.shape[1]} tokens long; this encoder reads the last of {encoder.max_len}, "
             "padding or not: pad them to that"
         )
     if pooling != "eot":

@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-# What the page adds about an evaluation set of this name. These sets come first.
+# Notes of the page on an evaluation set of this name. These sets come first.
 NOTES = {
     "twemoji": "flat colour drawings, in a style that was kept out of training",
     "openmoji": "outlined line drawings, in a style that was kept out of training: the harder one",

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
 
-# Okabe and Ito's palette, in the order that stays apart for colour-blind readers.
+# Okabe and Ito's palette, in an order that colour-blind readers can distinguish.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0568c")
 INK, MUTED, RULE, RIGHT, WRONG = "#1f2430", "#646b7a", "#e3e1da", "#009e73", "#d55e00"
 _DPI = 160
@@ -66,7 +66,7 @@ def panel(
     references: dict[str, float] | None = None,
     percent: bool = False,
 ) -> dict[str, Any] | None:
-    """What a page needs to show `curves`: png, alt and caption; None where there is no line to draw."""
+    """The template's input for `curves`: png, alt and caption; None if there is no line to draw."""
     if not lines:
         return None
     figure = curves(title, lines, references or {}, percent)
@@ -88,7 +88,7 @@ def draw_curves(
     percent: bool = False,
     over: str = "training step",
 ) -> None:
-    """`curves` in a figure, or a part of a larger one. over: what else the points' integers are."""
+    """`curves` in a figure, or in a part of a larger one. over: the label of the horizontal axis."""
     axes = figure.add_subplot()
     _dress(axes, title, percent, over)
     for line in lines:
@@ -121,12 +121,12 @@ class Tile:
 
 
 def tiles(rows: Sequence[Sequence[Tile]], titles: Sequence[str] = (), apart: bool = False) -> Figure:
-    """Pictures in rows of equal length, a title over each column; apart: a gap after the first of each."""
+    """Images in rows of equal length, a title over each column; apart: a gap after the first of each row."""
     columns, line = len(rows[0]), 0.32 if any(tile.caption for tile in rows[0]) else 0.08
     widths = [1.0, 0.12, *[1.0] * (columns - 1)] if apart else [1.0] * columns
     side = min(1.6, 9.6 / sum(widths))
     figure = Figure(figsize=(side * sum(widths), (side + line) * len(rows) + 0.3), facecolor="white")
-    # No margins: what is outside of the tiles is only their titles and captions.
+    # No margins: only titles and captions are outside the tiles.
     around = dict(left=0, right=1, bottom=0, top=1, wspace=0.1, hspace=line / side)
     grid = figure.add_gridspec(len(rows), len(widths), width_ratios=widths, **around)
     for i, row in enumerate(rows):
@@ -198,7 +198,7 @@ def _draw_line(axes, line: Line) -> None:
     if line.noisy and len(values) >= 50:
         axes.plot(steps, values, color=line.colour, linewidth=0.6, alpha=0.3)
         values = running_mean(values, len(values) // 25)
-    # A dot on each measurement tells how often it was made; one point alone would be no line at all.
+    # A dot marks each measurement; a single point would draw no line.
     marker = "o" if len(values) <= 25 else None
     dashes = (0, (4, 2)) if line.dashed else "-"
     axes.plot(

@@ -1,4 +1,4 @@
-"""What a trained model can do, on NumPy arrays: one implementation for runs in training and loaded models."""
+"""The methods of trained models on NumPy arrays, the same for runs in training and loaded models."""
 
 import copy
 import functools
@@ -17,24 +17,24 @@ from big_ssl.evals.model_inputs import checked_images, checked_tokens, is_text_l
 from big_ssl.losses.contrastive import l2_normalize
 from big_ssl.models import vit
 
-# What a message calls the missing part.
+# {method: the missing part, as messages name it}.
 _LACKS = dict(
     classify="classifier: none was trained",
-    encode_text="text tower: it embeds images alone",
-    zero_shot="text tower: it embeds images alone",
+    encode_text="text encoder: it embeds images alone",
+    zero_shot="text encoder: it embeds images alone",
 )
 
 
 class Predictor:
-    """A model with its weights. Its methods take and return NumPy arrays, of whole arrays or, where images
-    come from several hosts, of a batch that `split` has placed.
+    """A model with its weights. Its methods take and return NumPy arrays; if images come from several hosts,
+    they take a batch that `split` has placed.
 
     system: encoders and heads. encoder: the image encoder's module, None without one. methods: those of
       METHODS that the model has. image_config: how images are preprocessed, in the keys of a
       weights.format.ModelConfig; preprocess: uint8[B, H, W, 3] -> uint8[B, S, S, 3], that function.
     split: how hosts share the decoding of a batch. cache: features of labelled sets, see
-      LabelledSet.extract_features. progress: (steps, their number, what they do) -> steps; shows how far a
-      long loop is.
+      LabelledSet.extract_features. progress: (steps, their number, a description) -> steps; shows the
+      progress of a long loop.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Predictor:
         Args:
           system: see the class.
           variables: as training.state.evaluation_variables returns; None for `for_evaluation` to set.
-          mesh: what batches are split over.
+          mesh: batches are split over it.
           image_config: how images are preprocessed: image_size and resize of a weights.format.ModelConfig.
           make_tokenizer: returns the tokenizer, or raises ValueError if it is missing.
           batch_size: examples that go through an encoder at once.
@@ -74,8 +74,8 @@ class Predictor:
     def for_evaluation(self, variables: Mapping | None = None, progress: Callable | None = None):
         """A Predictor with the same compiled functions and an empty cache.
 
-        Few inputs make a whole batch, too, so evaluators compile nothing new. variables: other weights, None
-        for the same.
+        Small inputs are padded to a whole batch, so evaluators compile nothing new. variables: other weights,
+        None for the same.
         """
         other = copy.copy(self)
         other.cache, other._whole_batches = {}, True
@@ -100,8 +100,8 @@ class Predictor:
         Args:
           images: uint8[B, H, W, 3].
           normalize: whether embeddings get length 1.
-          resize: whether images are resized to the size of training; without it the encoder gets them as
-            they are.
+          resize: whether images are preprocessed to the model's image size; otherwise the encoder gets them
+            unchanged.
 
         Returns:
           float32[B, D].
@@ -173,7 +173,7 @@ class Predictor:
         """The probability of each class name for each image.
 
         Softmax over the names of the scaled cosines (CLIP, arXiv 2103.00020, figure 1); with a logit bias
-        each name's own sigmoid (SigLIP, arXiv 2303.15343, equation 1), so that rows need not sum to 1.
+        a sigmoid for each name (SigLIP, arXiv 2303.15343, equation 1), so that rows need not sum to 1.
 
         Args:
           images: uint8[B, H, W, 3].
@@ -197,7 +197,7 @@ class Predictor:
         return np.asarray(jax.nn.softmax(logits))
 
     def apply(self, function: Callable, images, *options, size: int | None = None) -> np.ndarray:
-        """Applies a function to the image encoder, to read more of it than its outputs.
+        """Applies a function to the image encoder, for example to read its layers.
 
         Args:
           function: (module, its variables, float32[B, S, S, 3], *options) -> [B, ...]; compiled once for each

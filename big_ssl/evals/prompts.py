@@ -1,4 +1,4 @@
-"""From class names to text embeddings: prompt templates and their average."""
+"""Text embeddings of class names: prompt templates and their average."""
 
 import functools
 import importlib.resources
@@ -27,9 +27,9 @@ def openai_templates() -> tuple[str, ...]:
 
 
 def templates(spec: str | Sequence[str]) -> tuple[str, ...]:
-    """The templates that an option names: "openai", one template, a text file of one a line, a list.
+    """The templates of an option: "openai", one template, a text file with one per line, or a list.
 
-    Raises ValueError for one without {}, the place of the class name, and for none at all.
+    Raises ValueError for a template without {}, the place of the class name, and for an empty list.
     """
     if spec == "openai":
         return openai_templates()
@@ -63,16 +63,24 @@ def class_embeddings(
     canonicalize: bool = False,
     progress: Callable[[Iterable, int, str], Iterable] = no_progress,
 ) -> np.ndarray:
-    """float32[C, D], L2-normalised: of each of C names the mean over the embeddings of its prompts, each
-    normalised first (CLIP, arXiv 2103.00020, section 3.1.4: an ensemble in embedding space).
+    """Embeds class names: the mean of a name's normalised prompt embeddings (CLIP, arXiv 2103.00020, section
+    3.1.4: an ensemble in embedding space).
 
-    encode: N texts -> float32[N, D]; templates: T texts with {} for the name.
+    Args:
+      encode: N texts -> float32[N, D].
+      names: C class names.
+      templates: T texts with {} for the name.
+      canonicalize: whether prompts are in lower case without punctuation.
+      progress: as in Predictor.
+
+    Returns:
+      float32[C, D], L2-normalised.
     """
     starts = range(0, len(names), _CLASSES)
     embeddings = []
     for start in progress(starts, len(starts), "class names"):
         batch = names[start : start + _CLASSES]
-        prompts = [form.replace("{}", name) for name in batch for form in templates]
+        prompts = [template.replace("{}", name) for name in batch for template in templates]
         if canonicalize:
             prompts = [canonical(prompt) for prompt in prompts]
         vectors = _unit(np.asarray(encode(prompts), np.float32)).reshape(len(batch), len(templates), -1)

@@ -1,4 +1,4 @@
-"""Metrics of ranked candidates, from a score matrix."""
+"""Ranking metrics, from a score matrix or embeddings."""
 
 import functools
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from big_ssl.evals import split_candidates
 from big_ssl.evals.batched import in_batches
 from big_ssl.parallel import mesh as mesh_lib
 
-# Queries whose scores are in memory at a time.
+# The number of queries whose scores are in memory at a time.
 _QUERIES = 1024
 
 
 def ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """int[N]: how many wrong candidates stand at or above each query's best right one.
+    """int[N]: how many wrong candidates score at least as high as each query's best right one.
 
-    scores: float[N, M], higher is nearer; positives: bool[N, M], at least one a row. A tie
+    scores: float[N, M], higher is nearer; positives: bool[N, M], at least one per row. A tie
     counts against the query, so that a constant score is never rewarded.
     """
     best = np.where(positives, scores, -np.inf).max(1, keepdims=True)
@@ -28,10 +28,18 @@ def ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
 def group_ranks(
     queries: np.ndarray, candidates: np.ndarray, query_groups: np.ndarray, candidate_groups: np.ndarray
 ) -> np.ndarray:
-    """int[N], `ranks` by inner products, a candidate of the query's group being right.
+    """`ranks` by inner products; candidates in the query's group are right.
 
-    queries: float32[N, D]; candidates: float32[M, D]; their groups: int[N], int[M]. The candidates are split
-    over all devices, and the queries come in batches.
+    The candidates are split over all devices, and the queries are processed in batches.
+
+    Args:
+      queries: float32[N, D].
+      candidates: float32[M, D].
+      query_groups: int[N].
+      candidate_groups: int[M].
+
+    Returns:
+      int[N].
     """
     mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1))
     candidate_parts, groups = (
@@ -63,7 +71,7 @@ def recall_at(rank: np.ndarray, k: int) -> float:
 
 
 def chance_at(positives: np.ndarray, k: int) -> float:
-    """What recall_at(., k) expects of random scores: one right candidate in M gives k / M."""
+    """The expected recall_at(., k) of random scores: k / M for one right candidate in M."""
     candidates, right = positives.shape[1], positives.sum(1)
     miss = np.ones(len(positives))
     for i in range(min(k, candidates)):
@@ -72,7 +80,7 @@ def chance_at(positives: np.ndarray, k: int) -> float:
 
 
 def mean_per_class(hits: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over the classes that occur of the fraction of hits: bool[N]; labels: int[N]."""
+    """The mean over the classes in `labels` of the fraction of hits. hits: bool[N]; labels: int[N]."""
     return float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))
 
 

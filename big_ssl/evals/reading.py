@@ -1,4 +1,4 @@
-"""A source read by all hosts together: each decodes its part of a batch, and all get the whole result."""
+"""Reads a source on all hosts together: each decodes its part of a batch, and all get the whole result."""
 
 import contextlib
 import functools
@@ -27,9 +27,9 @@ def no_progress(steps: Iterable, total: int, description: str) -> Iterable:
 
 
 class HostSplit(NamedTuple):
-    """How a batch is split over hosts; by default there is one, which has it whole.
+    """The split of a batch over hosts; by default one host has the whole batch.
 
-    size: of a batch. rows: the size of a batch -> int[R], ascending, those of its rows that this host has.
+    size: of a batch. rows: the size of a batch -> int[R], ascending, the rows that this host has.
     place: this host's rows of an array, [R, ...] -> the batch, as a Predictor's methods take it.
     collect: such a batch -> the whole array, on every host.
     """
@@ -44,7 +44,7 @@ UNSPLIT = HostSplit()
 
 
 def over_mesh(mesh, size: int) -> HostSplit:
-    """The split of batches whose rows lie over `mesh`; size is rounded up to what the mesh divides."""
+    """The split of batches over `mesh`; size is rounded up to a multiple of its batch shards."""
     shards = mesh_lib.batch_shards(mesh)
     gather = jax.jit(lambda batch: batch, out_shardings=replicated(mesh))
     return HostSplit(
@@ -62,19 +62,18 @@ def batches(
     description: str,
     transform: Callable[[np.ndarray], np.ndarray] = _whole,
 ) -> Iterator[tuple[Any, list]]:
-    """Iterates over all of a source in batches.
+    """Iterates over a whole source in batches.
 
     Args:
       source: the records.
-      read: as in chunks.chunks; it returns a JSON value, None to leave the record out.
+      read: as in chunks.chunks; it returns a JSON value, None to skip the record.
       predictor: preprocesses the images; `split` places them, `progress` shows the progress.
       description: as in Predictor.progress.
-      transform: a function of a preprocessed image, uint8[S, S, 3], whose result takes its place.
+      transform: a function of a preprocessed image, uint8[S, S, 3], whose result replaces the image.
 
     Yields:
-      (images as predictor.split places them, a list of what `read` returned for each row). The list is
-      whole on every host. Rows of records that `read` leaves out, and after the last record, hold a black
-      image and None.
+      (images as predictor.split places them, [the value that `read` returned for each row]). Every host gets
+      the whole list. Rows of skipped records, and after the last record, have a black image and None.
 
     Raises:
       ValueError: on all hosts, if a record of one can't be read or decoded.

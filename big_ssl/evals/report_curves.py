@@ -57,7 +57,7 @@ def panels(series: Series, zero_shot: list[dict[str, Any]]) -> list[dict[str, An
 
 
 def _probes(series):
-    """A panel a set for k-NN, with its baselines, and for linear heads."""
+    """One panel per set for k-NN, with its baselines, and for linear heads."""
     for name in _sets(series, KNN):
         base = f"{KNN}{name}/"
         ks = sorted(int(key[len(base) + 1 : -5]) for key in series if key.startswith(f"{base}k"))
@@ -124,7 +124,7 @@ def _lines(series: Series, labels: dict[str, str], noisy: bool = False) -> list[
 
 
 def _zero_shot_lines(series: Series, rows: list[dict[str, Any]]) -> list[plots.Line]:
-    """A colour a base set, dashed for its unseen concepts; the variants without flags stay in the table."""
+    """One colour per base set, dashed for its unseen concepts; the table has the variants without flags."""
     bases = list(dict.fromkeys(row["base"] for row in rows))
     return [
         plots.Line(

@@ -1,4 +1,4 @@
-"""The report's sections of what an image encoder computes: attention, patches, nearest neighbours."""
+"""The report's sections about an image encoder: attention, patches, nearest neighbours."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -81,9 +81,9 @@ def _attention(images, attention, size):
 
 
 def _components(images, features, size):
-    side, (colours, shares) = _side(features), principal_colours(features)
+    side, (colours, fractions) = _side(features), principal_colours(features)
     colours = colours.reshape(len(images), side, side, 3)
-    first, second, third = (f"{share:.0%}" for share in shares)
+    first, second, third = (f"{fraction:.0%}" for fraction in fractions)
     text = (
         "Every patch of an image has a feature vector. Red, green and blue are the first three principal "
         "components over the patches of all these images: patches of one colour have similar features, in "
@@ -96,7 +96,7 @@ def _components(images, features, size):
 
 def principal_colours(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(uint8[K, N, 3], float[3]): the first three principal components of float32[K, N, D] as colours, all
-    images on one scale, and their shares of the variance.
+    images on one scale, and their fractions of the variance.
 
     The colour's range is that between a component's first and last percentile; its sign makes the largest
     loading positive.

@@ -67,13 +67,13 @@ def _neighbours_headline(history):
 
 
 def zero_shot_rows(history: Series) -> list[dict[str, Any]]:
-    """One row a set: its last top1, top5, chance, pixel_1nn_top1 (None where absent) and `times` chance."""
+    """One row per set: its last top1, top5, chance, pixel_1nn_top1 (None if absent) and `times` chance."""
     rows = _rows(history, ZERO_SHOT)
     return [row | {"times": _ratio(row["metrics"].get("top1"), row["metrics"].get("chance"))} for row in rows]
 
 
 def _rows(history: Series, prefix: str) -> list[dict[str, Any]]:
-    """Collects `prefix<set>/<metric>` into a row a set, the sets of page.NOTES first."""
+    """Collects `prefix<set>/<metric>` into one row per set, the sets of page.NOTES first."""
     rows: dict[str, dict[str, Any]] = {}
     for key, points in history.items():
         if key.startswith(prefix):

@@ -1,4 +1,4 @@
-"""What an evaluator adds to the report's page."""
+"""The sections that an evaluator adds to the report's page."""
 
 from typing import NamedTuple
 

@@ -131,7 +131,7 @@ def _text_to_image(
 
 
 def _image_to_text(examples: RetrievalExamples, images: list[int]) -> list[dict[str, Any]]:
-    """A card an image: its nearest names and the rank of the true one, counted from 1."""
+    """One card per image: its nearest names and the rank of the true one, counted from 1."""
     similarities = _name_similarities(examples, images)
     orders = nearest_names(examples, images, len(examples.names))
     cards = []

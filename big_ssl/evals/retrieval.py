@@ -1,4 +1,4 @@
-"""Image-text retrieval, both ways, with any number of captions an image."""
+"""Image-text retrieval in both directions, with any number of captions per image."""
 
 from collections.abc import Sequence
 
@@ -18,9 +18,9 @@ _TEXTS = 2048
 class Retrieval(Evaluator):
     """Recall at 1, 5 and 10 over a whole set: a hit if any right answer is among the first k.
 
-    data: a source of captioned images; captions: the kinds of its texts that are captions;
+    data: a source of captioned images; captions: the keys of the captions in its records;
     per_image: how many captions of an image count, 0 for all (COCO has five to seven, of which some
-    papers keep five); prefix: put before each caption with a space; CLIP's was "a photo of".
+    papers use five); prefix: put before each caption with a space; CLIP's was "a photo of".
     """
 
     requires = ("encode_image", "encode_text")
@@ -72,12 +72,16 @@ class Retrieval(Evaluator):
 def recalls(images: np.ndarray, texts: np.ndarray, owners: np.ndarray) -> dict[str, float]:
     """{"image_to_text_r<k>" and "text_to_image_r<k>": fraction} for k = 1, 5, 10.
 
-    images: float32[N, D]; texts: float32[M, D]; owners: int[M], the image that each text belongs to,
-    of which each has at least one. Equal texts of two images are a tie, and count against both.
+    Equal texts of two images are a tie, and count against both.
+
+    Args:
+      images: float32[N, D].
+      texts: float32[M, D].
+      owners: int[M], the index of each text's image; every image has at least one text.
     """
     numbers = np.arange(len(images))
-    ways = {
+    directions = {
         "image_to_text": ranking.group_ranks(images, texts, numbers, owners),
         "text_to_image": ranking.group_ranks(texts, images, owners, numbers),
     }
-    return {f"{way}_r{k}": ranking.recall_at(rank, k) for way, rank in ways.items() for k in KS}
+    return {f"{name}_r{k}": ranking.recall_at(rank, k) for name, rank in directions.items() for k in KS}

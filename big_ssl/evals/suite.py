@@ -1,4 +1,4 @@
-"""Evaluators by name, as configs and the command choose them."""
+"""The table of evaluators, from which configs and the command choose by `kind`."""
 
 from collections.abc import Callable, Mapping
 

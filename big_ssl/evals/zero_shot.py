@@ -48,11 +48,15 @@ class ZeroShot(Evaluator):
 
 
 def class_ranks(similarities: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """int[N]: how many other classes stand at or above the right one.
+    """int[N]: how many other classes score at least as high as the right one.
 
-    similarities: float32[N, C]; labels: int[N]. Classes of one name (ImageNet has "missile" and
-    "sunglasses" twice) have one embedding: the first of them wins, as with the argmax of published
-    evaluations, where as ties all of them would lose.
+    Classes with equal names (ImageNet has "missile" and "sunglasses" twice) have equal embeddings: the first
+    of them wins, as with the argmax of published evaluations; as ties all of them would lose.
+
+    Args:
+      similarities: float32[N, C].
+      labels: int[N].
+      names: the C class names.
     """
     similarities, last = np.array(similarities, np.float32), dict[str, int]()
     for i, name in enumerate(names):

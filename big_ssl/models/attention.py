@@ -1,7 +1,7 @@
-"""Attention: the only place where it is computed, by XLA or by a fused kernel.
+"""Attention, for all encoders, by XLA or by a fused kernel.
 
-A fused kernel does not write the [T, S] scores to memory. It needs an accelerator and takes not every input;
-where it can't be used, XLA computes instead, and the log states once why. Splash attention equals XLA's to
+A fused kernel does not write the [T, S] scores to memory. It needs an accelerator and does not support every
+input; XLA then computes instead, and the log states the reason once. Splash attention equals XLA's to
 1e-5 in float32 and to 2e-2 in bfloat16; cuDNN's, which has no float32, has not been compared yet. All have
 the same FLOPs (models/flops.py).
 """
@@ -44,8 +44,8 @@ def attention(q, k, v, *, mask=None, bias=None, causal: bool = False, implementa
       q: float[B, T, H, d], queries.
       k: float[B, S, H, d], keys.
       v: float[B, S, H, d], values.
-      mask: bool, four axes that broadcast to [B, H, T, S]; True where a query sees a key. Of a query that
-        sees none, implementations differ.
+      mask: bool, four axes that broadcast to [B, H, T, S]; True where a query sees a key. Implementations
+        differ for a query that sees no key.
       bias: float, four axes that broadcast to [B, H, T, S], added to the scores.
       causal: whether a position sees only itself and those before it.
       implementation: a name in IMPLEMENTATIONS. "auto" is "xla" on every platform, until a measurement
@@ -76,7 +76,7 @@ def _implementation(name):
 
 
 def attention_weights(q, k):
-    """softmax(q k^T / sqrt(d)): float[B, H, T, S], to look at. q: float[B, T, H, d], k: float[B, S, H, d]."""
+    """softmax(q k^T / sqrt(d)): float[B, H, T, S], for plots. q: float[B, T, H, d], k: float[B, S, H, d]."""
     return nn.dot_product_attention_weights(q, k)
 
 
@@ -86,7 +86,7 @@ def _xla(inputs):
 
 
 def _fused(function):
-    """A function of Inputs under the name by which models/flops.py knows it."""
+    """A function of Inputs, jitted under the name that models/flops.py recognises."""
 
     def compute(inputs):
         def fused(q, k, v, mask, bias):
@@ -104,7 +104,7 @@ def _cudnn(inputs):
 
 
 def _cudnn_obstacle(inputs):
-    """As jax checks them when it traces or compiles."""
+    """The same conditions that jax checks when it traces or compiles."""
     (_, queries, _, dim), keys = inputs.q.shape, inputs.k.shape[1]
     if _platform() not in ("gpu", "cuda"):
         return f"it runs on GPUs, and this is a {_platform()}"
@@ -119,23 +119,23 @@ def _cudnn_obstacle(inputs):
 
 def _splash(inputs, interpret=False):
     q, k, v, mask, _, causal = inputs
-    seen = jnp.ones((len(k), k.shape[1]), bool) if mask is None else mask[:, 0, 0]
-    seen = jnp.broadcast_to(seen, (len(k), k.shape[1]))
+    key_mask = jnp.ones((len(k), k.shape[1]), bool) if mask is None else mask[:, 0, 0]
+    key_mask = jnp.broadcast_to(key_mask, (len(k), k.shape[1]))
     one_device = functools.partial(_splash_on_one_device, causal=causal, interpret=interpret)
     if jax.sharding.get_abstract_mesh().empty:
-        return one_device(q, k, v, seen)
+        return one_device(q, k, v, key_mask)
     # The compiler can't split a kernel. Its outputs state no axis over which they vary, hence no check.
     mapped = jax.shard_map(one_device, in_specs=(BATCH,) * 4, out_specs=BATCH, check_vma=False)
-    return mapped(q, k, v, seen)
+    return mapped(q, k, v, key_mask)
 
 
-def _splash_on_one_device(q, k, v, seen, *, causal, interpret):
-    """seen: bool[B, S], the keys that all queries see."""
+def _splash_on_one_device(q, k, v, key_mask, *, causal, interpret):
+    """key_mask: bool[B, S], the keys that all queries see."""
     length, dim = q.shape[1], q.shape[-1]
     # The kernel takes [H, T, d] of one example, and does not scale.
     q, k, v = (_padded(x.swapaxes(1, 2), 2) for x in (q * dim**-0.5, k, v))
     segments = splash_kernel.SegmentIds(
-        q=jnp.ones((len(q), q.shape[2]), jnp.int32), kv=_padded(seen.astype(jnp.int32), 1)
+        q=jnp.ones((len(q), q.shape[2]), jnp.int32), kv=_padded(key_mask.astype(jnp.int32), 1)
     )
     kernel = _splash_kernel(q.shape[1], q.shape[2], k.shape[2], causal, interpret)
     return jax.vmap(kernel)(q, k, v, segments)[:, :, :length].swapaxes(1, 2)
@@ -155,7 +155,7 @@ def _splash_kernel(heads, queries, keys, causal, interpret):
 
 
 def _padded(x, axis):
-    """With zeros up to a multiple of the tiles."""
+    """x padded with zeros along the axis to a multiple of the tiles."""
     pads = [(0, 0)] * x.ndim
     pads[axis] = (0, -x.shape[axis] % _LANES)
     return jnp.pad(x, pads)
@@ -183,7 +183,7 @@ def _splash_shape_obstacle(inputs):
 
 
 def _platform() -> str:
-    """Of the devices that are compiled for, which need not be this process's."""
+    """The platform of the devices that XLA compiles for, which may differ from this process's."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 

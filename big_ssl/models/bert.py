@@ -57,9 +57,9 @@ class Bert(TransformerEncoder):
     attention: its implementation, see models/attention.py. scan, remat: of the layers, see
       models/layer_stack.py.
 
-    ids: int32[B, L], mask: bool[B, L], True where a token stands -> dict(
+    ids: int32[B, L], mask: bool[B, L], True for tokens, False for padding -> dict(
       pooled: float32[B, D], the last layer's [CLS] state; tokens: dtype[B, L, D]).
-    Raises ValueError where L exceeds max_len.
+    Raises ValueError if L exceeds max_len.
     """
 
     vocab_size: int
@@ -82,7 +82,7 @@ class Bert(TransformerEncoder):
         return ("pooled", "tokens")
 
     def resize_params(self, name, array, shape):
-        """Positions of shorter texts: each is learned on its own, and those that remain stay."""
+        """Position embeddings for shorter texts: the first rows, unchanged, since rows are independent."""
         cut = array[: shape[0]] if name == "position/embedding" else array
         return cut if cut.shape == shape else None
 

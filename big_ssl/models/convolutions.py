@@ -24,11 +24,11 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 def fixed_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """SAME padding as at an even size, whatever the size: what Keras pads where it does not know it."""
+    """SAME padding computed for an even size, also at odd ones: Keras's padding for an unknown size."""
     return same_padding(size + size % 2, kernel, stride)
 
 
-# By the name that an encoder's config gives; they differ where a stride of 2 meets an odd size.
+# By their names in configs; they differ for a stride of 2 at an odd size.
 PADDINGS = {"same": same_padding, "fixed": fixed_padding}
 
 

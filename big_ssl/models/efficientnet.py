@@ -86,9 +86,9 @@ class SqueezeExcite(nn.Module):
 class MBConv(nn.Module):
     """Inverted bottleneck: expand 1x1, depthwise k x k, squeeze-excite, project 1x1.
 
-    The squeeze width is a quarter of the block's *input* channels. drop_rate: the chance, a
-    number or float32[], that an example skips the residual branch while training
-    (drop-connect); None where there is no such chance, nor a key.
+    The squeeze width is a quarter of the block's *input* channels. drop_rate: the probability, a
+    number or float32[], that an example skips the residual branch in training
+    (drop-connect); None disables it, and needs no key.
     """
 
     stage: Stage
@@ -126,11 +126,11 @@ class EfficientNet(Encoder):
     convolution: ALIGN pools the block output itself (arXiv 2102.05918 section 4.1).
 
     width, depth: compound-scaling multipliers (see VARIANTS).
-    padding: "same", of an image of 289 a map of 10 x 10, or "fixed", as COYO's ALIGN was trained and is
-      published, 9 x 9; see models/convolutions.py.
+    padding: "same", which maps 289 pixels to 10 x 10, or "fixed", as for COYO's published ALIGN, which maps
+      them to 9 x 9; see models/convolutions.py.
     drop_connect: rate at the last block; block i of n has drop_connect * i / n.
-    bn_group: of batch norm; 0 is the global batch.
-    scan: of a stage's blocks but the first; remat: of all blocks; see models/layer_stack.py.
+    bn_group: see models/batch_norm.py; 0 is the global batch.
+    scan: scans a stage's blocks except the first; remat: for all blocks; see models/layer_stack.py.
 
     images: float[B, H, W, 3], normalised -> dict(
       pooled: float32[B, C], patches: dtype[B, H', W', C]), C = round_channels(320, width).
@@ -174,7 +174,7 @@ class EfficientNet(Encoder):
         return dict(pooled=x.astype(jnp.float32).mean((2, 3)).T, patches=x.transpose(1, 2, 3, 0))
 
     def _apply_stage(self, prefix, stage, rates, norm, x, train):
-        """The first block of a stage alone, since only it strides, then the others, alike."""
+        """Applies the first block of a stage, which alone has a stride, then the others, which are equal."""
         apply = functools.partial(layer_stack.apply_layers, remat=self.remat)
         first, other = (
             functools.partial(MBConv, s, norm, self.padding) for s in (stage, stage._replace(stride=1))

@@ -1,4 +1,4 @@
-"""What every encoder describes about itself, so that no other code asks which one it is."""
+"""The base class of encoders; their descriptions make other code independent of the encoder's type."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -28,27 +28,27 @@ class Encoder(nn.Module):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The names of what __call__ returns.
+        """The keys of the dict that __call__ returns.
 
-        pooled: float32[B, D]. cls: float32[B, D], the class token. patches: [B, N, D], or [B, H, W, D] of a
-        convolutional network. tokens: [B, L, D] of a text. layers: the same of intermediate layers, only for
+        pooled: float32[B, D]. cls: float32[B, D], the class token. patches: [B, N, D], or [B, H, W, D] for a
+        convolutional network. tokens: [B, L, D] of a text. layers: outputs of intermediate layers, only for
         calls that request them.
         """
         raise NotImplementedError
 
     @property
     def num_layers(self) -> int:
-        """How many layers `layer_id` counts; 0 for an encoder that has no such layers."""
+        """How many layers `layer_id` counts; 0 for an encoder without such layers."""
         return 0
 
     def layer_id(self, path: Sequence[str]) -> int:
         """Which layer a parameter belongs to, for layer decay.
 
         Args:
-          path: of the parameter within the encoder, such as ("layer3", "query", "kernel").
+          path: the parameter's path within the encoder, such as ("layer3", "query", "kernel").
 
         Returns:
-          0 before the layers, i + 1 in layer i, num_layers + 1 after them; for a stack its first layer's.
+          0 before the layers, i + 1 in layer i, num_layers + 1 after them; for a stack its first layer's id.
         """
         raise NotImplementedError
 
@@ -58,10 +58,10 @@ class Encoder(nn.Module):
         Args:
           name: its path within the encoder, such as "position_embedding".
           array: its value, of another shape.
-          shape: the wanted one.
+          shape: the new shape.
 
         Returns:
-          The resized array; None if this parameter does not depend on the size, or not in this way.
+          The resized array; None if this parameter does not depend on the size, or can't be resized.
         """
         del name, array, shape
 

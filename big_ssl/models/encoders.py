@@ -1,4 +1,4 @@
-"""Encoders by name, as configs choose them."""
+"""The table of encoders, from which configs choose by `kind`."""
 
 from collections.abc import Callable, Mapping
 
@@ -47,10 +47,10 @@ def build(config: Mapping, dtype, vocab_size: int, text_length: int, remat: str 
 
     Args:
       config: `kind`, a name in ENCODERS, and the encoder's options.
-      dtype: of the computation.
-      vocab_size: of the tokenizer, for a text encoder.
+      dtype: the compute dtype.
+      vocab_size: the tokenizer's, for a text encoder.
       text_length: tokens of a text, for a text encoder whose `max_len` is not set.
-      remat: what the backward pass recomputes, a name in layer_stack.REMAT_POLICIES.
+      remat: a name in layer_stack.REMAT_POLICIES.
     """
     make, options = ENCODERS[config["kind"]], {key: value for key, value in config.items() if key != "kind"}
     if getattr(make, "input", "image") == "text":  # a builder, which is no class, makes an image encoder

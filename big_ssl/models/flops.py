@@ -1,7 +1,7 @@
-"""The arithmetic that a model asks for, counted in its jaxpr.
+"""FLOPs of a model, counted in its jaxpr.
 
-Not the compiler's count: that one takes a scanned block once, however often it runs, and includes
-what rematerialisation computes a second time.
+The compiler's count is different: it counts a scanned block once, however often it runs, and includes
+the recomputation of rematerialisation.
 """
 
 import math
@@ -16,12 +16,11 @@ FUSED_ATTENTION = "fused_attention"
 def forward_flops(function, *arguments) -> int:
     """FLOPs of the matrix products and convolutions in function(*arguments), two a multiply-add.
 
-    arguments: arrays or jax.ShapeDtypeStructs. A scan counts its body as often as it runs; of
-    lax.cond the dearest branch counts, of lax.platform_dependent the default one. Taps that fall on
-    padding count; element-wise work does not. A fused attention counts as the two products that it
-    replaces, whatever it pads or skips; another Pallas kernel by its cost estimate, or without one by its
-    body, as often as the grid runs it. Raises ValueError for products inside a while loop, whose trip
-    count no jaxpr tells.
+    arguments: arrays or jax.ShapeDtypeStructs. A scan counts its body as often as it runs, lax.cond its most
+    expensive branch, lax.platform_dependent the default branch. Taps on padding count; element-wise work does
+    not. A fused attention counts as the two products that it replaces, independent of its padding and
+    skipping; another Pallas kernel by its cost estimate, or without one by its body times the size of the
+    grid. Raises ValueError for products inside a while loop, whose trip count the jaxpr does not contain.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -77,7 +76,7 @@ def _convolution(equation):
     kernel, out = equation.invars[1].aval, equation.outvars[0].aval
     params = equation.params
     features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-    # The kernel's input axis is that of one group already. Of a dilated input most taps hit zeros.
+    # The kernel's input axis has the channels of one group. Most taps on a dilated input hit zeros.
     return 2 * out.size * (kernel.size // features) // math.prod(params["lhs_dilation"])
 
 

@@ -1,7 +1,8 @@
-"""Weights of unrolled layers ("layer0", "layer1", ...) as those of scanned ones ("layer_stack"), and back.
+"""Converts weights of unrolled layers ("layer0", "layer1", ...) to those of scanned ones ("layer_stack"), and
+back.
 
-Both ways are pure functions over nested dicts of arrays, at any depth of which layers may lie:
-{"params": ..., "batch_stats": ...}, gradients, averages. Both take `stacks`, a tower's STACKS:
+Both functions are pure, on nested dicts of arrays with layers at any depth: {"params": ...,
+"batch_stats": ...}, gradients, averages. Both take `stacks`, see Encoder.stacks:
 {regular expression of a prefix: index of the first layer in the stack}.
 """
 
@@ -18,8 +19,8 @@ from big_ssl.parallel.stacked import SUFFIX
 def stack_layers(variables: Mapping, stacks: Mapping[str, int]) -> dict:
     """Every "<prefix><i>" from the first of the stack on becomes "<prefix>_stack", arrays [layers, ...].
 
-    Layers that are stacked already stay so. Raises ValueError where there are none, where one is
-    missing, and where a layer's arrays have not the shapes and dtypes of the others'.
+    Stacked layers stay stacked. Raises ValueError if there are no layers, if one is missing, or if a layer's
+    arrays differ from the others' in shape or dtype.
     """
     result, groups = {}, {}
     for path, leaf in _flatten("stack_layers", variables, stacks).items():
@@ -31,17 +32,17 @@ def stack_layers(variables: Mapping, stacks: Mapping[str, int]) -> dict:
             leaves.setdefault(path[at + 1 :], {})[int(index)] = leaf
     for (*parent, prefix), (first, leaves) in groups.items():
         end = 1 + max(index for layers in leaves.values() for index in layers)
-        for rest, layers in leaves.items():
-            names = {i: "/".join((*parent, f"{prefix}{i}", *rest)) for i in range(first, end)}
-            _put(result, (*parent, f"{prefix}{SUFFIX}", *rest), _join(names, layers))
+        for suffix, layers in leaves.items():
+            names = {i: "/".join((*parent, f"{prefix}{i}", *suffix)) for i in range(first, end)}
+            _put(result, (*parent, f"{prefix}{SUFFIX}", *suffix), _join(names, layers))
     return unflatten_dict(result)
 
 
 def unstack_layers(variables: Mapping, stacks: Mapping[str, int]) -> dict:
-    """The way back: every "<prefix>_stack" becomes "<prefix><i>", i from the first of the stack on.
+    """The inverse: every "<prefix>_stack" becomes "<prefix><i>", i from the first of the stack on.
 
-    Layers that are unrolled already stay so. Raises ValueError where there are none, and where the
-    arrays of one stack are of different lengths.
+    Unrolled layers stay unrolled. Raises ValueError if there are no layers, or if the arrays of one stack
+    have different lengths.
     """
     result, lengths = {}, {}
     for path, leaf in _flatten("unstack_layers", variables, stacks).items():
@@ -60,7 +61,7 @@ def unstack_layers(variables: Mapping, stacks: Mapping[str, int]) -> dict:
 
 
 def _flatten(caller, variables, stacks):
-    """{path: leaf}, in which every pattern of stacks has some layer."""
+    """{path: leaf}. Raises ValueError if a pattern of stacks matches no layer."""
     flat = flatten_dict(variables, keep_empty_nodes=True)
     for pattern in stacks:
         if all(_find(path, {pattern: 0}, rf"\d+|{SUFFIX}")[1] is None for path in flat):
@@ -69,7 +70,7 @@ def _flatten(caller, variables, stacks):
 
 
 def _find(path, stacks, ending):
-    """(place in the path, prefix, ending, first index) of the name that is a layer's; Nones if none is."""
+    """(index in the path, prefix, ending, first layer) for the name of a layer; Nones without one."""
     for at, name in enumerate(path):
         for pattern, first in stacks.items():
             if match := re.fullmatch(f"(?P<prefix>{pattern})(?P<ending>{ending})", name):
@@ -78,7 +79,7 @@ def _find(path, stacks, ending):
 
 
 def _join(names, layers):
-    """The arrays {index: array} as one, stacked in the order of names: {index: what it is called}."""
+    """Stacks layers, {index: array}, in the order of names: {index: the array's path, for messages}."""
     for i, name in names.items():
         if i not in layers:
             raise ValueError(f"stack_layers: {name} is missing")
@@ -87,7 +88,7 @@ def _join(names, layers):
         kinds = [f"{layers[j].dtype}{list(layers[j].shape)}" for j in (i, first)]
         if kinds[0] != kinds[1]:
             raise ValueError(f"stack_layers: {names[i]} is {kinds[0]}, but {names[first]} is {kinds[1]}")
-    # NumPy's by NumPy: jax would make float32 of float64.
+    # NumPy arrays are stacked by NumPy: jax would convert float64 to float32.
     stack = np.stack if isinstance(layers[first], np.ndarray) else jnp.stack
     return stack([layers[i] for i in names])
 

@@ -1,4 +1,4 @@
-"""Layers applied one after the other: unrolled or scanned, kept or recomputed for the gradient.
+"""Applies layers in sequence: unrolled or scanned, with or without rematerialisation.
 
 Unrolled, each layer has parameters of its own, "layer0", "layer1", ... Scanned, one compiled body
 runs in a loop over arrays [layers, ...] under "layer_stack": compile time no longer grows with
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from big_ssl.parallel.stacked import SUFFIX
 
-# What the backward pass of a layer may read from the forward pass, and need not compute again.
+# Which results of a layer's forward pass are saved for its backward pass.
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     # Everything: fastest, and the most memory.
     "none": None,
@@ -37,14 +37,20 @@ def apply_layers(
     scan: bool,
     remat: str,
 ):
-    """x after the layers "<prefix><i>" for i in indices, or after their stack "<prefix>_stack".
+    """Applies the layers "<prefix><i>" for i in indices, or their stack "<prefix>_stack".
 
-    make: builds a layer, given its name; call(layer, x, entry) -> x of the same shape and dtype,
-    where entry is the layer's entry of per_layer (None without). What call closes over, such as a
-    mask or `train`, is shared by all layers. Only for use inside a module's compact method.
-    per_layer: for each layer a pytree of numbers or arrays. Scanned, they reach call as arrays.
-    scan: one loop instead of separate layers; they must then be alike in all but their weights.
-    remat: a name in REMAT_POLICIES.
+    Only for use inside a module's compact method.
+
+    Args:
+      make: make(name=...) builds a layer.
+      prefix: of the layers' names.
+      indices: of the layers.
+      call: (layer, x, entry) -> x of the same shape and dtype, where entry is the layer's entry of per_layer
+        (None without). All layers share the variables that call closes over, such as a mask or `train`.
+      x: the input, a pytree of arrays.
+      per_layer: for each layer a pytree of numbers or arrays. Scanned, call gets arrays.
+      scan: one loop instead of separate layers; they must then be equal except for their weights.
+      remat: a name in REMAT_POLICIES.
     """
     if not indices:
         return x
@@ -57,21 +63,21 @@ def apply_layers(
 
 
 def _apply(layer, call, x, entry, remat):
-    # entry stays outside the transformation, and so a Python number: a rate of None or 0 can be
-    # seen while tracing. prevent_cse: outside a loop XLA would merge the recomputation with the
-    # forward pass, and keep in memory what was to be recomputed.
+    # entry stays outside the transformation, and so a Python number: call can test for a rate of None or 0
+    # while tracing. prevent_cse: outside a loop XLA would merge the recomputation with the forward pass, and
+    # keep its results in memory.
     return _rematerialised(lambda layer, x: call(layer, x, entry), remat, prevent_cse=True)(layer, x)
 
 
 def _scanned(layer, call, x, entries, length, remat):
     entry = jax.tree.map(lambda *values: jnp.stack(values), *entries)
-    # A loop's forward and backward bodies are apart, so that nothing could be merged. Inside what is
-    # recomputed a layer reads its parameters, and gathers those that are split (parallel/fsdp.py): no
-    # layer's whole parameters wait for the backward pass.
+    # A loop's forward and backward bodies are separate, so XLA can't merge them. The recomputed function
+    # reads a layer's parameters, and gathers the sharded ones (parallel/fsdp.py): no layer's gathered
+    # parameters are kept for the backward pass.
     body = _rematerialised(call, remat, prevent_cse=False)
     loop = nn.scan(
         lambda layer, x, entry: (body(layer, x, entry), None),
-        # "intermediates" are there only where flax is asked to capture them.
+        # "intermediates" exist only if flax captures them.
         variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         length=length,

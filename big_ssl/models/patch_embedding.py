@@ -1,13 +1,13 @@
-"""What makes tokens of an image."""
+"""The patch embedding of a ViT."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 
 class PatchEmbedding(nn.Module):
-    """Non-overlapping patches times a kernel. images: [B, H, W, 3] -> [B, H // patch, W // patch, D].
+    """Multiplies non-overlapping patches by a kernel. images: [B, H, W, 3] -> [B, H // patch, W // patch, D].
 
-    What is left at the right and the bottom is dropped, as by an unpadded convolution.
+    Incomplete patches at the right and the bottom are dropped, as by an unpadded convolution.
     Raises ValueError for images without three channels, or smaller than a patch.
     """
 

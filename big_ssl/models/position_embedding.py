@@ -1,4 +1,4 @@
-"""Learned tables of positions on a grid, and the same table for another grid."""
+"""Resizes learned position embeddings on a grid to another grid."""
 
 import math
 
@@ -16,7 +16,7 @@ def _hf_dinov2(grid, shape):
 
 
 def _dinov2(grid, shape):
-    # Their guard against rounding in the number of places is part of the coordinates, too.
+    # Their guard against rounding errors in the size, + 0.1, also changes the coordinates.
     scale = jnp.array([(new + 0.1) / old for new, old in zip(shape[:2], grid.shape[:2], strict=True)])
     return jax.image.scale_and_translate(
         grid, shape, (0, 1), scale, jnp.zeros(2), "cubic-pytorch", antialias=False
@@ -38,11 +38,20 @@ RESIZES = {
 def resize_position_embedding(
     table, old_grid: tuple[int, int], new_grid: tuple[int, int], how: str = "bicubic_antialias"
 ):
-    """A table for images of another size. table: [P + h * w, D] -> [P + h' * w', D].
+    """Resizes a table for images of another size.
 
-    The first P rows, those of a class token and its like, stay as they are; the others are a map
-    of old_grid = (h, w), row by row. how: a name in RESIZES; the same grid keeps its table with any.
-    Raises ValueError where the table has fewer than h * w rows.
+    Args:
+      table: [P + h * w, D]. The first P rows, such as a class token's, stay unchanged; the others are a map
+        of size (h, w), row by row.
+      old_grid: (h, w).
+      new_grid: (h', w'); if it equals old_grid the table is returned unchanged.
+      how: a name in RESIZES.
+
+    Returns:
+      [P + h' * w', D].
+
+    Raises:
+      ValueError: if the table has fewer than h * w rows.
     """
     prefix = len(table) - math.prod(old_grid)
     if prefix < 0:
@@ -55,12 +64,12 @@ def resize_position_embedding(
 
 
 def resize_square_table(table: np.ndarray, shape: tuple[int, ...], prefix: int) -> np.ndarray | None:
-    """A table of a square grid, resized for another square grid.
+    """Resizes a table of a square grid for another square grid.
 
     Args:
       table: [prefix + n * n, D].
-      shape: the wanted one, (prefix + m * m, D).
-      prefix: how many rows stand before the grid, and stay.
+      shape: the new shape, (prefix + m * m, D).
+      prefix: how many rows before the grid stay unchanged.
 
     Returns:
       float32 of that shape; None if either shape is not of this form.

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from big_ssl.losses.contrastive import l2_normalize
 
-# The MLP starts normal (the published truncation, at 100 deviations, cuts nothing); the prototypes start as
-# PyTorch makes them, which the authors leave so.
+# The MLP has a normal initialisation (the published truncation, at 100 deviations, cuts nothing); the
+# prototypes have PyTorch's default, as in the authors' code.
 _INIT = nn.initializers.normal(0.02)
 _PROTOTYPES = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -14,8 +14,8 @@ _PROTOTYPES = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 class ProjectionHead(nn.Module):
     """x: [..., D] -> float32[..., prototypes] (Caron et al. 2021, arXiv 2104.14294, appendix C).
 
-    layers linear layers, the last into a bottleneck, with GELU between them; the bottleneck's output
-    is divided by its length, and so are the prototypes: a prototype's logit is a cosine times its length.
+    An MLP of `layers` linear layers, the last into a bottleneck, with GELU between them. The bottleneck's
+    output and the prototypes are L2-normalised: a prototype's logit is a cosine times the prototype's length.
     norm_last_layer: whether the prototypes' lengths stay 1; False trains them, from 1 (iBOT's authors do for
     small models).
     """
@@ -50,7 +50,7 @@ class ProjectionHead(nn.Module):
         return l2_normalize(x.astype(jnp.float32))
 
     def kernel(self):
-        """The prototypes as columns float32[bottleneck, prototypes]: a point's scores are its products with
-        them."""
+        """float32[bottleneck, prototypes], the prototypes as columns: logits are products of points with
+        it."""
         kernel = l2_normalize(self.direction.T).T
         return kernel if self.norm_last_layer else kernel * self.length

@@ -26,9 +26,9 @@ VARIANTS = {
     "50x64": dict(width=128, blocks=(3, 15, 36, 10), image_size=448, pooled_dim=1024),
 }
 
-# How many times as wide a block's output is as its inside.
+# The ratio of a block's output channels to its inner channels.
 _EXPANSION = 4
-# What the map is smaller by than the image.
+# The ratio of the image's side to the last map's.
 _STRIDE = 32
 
 # PyTorch's default for convolutions: uniform, of variance 1 / (3 fan_in).
@@ -70,9 +70,9 @@ def average_pool(x, size: int):
 
 
 class AttentionPool(nn.Module):
-    """The map's mean attends to the mean and all places. x: [C, B, H, W] -> [B, dim].
+    """The map's mean attends to the mean and all positions. x: [C, B, H, W] -> [B, dim].
 
-    side: of the position table's square grid, resized where the map is another.
+    side: of the position table's square grid, which is resized for a map of another size.
     """
 
     side: int
@@ -100,12 +100,12 @@ class AttentionPool(nn.Module):
 class ModifiedResNet(Encoder):
     """CLIP's ResNet; VARIANTS are the published ones.
 
-    width: of the first stage's insides; image_size: of the attention pool's position table, in
+    width: inner channels of the first stage's blocks; image_size: of the attention pool's position table, in
       pixels of a square image; for images of another size it is resized.
-    pooled_dim: of the embedding, which attention pooling projects to by itself.
+    pooled_dim: of the embedding; attention pooling includes its projection.
     attention: its implementation in the pool, see models/attention.py.
-    bn_group, bn_momentum: see models/batch_norm.py. scan: of a stage's blocks but the first;
-    remat: of all blocks; see models/layer_stack.py.
+    bn_group, bn_momentum: see models/batch_norm.py. scan: scans a stage's blocks except the first;
+    remat: for all blocks; see models/layer_stack.py.
 
     images: float[B, H, W, 3], normalised -> dict(
       pooled: float32[B, pooled_dim], patches: dtype[B, H // 32, W // 32, 32 * width]).
@@ -163,7 +163,7 @@ class ModifiedResNet(Encoder):
         return average_pool(x, 2)
 
     def _stage(self, i, blocks, norm, x, train):
-        """The first block alone, since only it strides and widens, then the others, alike."""
+        """Applies the first block, which alone has a stride and widens, then the others, which are equal."""
         width, prefix = self.width * 2**i, f"stage{i}_block"
         apply = functools.partial(layer_stack.apply_layers, remat=self.remat)
         first, other = (functools.partial(Block, width, stride, norm) for stride in (1 if i == 0 else 2, 1))

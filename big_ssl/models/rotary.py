@@ -27,10 +27,10 @@ def rope_sincos(grid: Sequence[int], head_dim: int, base: float, scale=1.0) -> R
       grid: (h, w), patches along both sides.
       head_dim: d, a multiple of 4.
       base: of the periods.
-      scale: of the positions, a number or float32[].
+      scale: a factor of the positions, a number or float32[].
 
     Returns:
-      The Rope of N = h * w patches, row by row. Raises ValueError where four does not divide head_dim.
+      The Rope of N = h * w patches, row by row. Raises ValueError if four does not divide head_dim.
     """
     if head_dim % 4:
         raise ValueError(f"vit: rope_base wants heads of a multiple of 4, and theirs is {head_dim}")
@@ -44,8 +44,8 @@ def rope_sincos(grid: Sequence[int], head_dim: int, base: float, scale=1.0) -> R
 
 
 def apply_rope(x, rope: Rope):
-    """x: [B, T, heads, d], whose last N tokens are patches, with these rotated in pairs (i, i + d / 2); the
-    tokens before them have no position and stay."""
+    """Rotates the last N tokens of x: [B, T, heads, d], the patches, in pairs (i, i + d / 2); the tokens
+    before them have no position and stay unchanged."""
     first = x.shape[1] - len(rope.cos)
     tokens, patches = x[:, :first], x[:, first:].astype(jnp.float32)
     half = patches.shape[-1] // 2

@@ -1,4 +1,4 @@
-"""CLIP's text tower (Radford et al. 2021, arXiv 2103.00020 section 2.4), and SigLIP's."""
+"""CLIP's text encoder (Radford et al. 2021, arXiv 2103.00020 section 2.4), and SigLIP's."""
 
 import functools
 
@@ -9,7 +9,7 @@ from big_ssl.models import layer_stack
 from big_ssl.models.encoder import TransformerEncoder
 from big_ssl.models.transformer import Layer, layer_config, layer_norm
 
-# What a family's towers share; widths, depths and heads: CLIP's Tables 19 and 20.
+# Options of all encoders of a family; widths, depths and heads: CLIP's Tables 19 and 20.
 CLIP = dict(causal=True, pooling="eot", activation="quick_gelu", epsilon=1e-5, kernel_init="clip")
 SIGLIP = dict(causal=False, pooling="last", activation="gelu_tanh", epsilon=1e-6, kernel_init="glorot")
 
@@ -17,17 +17,17 @@ SIGLIP = dict(causal=False, pooling="last", activation="gelu_tanh", epsilon=1e-6
 class TextTransformer(TransformerEncoder):
     """Pre-norm transformer over tokens with learned positions.
 
-    causal: a token sees those before it only. pooling: "eot", the state at the first eot_id, which
-      a causal tower needs; "last", at the last position, padding or not (SigLIP).
-    eot_id: None is the vocabulary's last id, CLIP's own. Its first occurrence is where OpenAI's
-      argmax over ids finds it. A text without it is pooled at its first token.
+    causal: whether a token sees only itself and those before it. pooling: "eot", the state at the first
+      eot_id, which a causal encoder needs; "last", at the last position, padding or not (SigLIP).
+    eot_id: None is the vocabulary's last id, as in CLIP. OpenAI's argmax over ids also gives its first
+      occurrence. A text without it is pooled at its first token.
     activation, kernel_init: names in models.transformer; mlp_dim: None is 4 * width.
     attention: its implementation, see models/attention.py. scan, remat: of the layers, see
       models/layer_stack.py.
 
-    ids: int32[B, L]; mask: bool[B, L], unread: causal attention never sees what follows the end,
+    ids: int32[B, L]; mask: bool[B, L], not read: causal attention never sees the padding after the end,
     and SigLIP was trained to see its padding -> dict(pooled: float32[B, D], tokens: dtype[B, L, D]),
-    both after the final norm. Raises ValueError where L exceeds max_len.
+    both after the final norm. Raises ValueError if L exceeds max_len.
     """
 
     vocab_size: int

@@ -1,4 +1,4 @@
-"""The pre-norm transformer layer and what is made of its parts, for towers of images and of text."""
+"""The pre-norm transformer layer and attention pooling, for encoders of images and of text."""
 
 import functools
 import math
@@ -59,14 +59,14 @@ def _dino(width, mlp_dim, depth):
     return InitStd(0.02, 0.02, 0.02, 0.02)
 
 
-# Initial kernels as published. "clip": its text tower, initialize_parameters of OpenAI's code;
-# "torch": PyTorch's own, at which that code leaves the image tower; "glorot": SigLIP (big_vision); "dino":
-# DINO and iBOT; "dinov2": the same, but for its tokens (models/vit.py).
+# Initial kernels as published. "clip": its text encoder, initialize_parameters of OpenAI's code;
+# "torch": PyTorch's default, which that code keeps for the image encoder; "glorot": SigLIP (big_vision);
+# "dino": DINO and iBOT; "dinov2": the same, except for its tokens (models/vit.py).
 INITIALISERS = {"clip": _clip, "torch": _torch, "glorot": _glorot, "dino": _dino, "dinov2": _dino}
 
 
 def lookup(table: Mapping, key: str, option: str):
-    """table[key]; raises ValueError that names the option and what there is."""
+    """table[key]. Raises ValueError that names the option and the table's keys."""
     if key not in table:
         raise ValueError(f"transformer: {option} is {key!r}; there are {', '.join(table)}")
     return table[key]
@@ -86,21 +86,31 @@ class LayerConfig(NamedTuple):
     attention: str  # a name in attention.IMPLEMENTATIONS
 
 
-def layer_config(tower, feed_forward: str = "mlp", layer_scale: float | None = None) -> LayerConfig:
-    """The LayerConfig of a module with the fields width, depth, heads, mlp_dim (None is what feed_forward
-    has by default), activation, epsilon, kernel_init (a name in INITIALISERS), attention and dtype.
+def layer_config(encoder, feed_forward: str = "mlp", layer_scale: float | None = None) -> LayerConfig:
+    """The LayerConfig of an encoder's layers.
 
-    Raises ValueError for unknown names and where heads does not divide width.
+    Args:
+      encoder: a module with the fields width, depth, heads, mlp_dim (None for feed_forward's default),
+        activation, epsilon, kernel_init (a name in INITIALISERS), attention and dtype.
+      feed_forward, layer_scale: as in LayerConfig.
+
+    Raises:
+      ValueError: for unknown names, and if heads does not divide width.
     """
-    if tower.width % tower.heads:
-        raise ValueError(f"transformer: {tower.heads} heads do not divide a width of {tower.width}")
-    lookup(ACTIVATIONS, tower.activation, "activation")
+    if encoder.width % encoder.heads:
+        raise ValueError(f"transformer: {encoder.heads} heads do not divide a width of {encoder.width}")
+    lookup(ACTIVATIONS, encoder.activation, "activation")
     default = lookup(FEED_FORWARDS, feed_forward, "feed_forward").default_dim
-    mlp_dim = tower.mlp_dim or default(tower.width)
-    init_std = lookup(INITIALISERS, tower.kernel_init, "kernel_init")(tower.width, mlp_dim, tower.depth)
-    common = (tower.activation, tower.epsilon, init_std, tower.dtype)
+    mlp_dim = encoder.mlp_dim or default(encoder.width)
+    init_std = lookup(INITIALISERS, encoder.kernel_init, "kernel_init")(encoder.width, mlp_dim, encoder.depth)
+    common = (encoder.activation, encoder.epsilon, init_std, encoder.dtype)
     return LayerConfig(
-        tower.heads, mlp_dim, *common, feed_forward, layer_scale, attention=attention_lib.of_encoder(tower)
+        encoder.heads,
+        mlp_dim,
+        *common,
+        feed_forward,
+        layer_scale,
+        attention=attention_lib.of_encoder(encoder),
     )
 
 
@@ -112,9 +122,9 @@ def layer_norm(name: str, config: LayerConfig) -> nn.LayerNorm:
 def multi_head_attention(width: int, config: LayerConfig) -> Callable:
     """Multi-head attention: f(x: [B, Q, D], context: [B, K, D], causal=False, rope=None) -> [B, Q, D].
 
-    causal: a position sees only itself and those before it. rope: rotates the queries and keys of the patches
-    at their end. Only inside a module's compact method, whose parameters it makes: query, key,
-    value, out; the function may be called more than once, with the same.
+    causal: whether a position sees only itself and those before it. rope: rotates the queries and keys of the
+    patches at their end. Only for use inside a module's compact method; it creates the parameters query, key,
+    value, out, which all calls of the function share.
     """
     names = ("query", "key", "value")
     kernels = [dense(name, width, config.init_std.attention, config) for name in names]
@@ -134,7 +144,7 @@ def multi_head_attention(width: int, config: LayerConfig) -> Callable:
 
 
 def mlp(width: int, config: LayerConfig) -> Callable:
-    """Two products with the activation between them; see `multi_head_attention` for where it may stand."""
+    """Two products with the activation between them; for use as `multi_head_attention`."""
     hidden = dense("mlp_in", config.mlp_dim, config.init_std.mlp_in, config)
     out = dense("mlp_out", width, config.init_std.mlp_out, config)
     return lambda x: out(ACTIVATIONS[config.activation](hidden(x)))
@@ -150,7 +160,7 @@ def swiglu(width: int, config: LayerConfig) -> Callable:
 
 
 class FeedForward(NamedTuple):
-    """What follows attention in a layer, and how wide it is inside, by the layer's width."""
+    """A layer's feed-forward part. make: builds it; default_dim: layer's width -> hidden width."""
 
     make: Callable
     default_dim: Callable[[int], int]
@@ -164,22 +174,22 @@ FEED_FORWARDS = {
 
 
 def feed_forward(width: int, config: LayerConfig) -> Callable:
-    """The config's own; see `multi_head_attention` for where it may stand."""
+    """The feed-forward part that the config names; for use as `multi_head_attention`."""
     return FEED_FORWARDS[config.feed_forward].make(width, config)
 
 
 def dense(name, features, deviation, config) -> nn.Dense:
-    """A product with a kernel that starts normal of this deviation, and a bias."""
+    """A linear layer whose kernel is normal with this standard deviation at the start, and a bias."""
     init = nn.initializers.normal(deviation)
     return nn.Dense(features, kernel_init=init, dtype=config.dtype, name=name)
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)). x: [B, L, D], or a tuple of such of several B
-    and L, for all of which a layer's weights are read, and over devices gathered, once; the same out.
+    """x + attention(norm(x)), then x + feed_forward(norm(x)). x: [B, L, D], or a tuple of such arrays with
+    several B and L, which share one read and one gather of the layer's weights; returns the same shapes.
 
-    What is added is first multiplied by a learned vector where config.layer_scale gives its start
-    (LayerScale, Touvron et al. 2021, arXiv 2103.17239).
+    Each branch's output is multiplied by a learned vector, which starts at config.layer_scale unless that is
+    None (LayerScale, Touvron et al. 2021, arXiv 2103.17239).
     drop_rate: the probability, a number or float32[], that an example skips a residual branch in training
     (stochastic depth, Huang et al. 2016); None disables it, and needs no key.
     subset_groups: with None, each example is drawn independently. With a number of groups of the batch,
@@ -205,7 +215,7 @@ class Layer(nn.Module):
         def branch(x):
             leaves, structure = jax.tree.flatten(x)
             normed = zip(map(norm, leaves), ropes, strict=True)
-            return structure.unflatten([scaled(attend(y, y, self.causal, own)) for y, own in normed])
+            return structure.unflatten([scaled(attend(y, y, self.causal, rope)) for y, rope in normed])
 
         return branch
 
@@ -229,12 +239,12 @@ class Layer(nn.Module):
         if drop_rate is None or not train:
             return y
         keep = 1 - drop_rate
-        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (y.shape[0], 1, 1))
-        return y * (kept / keep).astype(y.dtype)
+        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, (y.shape[0], 1, 1))
+        return y * (mask / keep).astype(y.dtype)
 
 
 class AttentionPooling(nn.Module):
-    """A learned query over all tokens, then what feeds forward: x: [B, N, D] -> [B, D].
+    """A learned query attends to all tokens, then a feed-forward part: x: [B, N, D] -> [B, D].
 
     Multihead attention pooling (Zhai et al. 2022, arXiv 2106.04560, section 3.2), as in SigLIP.
     """

@@ -1,4 +1,4 @@
-"""Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): the image towers of CLIP and SigLIP,
+"""Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): the image encoders of CLIP and SigLIP,
 the backbones of iBOT and DINOv2."""
 
 import functools
@@ -46,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "g/14": dict(patch=14, width=1536, depth=40, heads=24, feed_forward="swiglu"),
 }
 
-# What a family's towers share. CLIP: arXiv 2103.00020 section 2.4 and OpenAI's weights.
+# Options of all encoders of a family. CLIP: arXiv 2103.00020 section 2.4 and OpenAI's weights.
 CLIP = dict(
     pre_norm=True, patch_bias=False, activation="quick_gelu", epsilon=1e-5, pooling="cls", kernel_init="torch"
 )
@@ -55,10 +55,10 @@ SIGLIP = dict(class_token=False, activation="gelu_tanh", epsilon=1e-6, pooling="
 DINO = dict(epsilon=1e-6, pooling="cls", kernel_init="dino", mask_token=True, position_resize="dinov2")
 DINOV2 = DINO | dict(kernel_init="dinov2", layer_scale=1e-5, drop_path_mode="subset")
 
-# Standard deviations at the start of the class token and registers, and of the position table,
-# where they are not width ** -0.5; a mask token starts at zero.
+# Initial standard deviations of (the class token and registers, the position table), if they are not
+# width ** -0.5; a mask token starts at zero.
 INIT_STD = {"dino": (0.02, 0.02), "dinov2": (1e-6, 0.02)}
-# Those that leave the patch embedding as PyTorch makes it, with a third of the variance of LeCun's rule.
+# Kernel inits whose patch embedding has PyTorch's default, a third of the variance of LeCun's rule.
 _PYTORCHS_PATCHES = ("torch", "dino", "dinov2")
 
 
@@ -70,20 +70,21 @@ class ViT(TransformerEncoder):
     class_token: whether one stands before the patches. pre_norm: whether a layer norm follows the
       position embedding (CLIP). patch_bias: of the patch embedding.
     position_resize: how, a name in models.position_embedding.RESIZES.
-    rope_base: a number for rotary positions instead of that table (models/rotary.py; 100 in DINOv3);
-      rope_rescale: in training all places are multiplied by a random factor between 1 / that and it.
-    registers: how many learned tokens without a place stand after the class token, and are in no
+    rope_base: a number for rotary embeddings instead of that table (models/rotary.py; 100 in DINOv3);
+      rope_rescale: in training all positions are multiplied by a random factor in [1 / rope_rescale,
+      rope_rescale].
+    registers: the number of learned tokens without a position after the class token; they are in no
       output (Darcet et al. 2024, arXiv 2309.16588).
-    mask_token: whether there is one to stand for masked patches (iBOT).
+    mask_token: whether there is one to replace masked patches (iBOT).
     activation, feed_forward, kernel_init: names in models.transformer; mlp_dim: None is 4 * width
       for "mlp", and by DINOv2's rule for "swiglu".
-    layer_scale: the start of the factors of what a layer adds; None for no such factors.
+    layer_scale: the initial value of LayerScale; None for no LayerScale.
     pooling: "cls", the class token; "map", attention pooling (SigLIP); "mean", of the patches.
-    drop_path, drop_path_mode: "linear", each example skips a branch of layer i of n with the chance
-      drop_path * i / (n - 1); "subset", all layers compute their branches for a part 1 - drop_path
-      of the batch (DINOv2), chosen within each of drop_path_groups groups of neighbours: with a
-      multiple of the devices that share the batch, no example leaves its device.
-    patch_dropout: the part of the patches that is left out in training (FLIP, arXiv 2212.00794).
+    drop_path, drop_path_mode: "linear", each example skips a branch of layer i of n with probability
+      drop_path * i / (n - 1); "subset", all layers compute their branches for a fraction 1 - drop_path
+      of the batch (DINOv2), chosen within each of drop_path_groups groups of neighbours: if the number of
+      groups is a multiple of the batch's shards, no example leaves its device.
+    patch_dropout: the fraction of the patches that is dropped in training (FLIP, arXiv 2212.00794).
     attention: its implementation, see models/attention.py. scan, remat: of the layers, see
       models/layer_stack.py.
     """
@@ -121,7 +122,7 @@ class ViT(TransformerEncoder):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Depend on the class token."""
+        """See Encoder; "cls" only with a class token."""
         return ("pooled", *(("cls",) if self.class_token else ()), "patches", "layers")
 
     def resize_params(self, name, array, shape):
@@ -132,16 +133,23 @@ class ViT(TransformerEncoder):
 
     @nn.compact
     def __call__(self, images, train: bool = False, mask=None, intermediate: Sequence[int] = ()):
-        """images: float[B, H, W, 3], normalised; mask: bool[B, N], the patches that the mask token
-        replaces, before they get their positions; intermediate: layers to see, as indices of a list.
+        """Encodes images.
 
-        Returns dict(pooled: float32[B, D], patches: dtype[B, N, D]), both after the final norm, N row
-        by row, in training those that patch_dropout leaves; cls: float32[B, D] if there is a class
-        token; and with intermediate of length n the same norm of those layers' outputs:
-        layers: dict(cls: float32[n, B, D] if there is a class token, patches: [n, B, N, D]).
-        images may be a tuple of such of several B, H and W, which go through the layers side by side;
-        mask is then a tuple too, of masks and None, and so is what is returned.
-        Raises ValueError for options, images and masks that do not fit.
+        Args:
+          images: float[B, H, W, 3], normalised; or a tuple of such arrays with several B, H and W, which
+            share each layer's weights; mask is then a tuple too, of masks and None, and so is the result.
+          train: whether to drop paths and patches, and to rescale rotary embeddings.
+          mask: bool[B, N], the patches that the mask token replaces, before positions are added.
+          intermediate: indices of layers, negative ones from the end, whose outputs are returned as well.
+
+        Returns:
+          dict(pooled: float32[B, D], patches: dtype[B, N, D]), both after the final norm, N row by row, in
+          training without the dropped ones; cls: float32[B, D] if there is a class token; and with n
+          intermediate layers their outputs after the same norm: layers: dict(cls: float32[n, B, D] if there
+          is a class token, patches: [n, B, N, D]).
+
+        Raises:
+          ValueError: for options, images and masks that do not fit.
         """
         config = layer_config(self, self.feed_forward, self.layer_scale)
         sizes = images if isinstance(images, tuple) else (images,)
@@ -157,12 +165,12 @@ class ViT(TransformerEncoder):
         pool = self._pooling(config)
         outputs = [self._outputs(norm(tokens), pool) for tokens in x]
         if intermediate:
-            for output, seen in zip(outputs, between, strict=True):
-                output["layers"] = self._apart(norm(seen))
+            for output, layers in zip(outputs, between, strict=True):
+                output["layers"] = self._split_tokens(norm(layers))
         return tuple(outputs) if isinstance(images, tuple) else outputs[0]
 
     def _embed(self, sizes, masks, train):
-        """For each size [B, T, D]: the class token and the registers, as there are, and the patches."""
+        """For each size [B, T, D]: the class token and the registers, if any, and the patches."""
         scale = 1 / 3 if self.kernel_init in _PYTORCHS_PATCHES else 1.0
         patch_init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
         embed = PatchEmbedding(
@@ -217,14 +225,14 @@ class ViT(TransformerEncoder):
         return rope_sincos(grid, self.width // self.heads, self.rope_base, scale)
 
     def _drop_patches(self, x, train):
-        """x: [B, T, D] with some of the patches, others in each example; the class token stays."""
+        """x: [B, T, D] with a random subset of each example's patches; the class token stays."""
         if not self.patch_dropout or not train:
             return x
         first = int(self.class_token)
         tokens, patches = x[:, :first], x[:, first:]
         total = patches.shape[1]
-        kept = max(1, int(total * (1 - self.patch_dropout)))
-        chosen = random_subsets(self.make_rng("dropout"), len(x), total, kept)
+        count = max(1, int(total * (1 - self.patch_dropout)))
+        chosen = random_subsets(self.make_rng("dropout"), len(x), total, count)
         return jnp.concatenate([tokens, take(patches, chosen)], axis=1)
 
     def _tokens(self, name, count, init):
@@ -236,23 +244,23 @@ class ViT(TransformerEncoder):
         return INIT_STD.get(self.kernel_init, (self.width**-0.5,) * 2)
 
     def _apply_layers(self, x, config, train, intermediate, ropes):
-        """Each x after all layers, and [n, *x.shape] after those of intermediate, None without."""
+        """Each x after all layers, and [n, *x.shape] after the n intermediate ones, None without."""
         subset = lookup({"linear": False, "subset": True}, self.drop_path_mode, "drop_path_mode")
         rates = None if subset else self._drop_rates()
-        between, seen = None, self._indices(intermediate)
-        if len(seen):
-            between = jax.tree.map(lambda x: jnp.zeros((len(seen), *x.shape), x.dtype), x)
+        between, wanted = None, self._indices(intermediate)
+        if len(wanted):
+            between = jax.tree.map(lambda x: jnp.zeros((len(wanted), *x.shape), x.dtype), x)
             # Pass the layer index through the scan.
             rates = list(enumerate(rates or [None] * self.depth))
 
         def call(layer, state, per_layer):
             x, between = state
-            index, rate = per_layer if len(seen) else (None, per_layer)
+            index, rate = per_layer if len(wanted) else (None, per_layer)
             # The size of a subset must be a plain number, in a loop too.
             x = layer(x, (self.drop_path or None) if subset else rate, train, ropes)
-            if len(seen):
-                here = (seen == index)[:, None, None, None]
-                between = jax.tree.map(lambda x, kept: jnp.where(here, x, kept), x, between)
+            if len(wanted):
+                here = (wanted == index)[:, None, None, None]
+                between = jax.tree.map(lambda x, stored: jnp.where(here, x, stored), x, between)
             return x, between
 
         make = functools.partial(Layer, config, subset_groups=self.drop_path_groups if subset else None)
@@ -265,8 +273,8 @@ class ViT(TransformerEncoder):
                 raise ValueError(f"vit: intermediate has {i}; there are {self.depth} layers")
         return np.arange(self.depth)[list(intermediate)]
 
-    def _apart(self, x):
-        """Of [..., T, D] the class token, where there is one, and the patches."""
+    def _split_tokens(self, x):
+        """[..., T, D] -> dict(cls: [..., D] if there is a class token, patches: [..., N, D])."""
         patches = x[..., int(self.class_token) + self.registers :, :]
         if not self.class_token:
             return dict(patches=patches)
@@ -278,7 +286,7 @@ class ViT(TransformerEncoder):
         return [self.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
 
     def _pooling(self, config: LayerConfig):
-        """(all tokens [B, T, D], patches: [B, N, D]) -> [B, D], a function."""
+        """The function (all tokens [B, T, D], patches: [B, N, D]) -> [B, D]."""
         if self.pooling == "cls" and self.class_token:
             return lambda x, patches: x[:, 0]
         if self.pooling == "map":
@@ -292,8 +300,8 @@ class ViT(TransformerEncoder):
         )
 
     def _outputs(self, x, pool):
-        """What is returned of one size's tokens after the final norm."""
-        outputs = self._apart(x)
+        """The outputs of one size, from its tokens after the final norm."""
+        outputs = self._split_tokens(x)
         pooled = pool(x, outputs["patches"]).astype(jnp.float32)
         return dict(pooled=pooled) | outputs
 
@@ -310,17 +318,24 @@ def _masked(x, mask, token):
 
 
 def _after(tokens, x):
-    """x: [B, N, D], after tokens [n, D], if there are any, in every example."""
+    """[B, n + N, D]: in every example tokens [n, D], if there are any, then x: [B, N, D]."""
     if tokens is None:
         return x
     return jnp.concatenate([jnp.broadcast_to(tokens, (len(x), *tokens.shape)), x], axis=1)
 
 
 def layer_tokens(model: ViT, variables: Mapping, images, count: int):
-    """What DINOv2's linear heads read: float32[B, count + 1, D].
+    """The features that DINOv2's linear heads read.
 
-    The class tokens of the last `count` layers, the last layer's last, and then the mean of its patches,
-    all after the final norm. images: as in last_attention. Raises ValueError as check_layers does.
+    Args:
+      model: a ViT with a class token.
+      variables: its variables.
+      images: float[B, H, W, 3], normalised.
+      count: how many of the last layers.
+
+    Returns:
+      float32[B, count + 1, D]: the class tokens of the last `count` layers, the last layer's last, then the
+      mean of its patches, all after the final norm. Raises ValueError as check_layers does.
     """
     check_layers(model, count)
     outputs: Any = model.apply(variables, images, intermediate=range(-count, 0))
@@ -333,23 +348,31 @@ def check_layers(model: nn.Module, count: int) -> None:
     """Raises ValueError if a model does not have class tokens after its last `count` layers."""
     if not {"cls", "layers"} <= set(model.outputs):
         raise ValueError(
-            f"the image tower, {type(model).__name__}, has no class token; it must be a ViT with one"
+            f"the image encoder, {type(model).__name__}, has no class token; it must be a ViT with one"
         )
     if count > model.num_layers:
-        raise ValueError(f"the last {count} layers are asked for; the image tower has {model.num_layers}")
+        raise ValueError(f"the last {count} layers are requested; the image encoder has {model.num_layers}")
 
 
 def last_attention(model: ViT, variables: Mapping, images):
-    """What the last layer's heads look at: float32[B, heads, T, T], rows that sum to one.
+    """The attention weights of the last layer, recomputed from its queries and keys.
 
-    T: the class token, the registers, the patches row by row, as there are. images: float[B, H, W, 3],
-    normalised. Computed again from the queries and keys, which no output holds.
+    Args:
+      model: a ViT.
+      variables: its variables.
+      images: float[B, H, W, 3], normalised.
+
+    Returns:
+      float32[B, heads, T, T], rows that sum to one; T: the class token, the registers, the patches,
+      row by row, if the model has them.
     """
 
-    def wanted(module, _):
+    def is_query_or_key(module, _):
         return module.name in ("query", "key")
 
-    captured = model.apply(variables, images, capture_intermediates=wanted, mutable=["intermediates"])[1]
+    captured = model.apply(
+        variables, images, capture_intermediates=is_query_or_key, mutable=["intermediates"]
+    )[1]
     captured = captured["intermediates"]
     if model.scan:
         layer = jax.tree.map(lambda x: x[-1], captured["layer_stack"])

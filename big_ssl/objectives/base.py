@@ -45,7 +45,7 @@ Inputs = Mapping[str, EncoderCall | BatchField]
 
 @flax.struct.dataclass
 class Sum:
-    """A sum over what a mean is taken of, examples or masked patches for instance, and how many these are.
+    """A mean's numerator and denominator: a sum over examples, masked patches or the like, and their number.
 
     The step adds up both over devices and microbatches, and divides once, so the mean is right however the
     batch is split. value: float32[]; count: float32[] or a number, without gradient.
@@ -56,7 +56,7 @@ class Sum:
 
     @classmethod
     def of_mean(cls, mean, count) -> "Sum":
-        """The sum of `count` values whose mean is given."""
+        """The sum of `count` values with this mean."""
         return cls(mean * count, count)
 
     @property
@@ -66,11 +66,11 @@ class Sum:
 
 
 class Provided(NamedTuple):
-    """What a trained head can do.
+    """How a trained head implements a method of the predictor.
 
-    inputs: the objective's inputs that it needs, by name. feature: the key of the result among the head's
-    features in evaluation: embeddings before normalisation, logits of `head.classes` classes, for zero_shot
-    the temperature of similarities, beside which there may be a "logit_bias".
+    inputs: the names of the objective's inputs that it needs. feature: the key of the result among the head's
+    features in evaluation: embeddings before normalisation, logits of `head.classes` classes, or for
+    zero_shot the temperature of similarities; then the features may also contain a "logit_bias".
     """
 
     inputs: tuple[str, ...]
@@ -80,16 +80,16 @@ class Provided(NamedTuple):
 class Objective(Protocol):
     """One weighted term of the loss: a frozen value.
 
-    inputs: the encoder outputs and batch fields that it reads, by names of its own.
+    inputs: {the objective's name for it: an encoder call or a batch field} that it reads.
     head: a linen module with its own parameters, called with ({name: dict of encoder outputs, or a batch
       field}, train) and, in training, a "dropout" key. Returns features: arrays with a leading example axis,
       scalars such as a temperature, and under "shared" arrays without an example axis, such as prototypes.
       If some inputs are the teacher's, the head is called a second time, on these alone, with EMA
       parameters; the result is the features' "teacher".
-    shares_head_with: the objective whose head's parameters it uses; "" for its own.
+    shares_head_with: the objective whose head's parameters it uses; "" for a separate head.
     scope: "batch" if the loss couples examples, "example" if it is a mean over examples.
-    provides: what the trained head can do, by the name of the predictor's method ("encode_image",
-      "classify"). Evaluators and `big_ssl.load` require these names.
+    provides: {method of the predictor ("encode_image", "classify"): how the trained head implements it}.
+      Evaluators and `big_ssl.load` require these names.
     """
 
     @property
@@ -124,7 +124,7 @@ class Objective(Protocol):
         ...
 
     def initial_state(self) -> Any:
-        """What the objective keeps between steps, such as centers; {} for nothing."""
+        """The objective's state between steps, such as centers; {} if it has none."""
         ...
 
     def project(self, head_params: Any) -> Any:
@@ -133,7 +133,7 @@ class Objective(Protocol):
 
 
 class StatelessObjective:
-    """Defaults: a head of its own that provides nothing, no state, no constraint."""
+    """Defaults: a separate head that provides nothing, no state, no constraint."""
 
     shares_head_with: str = ""
 
@@ -152,11 +152,10 @@ class StatelessObjective:
 
 
 class Context(NamedTuple):
-    """What a run gives to the objectives that it builds.
+    """The run's settings that objectives are built with.
 
-    mesh: what batches are split over. dtype: the compute dtype. schedule: builds a function of the step from
-    a config's value, a number or a mapping. heads: the `head` options of the objectives on the same stream,
-    by name.
+    mesh: batches are split over it. dtype: the compute dtype. schedule: builds a function of the step from
+    a config's value, a number or a mapping. heads: {objective: its `head` options} on the same stream.
     """
 
     mesh: Any

@@ -22,9 +22,16 @@ class EMACenter:
         return dict(center=jnp.zeros(prototypes))
 
     def __call__(self, state, teacher: LazyLogits, mean_point, chunk: int):
-        """Returns (float32[K], the offset to subtract from each prototype's logit; the next state).
+        """Computes the offset and the next state.
 
-        mean_point: float32[D], the mean bottleneck feature of this step.
+        Args:
+          state: {"center": float32[K]}, from the previous step.
+          teacher: the teacher's logits of this step.
+          mean_point: float32[D], the mean bottleneck feature of this step.
+          chunk: unused; see objectives.self_distillation.
+
+        Returns:
+          (float32[K], the offset to subtract from each prototype's logit; the next state).
         """
         del chunk
         offset = state["center"] / teacher.temperature

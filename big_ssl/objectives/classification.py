@@ -1,4 +1,4 @@
-"""Supervised classification, from scratch or of what other objectives have trained."""
+"""Supervised classification, from scratch or on encoders that other objectives have trained."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from big_ssl.objectives.base import (
 
 LOSSES = {"softmax": losses.softmax_cross_entropy, "sigmoid": losses.sigmoid_cross_entropy}
 
-# BEiT's start of a classifier (run_class_finetuning.py): all classes as good as equal.
+# BEiT's initialisation of a classifier (run_class_finetuning.py): nearly equal logits for all classes.
 _INIT = nn.initializers.normal(0.02 * 0.001)
 
 
@@ -88,10 +88,10 @@ def build(
     """Supervised classification of the images of `view`.
 
     Args:
-      classes: their number.
+      classes: the number of classes.
       view: the view that it trains on.
       loss: "softmax" or "sigmoid".
-      label_smoothing: the part of a target that is spread over all classes.
+      label_smoothing: the fraction of a target's mass that is spread over all classes.
 
     Raises:
       ValueError: for an unknown loss.

@@ -11,7 +11,7 @@ from big_ssl.losses.contrastive import l2_normalize, sigmoid_contrastive, softma
 from big_ssl.losses.pairwise import IMPLEMENTATIONS, Pairwise
 from big_ssl.objectives.base import Context, EncoderCall, Inputs, Provided, StatelessObjective, Sum
 
-# The smallest temperature that an update may leave: logits within +-100, CLIP's cap.
+# The lower bound of the temperature after an update: logits within +-100, CLIP's cap.
 _MIN_TEMPERATURE = 0.01
 
 
@@ -23,7 +23,7 @@ class ContrastiveHead(nn.Module):
     image_projection: ALIGN has none, its pooled image is the embedding; text_projection_bias: ALIGN's
     text projection has a bias, CLIP's has not. temperature_form: "raw" learns the temperature
     itself (ALIGN), "log" the logarithm of its inverse (CLIP), whose steps are relative.
-    logit_bias: the start of a learned number added to every logit (SigLIP), None for none.
+    logit_bias: the initial value of a learned bias added to every logit (SigLIP), None for no bias.
     """
 
     embed_dim: int
@@ -35,7 +35,7 @@ class ContrastiveHead(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, train: bool = False):
-        """Returns image, text: float32[B, embed_dim], L2-normalised, of the inputs that are there;
+        """Returns image, text: float32[B, embed_dim], L2-normalised, for the inputs present;
         temperature: float32[]; logit_bias: float32[] if there is one. In evaluation also projected_image and
         projected_text, the same before normalisation.
         """
@@ -57,7 +57,7 @@ class ContrastiveHead(nn.Module):
             return self._project("image_projection", pooled, bias=False)
         if pooled.shape[-1] != self.embed_dim:
             raise ValueError(
-                f"contrastive: embed_dim is {self.embed_dim} but the image tower gives {pooled.shape[-1]}; "
+                f"contrastive: embed_dim is {self.embed_dim} but the image encoder gives {pooled.shape[-1]}; "
                 "set embed_dim to that or image_projection to True"
             )
         return pooled
@@ -113,7 +113,7 @@ class Contrastive(StatelessObjective):
         else:
             smoothing = self.label_smoothing
             loss, metrics = softmax_contrastive(image, text, temperature, smoothing, pairwise=self.pairwise)
-        # A loss over all pairs is no mean over examples: it is one value of the whole batch.
+        # A loss over all pairs is no mean over examples: it is one value for the whole batch.
         return Sum(loss), {name: Sum(value) for name, value in (metrics | scalars).items()}, state
 
     def project(self, head_params):
@@ -152,7 +152,7 @@ def build(
       temperature_form: "raw" or "log".
       logit_bias: its initial value, which makes the loss SigLIP's; None for the softmax.
       label_smoothing: of the softmax's targets.
-      implementation: the implementation, see losses.pairwise.
+      implementation: of the reduction over all pairs, see losses.pairwise.
 
     Raises:
       ValueError: for an unknown implementation, or label smoothing without a softmax.

@@ -29,9 +29,9 @@ class ClassTokenHead(nn.Module):
     """Projects class tokens to the bottleneck.
 
     Called with {"global_crops", "local_crops": the student's encoder outputs} or {"teacher": the EMA's};
-    returns points: float32[B, S, D], global crops first, and shared: prototypes: float32[D, K]. If another
-    encoder teaches, whose projection is teacher_projection, all inputs come at once, and "teacher" holds the
-    same of its outputs.
+    returns points: float32[B, S, D], global crops first, and shared: prototypes: float32[D, K]. If the
+    teacher is another encoder, with teacher_projection as its projection, all inputs come in one call, and
+    "teacher" contains the same features of its outputs.
     """
 
     projection: ProjectionHead

@@ -15,7 +15,7 @@ from big_ssl.objectives.self_distillation import student_call, teacher_call
 
 
 class Patches(nn.Module):
-    """Hands on patches: [B, S, N, W], and under "teacher" those of another encoder; no parameters."""
+    """Returns patches: [B, S, N, W], and under "teacher" those of another encoder; no parameters."""
 
     def __call__(self, inputs, train: bool = False):
         del train
@@ -55,6 +55,6 @@ class Gram(StatelessObjective):
 
 
 def build(teacher: str = "", masked: bool = True, large: bool = False, *, context: Context) -> Gram:
-    """Gram anchoring of the global crops' patches; see Gram. large: its high_res."""
+    """Gram anchoring of the global crops' patches; see Gram. large: high_res of Gram."""
     del context
     return Gram(teacher, masked, large)

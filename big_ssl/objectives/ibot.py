@@ -1,6 +1,6 @@
 """Masked image modelling with an online tokenizer: iBOT (Zhou et al. 2022, arXiv 2111.07832).
 
-The student predicts, at masked patches, the teacher's output on the same patches, which the teacher sees.
+At masked patches the student predicts the teacher's output on the same patches, which the teacher sees.
 """
 
 import dataclasses
@@ -84,8 +84,8 @@ class Ibot(SelfDistillation):
         published (arXiv 2111.07832, equation 2); see objectives.base.Objective."""
         del fields
         student, teacher = self.scores(features, step)
-        seen = features["teacher"].get("mean", teacher.bottleneck.mean(1))
-        offset, state = self.centering(state, teacher, seen.mean(0), self.chunk)
+        mean_points = features["teacher"].get("mean", teacher.bottleneck.mean(1))
+        offset, state = self.centering(state, teacher, mean_points.mean(0), self.chunk)
         pairs = cross_entropy(student, teacher, offset, self.chunk)
         weights, crops = features["weights"], features["crops"].sum()
         means = [jnp.average(x, weights=weights) for x in (pairs.cross_entropy, pairs.entropy)]
@@ -125,8 +125,8 @@ def build(
     options = context.heads[owner] if owner else head
     projection = build_projection("ibot", options, context)
     teacher_projection = build_projection("ibot", options, context) if teacher else None
-    built = build_centering("ibot", centering)
-    all_patches = masked and center_over == "all" and isinstance(built, EMACenter)
+    centering_module = build_centering("ibot", centering)
+    all_patches = masked and center_over == "all" and isinstance(centering_module, EMACenter)
     patches = PatchHead(projection, all_patches, teacher_projection, masked)
     schedule = context.schedule(teacher_temperature)
-    return Ibot(patches, schedule, built, student_temperature, chunk, teacher, owner, masked)
+    return Ibot(patches, schedule, centering_module, student_temperature, chunk, teacher, owner, masked)

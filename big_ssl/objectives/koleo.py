@@ -22,9 +22,9 @@ class ClassTokens(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class KoLeo(StatelessObjective):
-    """The sum over the first `crops` global crops of losses.koleo, each crop among its own kind only.
+    """The sum over the first `crops` global crops of losses.koleo; neighbours have the same crop index.
 
-    masked: as in objectives.dino, whose call on the global crops it shares.
+    masked: as in objectives.dino, so that both share the encoder call on the global crops.
     """
 
     koleo_group: int = 0
@@ -42,8 +42,8 @@ class KoLeo(StatelessObjective):
     def loss(self, features, fields, state, step):
         """See objectives.base.Objective; distance: the mean distance to the nearest other example."""
         del fields, step
-        of_crop = jax.vmap(lambda points: koleo(points, self.koleo_group), in_axes=1)
-        losses, distances = of_crop(features["points"][:, : self.crops])
+        koleo_per_crop = jax.vmap(lambda points: koleo(points, self.koleo_group), in_axes=1)
+        losses, distances = koleo_per_crop(features["points"][:, : self.crops])
         return Sum(losses.sum()), dict(distance=Sum(distances.mean())), state
 
 

@@ -1,4 +1,4 @@
-"""What DINO's and iBOT's objectives have in common.
+"""The base of DINO's and iBOT's objectives.
 
 The teacher is the student's own EMA, or, in distillation, another encoder of the config that is frozen
 (config.lr_multipliers) and starts from weights (config.init_from).
@@ -36,8 +36,8 @@ class SelfDistillation(StatelessObjective):
     head: has a `projection`; returns points, and prototypes under "shared".
     teacher_temperature: a function of the step.
     centering: of the teacher's logits.
-    chunk: how many points' logits exist at a time, recomputed in the backward pass; 0 computes all at once
-      and keeps them.
+    chunk: logits are computed for this many points at a time, and recomputed in the backward pass; 0 computes
+      all at once and keeps them.
     teacher: the encoder that teaches, "" for the EMA.
     shares_head_with: see objectives.base.
     """
@@ -64,17 +64,25 @@ class SelfDistillation(StatelessObjective):
         teacher_features = jax.lax.stop_gradient(features["teacher"])
         dtype = self.head.projection.dtype
 
-        def made(x, temperature):
+        def logits(x, temperature):
             return LazyLogits(x["points"], x["shared"]["prototypes"], temperature, dtype)
 
-        return made(features, self.student_temperature), made(
+        return logits(features, self.student_temperature), logits(
             teacher_features, self.teacher_temperature(step)
         )
 
 
 def distribution_metrics(cross_entropy, entropy, mean_target, temperature, count) -> dict[str, Sum]:
-    """The metrics of losses.self_distillation.target_metrics, means over `count` examples, and the teacher's
-    temperature."""
+    """The metrics of both objectives.
+
+    Args:
+      cross_entropy, entropy, mean_target: as in losses.self_distillation.target_metrics.
+      temperature: the teacher's, float32[].
+      count: over how many examples or patches the metrics are means.
+
+    Returns:
+      {name: Sum}: those of target_metrics, and teacher_temperature.
+    """
     metrics = target_metrics(cross_entropy, entropy, mean_target)
     return {name: Sum.of_mean(value, count) for name, value in metrics.items()} | dict(
         teacher_temperature=Sum(temperature)
@@ -82,7 +90,7 @@ def distribution_metrics(cross_entropy, entropy, mean_target, temperature, count
 
 
 def build_projection(name: str, options: Mapping, context: Context) -> ProjectionHead:
-    """A head from its options. Raises ValueError, naming the objective, for an unknown option."""
+    """The head of objective `name` from its options in the config. Raises ValueError for an unknown one."""
     fields = {f.name for f in dataclasses.fields(ProjectionHead)} - {"parent", "name", "dtype"}
     for key in options:
         if key not in fields:
@@ -91,8 +99,8 @@ def build_projection(name: str, options: Mapping, context: Context) -> Projectio
 
 
 def build_centering(name: str, options: Mapping) -> EMACenter | Sinkhorn:
-    """Builds the centering of options["kind"]. Raises ValueError for an unknown one, naming the
-    objective."""
+    """The centering of objective `name`, of kind options["kind"]. Raises ValueError for an unknown kind or
+    option."""
     kind = options.get("kind")
     if kind not in CENTERINGS:
         raise ValueError(f"{name}.centering.kind is {kind!r}; use {' or '.join(CENTERINGS)}")

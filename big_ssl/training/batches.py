@@ -1,4 +1,4 @@
-"""The batches of a run: their shapes before there are any, and their iterator."""
+"""The batches of a run: their shapes before the data is read, and their iterator."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ def abstract_batch(config: Mapping) -> dict:
 
 
 def abstract_global_batch(config: Mapping, sharding) -> dict:
-    """Shapes and dtypes of a global batch as `iterate` gives it, each array with this sharding."""
+    """Shapes and dtypes of a global batch of `iterate`, each array with this sharding."""
 
     def place(size, leaf):
         return jax.ShapeDtypeStruct((size, *np.shape(leaf)), np.asarray(leaf).dtype, sharding=sharding)
@@ -36,9 +36,13 @@ def abstract_global_batch(config: Mapping, sharding) -> dict:
 
 
 def iterate(config: Mapping, parts: Mapping[str, Sequence[Part]], start: int, mesh: Mesh):
-    """An endless iterator of {stream: batch}, NumPy, this process's rows, from step `start`.
+    """An endless iterator of {stream: batch}, NumPy, with this process's rows.
 
-    parts: what streams.open_streams returns.
+    Args:
+      config: of a run or a stage.
+      parts: {stream: its sources}, from streams.open_streams.
+      start: the step of the first batch.
+      mesh: global batches are split over it.
     """
     iterators = {
         name: pipeline.batches(

@@ -1,4 +1,4 @@
-"""From a config to the parts of a run."""
+"""Builds the parts of a run from its config."""
 
 import functools
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ from big_ssl.training.system import System, Term
 
 
 def tokenizer(config: Mapping) -> Tokenizer | None:
-    """The tokenizer of the config's texts; None where no vocabulary is set, enough to plan a run.
+    """The tokenizer of the config; None if no vocabulary is set, which suffices to plan a run.
 
-    Raises ValueError where the vocabulary is not of the size that the config states.
+    Raises ValueError if the vocabulary does not have the size that the config states.
     """
     return tokenizers.build(config["tokenizer"]) if config["tokenizer"]["vocabulary"] else None
 
@@ -28,8 +28,8 @@ def tokenizer(config: Mapping) -> Tokenizer | None:
 def system(config: Mapping, mesh: Mesh | None) -> System:
     """The encoders, fields and weighted terms of the config, for batches split over mesh.
 
-    mesh: None for a system without losses. Raises ValueError for encoder calls that encoders and fields do
-    not fit.
+    mesh: None for a system without losses. Raises ValueError for encoder calls that do not fit the encoders
+    and fields.
     """
     modules = encoder_modules(config)
     terms = {
@@ -51,16 +51,16 @@ def system(config: Mapping, mesh: Mesh | None) -> System:
 def stream_fields(
     stream: str, config: Mapping, options: Mapping[str, Mapping] | None = None
 ) -> dict[str, Field]:
-    """The fields that a stream's batches have: those that its objectives read, and the images that these
-    belong to, in the order of the config; without their source.
+    """The fields of a stream's batches: those that its objectives read, and the images that these belong to,
+    in the order of the config; not opened yet.
 
     Args:
       stream: the stream's name.
       config: the run's config.
-      options: {field: options} instead of the config's, of one source of several.
+      options: {field: options} in place of the config's, for one of several sources.
 
     Raises:
-      ValueError: if an objective reads a field that there is not.
+      ValueError: if an objective reads a field that does not exist.
     """
     parts = config["streams"][stream]
     known = fields.build(options or parts["data"]["fields"], config["tokenizer"]["length"])
@@ -80,14 +80,14 @@ def batch_fields(stream: str, config: Mapping) -> dict[str, list[str]]:
     """{objective of the stream: the fields of the batch that its loss reads itself}."""
     terms = _terms(stream, config["streams"][stream], config, None)
     return {
-        name: [each.name for each in term.objective.inputs.values() if isinstance(each, BatchField)]
+        name: [x.name for x in term.objective.inputs.values() if isinstance(x, BatchField)]
         for name, term in terms
     }
 
 
 def reads_texts(config: Mapping) -> bool:
     """Whether a field of some stream needs a tokenizer."""
-    fields = (each for name in config["streams"] for each in stream_fields(name, config).values())
+    fields = (field for name in config["streams"] for field in stream_fields(name, config).values())
     return any(field.needs_tokenizer for field in fields)
 
 
@@ -125,7 +125,7 @@ def _check_encoder_call(name, call, modules):
     if call.encoder not in modules:
         raise ValueError(f"{name} reads encoders.{call.encoder}, which is missing; there are {list(modules)}")
     encoder = modules[call.encoder]
-    # Layers are returned to a caller that lists them, which no EncoderCall does.
+    # Layers are returned only to a caller that lists them, which no EncoderCall does.
     available = [output for output in encoder.outputs if output != "layers"]
     for output in call.outputs:
         if output not in available:

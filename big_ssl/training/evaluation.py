@@ -17,15 +17,15 @@ from big_ssl.training.checkpoints import parse_best
 from big_ssl.training.requirements import RequirementsError
 from big_ssl.training.stopping import TrainingFailed
 
-# A message names at most so many.
+# A message names at most this many metrics.
 _NAMED = 10
 
-# Metrics: an evaluator's failures since it last succeeded; how often a run did not survive an evaluation.
+# Metrics: an evaluator's failures since its last success; how often an evaluation ended the process.
 _FAILURES, _INTERRUPTED = "eval/failures/{}/in_a_row", "eval/interrupted"
 
 
 def predictor(config: Mapping, setup) -> Predictor:
-    """The model of a run, for `Predictor.for_evaluation` to set its variables."""
+    """The Predictor of a run; `Predictor.for_evaluation` sets its variables."""
     # Enough work for each device of a large mesh.
     size = max(256, 32 * mesh_lib.batch_shards(setup.mesh))
     image_config = preprocessing.model_keys(config["eval_transform"])
@@ -55,14 +55,14 @@ def check_best(best: str, evals: Mapping) -> None:
 
     Without any evaluator it warns: a run whose evaluations are switched off keeps no best checkpoint.
     """
-    wanted = parse_best(best)
-    if wanted is None:
+    best_metric = parse_best(best)
+    if best_metric is None:
         return
     if not evals:
         print(f"checkpoint.best is {best!r}, and nothing is evaluated: no best is kept", file=sys.stderr)
         return
     prefixes = [f"eval/{prefix}" for prefix in suite.metric_prefixes(evals)]
-    if not wanted.metric.startswith(tuple(prefixes)):
+    if not best_metric.metric.startswith(tuple(prefixes)):
         more = ", ..." if len(prefixes) > _NAMED else ""
         raise RequirementsError(
             f"checkpoint.best is {best!r}; the metrics of config.evals begin with "
@@ -71,11 +71,11 @@ def check_best(best: str, evals: Mapping) -> None:
 
 
 class Evaluation:
-    """Runs the evaluators on one state after another. One that raises is counted in the metrics, and runs
-    again at the next evaluation.
+    """Runs the evaluators on one state after another. Failures are counted in the metrics; an evaluator that
+    failed runs again at the next evaluation.
 
-    limit: after how many failures in a row of one evaluator the run has failed;
-    lines: of metrics.jsonl, on process 0; start: the step that the run goes on from.
+    evaluators: {name: Evaluator}. limit: after this many failures in a row of one evaluator the run fails.
+    lines: of metrics.jsonl, on process 0. start: the step that the run continues from.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Evaluation:
         self.interrupted = bool(evaluators) and not history["evaluated"]
 
     def interruption(self) -> dict[str, float]:
-        """A metric that counts how often a run did not survive the evaluation of the step it goes on from."""
+        """A metric that counts how often the evaluation of the step `start` has ended the process."""
         self._times += 1
         return {_INTERRUPTED: self._times}
 
@@ -113,10 +113,10 @@ class Evaluation:
         return self._times <= self._limit
 
     def metrics(self, predictor) -> tuple[dict[str, float], list[str]]:
-        """({"eval/<kind>/<dataset>/<metric>": value} of those that succeed, a line for each that fails).
+        """({"eval/<kind>/<dataset>/<metric>": value} of successful evaluators, [a line for each failed one]).
 
-        All hosts must call it, and get the same. An evaluator must not raise on one host while others wait
-        for it in a computation: what it reads, it reads by evals.reading.
+        All hosts must call it, and get the same result. An evaluator must not raise on one host while others
+        wait for it in a computation: it reads its data by evals.reading.
         """
         metrics: dict[str, float] = {}
         problems = []
@@ -131,7 +131,7 @@ class Evaluation:
         return metrics, problems
 
     def check_health(self, step: int) -> None:
-        """Raises TrainingFailed where an evaluator has failed too often in a row."""
+        """Raises TrainingFailed if an evaluator has failed too often in a row."""
         for name, failures in self._failures.items():
             if failures >= self._limit:
                 raise TrainingFailed(
@@ -141,11 +141,11 @@ class Evaluation:
 
 
 def _run(evaluator, predictor):
-    """(metrics, "") or ({}, what was raised, on any host), the same on all hosts."""
+    """(metrics, "") or ({}, the error that some host raised), the same on all hosts."""
     values, problem = {}, ""
     try:
         values = evaluator.metrics(predictor)
-    except Exception as error:  # whatever one evaluator lacks, the run goes on without it
+    except Exception as error:  # no failure of an evaluator may end the run
         logging.info("an evaluator failed", exc_info=error)
         problem = f"{type(error).__name__}: {error}".split("\n")[0]
     problems = distributed.gather(problem)

@@ -1,4 +1,4 @@
-"""What a stage of a run takes over from the one before; the rules are in training/stages.py."""
+"""Hands the state of one stage of a run over to the next, by the rules in training/stages.py."""
 
 import re
 from typing import Any
@@ -15,9 +15,11 @@ from big_ssl.training.state import TrainState
 
 
 def check(stage: Stage, before: TrainState, after: TrainState) -> None:
-    """Raises ValueError, naming the array, where a stage can't start from the state of the one before.
+    """Raises ValueError, naming the array, if a stage can't start from the state of the previous one.
 
-    before, after: shapes and dtypes of both stages' states.
+    Args:
+      stage: the later stage, whose `handover` has the rules.
+      before, after: shapes and dtypes of both stages' states.
     """
     _weight_sources(stage, before, after)
     _sources(stage, stage.handover.objectives, before.mutable["objectives"], after.mutable["objectives"])
@@ -28,8 +30,13 @@ def check(stage: Stage, before: TrainState, after: TrainState) -> None:
 def hand_over(stage: Stage, before: TrainState, after: TrainState) -> TrainState:
     """The state that a stage starts with.
 
-    before: the state that the stage before ended with. after: this stage's own initial state, which is filled
-    by the rules; each array stays on the devices where it lies.
+    Args:
+      stage: the stage, whose `handover` has the rules.
+      before: the final state of the previous stage.
+      after: a new initial state of this stage, which the rules fill.
+
+    Returns:
+      The filled state; each array has the sharding that it has in `after`.
     """
     sources = _weight_sources(stage, before, after)
     weights = _placed(sources, _weights(after))
@@ -73,7 +80,7 @@ def _weight_sources(stage, before, after):
 
 
 def _average(stage, before, after, weights):
-    """The average: handed on, or where there is none to hand on, starting at the weights."""
+    """The EMA: handed on, or starting at the weights if the previous stage has none."""
     if after.ema is None:
         return None
     rule = stage.handover.ema if before.ema is not None else "reset"
@@ -83,9 +90,9 @@ def _average(stage, before, after, weights):
 
 
 def _sources(stage, rule, before, after):
-    """{path: array} of what is handed on in one part of the state.
+    """{path: array} of the arrays in one part of the state that are handed on.
 
-    rule: of the handover, or "moments": those of another shape restart.
+    rule: a value of the handover's rules, or "moments": moments of another shape restart.
     """
     excluded = re.compile("|".join(f"(?:{pattern})" for pattern in stage.handover.exclude) or r"(?!)")
     available = {} if rule == "reset" else _by_path(before)
@@ -106,7 +113,7 @@ def _sources(stage, rule, before, after):
 
 
 def _fitted(stage, path, array, leaf):
-    """The array, resized if its shape is another one. Raises ValueError if that can't be."""
+    """The array, resized if it has another shape. Raises ValueError if it can't be resized."""
     if array.shape == leaf.shape:
         return array
     if isinstance(array, jax.Array):
@@ -129,7 +136,7 @@ def _by_path(tree) -> dict[str, Any]:
 
 
 def _placed(sources, tree):
-    """The tree with the arrays of `sources` in it, on the tree's devices."""
+    """The tree with the arrays of `sources` at their paths, on the tree's devices."""
 
     def place(path, leaf):
         source = sources.get(path_name(path))
@@ -145,7 +152,7 @@ def _placed(sources, tree):
 
 
 def _summary(sources, before, after):
-    """Which modules start from scratch, and which are left behind."""
+    """A line that names the modules that start from scratch, and those that are left behind."""
     places = _by_path(_weights(after))
     new = {initial.module(path) for path in places if path not in sources}
     dropped = {initial.module(path) for path in _by_path(_weights(before)) if path not in places}

@@ -1,11 +1,11 @@
 """Starting from weights: config.init_from.
 
-path: a folder that `python -m big_ssl.convert` wrote, or that another run trained in. exclude: patterns of
-the paths ("encoders/text/", "heads/") that start from scratch nevertheless. remap: pairs of a pattern and its
-replacement in a path: the arrays fill the new path too, so that a run's encoder can be a teacher's; with a
-third item, a folder, they are that folder's arrays, so that each encoder can come from elsewhere.
-Position tables of another image size are resized, BERT's of longer texts cut. Encoders and heads are
-filled whole or excluded whole, but for single excluded paths.
+path: a folder that `python -m big_ssl.convert` wrote, or the working directory of another run. exclude:
+patterns of paths ("encoders/text/", "heads/") that start from scratch nevertheless. remap: pairs of a pattern
+and its replacement in a path: the arrays also fill the new path, so that a run's encoder can be a teacher;
+with a third item, a folder, the arrays are read from there, so that encoders can come from several folders.
+Position tables of another image size are resized, BERT's for longer texts are cut. An encoder or head is
+either filled or excluded as a whole, except for single excluded paths.
 """
 
 import re
@@ -25,15 +25,15 @@ from big_ssl.weights import formats
 
 
 def newest_steps(config: Mapping) -> dict[str, int]:
-    """{path: the step of its newest checkpoint} of the runs that config.init_from reads.
+    """{path: the step of its newest checkpoint} for the runs that config.init_from reads.
 
     Hosts may see different ones of a run that is still training, so they agree on these before `read`.
     Raises requirements.RequirementsError if a run has not saved yet.
     """
-    path, remap = (config["init_from"][key] for key in ("path", "remap"))
-    paths = [each for each in (path, *(folder for _, _, *rest in remap for folder in rest)) if each]
+    main, remap = (config["init_from"][key] for key in ("path", "remap"))
+    paths = [path for path in (main, *(folder for _, _, *folders in remap for folder in folders)) if path]
     try:
-        return {each: trained.newest_step(each) for each in paths if _is_run(each)}
+        return {path: trained.newest_step(path) for path in paths if _is_run(path)}
     except OSError as error:
         raise requirements.RequirementsError(f"init_from: {error}") from error
 
@@ -41,36 +41,44 @@ def newest_steps(config: Mapping) -> dict[str, int]:
 def read(
     config: Mapping, abstract_state: state_lib.TrainState, steps: Mapping[str, int] = MappingProxyType({})
 ):
-    """{"params", "encoders"} as state.averaged, of arrays where weights are given and None where a value
-    starts from scratch; None where config.init_from has no path.
+    """The weights that a run starts from.
 
-    steps: {path: the step of the checkpoint to read} of runs; the newest where there is none. Raises
-    requirements.RequirementsError that names what does not fit.
+    Args:
+      config: the run's config.
+      abstract_state: shapes and dtypes of the run's state.
+      steps: {path of a run: the step of the checkpoint to read}; by default the newest.
+
+    Returns:
+      {"params", "encoders"} as state.averaged, with source arrays, and None for values that start from
+      scratch; None if config.init_from has no path.
+
+    Raises:
+      RequirementsError: that names the array or path that does not fit.
     """
     path, exclude, remap = (config["init_from"][key] for key in ("path", "exclude", "remap"))
     if not path:
         return None
     modules = build.encoder_modules(config)
-    wanted = state_lib.averaged(abstract_state.params, abstract_state.mutable)
+    target = state_lib.averaged(abstract_state.params, abstract_state.mutable)
     try:
         source = _restacked(_remapped(_read(path, steps), remap, steps), modules)
         source = flatten_dict(source, sep="/")
-        # A tower without running statistics has an empty node, which must stay.
-        wanted = flatten_dict(wanted, keep_empty_nodes=True, sep="/")
-        return _matched(source, wanted, exclude, modules)
+        # An encoder without running statistics has an empty node, which must stay.
+        target = flatten_dict(target, keep_empty_nodes=True, sep="/")
+        return _matched(source, target, exclude, modules)
     except (ValueError, OSError) as error:
         raise requirements.RequirementsError(f"init_from: {error}") from error
 
 
-def replace(state: state_lib.TrainState, given) -> state_lib.TrainState:
-    """The state with what `read` gave in it, placed as the state is; its average starts there too."""
-    if given is None:
+def replace(state: state_lib.TrainState, source) -> state_lib.TrainState:
+    """The state with the arrays that `read` returned, with its shardings; the EMA starts there too."""
+    if source is None:
         return state
     old = state_lib.averaged(state.params, state.mutable)
     new = jax.tree.map(
         lambda x, y: x if y is None else placed(np.asarray(y, x.dtype), x.sharding),
         old,
-        given,
+        source,
         is_leaf=lambda x: x is None,
     )
     ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, state_lib.restricted(new, state.ema))
@@ -79,9 +87,9 @@ def replace(state: state_lib.TrainState, given) -> state_lib.TrainState:
 
 
 def placed(array: np.ndarray, sharding) -> jax.Array:
-    """An array that every host has whole, on the devices of a sharding.
+    """An array that every host has in full, on the devices of a sharding.
 
-    Not by device_put, which has all hosts compare what they place, and holds it whole on a device.
+    Not by device_put, which makes all hosts compare their arrays, and puts the full array on a device.
     """
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
@@ -98,7 +106,7 @@ def _read(path, steps):
 
 
 def _remapped(source, rules, steps):
-    """The tree, with the arrays that a rule matches under their new path too."""
+    """The tree; arrays that a rule matches are in it under their new path as well."""
     flat = flatten_dict(source, keep_empty_nodes=True, sep="/")
     for pattern, replacement, *folder in rules:
         other = flatten_dict(_read(*folder, steps), keep_empty_nodes=True, sep="/") if folder else flat
@@ -111,7 +119,7 @@ def _remapped(source, rules, steps):
 
 
 def _restacked(source, modules):
-    """Stacks the layers of the encoders that are scanned here; in weights they are apart."""
+    """Stacks the layers of the encoders that are scanned here; weights have separate layers."""
     for name, encoder in modules.items():
         if getattr(encoder, "scan", False) and name in source["params"]["encoders"]:
             params = stack_layers(source["params"]["encoders"][name], encoder.stacks)
@@ -121,24 +129,24 @@ def _restacked(source, modules):
     return source
 
 
-def _matched(source, wanted, exclude, modules):
-    """The source arrays in the structure of wanted; None where excluded."""
+def _matched(source, target, exclude, modules):
+    """The source arrays in the target's structure; None where excluded."""
     excluded = re.compile("|".join(f"(?:{p})" for p in exclude)) if exclude else None
-    found = {}
-    for name, leaf in wanted.items():
+    matched = {}
+    for name, leaf in target.items():
         if leaf is empty_node:
-            found[name] = leaf
+            matched[name] = leaf
         elif excluded and excluded.search(name):
-            found[name] = None
+            matched[name] = None
         elif name not in source:
             raise ValueError(f"the weights have no {name}; exclude={(module(name),)} starts it from scratch")
         else:
-            found[name] = fitted(name, source[name], leaf.shape, modules)
-    filled = {module(name) for name, value in found.items() if isinstance(value, np.ndarray)}
+            matched[name] = fitted(name, source[name], leaf.shape, modules)
+    filled = {module(name) for name, value in matched.items() if isinstance(value, np.ndarray)}
     for name in source:
-        if name not in wanted and module(name) in filled:
+        if name not in target and module(name) in filled:
             raise ValueError(f"{name} of the weights has no place in this model")
-    return unflatten_dict(found, sep="/")
+    return unflatten_dict(matched, sep="/")
 
 
 def module(name):
@@ -147,7 +155,7 @@ def module(name):
 
 
 def fitted(name: str, array, shape: tuple[int, ...], modules: Mapping[str, Encoder]) -> np.ndarray:
-    """An array of another model, as a parameter of this one.
+    """An array of another model, resized to a parameter of this one.
 
     Args:
       name: its path, such as "params/encoders/image/position_embedding".

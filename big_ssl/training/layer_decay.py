@@ -1,9 +1,10 @@
 """Layer-wise learning-rate decay towards a transformer's input, as a value in config.lr_multipliers.
 
-dict(kind="layer_decay", decay=0.75): of L layers, layer i, counted from 0, learns decay ** (L - i) times as
-fast, embeddings decay ** (L + 1), the final norm, a pooling and heads at the full rate (BEiT, Bao et al.
-2022, arXiv 2106.08254, optim_factory.py of its code; iBOT and DINOv2 do the same); see Encoder.layer_id.
-patch_embedding: another factor for that alone, 0.2 in DINOv2's pre-training.
+dict(kind="layer_decay", decay=0.75): with L layers, the learning rate of layer i, counted from 0, is
+multiplied by decay ** (L - i), that of embeddings by decay ** (L + 1); the final norm, a pooling and heads
+have the full rate (BEiT, Bao et al. 2022, arXiv 2106.08254, optim_factory.py of its code; iBOT and DINOv2 do
+the same); see Encoder.layer_id.
+patch_embedding: an additional factor for the patch embedding, 0.2 in DINOv2's pre-training.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ class LayerDecay:
         """The multiplier of one parameter's learning rate.
 
         Args:
-          path: its path in {"encoders": {name: parameters}, "heads": ...}, jax's.
+          path: its JAX key path in {"encoders": {name: parameters}, "heads": ...}.
           leaf: the parameter, of which only the shape is read.
           encoders: {name: module}.
 

@@ -37,10 +37,10 @@ from big_ssl.training.wall_time import WallTime
 
 
 class Result(NamedTuple):
-    """What a run leaves in memory, of the stage that it ended in.
+    """The result of a run, from the stage that it ended in.
 
     config: the stage's, with the steps of the whole run. predictor: None without evaluators. finished: False
-    where the run was asked to stop before its end.
+    if the run was stopped before its end.
     """
 
     config: Mapping
@@ -52,7 +52,7 @@ class Result(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """A stage, checked: all that it needs is there."""
+    """A stage whose requirements have been checked."""
 
     stage: Stage
     setup: Setup
@@ -65,8 +65,8 @@ def train(config: Mapping, workdir) -> Result:
     """Trains to config["total_steps"], from the newest checkpoint in workdir if there is one.
 
     Writes metrics.jsonl, TensorBoard events and checkpoints. SIGTERM makes it save and return
-    early. Raises requirements.RequirementsError before anything slow where the workdir won't do, and
-    stopping.TrainingFailed where the run has gone wrong.
+    early. Raises requirements.RequirementsError before anything slow if the workdir can't be used, and
+    stopping.TrainingFailed if the run has failed.
     """
     began = time.monotonic()
     with ownership.owned(workdir):
@@ -95,7 +95,7 @@ def train(config: Mapping, workdir) -> Result:
 
 
 def _prepare(config, workdir) -> list[_Prepared]:
-    """Every stage's parts. What can be missing is looked for on all hosts at once."""
+    """Every stage's parts. All hosts check the requirements in one phase."""
     prepared: list[_Prepared] = []
     with phase("building the model, opening the data and what it is evaluated on"):
         for stage in stages.resolve(config):
@@ -108,8 +108,8 @@ def _prepare(config, workdir) -> list[_Prepared]:
             if prepared:
                 _check_handover(stage, prepared[-1].setup, setup)
             prepared.append(_Prepared(stage, setup, loaders, evaluators, predictor))
-    for each in prepared:
-        mesh_lib.warm_up_collectives(each.setup.mesh)
+    for stage_parts in prepared:
+        mesh_lib.warm_up_collectives(stage_parts.setup.mesh)
     return prepared
 
 
@@ -121,30 +121,30 @@ def _check_handover(stage, before, after):
 
 
 def _next_stage(prepared, state):
-    """The state that a stage begins with, from what the one before ended with."""
+    """The initial state of a stage, from the final state of the previous one."""
     with announced(f"handing the state on to stage {prepared.stage.name}"):
         return handover.hand_over(prepared.stage, state, prepared.setup.init())
 
 
 def _start(config, workdir, prepared, checkpoints):
-    """(the number of the stage, its state): of the newest checkpoint, or the first stage's new one, from
-    weights if the config says so."""
-    listed = [each.stage for each in prepared]
+    """(the number of the stage, its state): from the newest checkpoint, or a new state of the first stage,
+    filled with the weights of config.init_from if it has a path."""
+    all_stages = [stage_parts.stage for stage_parts in prepared]
 
     def abstract_state_at(step):
-        return prepared[stages.at_step(listed, step).index].setup.abstract_state
+        return prepared[stages.at_step(all_stages, step).index].setup.abstract_state
 
     with announced("restoring the newest checkpoint"):
         state = checkpoints.restore_latest(abstract_state_at)
-    current = 0 if state is None else stages.at_step(listed, int(state.step)).index
+    current = 0 if state is None else stages.at_step(all_stages, int(state.step)).index
     setup, start_from, weights = prepared[current].setup, None, config["init_from"]["path"]
-    if state is None and weights:  # a run that goes on needs them no more, and they may be gone
+    if state is None and weights:  # a resumed run does not need them, and they may be gone
         with phase(f"looking for the weights of {weights}"):
             steps = initial.newest_steps(config)
         steps = json.loads(distributed.gather(json.dumps(steps))[0])
         with phase(f"reading the weights of {weights}"):
             start_from = initial.read(config, setup.abstract_state, steps)
-    # Only now: a config that can't read this run's checkpoints is not the config of this run.
+    # Only now: a config that can't read this run's checkpoints must not replace the run's config.
     with phase(f"writing {workdir}/config.json"):
         if jax.process_index() == 0:
             io.write_atomically(io.as_path(workdir) / "config.json", json.dumps(config, indent=2).encode())
@@ -158,7 +158,7 @@ def _start(config, workdir, prepared, checkpoints):
 
 
 class _Run:
-    """One process's stretch of a stage, from its first step to its last."""
+    """The steps of a stage that one process takes, from its first to its last."""
 
     def __init__(self, workdir, prepared, checkpoints, stop, start, began, run_steps):
         self.stage, self.setup, self.loaders, evaluators, self.predictor = prepared
@@ -176,7 +176,7 @@ class _Run:
         self.peak_steps = _peak_steps_per_second(self.config, self.setup)
 
     def go(self, state):
-        """Steps until the stage's end or a request to stop. Returns (state, whether it is the end)."""
+        """Trains until the stage's end or a request to stop. Returns (state, whether it is the end)."""
         data = self.config | dict(seed=self.stage.data_seed)
         iterator = batches.iterate(data, self.loaders, self.start - self.stage.start, self.setup.mesh)
         with contextlib.closing(iterator):
@@ -184,12 +184,12 @@ class _Run:
             return self._steps(state, iterator)
 
     def _catch_up(self, state):
-        """Evaluates the step of a checkpoint whose evaluation the run before did not survive."""
+        """Evaluates the restored checkpoint if the previous process died during its evaluation."""
         resumed = self.start > self.stage.start
         if resumed and self._is_evaluated(self.start) and self.evaluation.interrupted:
             self.writer.write(self.start, self.evaluation.interruption())
             if self.evaluation.may_go_on():
-                self._judge(self.start, state)
+                self._evaluate_and_record(self.start, state)
             else:
                 self.progress.report(self.start, "its evaluation ended the run too often: left out")
 
@@ -201,7 +201,7 @@ class _Run:
                 batch = mesh_lib.global_batch(self.setup.mesh, next(iterator))
             with self.time.part("compute") if previous else self._compiling():
                 state, metrics = self.setup.step(state, batch)
-            # Waiting for the step before keeps one step in flight, and bad ones from passing by.
+            # Waiting for the previous step keeps one step in flight, and lets no bad step pass unseen.
             if previous is not None:
                 self._check(previous, step - 1)
             previous = metrics
@@ -219,21 +219,21 @@ class _Run:
             yield
 
     def _after(self, step, state, metrics, last):
-        """Logs, evaluates and saves where the config wants it after this step."""
+        """Logs, evaluates and saves if the config schedules it after this step."""
         if last or step % self.config["log_every"] == 0:
             self._log(step, jax.device_get(metrics))
         evaluate = self._is_evaluated(step)
-        # A checkpoint can only be known as the best where it was evaluated, so what is evaluated is saved.
+        # Only an evaluated checkpoint can be the best, so every evaluated step is saved.
         may_be_best = evaluate and bool(self.config["checkpoint"]["best"])
-        # Before the evaluation, which may fail or outlast the time that a stopped machine is given.
+        # Before the evaluation, which may fail, or outlast the grace period of a stopped machine.
         if last or may_be_best or step % self.config["checkpoint"]["every"] == 0:
             self._check(metrics, step)
             self.writer.flush()
             self._timed("checkpoint", self.checkpoints.save, state)
         if evaluate:
             with announced(f"evaluating step {step}"):
-                self._judge(step, state)
-        if last:  # what came after the last log counts as well
+                self._evaluate_and_record(step, state)
+        if last:  # includes the time after the last log line
             self._timed("checkpoint", self.checkpoints.wait)
             self.writer.write(step, self.time.metrics())
 
@@ -247,7 +247,7 @@ class _Run:
         self.progress.report(step, "  ".join([f"loss {metrics['loss']:.4f}", *counts]))
 
     def _speed(self, step):
-        """Since this stretch began, compilation and pauses left out."""
+        """Metrics of the speed since this process's first step, without compilation and pauses."""
         rate = self.progress.rate(step)
         if not rate:
             return {}
@@ -258,7 +258,7 @@ class _Run:
     def _is_evaluated(self, step):
         return step % self.config["eval_every"] == 0 or step == self.total
 
-    def _judge(self, step, state):
+    def _evaluate_and_record(self, step, state):
         """Evaluates a state and records it for the choice of the best checkpoint."""
         metrics = self._timed("evaluate", self._evaluate, step, state)
         self.checkpoints.record(step, metrics)
@@ -296,7 +296,7 @@ class _Run:
 
 
 def _peak_steps_per_second(config, setup):
-    """Steps a second at the devices' peak, to count MFU with; None where the peak isn't known."""
+    """Steps per second at the devices' peak, for MFU; None if the peak is unknown."""
     devices = setup.mesh.devices
     peak = hardware.peak_flops(devices.flat[0])
     if peak is None:

@@ -23,11 +23,11 @@ from big_ssl.training.layer_decay import LayerDecay
 
 @dataclasses.dataclass(frozen=True)
 class LrMultipliers:
-    """rules: (compiled pattern, schedule or LayerDecay), None for the number 0: frozen.
-    encoders: {name: module}, whose layers a decay by layers reads.
+    """rules: (compiled pattern, schedule or LayerDecay), None in place of the number 0: frozen.
+    encoders: {name: module}, whose layer ids layer-wise decay reads.
 
-    What is frozen has neither gradient nor moments, and an encoder of which all is frozen runs as in
-    evaluation. A schedule that is 0 for a while only stops the updates; the moments go on.
+    Frozen parameters have neither gradient nor moments, and an entirely frozen encoder runs as in
+    evaluation. A schedule that is 0 for a while only stops the updates; the moments keep changing.
     """
 
     rules: Sequence[tuple]
@@ -50,10 +50,10 @@ class LrMultipliers:
         decay an array that broadcasts to it."""
 
         def factor(path, leaf):
-            found = self._rule(path_name(path))[1]
-            if isinstance(found, LayerDecay):
-                return found.factor(path, leaf, self.encoders)
-            return 0.0 if found is None else found(step)
+            schedule = self._rule(path_name(path))[1]
+            if isinstance(schedule, LayerDecay):
+                return schedule.factor(path, leaf, self.encoders)
+            return 0.0 if schedule is None else schedule(step)
 
         return jax.tree_util.tree_map_with_path(factor, params)
 
@@ -69,7 +69,7 @@ class LrMultipliers:
         jax.eval_shape(lambda: self.factors(params, 0))
 
     def mask(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-        """The optimiser for what is not frozen."""
+        """The optimiser, restricted to parameters that are not frozen."""
         if not any(schedule is None for _, schedule in self.rules):
             return optimizer
 
@@ -83,7 +83,7 @@ class LrMultipliers:
 
 
 def build_factor(value, total_steps: int) -> optax.Schedule | LayerDecay | None:
-    """Builds a factor of config.lr_multipliers; None for 0. Raises ValueError for what is none."""
+    """Builds a factor of config.lr_multipliers; None for 0. Raises ValueError for an invalid one."""
     if layer_decay.is_layer_decay(value):
         return layer_decay.build(value)
     return None if value == 0 else schedules.build(value, total_steps)

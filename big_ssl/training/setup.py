@@ -1,4 +1,4 @@
-"""From a config to the compiled parts of a run: mesh, system, initialisation and step."""
+"""Builds the jitted parts of a run from its config: mesh, system, initialisation and step."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -35,9 +35,14 @@ class Setup(NamedTuple):
 def set_up(config: Mapping, devices=None, first: int = 0) -> Setup:
     """Everything up to the first compilation; nothing is computed yet.
 
-    devices: all by default; first: the steps that the run took in earlier stages. Raises
-    requirements.RequirementsError where parts do not fit together: the mesh and the devices or a batch, a
-    vocabulary and its size, widths, lengths, the groups of a batch norm.
+    Args:
+      config: of a run or a stage.
+      devices: all by default.
+      first: the steps that the run took in earlier stages.
+
+    Raises:
+      RequirementsError: if parts do not fit together: the mesh and the devices or a batch, a vocabulary and
+        its size, widths, lengths, the groups of a batch norm.
     """
     try:
         return _set_up(config, _mesh(config, devices), first)
@@ -73,7 +78,7 @@ def _set_up(config, mesh, first):
         first,
     )
     step = jax.jit(fsdp.within(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    # Traced now, for its errors; what is traced is kept for the first step.
+    # Traced now, for its errors; the first step reuses the trace.
     step.eval_shape(abstract, batches.abstract_global_batch(config, mesh_lib.batch_sharding(mesh)))
     return Setup(
         mesh=mesh,
@@ -86,7 +91,7 @@ def _set_up(config, mesh, first):
 
 
 def _mesh(config, devices):
-    """The config's mesh, once it is known to divide the devices and every batch."""
+    """The config's mesh. Raises RequirementsError if it does not divide the devices and every batch."""
     devices = devices or jax.devices()
     sizes = mesh_lib.sizes_for(devices[0].device_kind, config["mesh"], config["mesh_rules"])
     mesh = mesh_lib.make_mesh(sizes, devices)
@@ -103,7 +108,7 @@ def _mesh(config, devices):
 
 
 def _check_groups(stream, fields, part, shards):
-    """Every device has whole groups of a microbatch of `part` examples, whose masked patches are joined."""
+    """Raises RequirementsError unless devices have whole mask groups of a microbatch of `part` examples."""
     for name, field in fields.items():
         mask = field.block_mask if isinstance(field, Image) else None
         if mask is not None and part // min(mask.mask_group, part) % shards:

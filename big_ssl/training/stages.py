@@ -1,4 +1,4 @@
-"""The stages of a run: what changes from one to the next, and what is handed on.
+"""The stages of a run: changes of the config from one to the next, and rules for handing over the state.
 
 `config.stages` lists them in order:
 
@@ -8,21 +8,21 @@
              encoders=dict(image=dict(image_size=448)), streams=...),
     )
 
-Beside `name`, `steps` and `handover`, a stage holds changes to the config: mappings are merged, other values
-replace, and None removes a mapping. Schedules count a stage's own steps, and so end with it; metrics and
-checkpoints count the run's. The data order is a function of (seed, stage, step). Without `stages` a run is
-one stage. `init_from` fills the first stage.
+Beside `name`, `steps` and `handover`, a stage contains changes to the config: mappings are merged, other
+values replace, and None removes a mapping. Schedules count the steps of a stage, and so end with it; metrics
+and checkpoints count those of the run. The data order is a function of (seed, stage, step). Without `stages`
+a run is one stage. `init_from` fills the first stage.
 
-A stage after the first starts from the state that the one before ended with, by four rules of `handover`:
+A stage after the first starts from the final state of the previous one, by four rules of `handover`:
 
     params, ema          "resize" (default), "keep" or "reset"
     optimizer, objectives   "keep" (default) or "reset"; the latter are objectives' states, such as centers
 
 "keep" hands on every array whose path and shape are the same; a path that is new starts from scratch; for an
 array of another shape it is an error, except that an optimizer's moments restart. "resize" also resizes what
-an encoder can resize, such as position embeddings. "reset" starts from scratch; an average restarts at the
-weights. `exclude` lists patterns of paths ("heads/dino/") that start from scratch all the same, `remap` pairs
-(pattern, replacement): arrays fill that place as well, so that an encoder can become a frozen teacher.
+an encoder can resize, such as position embeddings. "reset" starts from scratch; an EMA restarts at the
+weights. `exclude` lists patterns of paths ("heads/dino/") that always start from scratch. `remap` lists pairs
+(pattern, replacement): arrays also fill the replaced path, so that an encoder can become a frozen teacher.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# What belongs to the run as a whole.
+# Config keys that no stage can change.
 _OF_THE_RUN = ("name", "seed", "total_steps", "stages", "checkpoint", "init_from", "profile")
 _RULES = dict(
     params=("resize", "keep", "reset"),
@@ -68,7 +68,7 @@ class Stage:
 
     @property
     def end(self) -> int:
-        """The step of the run that is its last."""
+        """The last step of the stage, counted in the run."""
         return self.start + self.config["total_steps"]
 
     @property
@@ -81,8 +81,8 @@ class Stage:
 def resolve(config: Mapping) -> list[Stage]:
     """The stages of a config, in order.
 
-    Raises ValueError, naming the stage, for what no stage can have, and where the steps of all are not those
-    of the run.
+    Raises ValueError, naming the stage, for options that no stage can have, and if the stages' steps do not
+    add up to the run's.
     """
     listed, whole = config.get("stages", ()), {key: config[key] for key in config if key != "stages"}
     if not listed:

@@ -1,4 +1,4 @@
-"""Everything a run carries from step to step, in one pytree."""
+"""The state of a run between steps, in one pytree."""
 
 import itertools
 from collections.abc import Iterable, Mapping
@@ -13,16 +13,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 class TrainState(flax.struct.PyTreeNode):
     """The whole state of a run: all of it is sharded, and all of it is checkpointed.
 
-    step: int32[], steps taken, skipped ones included; the data position follows from it.
+    step: int32[], steps taken, skipped ones included; it determines the data position.
     params: {"encoders": {name: ...}, "heads": {objective: ...}}, float32.
-    opt_state: the optimiser's.
-    mutable: {"encoders": {name: collections}, "objectives": {name: ...}}: batch statistics,
-      centers, and what else changes without a gradient.
-    ema: None, or the average of {"params": params, "encoders": mutable["encoders"]}, without the parameters
-      that are frozen: their average is what they are.
+    opt_state: the optimiser's state.
+    mutable: {"encoders": {name: collections}, "objectives": {name: ...}}: batch statistics, centers and all
+      other values that change without a gradient.
+    ema: None, or the EMA of {"params": params, "encoders": mutable["encoders"]}, without frozen parameters,
+      which equal their average.
     counters: int32[] each: skipped, skipped_in_a_row, and the replaced records of data.pipeline.counters.
-    replaced_fraction: {stream: float32[]}, the part of its recent examples that stood in for records which
-      could not be used; see `failure_limits` of the config.
+    replaced_fraction: {stream: float32[]}, the fraction of its recent examples that replaced unusable
+      records; see `failure_limits` of the config.
     """
 
     step: jax.Array
@@ -34,7 +34,7 @@ class TrainState(flax.struct.PyTreeNode):
     replaced_fraction: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
-# The counters of every run; others are those of its fields.
+# The counters of every run; its fields add others.
 COUNTERS = ("skipped", "skipped_in_a_row")
 
 
@@ -48,8 +48,12 @@ def create(
 ) -> TrainState:
     """The state before the first step.
 
-    frozen: whether the parameter of a path never changes; counters: {stream: the names under which its
-    replaced records are counted}.
+    Args:
+      params, mutable: as in TrainState.
+      optimizer: an optax transformation.
+      use_ema: whether the state has an EMA.
+      frozen: path -> whether the parameter there never changes.
+      counters: {stream: the names under which its replaced records are counted}.
     """
     counters = counters or {}
     trained = {path: x for path, x in flatten_dict(params).items() if not frozen("/".join(path))}
@@ -70,25 +74,25 @@ def create(
 
 
 def averaged(params, mutable):
-    """What a moving average follows: the parameters and the encoders' running statistics."""
+    """The values that the EMA averages: the parameters and the encoders' running statistics."""
     return {"params": params, "encoders": mutable["encoders"]}
 
 
 def evaluation_variables(state: TrainState):
-    """What evaluation and a teacher use: the average where there is one, else the current weights."""
+    """The variables for evaluation and the teacher: the EMA if there is one, else the current weights."""
     current = averaged(state.params, state.mutable)
     return current if state.ema is None else completed(state.ema, current)
 
 
 def completed(part, whole):
-    """The nested dict `whole` with the leaves of `part` where it has them."""
+    """The nested dict `whole`, with its leaves replaced by those that `part` has."""
     if not isinstance(whole, Mapping):
         return part
     return {key: completed(part[key], value) if key in part else value for key, value in whole.items()}
 
 
 def restricted(whole, part):
-    """The leaves of the nested dict `whole` that `part` has as well."""
+    """The leaves of the nested dict `whole` whose paths `part` has too."""
     if not isinstance(part, Mapping):
         return whole
     return {key: restricted(whole[key], value) for key, value in part.items()}

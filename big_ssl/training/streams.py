@@ -1,4 +1,4 @@
-"""The data of a run's streams: opened, and read from, before anything slow."""
+"""Opens the data of a run's streams, and reads a few records, before anything slow."""
 
 from collections.abc import Mapping
 
@@ -13,15 +13,15 @@ from big_ssl.data.tokenizers import Tokenizer
 from big_ssl.training import build
 from big_ssl.training.requirements import RequirementsError
 
-# Records of each source that are read before a run, from the first to the last.
+# So many records of each source, spread from the first to the last, are read before a run.
 _TRIED = 8
 
 
 def open_streams(config: Mapping, tokens: Tokenizer | None) -> dict[str, list[Part]]:
-    """{stream: its sources with the loaders of their records}; prints what each stream has.
+    """{stream: its sources with the loaders of their records}; prints a summary of each stream.
 
-    Raises RequirementsError, in a line, if a source can't be opened, one of a few records spread over it
-    can't be read or none of these can be used; if no record has a key that a field names; and if an objective
+    Raises RequirementsError, in one line, if a source can't be opened; if one of a few records spread over it
+    can't be read, or none of them can be used; if no record has a key that a field names; or if an objective
     has another number of classes than the data.
     """
     parts = {}
@@ -40,7 +40,7 @@ def open_streams(config: Mapping, tokens: Tokenizer | None) -> dict[str, list[Pa
 
 
 def _opened(stream, config, entry, tokens):
-    """A Part, whose loader has been tried."""
+    """A Part whose loader has loaded a few records."""
     path = f"streams.{stream}.data"
     data = config["streams"][stream]["data"]
     try:
@@ -53,7 +53,7 @@ def _opened(stream, config, entry, tokens):
         raise RequirementsError(f"{path}.{entry.path}: it has no records")
     fields = data_fields.opened(build.stream_fields(stream, config, entry.fields), source, tokens)
     load = LoadExample(source, fields, data["cache_mib"])
-    # First what all records lack, which would also be wrong with each of them.
+    # Keys that all records lack first: without them each record fails, too.
     records = _some_records(f"{path}.{entry.path}", source)
     _check_keys(f"{path}.{entry.fields_path}", fields, records)
     _check_fields(f"{path}.{entry.fields_path}", fields)
@@ -62,7 +62,7 @@ def _opened(stream, config, entry, tokens):
 
 
 def _some_records(path, source):
-    """{index: the record, or the records of its group} of a few, from the first to the last."""
+    """{index: [the record], or the records of its group} for a few, spread from the first to the last."""
     records = {}
     for index in sorted({int(i) for i in np.linspace(0, len(source) - 1, _TRIED)}):
         try:
@@ -108,11 +108,12 @@ def _check_records(path, load, records):
 
 
 def _check_same(path, fields, first):
-    """Raises RequirementsError if a source's fields differ from the first one's in what the batch holds."""
+    """Raises RequirementsError if a source's fields have other shapes, device options or classes than those
+    of the first source."""
     for name, field in fields.items():
         shapes = [
-            jax.tree.map(lambda x: (np.shape(x), np.asarray(x).dtype), each[name].zeros())
-            for each in (fields, first)
+            jax.tree.map(lambda x: (np.shape(x), np.asarray(x).dtype), x[name].zeros())
+            for x in (fields, first)
         ]
         if shapes[0] != shapes[1] or field.device_options() != first[name].device_options():
             raise RequirementsError(f"{path}.{name}: it may change what is read, not what the batch holds")
@@ -125,8 +126,8 @@ def _check_classes(stream, config, fields):
     objectives = config["streams"][stream]["objectives"]
     for name, read in build.batch_fields(stream, config).items():
         for field in read:
-            wanted, there = objectives[name].get("classes"), fields[field].classes()
-            if None not in (wanted, there) and wanted != there:
+            count, of_data = objectives[name].get("classes"), fields[field].classes()
+            if None not in (count, of_data) and count != of_data:
                 raise RequirementsError(
-                    f"streams.{stream}.objectives.{name}.classes is {wanted}; the field {field} has {there}"
+                    f"streams.{stream}.objectives.{name}.classes is {count}; the field {field} has {of_data}"
                 )

@@ -1,4 +1,4 @@
-"""Encoders and weighted objectives, put together: the model and the loss of a run."""
+"""The model and the loss of a run: encoders and weighted objectives."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from big_ssl.parallel import fsdp
 from big_ssl.parallel.sharding import path_name
 from big_ssl.random_keys import named_key
 
-# What an encoder's outputs contain beside those that it computes, if the view has them.
+# Keys of the view that are added to an encoder's outputs, if the view has them.
 _VIEW_OUTPUTS = ("mask", "mix_ratio")
 
 
@@ -38,24 +38,24 @@ class Term:
     def field_names(self) -> tuple[str, ...]:
         """The fields of the stream's batch that the objective reads, through encoders or itself."""
         inputs = self.objective.inputs.values()
-        return tuple(each.view if isinstance(each, EncoderCall) else each.name for each in inputs)
+        return tuple(x.view if isinstance(x, EncoderCall) else x.name for x in inputs)
 
     def fields(self, batch: Mapping[str, Mapping]) -> dict[str, Any]:
-        """The batch fields among the objective's inputs, of {stream: batch}."""
+        """{input's name: value} of the batch fields among the objective's inputs. batch: {stream: batch}."""
         inputs = self.objective.inputs.items()
         return {k: batch[self.stream][v.name] for k, v in inputs if isinstance(v, BatchField)}
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """All that is trained, as pure functions of (params, mutable, batch, key).
+    """Encoders and objectives as pure functions of (params, mutable, batch, key).
 
     encoders: {name: linen module}. fields: {stream: {field: Field}}, which transform a batch on the device.
-    terms: {objective's name: Term}. eval_pixels: how images are normalised in evaluation. specs: the
-    PartitionSpec of each parameter on the mesh that all of it is traced within, None on one device. frozen:
-    whether the parameter of a path is never trained. predictors: {method: the objective that provides it},
-    where several do.
-    A batch is {stream: {field: its values}}, of the shapes of Field.zeros with a leading [B].
+    terms: {objective's name: Term}. eval_pixels: the normalisation of images in evaluation. specs: the
+    PartitionSpec of each parameter on the mesh within which these functions are traced, None on one device.
+    frozen: whether the parameter at a path is never trained. predictors: {method: the objective that
+    provides it}, if several do.
+    A batch is {stream: {field: its values}}, with the shapes of Field.zeros and a leading [B].
     """
 
     encoders: Mapping[str, Encoder]
@@ -67,7 +67,7 @@ class System:
     predictors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def init(self, key, batch):
-        """(params, mutable) as in TrainState; of the batch only shapes and dtypes matter."""
+        """Returns (params, mutable) as in TrainState. batch: only its shapes and dtypes matter."""
         initial, outputs, inputs = {}, {}, self._view_inputs(batch, key, train=False)
         for stream, call in self.encoder_calls():
             module, arguments = self.encoders[call.encoder], inputs[stream, call.view]
@@ -85,9 +85,15 @@ class System:
         return params, {"encoders": statistics, "objectives": states}
 
     def loss(self, params, mutable, batch, key, step, teacher=None):
-        """The weighted sum of all objectives: (float32[], (metrics, new mutable)).
+        """The weighted sum of all objectives.
 
-        metrics: {"<objective>/<metric>": float32[]}, see `metrics`. teacher: see `features`.
+        Args:
+          params, mutable: as in TrainState.
+          batch, key, teacher: see `features`.
+          step: int32[].
+
+        Returns:
+          (float32[], (metrics, new mutable)); metrics: {"<objective>/<metric>": float32[]}, see `metrics`.
         """
         batch = self.flipped(batch, key)
         features, statistics = self.features(params, mutable["encoders"], batch, key, teacher)
@@ -109,10 +115,15 @@ class System:
         return batch
 
     def features(self, params, encoder_state, batch, key, teacher=None):
-        """The features of every objective's head, in training mode. batch: see `flipped`.
+        """The features of every objective's head, in training mode.
 
-        teacher: state.averaged of the EMA weights, for the teacher's calls.
-        Returns ({objective: features}, the encoders' new state).
+        Args:
+          params, encoder_state: as in TrainState, the latter mutable["encoders"].
+          batch, key: see `flipped`; the random key of this step.
+          teacher: state.averaged of the EMA weights, for the teacher's calls.
+
+        Returns:
+          ({objective: features}, the encoders' new state).
         """
         not_training = {name for name, tree in params["encoders"].items() if self._all_frozen(name, tree)}
         params = jax.tree_util.tree_map_with_path(
@@ -129,22 +140,32 @@ class System:
         return features, encoder_state
 
     def teacher_features(self, teacher, batch, key):
-        """{objective: its head's features of the teacher's calls}, of those that have such; no gradient."""
+        """{objective: its head's features of the teacher's calls}, if it has such calls; no gradient.
+
+        Args:
+          teacher, batch, key: see `features`.
+        """
         return self._teacher_features(teacher, self._view_inputs(batch, key, train=True), batch)
 
     def losses(self, features, batch, states, step):
-        """Every objective's unweighted loss, for the objectives that `features` holds.
+        """The unweighted loss of each objective in `features`.
 
-        states: {objective: its state}. Returns ({objective: Sum}, {"<objective>/<metric>": Sum}, the new
-        states).
+        Args:
+          features: {objective: its head's features}.
+          batch: {stream: {field: its values}}.
+          states: {objective: its state}.
+          step: int32[].
+
+        Returns:
+          ({objective: Sum}, {"<objective>/<metric>": Sum}, the new states).
         """
         losses, metrics, after = {}, {}, {}
         for name in features:
             term = self.terms[name]
-            losses[name], own, after[name] = term.objective.loss(
+            losses[name], values, after[name] = term.objective.loss(
                 features[name], term.fields(batch), states[name], step
             )
-            metrics |= {f"{name}/{metric}": value for metric, value in own.items()}
+            metrics |= {f"{name}/{metric}": value for metric, value in values.items()}
         return losses, metrics, after
 
     def total(self, losses: Mapping[str, Sum], step):
@@ -154,7 +175,14 @@ class System:
         )
 
     def metrics(self, losses: Mapping[str, Sum], metrics: Mapping[str, Sum], step):
-        """{name: float32[]}: each objective's metrics, its "loss", and its "weighted_loss"."""
+        """Means of the metrics and losses.
+
+        Args:
+          losses, metrics, step: see `losses`.
+
+        Returns:
+          {name: float32[]}: each objective's metrics, its "loss", and its "weighted_loss".
+        """
         values = {name: x.mean for name, x in metrics.items()}
         for name, loss in losses.items():
             weighted = self.terms[name].weight(step) * loss.mean
@@ -164,8 +192,10 @@ class System:
     def encode(self, variables, call, inputs):
         """The encoder outputs of one call in evaluation mode.
 
-        variables: {"params", "encoders"} as state.evaluation_variables returns; inputs: the batch field that
-        call.view names.
+        Args:
+          variables: {"params", "encoders"} as state.evaluation_variables returns.
+          call: an EncoderCall.
+          inputs: the batch field that call.view names.
         """
         params = self._gathered(variables["params"])["encoders"][call.encoder]
         collections = {"params": params} | variables["encoders"][call.encoder]
@@ -173,13 +203,24 @@ class System:
         return _run(apply, self._eval_input(inputs), call)
 
     def head(self, variables, name, inputs):
-        """The features of objective `name`'s head, in evaluation mode, of what `encode` returned."""
+        """The features of one objective's head in evaluation mode.
+
+        Args:
+          variables: as in `encode`.
+          name: the objective.
+          inputs: {input of the head: what `encode` returned}.
+        """
         return self._apply_head(name, self._gathered(variables["params"]), inputs)
 
     def bound_encoder(self, variables, call, images):
-        """(the call's encoder, its variables, its input: float32[B, H, W, 3]), to probe its layers.
+        """The arguments of a function that probes an encoder's layers.
 
-        variables: as in `encode`; images: uint8[B, H, W, 3].
+        Args:
+          variables, call: as in `encode`.
+          images: uint8[B, H, W, 3].
+
+        Returns:
+          (the call's encoder, its variables, its input: float32[B, H, W, 3]).
         """
         params = self._gathered(variables["params"])["encoders"][call.encoder]
         collections = {"params": params} | variables["encoders"][call.encoder]
@@ -198,7 +239,7 @@ class System:
     def provider(self, method: str) -> str:
         """The objective whose head provides this method of a predictor; "" for none.
 
-        Raises ValueError if several do and `predictors` chooses none of them.
+        Raises ValueError if several do and `predictors` names none of them.
         """
         names = [name for name, term in self.terms.items() if method in term.objective.provides]
         if len(names) > 1 and self.predictors.get(method) not in names:
@@ -209,7 +250,7 @@ class System:
 
     @property
     def mirrored(self) -> list[tuple[str, str]]:
-        """(stream, field) of every field that belongs to an image which is mirrored at random."""
+        """(stream, field) for every field that belongs to a randomly mirrored image."""
         return [
             (stream, name)
             for stream, fields in self.fields.items()
@@ -219,11 +260,11 @@ class System:
 
     @property
     def has_teacher(self) -> bool:
-        """Whether some call is the EMA teacher's."""
+        """Whether any call is the EMA teacher's."""
         return any(call.teacher for _, call in self.encoder_calls())
 
     def _student_outputs(self, params, encoder_state, inputs, key, not_training):
-        """Each distinct run once, in training mode except for encoders that are frozen whole.
+        """Each distinct run once, in training mode except for entirely frozen encoders.
 
         Returns ({(stream, run): encoder outputs}, the encoders' new state).
         """
@@ -239,13 +280,13 @@ class System:
                 mutable=list(state),
                 rngs={"dropout": named_key(key, f"{stream}/{encoder}/{views}")},
             )
-            together, state = _run_together(apply, [inputs[stream, call.view] for call in calls], calls)
-            outputs |= {(stream, call): output for call, output in zip(calls, together, strict=True)}
+            results, state = _run_together(apply, [inputs[stream, call.view] for call in calls], calls)
+            outputs |= {(stream, call): output for call, output in zip(calls, results, strict=True)}
             encoder_state = encoder_state | {encoder: state}
         return outputs, encoder_state
 
     def _student_runs(self) -> list[tuple[str, list[EncoderCall]]]:
-        """(stream, calls that run together): all of an encoder's, if it takes several sizes at once."""
+        """(stream, calls that run together): all calls of an encoder that takes several sizes at once."""
         groups: dict = {}
         for stream, call in self.encoder_calls():
             alone = None if self.encoders[call.encoder].takes_several_sizes else call
@@ -272,7 +313,7 @@ class System:
         return jax.lax.stop_gradient(features)
 
     def _head_inputs(self, term, outputs, batch, teacher):
-        """What a head is called with: outputs of the student's or the EMA teacher's calls, and fields."""
+        """The inputs of a head: outputs of the student's or the EMA teacher's calls, and batch fields."""
         inputs = {}
         for name, call in term.calls.items():
             if call.teacher == teacher:
@@ -282,7 +323,7 @@ class System:
         return inputs | term.fields(batch)
 
     def _apply_head(self, name, params, inputs, key=None):
-        """key: of its dropout, in training; None in evaluation."""
+        """key: of the head's dropout, in training; None in evaluation."""
         objective = self.terms[name].objective
         variables = {"params": params["heads"][objective.shares_head_with or name]}
         rngs = None if key is None else {"dropout": key}
@@ -299,7 +340,7 @@ class System:
         return inputs
 
     def _eval_input(self, value):
-        """An encoder's arguments: of prepared images, uint8[B, H, W, 3], or of dict(ids, mask)."""
+        """An encoder's arguments from resized images, uint8[B, H, W, 3], or from dict(ids, mask)."""
         return dict(value) if isinstance(value, Mapping) else dict(images=self.eval_pixels(value))
 
     def _gathered(self, params):
@@ -319,9 +360,9 @@ class System:
 
 
 def _run(apply, inputs, call):
-    """apply(**inputs), with crops [B, n, ...] as examples of the encoder; outputs are [B, n, ...] again.
+    """apply(**inputs), with crops [B, n, ...] flattened to examples; the outputs are [B, n, ...] again.
 
-    Variables or state that come with the outputs are passed on.
+    Returns also the variables or state that `apply` returns with the outputs.
     """
     if "images" not in inputs:
         return apply(**inputs)
@@ -332,7 +373,7 @@ def _run(apply, inputs, call):
 
 
 def _run_together(apply, inputs, calls):
-    """(the outputs of one run of an encoder on the views of all these calls, its state)."""
+    """([the outputs of each call], the encoder's state) after one run on the views of all calls."""
     if len(calls) == 1:
         outputs, state = _run(apply, inputs[0], calls[0])
         return [outputs], state

@@ -1,4 +1,4 @@
-"""The one training step of every method: gradient, in microbatches if wanted, update, average, counters.
+"""The one training step of every method: gradient, optionally in microbatches, update, EMA, counters.
 
 With microbatches, objectives that couple examples still see every example of the batch, as in GradCache (Gao
 et al. 2021, arXiv 2101.06983). A first pass encodes all microbatches without keeping activations. These
@@ -35,10 +35,10 @@ def make_step(
       grad_fn: `value_and_grad` of a system.
       project: System.project.
       optimizer: gives updates for a learning rate of 1.
-      learning_rate, ema_momentum: functions of the step; the latter is read only if the state has an average.
-      factors: LrMultipliers.factors, of each parameter's learning rate.
-      seed: of the run.
-      window: the number of a stream's last examples over which the fraction of replaced records is taken.
+      learning_rate, ema_momentum: functions of the step; the latter is read only if the state has an EMA.
+      factors: LrMultipliers.factors, one for each parameter's learning rate.
+      seed: the run's seed.
+      window: the fraction of replaced records covers this many of a stream's last examples.
       first: the steps that the run took in earlier stages; schedules and objectives count from there.
     """
     optimizer = optax.with_extra_args_support(optimizer)
@@ -84,7 +84,7 @@ def value_and_grad(system, microbatches: int, mesh: Mesh):
 def _accumulated(system, count, mesh, params, mutable, batch, key, step, teacher=None):
     keys = jax.random.split(key, count)
     parts = jax.vmap(system.flipped)(jax.tree.map(functools.partial(_split, count, mesh), batch), keys), keys
-    # What a batch-scoped loss reads of the whole batch is mirrored as in the microbatches.
+    # Fields that a batch-scoped loss reads from the whole batch are mirrored as in the microbatches.
     join = functools.partial(_join, batch_shards(mesh))
     batch = {stream: dict(values) for stream, values in batch.items()}
     for stream, name in system.mirrored:
@@ -165,17 +165,18 @@ def _with_counts(sums, counts):
 
 
 def _partition(features):
-    """(what each example has; what all share: scalars and what is under "shared"): two trees with None in the
-    complementary places."""
+    """Splits features into per-example arrays and shared ones (scalars, and all under "shared"): two trees
+    with None in the complementary places."""
 
     def is_per_example(path, x):
         return x.ndim > 0 and "shared" not in path_name(path).split("/")
 
     return tuple(
         jax.tree_util.tree_map_with_path(
-            lambda path, x, wanted=wanted: x if is_per_example(path, x) == wanted else None, features
+            lambda path, x, per_example=per_example: x if is_per_example(path, x) == per_example else None,
+            features,
         )
-        for wanted in (True, False)
+        for per_example in (True, False)
     )
 
 
@@ -185,7 +186,7 @@ def _merge(per_example, shared):
 
 
 def _split(count, mesh, x):
-    """[B, ...] -> [count, B / count, ...], every microbatch a part of each device's examples."""
+    """[B, ...] -> [count, B / count, ...]: every microbatch has examples from each device."""
     shards = batch_shards(mesh)
     x = x.reshape(shards, count, -1, *x.shape[1:]).swapaxes(0, 1)
     x = x.reshape(count, -1, *x.shape[3:])
@@ -199,7 +200,7 @@ def _join(shards, x):
 
 
 def _all_finite(tree):
-    """bool[]: whether no number of a tree is infinite or NaN."""
+    """bool[]: whether no number in a tree is infinite or NaN."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
@@ -227,8 +228,8 @@ def _count(counters, usable, batch):
 
 
 def _replaced_fractions(fractions, step, batch, window):
-    """{stream: the fraction of its recent examples that were replaced}: the mean over all of them until there
-    are `window`, and an exponential average over about as many from then on."""
+    """{stream: the fraction of its recent examples that were replaced}: the mean over all examples until
+    there are `window`, then an exponential average over about as many."""
     after = {}
     for name, stream in batch.items():
         replaced = jnp.any(jnp.stack(list(stream["data_errors"].values())), axis=0)

@@ -1,4 +1,4 @@
-"""The model that a run has trained, from its newest checkpoint, which is read and left unchanged."""
+"""Reads the model that a run has trained from its newest checkpoint, which stays unchanged."""
 
 import contextlib
 import json
@@ -21,19 +21,18 @@ from big_ssl.weights.format import ModelConfig
 
 
 def read(workdir) -> tuple[ModelConfig, dict]:
-    """(ModelConfig, variables) of the model that a run has trained; see `describe`, `load` and `exported`."""
+    """(ModelConfig, variables) of a trained run's model; see `describe`, `load` and `exported`."""
     config, variables = load(workdir)
     return describe(config), exported(config, variables)
 
 
 def load(workdir, step: int = 0) -> tuple[ModelConfig, dict]:
-    """(training config of the newest checkpoint's stage, variables) of a run, layers apart; the average if
-    there is one.
+    """(training config of the checkpoint's stage, variables) of a run, with separate layers; the EMA if there
+    is one.
 
     step: of the checkpoint, 0 for the newest. variables: as state.evaluation_variables, of NumPy arrays. A
-    process reads them for itself, without
-    waiting for others and without a device. Raises FileNotFoundError if the run has not saved yet,
-    ValueError if this version can't read its config.
+    process reads them independently, without waiting for other processes and without a device. Raises
+    FileNotFoundError if the run has not saved yet, ValueError if this version can't read its config.
     """
     requirements.check_checkpoint_path(workdir)
     workdir = io.absolute(workdir)
@@ -63,7 +62,7 @@ def _evaluation_variables(checkpoint):
             parts = dict(ema=stored["ema"]) | (dict(params=frozen) if frozen else {})
         else:
             parts = dict(params=stored["params"], mutable=dict(encoders=stored["mutable"]["encoders"]))
-        # Leaves of NumPy are read as NumPy: an array of the size of the whole model fits no one device.
+        # NumPy leaves are read as NumPy arrays: the unsharded model may not fit on one device.
         restored = ocp.load(checkpoint, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), parts))
     if "ema" not in restored:
         return dict(params=restored["params"], **restored["mutable"])
@@ -72,7 +71,7 @@ def _evaluation_variables(checkpoint):
 
 
 def _without_average(params, averages):
-    """The frozen parameters, without an average in the state."""
+    """The frozen parameters, which have no average in the state."""
     averaged = flatten_dict(averages)
     return unflatten_dict({path: x for path, x in flatten_dict(params).items() if path not in averaged})
 
@@ -90,13 +89,13 @@ def _reading_alone() -> Iterator[None]:
 
 
 def _unrolled(config, variables):
-    """With layers apart, as all other formats have them."""
-    scanned = {name: tower for name, tower in config["encoders"].items() if tower.get("scan")}
+    """The config and variables with separate layers, as in all other formats."""
+    scanned = {name: options for name, options in config["encoders"].items() if options.get("scan")}
     modules = build.encoder_modules(config)
     for name in scanned:
         variables = _unstacked(variables, name, modules[name].stacks)
-    apart = {name: tower | dict(scan=False) for name, tower in scanned.items()}
-    return config | dict(encoders=config["encoders"] | apart), variables
+    unrolled = {name: options | dict(scan=False) for name, options in scanned.items()}
+    return config | dict(encoders=config["encoders"] | unrolled), variables
 
 
 def _unstacked(variables, name, stacks):
@@ -107,10 +106,10 @@ def _unstacked(variables, name, stacks):
 
 
 def describe(config: Mapping) -> ModelConfig:
-    """The ModelConfig of the model that a training config trains.
+    """The ModelConfig of a training config's model.
 
-    Its layout is that of converted models, whatever names the run uses: an image encoder, and a text encoder
-    and a head if an objective provides encode_text. Raises ValueError without an image encoder.
+    It has the layout of converted models, independent of the run's names: an image encoder, and a text
+    encoder and a head if an objective provides encode_text. Raises ValueError without an image encoder.
     """
     system = build.system(config, None)
     encoders_by_place, heads = _encoders(system), _heads(system)

@@ -41,4 +41,4 @@ def test_an_image_unreadable_on_one_process_fails_on_both(outputs):
     assert problems[0][0].startswith(
         "evals.zero_shot failed (1 in a row): ValueError: process 1: data: the picture of"
     )
-    assert "ValueError: data: the picture of record" in problems[1][0] or problems[0] == problems[1]
+    assert "ValueError: data: the image of record" in problems[1][0] or problems[0] == problems[1]

@@ -48,7 +48,7 @@ def test_what_is_left_out_is_not_decoded(monkeypatch):
 def test_a_picture_that_cannot_be_decoded_is_an_error_that_names_it():
     records = [_record(i) for i in range(7)]
     records[5] = records[5] | dict(image=records[5]["image"][:30])
-    with pytest.raises(ValueError, match="data: the picture of record 5 can't be decoded: ") as caught:
+    with pytest.raises(ValueError, match="data: the image of record 5 can't be decoded: ") as caught:
         list(chunks.chunks(records, _label, _corner))
     assert "\n" not in str(caught.value)
 

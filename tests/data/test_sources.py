@@ -190,7 +190,7 @@ def test_a_folder_of_classes(tmp_path):
 def test_what_a_folder_has_is_told(tmp_path):
     names = ["dog/b.JPG", "cat/2.png", "cat/notes.txt", "cat/.hidden.png", "list.csv"]
     found = _folder(tmp_path, names)
-    assert found.summary() == "2 pictures in 2 subfolders; left out: 2 of other kinds, 1 hidden"
+    assert found.summary() == "2 images in 2 subfolders; left out: 2 of other kinds, 1 hidden"
     assert found.record_name(1) == str(tmp_path / "dog" / "b.JPG")
 
 
@@ -198,10 +198,8 @@ def test_pictures_beside_subfolders_are_read_and_in_no_class(tmp_path):
     found = _folder(tmp_path, ["b.png", "a.jpg", "thumbs/c.png"])
     assert [found[i]["image"].decode() for i in range(3)] == ["thumbs/c.png", "a.jpg", "b.png"]
     assert [_texts(found[i]) for i in range(3)] == [{"label": ["thumbs"]}, {}, {}]
-    assert found.summary() == "3 pictures in 1 subfolders, 2 of them beside these"
-    with pytest.raises(
-        ValueError, match=r"2 pictures beside the subfolders are in no class, such as .*/a.jpg"
-    ):
+    assert found.summary() == "3 images in 1 subfolders, 2 of them beside these"
+    with pytest.raises(ValueError, match=r"2 images beside the subfolders are in no class, such as .*/a.jpg"):
         found.label_names("label")
 
 
@@ -225,9 +223,9 @@ def test_classes_that_are_numbers_are_in_their_order(tmp_path):
 def test_what_is_no_folder_of_classes(tmp_path):
     with pytest.raises(FileNotFoundError):
         sources.ImageFolder(str(tmp_path / "none"))
-    with pytest.raises(ValueError, match=r"has no pictures$"):
+    with pytest.raises(ValueError, match=r"has no images$"):
         _folder(tmp_path / "flat", ["a.txt"])
-    with pytest.raises(ValueError, match="has no pictures in its subfolders"):
+    with pytest.raises(ValueError, match="has no images in its subfolders"):
         _folder(tmp_path, ["a/notes.txt"])
 
 

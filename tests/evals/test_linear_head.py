@@ -124,11 +124,11 @@ def test_an_encoder_of_another_size_is_an_error(folder, predictor, head):
     test = _set(folder, "test", {shade: [shade] for shade in SHADES})
     small = types.SimpleNamespace(encoder=vit.ViT(width=WIDTH, depth=2, heads=2))
     LinearHead(head(3, 2 * WIDTH), test, name="x").check(small)
-    with pytest.raises(ValueError, match=r"^the last 4 layers are asked for; the image tower has 2$"):
+    with pytest.raises(ValueError, match=r"^the last 4 layers are requested; the image encoder has 2$"):
         LinearHead(head(3, 5 * WIDTH), test, name="x").check(small)
     wrong = LinearHead(head(3, 3 * WIDTH), test, name="x")
     message = (
-        r"^linear_head: the head reads 48 numbers; on this image tower, of width 16, "
+        r"^linear_head: the head reads 48 numbers; on this image encoder, of width 16, "
         r"it must read 32 \(blocks: 1\) or 80 \(blocks: 4\)"
     )
     for use in (lambda: wrong.check(small), lambda: wrong.metrics(predictor)):

@@ -95,11 +95,11 @@ def test_methods_follow_from_encoders_and_heads(predictor):
         ),
         (
             lambda p: p.encode_text(["a"]),
-            "this model has no text tower: it embeds images alone; it has encode",
+            "this model has no text encoder: it embeds images alone; it has encode",
         ),
         (
             lambda p: p.zero_shot(images(1), ["a"]),
-            "this model has no text tower: .* it has encode_image, patch",
+            "this model has no text encoder: .* it has encode_image, patch",
         ),
     ],
 )

@@ -162,7 +162,7 @@ def test_layer_tokens_are_what_the_layers_give():
     np.testing.assert_allclose(found[:, 0], between["cls"][1], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found[:, 1], between["cls"][0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found[:, 2], between["patches"][0].mean(1), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="the last 3 layers are asked for; the image tower has 2"):
+    with pytest.raises(ValueError, match="the last 3 layers are requested; the image encoder has 2"):
         vit.check_layers(MODEL, 3)
     with pytest.raises(ValueError, match="ViT, has no class token; it must be a ViT with one"):
         vit.check_layers(MODEL.clone(class_token=False), 1)

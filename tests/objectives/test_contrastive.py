@@ -109,7 +109,7 @@ def test_an_update_beyond_the_limit_ends_at_the_limit():
 
 def test_the_image_is_its_own_embedding_and_must_have_its_width():
     outputs = towers(image_width=4)
-    with pytest.raises(ValueError, match="embed_dim is 3 but the image tower gives 4"):
+    with pytest.raises(ValueError, match="embed_dim is 3 but the image encoder gives 4"):
         init(make(), outputs)
     projected = init(make(image_projection=True), outputs)
     assert projected["image_projection"]["kernel"].shape == (4, DIM)

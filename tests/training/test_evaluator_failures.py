@@ -23,7 +23,7 @@ class Flaky(Evaluator):
     def metrics(self, predictor):
         Flaky.asked += 1
         if Flaky.asked in self._failures:
-            raise ValueError("the picture of record 5\ncan't be decoded")
+            raise ValueError("the image of record 5\ncan't be decoded")
         return {f"flaky/{self._name}/top1": float(Flaky.asked)}
 
 
@@ -57,7 +57,7 @@ def test_an_evaluator_that_raises_is_counted_and_runs_again(train, micro_config,
     assert found == {2: {KEY: 1}, 4: {KEY: 2}, 6: {KEY: 0, top1: 3}, 8: {top1: 4}}
     if jax.process_index() == 0:
         said = capsys.readouterr().out
-        assert "evals.x failed (2 in a row): ValueError: the picture of record 5 " in said
+        assert "evals.x failed (2 in a row): ValueError: the image of record 5 " in said
 
 
 def test_it_fails_the_run_after_some_in_a_row_restarts_included(train, micro_config, tmp_path, stop_after):

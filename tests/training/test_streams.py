@@ -100,7 +100,7 @@ def _broken(folder):
     ("make", "source", "message"),
     [
         (lambda path: path, dict(kind="image_folder"), r"data.source: .*No such file or directory: '.*/x'$"),
-        (pathlib.Path.mkdir, dict(kind="image_folder"), r"data.source: image_folder: .*/x has no pictures$"),
+        (pathlib.Path.mkdir, dict(kind="image_folder"), r"data.source: image_folder: .*/x has no images$"),
         (lambda path: path, dict(kind="parquet"), r"data.source: parquet: no file .*/x$"),
         (
             lambda path: _parquet(path, 20),

@@ -108,7 +108,7 @@ def test_a_round_trip_is_exact(align, tmp_path):
             dict(vision_config__depth_coefficient=1.0),
             r"as hf_align: vision_model.encoder.blocks.\d+.*(is missing|; the architecture has)",
         ),
-        (dict(vision_config__width_coefficient=0.5), "embed_dim is 64 but the image tower gives 160"),
+        (dict(vision_config__width_coefficient=0.5), "embed_dim is 64 but the image encoder gives 160"),
     ],
 )
 def test_the_error_names_an_unsupported_setting(changes, message, tmp_path):

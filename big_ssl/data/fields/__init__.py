@@ -1,4 +1,4 @@
-"""Typed fields: what a stream's batch holds, made of a source's raw records.
+"""Typed fields of a stream's batch, made from a source's raw records.
 
 A config names them: `fields=dict(image=dict(kind="image", ...), label=dict(kind="label", key="class"))` gives
 batches with "image" and "label". A kind is one class (base.Field), in one file, and a line of KINDS. Shapes,
@@ -33,16 +33,16 @@ def build(config: Mapping[str, Mapping], length: int) -> dict[str, Field]:
 
     Args:
       config: {field: its kind and that kind's options}.
-      length: of tokenised texts.
+      length: tokens of a text.
 
     Raises:
-      ValueError: naming the field and its fault.
+      ValueError: naming the field and the error.
     """
     fields = {}
     for name, options in config.items():
-        rest = {key: value for key, value in options.items() if key != "kind"}
+        arguments = {key: value for key, value in options.items() if key != "kind"}
         try:
-            fields[name] = KINDS[options["kind"]](**rest, context=Context(name, {}, length))
+            fields[name] = KINDS[options["kind"]](**arguments, context=Context(name, {}, length))
         except ValueError as error:
             raise ValueError(f"fields.{name}.{error}") from error
     images = {name: field for name, field in fields.items() if isinstance(field, Image)}

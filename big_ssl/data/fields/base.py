@@ -1,4 +1,4 @@
-"""What every kind of batch field has."""
+"""The base class of all kinds of batch fields."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -12,9 +12,9 @@ from big_ssl.data.tokenizers import Tokenizer
 
 
 class Context(NamedTuple):
-    """What a field needs beside its own options.
+    """A field's settings besides its options.
 
-    name: the field's. crops: {image field: its crop} of the stream. length: of tokenised texts.
+    name: the field's. crops: {image field: its crop} of the stream. length: tokens of a text.
     tokenizer, source: None until the data is opened; shapes and device transforms need neither.
     """
 
@@ -26,10 +26,10 @@ class Context(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """The randomness of one visit of a record, shared by its fields.
+    """The random draws for loading a record once, shared by its fields.
 
-    rng: NumPy's. prepared: {image field: Prepared}. geometries: {image field: where its crops lie}. Both are
-    filled as image fields are loaded, before the fields that belong to them.
+    rng: NumPy's. prepared: {image field: Prepared}. geometries: {image field: the boxes of its crops}. Both
+    are filled when image fields are loaded, before the fields that belong to them.
     """
 
     rng: np.random.Generator
@@ -43,10 +43,10 @@ class Field:
 
     A kind is a subclass in one file and a line in data/fields/__init__.py. It must define `zeros` and `load`.
 
-    counter: where replaced records are counted, if a value of this kind was bad.
-    needs_tokenizer: whether context.tokenizer must be there to load it.
-    load_order: fields of a lower one are loaded, and draw their random numbers, first; within one, in the
-      order of the config.
+    counter: the counter of records that were replaced because of a bad value of this kind.
+    needs_tokenizer: whether loading it needs context.tokenizer.
+    load_order: fields with a lower number are loaded, and draw their random numbers, first; fields with equal
+      numbers in the order of the config.
     """
 
     _: dataclasses.KW_ONLY
@@ -92,7 +92,7 @@ class Field:
         return None if names is None else len(names)
 
     def device_options(self) -> dict[str, Any]:
-        """{option: value} of what happens on the device, where a stream's sources can't differ."""
+        """{option: value} of the device transform, in which a stream's sources can't differ."""
         return {}
 
     def encoder_inputs(self, value, key, train: bool) -> dict:
@@ -109,8 +109,8 @@ class Field:
         raise ValueError(f"no encoder reads the field {self.context.name}")
 
     def mirror(self, value, flips):
-        """The device transform of a field with an `image_field`: mirrors, as its image is, those values for
-        which flips, bool[B, ...], is True."""
+        """The device transform of a field with an `image_field`: mirrors the values for which flips,
+        bool[B, ...], is True, as their images are."""
         raise NotImplementedError
 
 

@@ -20,20 +20,20 @@ class Image(Field):
     """uint8[H, W, 3], or [n, H, W, 3] of n crops; on the device float32, (x / 255 - mean) / std.
 
     Args:
-      crop: what the host does, see data/crops.py: kind, "random_crop" or "random_resized_crop", and its
+      crop: the host's transform, see data/crops.py: kind, "random_crop" or "random_resized_crop", and its
         options.
       mean, std: one value for all channels or one for each.
       key: where a record has the encoded image.
       flip: mirror from left to right with probability 1/2, and every field that belongs to the image.
       jitter: strengths of brightness, contrast, saturation and hue, () for none, applied with jitter_prob.
-      grayscale_prob: of an image to lose its colour.
-      blur_prob, solarize_prob: of each of the n crops, () for none: those of DINO's two global crops differ
-        (arXiv 2104.14294, after BYOL). See data/augment.py.
+      grayscale_prob: the probability that an image becomes grayscale.
+      blur_prob, solarize_prob: a probability for each of the n crops, () for none: DINO's two global crops
+        have different ones (arXiv 2104.14294, after BYOL). See data/augment.py.
       mask: options of data.masking.BlockMask, None for no masks of patches.
-      mixup, cutmix, mix_group: see data/mixing.py; the last change.
-      downsample: how many times smaller encoders see the image, except for high_res calls.
+      mixup, cutmix, mix_group: see data/mixing.py; the last transform.
+      downsample: the factor by which images are downsampled, except for high_res calls.
 
-    Changes are drawn in this order. Raises ValueError for options that can't be.
+    Transforms are applied in this order. Raises ValueError for invalid options.
     """
 
     crop: Mapping
@@ -72,12 +72,12 @@ class Image(Field):
 
     @functools.cached_property
     def cropper(self) -> crops.Crop:
-        """What the host does."""
+        """The host's transform."""
         return crops.build(self.crop)
 
     @functools.cached_property
     def block_mask(self) -> BlockMask | None:
-        """What draws masks of patches."""
+        """The distribution of masks of patches; None for no masks."""
         return None if self.mask is None else BlockMask(**self.mask)
 
     @property
@@ -129,12 +129,12 @@ class Image(Field):
 
     def downsampled(self, x):
         """float32[..., H, W, 3] -> [..., H / downsample, W / downsample, 3], bicubic and antialiased."""
-        *rest, height, width, channels = x.shape
-        shape = (*rest, height // self.downsample, width // self.downsample, channels)
+        *leading, height, width, channels = x.shape
+        shape = (*leading, height // self.downsample, width // self.downsample, channels)
         return jax.image.resize(x, shape, "cubic", antialias=True)
 
     def _changed(self, x, key):
-        # The flip has the field's key itself, so that its boxes and masks can draw the same.
+        # The flip uses the field's key unsplit, so that its boxes and masks can draw the same flips.
         flips = self.flips(key, x.shape[:-3])
         if flips is not None:
             x = jnp.where(flips[..., None, None, None], x[..., ::-1, :], x)
@@ -145,12 +145,12 @@ class Image(Field):
         if self.grayscale_prob:
             x = augment.random_grayscale(keys[1], x, self.grayscale_prob)
         if self.blur_prob:
-            x = augment.random_blur(keys[2], x, _each(self.blur_prob, shape[:-3]))
+            x = augment.random_blur(keys[2], x, _crop_probs(self.blur_prob, shape[:-3]))
         if self.solarize_prob:
-            x = augment.random_solarize(keys[3], x, _each(self.solarize_prob, shape[:-3]))
+            x = augment.random_solarize(keys[3], x, _crop_probs(self.solarize_prob, shape[:-3]))
         return x.reshape(shape)
 
 
-def _each(probs, shape):
+def _crop_probs(probs, shape):
     """float[B * n]: each crop's probability."""
     return jnp.broadcast_to(jnp.asarray(probs), shape).ravel()

@@ -13,7 +13,7 @@ from big_ssl.data.records import Labels
 
 @dataclasses.dataclass(frozen=True)
 class Label(Field):
-    """int32[]: the number of a record's class among those of its source.
+    """int32[]: the index of a record's class in its source's classes.
 
     key: where a record has it, by name or by number.
     """
@@ -42,9 +42,9 @@ class Label(Field):
 
 @dataclasses.dataclass(frozen=True)
 class MultiLabel(Field):
-    """bool[num_classes]: which classes a record is in, none included.
+    """bool[num_classes]: the classes that a record is in, possibly none.
 
-    key: where a record has a list of their names or numbers; num_classes: those of the source.
+    key: where a record has a list of their names or numbers; num_classes: the number of the source's classes.
     """
 
     key: str
@@ -59,8 +59,8 @@ class MultiLabel(Field):
         del draws
         required(record.get(self.key), self.key)
         value = self.zeros()
-        for each in records.values(record, self.key):
-            value[self._labels.number_of(each)] = True
+        for label in records.values(record, self.key):
+            value[self._labels.number_of(label)] = True
         return value
 
     def check(self):

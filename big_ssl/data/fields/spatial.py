@@ -1,7 +1,7 @@
-"""What belongs to the pixels of an image field: boxes, and a class or a depth of each pixel.
+"""Annotations of an image field's pixels: boxes, and a class or a depth for each pixel.
 
-A record's crops are drawn once, by the image field; these fields are cut along the same boxes, and mirrored
-on the device where the image is. A field of n crops has a leading axis [n], as its image has.
+A record's crops are drawn once, by the image field; these fields are cropped to the same boxes, and mirrored
+on the device with the image. A field of n crops has a leading axis [n], as its image has.
 """
 
 import dataclasses
@@ -38,13 +38,13 @@ class Spatial(Field):
         return self.context.crops[self.image].shape[:-1]
 
     def stacked(self, parts: list):
-        """What is of one crop each, as the image has them: with an axis [n], or not if it has none."""
+        """Stacks the values of the crops to [n, ...]; the only value if the image has no axis [n]."""
         if len(self.crop_shape) == 2:
             return parts[0]
-        return jax.tree.map(lambda *each: np.stack(each), *parts)
+        return jax.tree.map(lambda *crops: np.stack(crops), *parts)
 
     def geometries(self, draws):
-        """Where the image's crops lie."""
+        """The boxes of the image's crops."""
         return draws.geometries[self.image]
 
 
@@ -53,8 +53,8 @@ class Boxes(Spatial):
     """boxes: float32[max_boxes, 4]; labels: int32[max_boxes]; valid: bool[max_boxes], False in unused rows.
 
     A box is (left, top, right, bottom) in fractions of the crop's width and height. It is clipped to the
-    crop, and dropped if less than a pixel of its width or of its height is left. Of more than max_boxes the
-    first stay.
+    crop, and dropped if less than a pixel of its width or height remains. If there are more than max_boxes,
+    the first are kept.
 
     Args:
       image: the image field that it belongs to.
@@ -128,40 +128,40 @@ class Boxes(Spatial):
         if not self.class_key:
             return np.zeros(count, np.int32)
         labels = self._labels
-        numbers = [labels.number_of(each) for each in records.values(record, self.class_key)]
+        numbers = [labels.number_of(label) for label in records.values(record, self.class_key)]
         if len(numbers) != count:
             raise BadValue(f"{count} boxes, and {len(numbers)} classes under {self.class_key!r}")
         return np.array(numbers, np.int32)
 
     def _cut(self, boxes, labels, part):
-        """Of one crop, as `zeros` without [n]."""
+        """The boxes of one crop, as `zeros` without [n]."""
         start, stop = np.array(part[:2]), np.array(part[2:])
         corners = (boxes.reshape(-1, 2, 2) - start) / (stop - start)
         corners = np.clip(corners, 0, 1)
         pixels = (corners[:, 1] - corners[:, 0]) * self.crop_shape[-2:][::-1]
-        kept = np.flatnonzero((pixels >= 1 - 1e-6).all(1))[: self.max_boxes]
+        indices = np.flatnonzero((pixels >= 1 - 1e-6).all(1))[: self.max_boxes]
         value = dict(
             boxes=np.zeros((self.max_boxes, 4), np.float32),
             labels=np.zeros(self.max_boxes, np.int32),
-            valid=np.arange(self.max_boxes) < len(kept),
+            valid=np.arange(self.max_boxes) < len(indices),
         )
-        value["boxes"][: len(kept)] = corners[kept].reshape(-1, 4)
-        value["labels"][: len(kept)] = labels[kept]
+        value["boxes"][: len(indices)] = corners[indices].reshape(-1, 4)
+        value["labels"][: len(indices)] = labels[indices]
         return value
 
 
 @dataclasses.dataclass(frozen=True)
 class Mask(Spatial):
-    """[H, W]: the class of each pixel, uint8 for up to 255 classes, else int32; `ignore` where there is none.
+    """[H, W]: the class of each pixel, uint8 for up to 255 classes, else int32; `ignore` for no class.
 
-    The nearest pixel of the record's mask is taken: a mean of two classes is none.
+    Resampled to the nearest pixel of the record's mask: a mean of two classes is no class.
 
     Args:
       image: the image field that it belongs to.
       key: where a record has an encoded image of one channel, or an array [H, W] or [H, W, 1], of any size
         with the image's aspect.
-      num_classes: classes are numbers below it. Raises BadValue for others than these and `ignore`.
-      ignore: the number that stands for no class, in the record and in the batch.
+      num_classes: classes are numbers below it. Raises BadValue for other numbers, except `ignore`.
+      ignore: the number for no class, in the record and in the batch.
     """
 
     num_classes: int
@@ -199,16 +199,16 @@ class Mask(Spatial):
 
 @dataclasses.dataclass(frozen=True)
 class Depth(Spatial):
-    """float32[H, W]: the depth of each pixel, 0 where it is not known.
+    """float32[H, W]: the depth of each pixel, 0 for unknown.
 
-    The nearest pixel of the record's map is taken: between an object and what lies behind it, or beside an
-    unknown pixel, a mean is the depth of nothing. A crop that enlarges the image leaves depths as they are.
+    Resampled to the nearest pixel of the record's map: a mean of an object's depth and its background's, or
+    an unknown one, is the depth of neither. A crop that enlarges the image does not change depths.
 
     Args:
       image: the image field that it belongs to.
       key: where a record has an encoded image of one channel, 16 bits for most sets, or an array [H, W] or
         [H, W, 1], of any size with the image's aspect.
-      scale: what one unit of the record is in units of the batch: 0.001 for millimetres to metres.
+      scale: one unit of the record in units of the batch: 0.001 for millimetres to metres.
     """
 
     scale: float = 1.0

@@ -1,4 +1,4 @@
-"""Texts: a caption drawn of a record's, and the answers to its question."""
+"""Texts: one of a record's captions, drawn at random, and the answers to its question."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from big_ssl.data.records import BadValue
 
 @dataclasses.dataclass(frozen=True)
 class Text(Field):
-    """ids: int32[L] and mask: bool[L], True where a token stands: one of a record's captions.
+    """ids: int32[L] and mask: bool[L], True for tokens, False for padding: one of a record's captions.
 
     captions: {key: weight}; a key is drawn by its weight among those that the record has, then one of its
-    texts. Of the key "tags" it is a random subset in random order, joined to one text.
+    texts. For the key "tags" it is a random subset of the texts in random order, joined to one text.
     """
 
     captions: Mapping[str, float]
@@ -38,7 +38,7 @@ class Text(Field):
         return {f"captions.{key}": key for key, weight in self.captions.items() if weight}
 
     def missing_keys(self, present):
-        """Any one of them will do."""
+        """All keys, only if none of them is present: one suffices."""
         missing = super().missing_keys(present)
         return {"captions": ", ".join(missing.values())} if len(missing) == len(self.keys()) else {}
 
@@ -50,7 +50,7 @@ class Text(Field):
 @dataclasses.dataclass(frozen=True)
 class Answers(Field):
     """The first `count` answers of a record: ids: int32[count, L], mask: bool[count, L], and valid:
-    bool[count], False in places that the record has no answer for.
+    bool[count], False in rows without an answer.
 
     key: where a record has one text or a list of them.
     """
@@ -112,5 +112,5 @@ def _tokens(tokenizer, text):
 
 
 def _empty(length):
-    # All tokens are seen: attention to none at all would be NaN.
+    # The mask is True everywhere: attention to no token at all would be NaN.
     return dict(ids=np.zeros(length, np.int32), mask=np.ones(length, bool))
