@@ -220,9 +220,10 @@ def _count(counters, usable, batch):
         skipped_in_a_row=(counters["skipped_in_a_row"] + 1) * skipped,
     )
     for stream in batch.values():
-        for name in counters.keys() & stream["data_errors"].keys():
-            replaced = stream["data_errors"][name].sum(dtype=jnp.int32)
-            counters = counters | {name: counters[name] + replaced}
+        # In an order that is the same on all hosts, as that of a set is not: they compile one program.
+        for name, marks in stream["data_errors"].items():
+            if name in counters:
+                counters = counters | {name: counters[name] + marks.sum(dtype=jnp.int32)}
     return counters
 
 

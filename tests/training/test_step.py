@@ -7,7 +7,7 @@ import pytest
 
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.random_keys import named_key, step_key
-from big_ssl.training import batches, streams
+from big_ssl.training import batches, streams, train_step
 from big_ssl.training import state as state_lib
 
 
@@ -219,3 +219,23 @@ def test_random_keys_differ_by_name_and_step_and_seed():
     # The same for the same name in another process: Python's own hash is salted, CRC-32 is not.
     expected = jax.random.fold_in(jax.random.key(0), jnp.uint32(3309110367))
     assert bits(named_key(jax.random.key(0), "image")) == bits(expected)
+
+
+class _Marks:
+    """Records when it is summed."""
+
+    def __init__(self, name, summed):
+        self._name, self._summed = name, summed
+
+    def sum(self, dtype):
+        self._summed.append(self._name)
+        return np.zeros((), dtype)
+
+
+def test_counters_are_traced_in_an_order_that_all_hosts_have():
+    """An order of a set differs between processes, which then compile different programs."""
+    names, summed = [f"replaced_{i}" for i in range(12)], []
+    counters = dict.fromkeys(["skipped", "skipped_in_a_row", *names], np.int32(0))
+    batch = dict(pairs=dict(data_errors={name: _Marks(name, summed) for name in names}))
+    train_step._count(counters, jnp.asarray(True), batch)
+    assert summed == names
