@@ -139,6 +139,23 @@ def test_an_encoder_becomes_a_teacher(states):
         handover._weight_sources(dataclasses.replace(stage, handover=rules), old, new)
 
 
+@pytest.mark.parametrize("process", [0, 1])
+def test_every_process_computes_the_same_to_hand_on(process, states, monkeypatch):
+    """What process 0 alone computed on global arrays, all others would not take part in: it would hang."""
+    old, new, stage = states
+    fitted, resized = handover._fitted, []
+
+    def counted(stage, path, array, leaf):
+        resized.append(path)
+        return fitted(stage, path, array, leaf)
+
+    monkeypatch.setattr(handover, "_fitted", counted)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    handover.hand_over(stage, old, new)
+    # Of the weights and of their average, each once.
+    assert len(resized) == 2 * len(set(resized)) > 0
+
+
 def losses(workdir):
     return [(x["step"], x["train/loss"]) for x in read_lines(workdir / "metrics.jsonl") if "train/loss" in x]
 
