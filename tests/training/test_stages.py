@@ -195,3 +195,12 @@ def test_a_run_killed_in_each_of_two_stages_is_bit_identical(config, tmp_path, m
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert [step for step, _ in losses(tmp_path / "whole")] == list(range(1, 9))
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (resumed.state, whole.state)))
+
+
+def test_a_request_to_stop_at_a_stages_end_stops_the_run(config, tmp_path, monkeypatch):
+    """Several processes learn of it after that step only; the next stage would run on to the end."""
+    monkeypatch.setattr(loop.StopRequest, "reached", lambda self, step: step == 5)
+    with compiling.quickly():
+        result = loop.train(staged(config), tmp_path)
+    assert not result.finished
+    assert int(result.state.step) == 5
