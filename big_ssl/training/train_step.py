@@ -62,7 +62,8 @@ def make_step(
         usable = _all_finite((loss, norms, opt_state, mutable)) & (missing == 0)
         new = jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, state)
         counters = _count(state.counters, usable, batch)
-        fractions = _replaced_fractions(state.replaced_fraction, stage_step, batch, window)
+        # By the run's step: a stage goes on with the fraction of the one before, or with 0.
+        fractions = _replaced_fractions(state.replaced_fraction, state.step, batch, window)
         metrics |= dict(loss=loss, learning_rate=rate, missing_examples=missing) | norms | counters
         metrics |= {f"replaced_fraction/{stream}": value for stream, value in fractions.items()}
         return new.replace(step=state.step + 1, counters=counters, replaced_fraction=fractions), metrics

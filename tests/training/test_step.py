@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from big_ssl.parallel import mesh as mesh_lib
@@ -138,6 +139,27 @@ def test_the_replaced_fraction_is_the_mean_at_first_and_then_of_a_window(setup, 
         late, metrics = _step(setup, late, _with_errors(batch, images=16))
         assert metrics["replaced_fraction/pairs"] == pytest.approx(1 - (1 - weight) ** count, rel=1e-3)
     assert late.replaced_fraction["pairs"] == metrics["replaced_fraction/pairs"]
+
+
+def test_a_stages_first_batch_does_not_outweigh_all_replaced_records_before():
+    optimizer = optax.sgd(1.0)
+    params = dict(encoders={}, heads=dict(a=dict(kernel=jnp.ones(2))))
+    mutable = dict(encoders={}, objectives={})
+    state = state_lib.create(params, mutable, optimizer, False, counters=dict(a=("replaced_images",)))
+    state = state.replace(step=jnp.int32(100), replaced_fraction=dict(a=jnp.float32(0.01)))
+
+    def grad_fn(params, mutable, *_):
+        return (jnp.zeros(()), ({}, mutable)), params
+
+    def factors(updates, step):
+        return jax.tree.map(lambda _: 1.0, updates)
+
+    step = train_step.make_step(
+        grad_fn, lambda x: x, optimizer, lambda step: 0.1, factors, None, seed=0, window=1000, first=100
+    )
+    marks = dict(replaced_images=np.arange(8) < 4, missing_examples=np.zeros(8, bool))
+    _, metrics = step(state, dict(a=dict(data_errors=marks)))
+    assert metrics["replaced_fraction/a"] == pytest.approx(0.01 + (0.5 - 0.01) / 101, rel=1e-5)
 
 
 def test_a_step_with_a_missing_example_changes_no_weights(setup, initial, batch):
