@@ -38,15 +38,15 @@ def hand_over(stage: Stage, before: TrainState, after: TrainState) -> TrainState
     Returns:
       The filled state; each array has the sharding that it has in `after`.
     """
-    sources = _weight_sources(stage, before, after)
-    weights = _placed(sources, _weights(after))
+    handed_on = _weight_sources(stage, before, after)
+    weights = _placed(handed_on, _weights(after))
     states = after.mutable["objectives"]
     states = _placed(_sources(stage, stage.handover.objectives, before.mutable["objectives"], states), states)
     optimizer = "moments" if stage.handover.optimizer == "keep" else "reset"
     moments = _sources(stage, optimizer, before.opt_state, after.opt_state)
     fractions = {k: before.replaced_fraction.get(k, x) for k, x in after.replaced_fraction.items()}
     if jax.process_index() == 0:
-        print(f"stage {stage.name}: {_summary(sources, before, after)}", flush=True)
+        print(f"stage {stage.name}: {_summary(handed_on, before, after)}", flush=True)
     return after.replace(
         step=before.step,
         params=weights["params"],
@@ -151,10 +151,11 @@ def _placed(sources, tree):
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _summary(sources, before, after):
-    """A line that names the modules that start from scratch, and those that are left behind."""
+def _summary(handed_on, before, after):
+    """A line that names the modules that start from scratch, and those left behind. Only process 0 calls it, so it must
+    compute nothing on the devices, where the others would not take part."""
     places = _by_path(_weights(after))
-    new = {initial.module(path) for path in places if path not in sources}
+    new = {initial.module(path) for path in places if path not in handed_on}
     dropped = {initial.module(path) for path in _by_path(_weights(before)) if path not in places}
     named = [("starts from scratch", new), ("is left behind", dropped)]
     lines = [f"{', '.join(sorted(modules))} {what}" for what, modules in named if modules]

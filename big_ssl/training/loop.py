@@ -163,7 +163,7 @@ class _Run:
     def __init__(self, workdir, prepared, checkpoints, stop, start, began, run_steps):
         self.stage, self.setup, self.loaders, evaluators, self.predictor = prepared
         self.config, self.checkpoints, self.stop = self.stage.config, checkpoints, stop
-        self.start, self.total = start, self.stage.end
+        self.start, self.total, self.run_steps = start, self.stage.end, run_steps
         with phase("reading the metrics"):
             self.writer = MetricsWriter(workdir, start)
         self.time = WallTime(self.writer.seconds_before, began)
@@ -176,7 +176,8 @@ class _Run:
         self.peak_steps = _peak_steps_per_second(self.config, self.setup)
 
     def go(self, state):
-        """Trains until the stage's end or a request to stop. Returns (state, whether it is the end)."""
+        """Trains until the stage's end or a request to stop. Returns (state, whether the run may go on): after
+        a request it may not, unless nothing is left of it."""
         data = self.config | dict(seed=self.stage.data_seed)
         iterator = batches.iterate(data, self.loaders, self.start - self.stage.start, self.setup.mesh)
         with contextlib.closing(iterator):
@@ -209,8 +210,8 @@ class _Run:
             self.progress.step(step)
             stop = self.stop.reached(step)
             self._after(step, state, metrics, last=stop or step == self.total)
-            if stop:
-                return state, step == self.total
+            if stop:  # at a stage's end too: with several processes no later step repeats the request
+                return state, step == self.run_steps
         return state, True
 
     @contextlib.contextmanager

@@ -62,7 +62,8 @@ def make_step(
         usable = _all_finite((loss, norms, opt_state, mutable)) & (missing == 0)
         new = jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, state)
         counters = _count(state.counters, usable, batch)
-        fractions = _replaced_fractions(state.replaced_fraction, stage_step, batch, window)
+        # By the run's step: a stage goes on with the fraction of the one before, or with 0.
+        fractions = _replaced_fractions(state.replaced_fraction, state.step, batch, window)
         metrics |= dict(loss=loss, learning_rate=rate, missing_examples=missing) | norms | counters
         metrics |= {f"replaced_fraction/{stream}": value for stream, value in fractions.items()}
         return new.replace(step=state.step + 1, counters=counters, replaced_fraction=fractions), metrics
@@ -221,9 +222,10 @@ def _count(counters, usable, batch):
         skipped_in_a_row=(counters["skipped_in_a_row"] + 1) * skipped,
     )
     for stream in batch.values():
-        for name in counters.keys() & stream["data_errors"].keys():
-            replaced = stream["data_errors"][name].sum(dtype=jnp.int32)
-            counters = counters | {name: counters[name] + replaced}
+        # In an order that is the same on all hosts, as that of a set is not: they compile one program.
+        for name, marks in stream["data_errors"].items():
+            if name in counters:
+                counters = counters | {name: counters[name] + marks.sum(dtype=jnp.int32)}
     return counters
 
 

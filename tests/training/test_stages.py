@@ -139,6 +139,23 @@ def test_an_encoder_becomes_a_teacher(states):
         handover._weight_sources(dataclasses.replace(stage, handover=rules), old, new)
 
 
+@pytest.mark.parametrize("process", [0, 1])
+def test_every_process_computes_the_same_to_hand_on(process, states, monkeypatch):
+    """What process 0 alone computed on global arrays, all others would not take part in: it would hang."""
+    old, new, stage = states
+    fitted, resized = handover._fitted, []
+
+    def counted(stage, path, array, leaf):
+        resized.append(path)
+        return fitted(stage, path, array, leaf)
+
+    monkeypatch.setattr(handover, "_fitted", counted)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    handover.hand_over(stage, old, new)
+    # Of the weights and of their average, each once.
+    assert len(resized) == 2 * len(set(resized)) > 0
+
+
 def losses(workdir):
     return [(x["step"], x["train/loss"]) for x in read_lines(workdir / "metrics.jsonl") if "train/loss" in x]
 
@@ -178,3 +195,12 @@ def test_a_run_killed_in_each_of_two_stages_is_bit_identical(config, tmp_path, m
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert [step for step, _ in losses(tmp_path / "whole")] == list(range(1, 9))
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (resumed.state, whole.state)))
+
+
+def test_a_request_to_stop_at_a_stages_end_stops_the_run(config, tmp_path, monkeypatch):
+    """Several processes learn of it after that step only; the next stage would run on to the end."""
+    monkeypatch.setattr(loop.StopRequest, "reached", lambda self, step: step == 5)
+    with compiling.quickly():
+        result = loop.train(staged(config), tmp_path)
+    assert not result.finished
+    assert int(result.state.step) == 5

@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.random_keys import named_key, step_key
-from big_ssl.training import batches, streams
+from big_ssl.training import batches, streams, train_step
 from big_ssl.training import state as state_lib
 
 
@@ -140,6 +141,27 @@ def test_the_replaced_fraction_is_the_mean_at_first_and_then_of_a_window(setup, 
     assert late.replaced_fraction["pairs"] == metrics["replaced_fraction/pairs"]
 
 
+def test_a_stages_first_batch_does_not_outweigh_all_replaced_records_before():
+    optimizer = optax.sgd(1.0)
+    params = dict(encoders={}, heads=dict(a=dict(kernel=jnp.ones(2))))
+    mutable = dict(encoders={}, objectives={})
+    state = state_lib.create(params, mutable, optimizer, False, counters=dict(a=("replaced_images",)))
+    state = state.replace(step=jnp.int32(100), replaced_fraction=dict(a=jnp.float32(0.01)))
+
+    def grad_fn(params, mutable, *_):
+        return (jnp.zeros(()), ({}, mutable)), params
+
+    def factors(updates, step):
+        return jax.tree.map(lambda _: 1.0, updates)
+
+    step = train_step.make_step(
+        grad_fn, lambda x: x, optimizer, lambda step: 0.1, factors, None, seed=0, window=1000, first=100
+    )
+    marks = dict(replaced_images=np.arange(8) < 4, missing_examples=np.zeros(8, bool))
+    _, metrics = step(state, dict(a=dict(data_errors=marks)))
+    assert metrics["replaced_fraction/a"] == pytest.approx(0.01 + (0.5 - 0.01) / 101, rel=1e-5)
+
+
 def test_a_step_with_a_missing_example_changes_no_weights(setup, initial, batch):
     state, _ = _step(setup, initial, batch)
     after, metrics = _step(setup, state, _with_errors(batch, missing=1))
@@ -219,3 +241,23 @@ def test_random_keys_differ_by_name_and_step_and_seed():
     # The same for the same name in another process: Python's own hash is salted, CRC-32 is not.
     expected = jax.random.fold_in(jax.random.key(0), jnp.uint32(3309110367))
     assert bits(named_key(jax.random.key(0), "image")) == bits(expected)
+
+
+class _Marks:
+    """Records when it is summed."""
+
+    def __init__(self, name, summed):
+        self._name, self._summed = name, summed
+
+    def sum(self, dtype):
+        self._summed.append(self._name)
+        return np.zeros((), dtype)
+
+
+def test_counters_are_traced_in_an_order_that_all_hosts_have():
+    """An order of a set differs between processes, which then compile different programs."""
+    names, summed = [f"replaced_{i}" for i in range(12)], []
+    counters = dict.fromkeys(["skipped", "skipped_in_a_row", *names], np.int32(0))
+    batch = dict(pairs=dict(data_errors={name: _Marks(name, summed) for name in names}))
+    train_step._count(counters, jnp.asarray(True), batch)
+    assert summed == names
