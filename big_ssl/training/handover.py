@@ -152,8 +152,10 @@ def _placed(sources, tree):
 
 
 def _summary(handed_on, before, after):
-    """A line that names the modules that start from scratch, and those left behind. Only process 0 calls it, so it must
-    compute nothing on the devices, where the others would not take part."""
+    """A line that names the modules that start from scratch, and those that are left behind.
+
+    Only process 0 calls it, so it must compute nothing on the devices, where the others would not take part.
+    """
     places = _by_path(_weights(after))
     new = {initial.module(path) for path in places if path not in handed_on}
     dropped = {initial.module(path) for path in _by_path(_weights(before)) if path not in places}

@@ -176,8 +176,10 @@ class _Run:
         self.peak_steps = _peak_steps_per_second(self.config, self.setup)
 
     def go(self, state):
-        """Trains until the stage's end or a request to stop. Returns (state, whether the run may go on): after
-        a request it may not, unless nothing is left of it."""
+        """Trains until the stage's end or a request to stop.
+
+        Returns (state, whether the run may go on): after a request it may not, unless nothing is left of it.
+        """
         data = self.config | dict(seed=self.stage.data_seed)
         iterator = batches.iterate(data, self.loaders, self.start - self.stage.start, self.setup.mesh)
         with contextlib.closing(iterator):
