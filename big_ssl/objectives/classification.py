@@ -50,13 +50,14 @@ class Classification(StatelessObjective):
     view: str = "image"
     loss_kind: str = "softmax"
     label_smoothing: float = 0.0
+    label: str = "label"
 
     scope: ClassVar[Literal["batch", "example"]] = "example"
 
     @property
     def inputs(self) -> Inputs:
         """See objectives.base.Objective."""
-        return dict(image=EncoderCall("image", self.view), label=BatchField("label"))
+        return dict(image=EncoderCall("image", self.view), label=BatchField(self.label))
 
     @property
     def provides(self):
@@ -82,6 +83,7 @@ def build(
     view: str = "image",
     loss: str = "softmax",
     label_smoothing: float = 0.0,
+    label: str = "label",
     *,
     context: Context,
 ) -> Classification:
@@ -92,6 +94,7 @@ def build(
       view: the view that it trains on.
       loss: "softmax" or "sigmoid".
       label_smoothing: the fraction of a target's mass that is spread over all classes.
+      label: the batch field with the classes.
 
     Raises:
       ValueError: for an unknown loss.
@@ -99,4 +102,4 @@ def build(
     del context
     if loss not in LOSSES:
         raise ValueError(f"classification.loss is {loss!r}; use {', '.join(LOSSES)}")
-    return Classification(ClassifierHead(classes), view, loss, label_smoothing)
+    return Classification(ClassifierHead(classes), view, loss, label_smoothing, label)
