@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,11 +45,15 @@ class Labels:
 
     def number_of(self, value) -> int:
         """The class of a name, or of a number as text or integer. Raises BadValue for any other value."""
-        if value in self._numbers:
-            return self._numbers[value]
-        if isinstance(value, str | type(None)) or not 0 <= int(value) < len(self.names):
+        try:
+            if value in self._numbers:
+                return self._numbers[value]
+            number = operator.index(value)
+        except TypeError:  # neither a name nor an integer
+            number = -1
+        if not 0 <= number < len(self.names):
             raise BadValue(f"data: there is an image whose {self.key} is {value!r}, which is no class")
-        return int(value)
+        return number
 
     @functools.cached_property
     def _numbers(self):

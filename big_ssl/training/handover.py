@@ -117,8 +117,7 @@ def _fitted(stage, path, array, leaf):
     if array.shape == leaf.shape:
         return array
     if isinstance(array, jax.Array):
-        whole = NamedSharding(leaf.sharding.mesh, PartitionSpec())
-        array = np.asarray(jax.jit(lambda x: x, out_shardings=whole)(array))
+        array = np.asarray(jax.device_put(array, NamedSharding(array.sharding.mesh, PartitionSpec())))
     else:  # a shape: only whether it can be resized
         array = np.zeros(array.shape, array.dtype)
     try:
@@ -144,9 +143,8 @@ def _placed(sources, tree):
             return leaf
         if isinstance(source, np.ndarray):
             return initial.placed(source.astype(leaf.dtype), leaf.sharding)
-        if source.sharding == leaf.sharding:
-            return source
-        return jax.jit(lambda x: x, out_shardings=leaf.sharding)(source)
+        # A mesh of other sizes may order the devices differently, which a jitted function refuses.
+        return jax.device_put(source, leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(place, tree)
 

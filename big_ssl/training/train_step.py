@@ -203,7 +203,10 @@ def _join(shards, x):
 def _all_finite(tree):
     """bool[]: whether no number in a tree is infinite or NaN."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
+    # Not finite.all(): XLA takes that apart into an `and` for each leaf, and repeats all of them in the
+    # fusion of each array that depends on the result. The demo then compiles in 200 s instead of 20.
+    return finite[jnp.argmin(finite)]
 
 
 def _update_average(state, params, mutable, momentum, step):

@@ -39,6 +39,6 @@ def test_each_process_decodes_its_part(outputs):
 def test_an_image_unreadable_on_one_process_fails_on_both(outputs):
     problems = [each["problems"] for each in outputs["2x2"]]
     assert problems[0][0].startswith(
-        "evals.zero_shot failed (1 in a row): ValueError: process 1: data: the picture of"
+        "evals.zero_shot failed (1 in a row): ValueError: process 1: data: the image of"
     )
     assert "ValueError: data: the image of record" in problems[1][0] or problems[0] == problems[1]

@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from big_ssl.config import ConfigError, validate
 from big_ssl.training import handover, loop, stages
@@ -137,6 +138,17 @@ def test_an_encoder_becomes_a_teacher(states):
     rules = stages.Handover(remap=(("encoders/image/", "encoders/nobody/"),))
     with pytest.raises(ValueError, match=r"handover\.remap: 'encoders/image/' leads to no weights"):
         handover._weight_sources(dataclasses.replace(stage, handover=rules), old, new)
+
+
+def test_arrays_are_handed_on_to_a_mesh_in_another_order_of_devices():
+    """As those of a TPU may be, where the sizes of the mesh change from one stage to the next."""
+    devices = np.array(jax.devices())[:4]
+    before = jax.device_put(np.arange(8.0), NamedSharding(Mesh(devices, "data"), PartitionSpec("data")))
+    swapped = Mesh(devices[[0, 2, 1, 3]].reshape(2, 2), ("data", "fsdp"))
+    after = jax.device_put(np.zeros(8), NamedSharding(swapped, PartitionSpec("fsdp")))
+    placed = handover._placed(dict(a=before), dict(a=after))["a"]
+    assert placed.sharding == after.sharding
+    np.testing.assert_array_equal(placed, np.arange(8.0))
 
 
 @pytest.mark.parametrize("process", [0, 1])

@@ -141,12 +141,12 @@ def test_the_replaced_fraction_is_the_mean_at_first_and_then_of_a_window(setup, 
     assert late.replaced_fraction["pairs"] == metrics["replaced_fraction/pairs"]
 
 
-def test_a_stages_first_batch_does_not_outweigh_all_replaced_records_before():
+def _toy(names, first=0):
+    """(step, state) with a head of two parameters for each name, and the stream "a"."""
     optimizer = optax.sgd(1.0)
-    params = dict(encoders={}, heads=dict(a=dict(kernel=jnp.ones(2))))
+    params = dict(encoders={}, heads={name: dict(kernel=jnp.ones(2)) for name in names})
     mutable = dict(encoders={}, objectives={})
     state = state_lib.create(params, mutable, optimizer, False, counters=dict(a=("replaced_images",)))
-    state = state.replace(step=jnp.int32(100), replaced_fraction=dict(a=jnp.float32(0.01)))
 
     def grad_fn(params, mutable, *_):
         return (jnp.zeros(()), ({}, mutable)), params
@@ -155,11 +155,29 @@ def test_a_stages_first_batch_does_not_outweigh_all_replaced_records_before():
         return jax.tree.map(lambda _: 1.0, updates)
 
     step = train_step.make_step(
-        grad_fn, lambda x: x, optimizer, lambda step: 0.1, factors, None, seed=0, window=1000, first=100
+        grad_fn, lambda x: x, optimizer, lambda step: 0.1, factors, None, seed=0, window=1000, first=first
     )
-    marks = dict(replaced_images=np.arange(8) < 4, missing_examples=np.zeros(8, bool))
-    _, metrics = step(state, dict(a=dict(data_errors=marks)))
+    return step, state
+
+
+def _toy_batch(replaced):
+    marks = dict(replaced_images=np.arange(8) < replaced, missing_examples=np.zeros(8, bool))
+    return dict(a=dict(data_errors=marks))
+
+
+def test_a_stages_first_batch_does_not_outweigh_all_replaced_records_before():
+    step, state = _toy("a", first=100)
+    state = state.replace(step=jnp.int32(100), replaced_fraction=dict(a=jnp.float32(0.01)))
+    _, metrics = step(state, _toy_batch(replaced=4))
     assert metrics["replaced_fraction/a"] == pytest.approx(0.01 + (0.5 - 0.01) / 101, rel=1e-5)
+
+
+def test_the_check_of_all_arrays_is_compiled_once_and_not_for_each_array():
+    """Otherwise the compilation takes a time that grows with the square of the number of arrays."""
+    step, state = _toy([f"head{i}" for i in range(30)])
+    state = state.replace(mutable=state.mutable | dict(objectives={f"o{i}": jnp.ones(3) for i in range(30)}))
+    compiled = jax.jit(step).lower(state, _toy_batch(replaced=0)).compile().as_text()
+    assert 0 < compiled.count(" and(") < 100
 
 
 def test_a_step_with_a_missing_example_changes_no_weights(setup, initial, batch):

@@ -112,7 +112,11 @@ class Boxes(Spatial):
 
     def _boxes(self, record, draws):
         """float64[N, 4], (left, top, right, bottom) in fractions of the whole image."""
-        boxes = np.asarray(required(record.get(self.key), self.key), float).reshape(-1, 4)
+        value = required(record.get(self.key), self.key)
+        try:
+            boxes = np.asarray(value, float).reshape(-1, 4)
+        except (TypeError, ValueError) as error:
+            raise BadValue(f"{self.key!r} holds no boxes of four numbers") from error
         if not np.isfinite(boxes).all():
             raise BadValue(f"{self.key!r} holds a box that is not finite")
         if self.order == "yxyx":
@@ -232,7 +236,12 @@ class Depth(Spatial):
 def _plane(record, key):
     """[H, W] of a record's encoded or plain array of one channel."""
     value = required(record.get(key), key)
-    plane = decode.decode_array(value) if isinstance(value, bytes) else np.asarray(value)
+    try:
+        plane = decode.decode_array(value) if isinstance(value, bytes) else np.asarray(value)
+    except ValueError as error:  # BadImage is one
+        raise BadValue(f"{key!r}: {error}") from error
+    if plane.dtype.kind not in "buif":
+        raise BadValue(f"{key!r} holds no numbers")
     plane = plane[..., 0] if plane.ndim == 3 and plane.shape[-1] == 1 else plane
     if plane.ndim != 2 or not plane.size:
         raise BadValue(f"{key!r} has the shape {plane.shape}; it must have one channel")
