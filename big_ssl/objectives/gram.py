@@ -54,7 +54,7 @@ class Gram(StatelessObjective):
         return Sum.of_mean(loss, len(features["patches"])), {}, state
 
 
-def build(teacher: str = "", masked: bool = True, large: bool = False, *, context: Context) -> Gram:
-    """Gram anchoring of the global crops' patches; see Gram. large: high_res of Gram."""
+def build(teacher: str = "", masked: bool = True, high_res: bool = False, *, context: Context) -> Gram:
+    """Gram anchoring of the global crops' patches; the options are those of Gram."""
     del context
-    return Gram(teacher, masked, large)
+    return Gram(teacher, masked, high_res)

@@ -16,9 +16,7 @@ from big_ssl.objectives.base import BatchField, EncoderCall, Objective, Sum
 from big_ssl.parallel import fsdp
 from big_ssl.parallel.sharding import path_name
 from big_ssl.random_keys import named_key
-
-# Keys of the view that are added to an encoder's outputs, if the view has them.
-_VIEW_OUTPUTS = ("mask", "mix_ratio")
+from big_ssl.training.encoder_runs import VIEW_OUTPUTS, run, run_together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +70,14 @@ class System:
         for stream, call in self.encoder_calls():
             module, arguments = self.encoders[call.encoder], inputs[stream, call.view]
             init = functools.partial(module.init_with_output, named_key(key, call.encoder))
-            outputs[stream, call], variables = _run(init, arguments, call)
+            outputs[stream, call], variables = run(init, arguments, call)
             initial.setdefault(call.encoder, variables)
         heads = {}
         for name, term in self.terms.items():
             if not term.objective.shares_head_with:
                 head_inputs = self._head_inputs(term, outputs, batch, teacher=False)
-                heads[name] = term.objective.head.init(named_key(key, name), head_inputs).get("params", {})
+                variables = term.objective.head.init(named_key(key, name), head_inputs)
+                heads[name] = _head_params(name, variables)
         params = {"encoders": {k: v["params"] for k, v in initial.items()}, "heads": heads}
         statistics = {k: {c: v[c] for c in v if c != "params"} for k, v in initial.items()}
         states = {name: term.objective.initial_state() for name, term in self.terms.items()}
@@ -200,7 +199,7 @@ class System:
         params = self._gathered(variables["params"])["encoders"][call.encoder]
         collections = {"params": params} | variables["encoders"][call.encoder]
         apply = functools.partial(self.encoders[call.encoder].apply, collections, train=False)
-        return _run(apply, self._eval_input(inputs), call)
+        return run(apply, self._eval_input(inputs), call)
 
     def head(self, variables, name, inputs):
         """The features of one objective's head in evaluation mode.
@@ -280,7 +279,7 @@ class System:
                 mutable=list(state),
                 rngs={"dropout": named_key(key, f"{stream}/{encoder}/{views}")},
             )
-            results, state = _run_together(apply, [inputs[stream, call.view] for call in calls], calls)
+            results, state = run_together(apply, [inputs[stream, call.view] for call in calls], calls)
             outputs |= {(stream, call): output for call, output in zip(calls, results, strict=True)}
             encoder_state = encoder_state | {encoder: state}
         return outputs, encoder_state
@@ -304,7 +303,7 @@ class System:
                 variables = {"params": teacher["params"]["encoders"][call.encoder]}
                 variables |= teacher["encoders"][call.encoder]
                 apply = functools.partial(self.encoders[call.encoder].apply, variables, train=False)
-                outputs[stream, call] = _run(apply, inputs[stream, call.view], call)
+                outputs[stream, call] = run(apply, inputs[stream, call.view], call)
         features = {}
         for name, term in self.terms.items():
             if any(call.teacher for call in term.calls.values()):
@@ -319,7 +318,7 @@ class System:
             if call.teacher == teacher:
                 available = outputs[term.stream, call.run]
                 inputs[name] = {key: available[key] for key in call.outputs}
-                inputs[name] |= {key: available[key] for key in _VIEW_OUTPUTS if key in available}
+                inputs[name] |= {key: available[key] for key in VIEW_OUTPUTS if key in available}
         return inputs | term.fields(batch)
 
     def _apply_head(self, name, params, inputs, key=None):
@@ -359,40 +358,11 @@ class System:
         return all(self.frozen(f"encoders/{encoder}/{path}") for path in paths)
 
 
-def _run(apply, inputs, call):
-    """apply(**inputs), with crops [B, n, ...] flattened to examples; the outputs are [B, n, ...] again.
-
-    Returns also the variables or state that `apply` returns with the outputs.
-    """
-    if "images" not in inputs:
-        return apply(**inputs)
-    result = apply(**_flat(inputs, call))
-    outputs, variables = result if isinstance(result, tuple) else (result, None)
-    outputs = _shaped(outputs, inputs)
-    return (outputs, variables) if isinstance(result, tuple) else outputs
-
-
-def _run_together(apply, inputs, calls):
-    """([the outputs of each call], the encoder's state) after one run on the views of all calls."""
-    if len(calls) == 1:
-        outputs, state = _run(apply, inputs[0], calls[0])
-        return [outputs], state
-    flat = [_flat(*pair) for pair in zip(inputs, calls, strict=True)]
-    images, masks = (tuple(x.get(key) for x in flat) for key in ("images", "mask"))
-    outputs, state = apply(images=images, mask=masks)
-    return [_shaped(*pair) for pair in zip(outputs, inputs, strict=True)], state
-
-
-def _flat(inputs, call):
-    images = inputs["high_res" if call.high_res else "images"]
-    arguments = dict(images=images.reshape(-1, *images.shape[-3:]))
-    if call.masked:
-        mask = inputs["mask"]["mask"]
-        arguments["mask"] = mask.reshape(-1, mask.shape[-1])
-    return arguments
-
-
-def _shaped(outputs, inputs):
-    crops = inputs["images"].shape[:-3]
-    outputs = jax.tree.map(lambda x: x.reshape(*crops, *x.shape[1:]), outputs)
-    return outputs | {key: inputs[key] for key in _VIEW_OUTPUTS if key in inputs}
+def _head_params(objective, variables):
+    others = ", ".join(sorted(set(variables) - {"params"}))
+    if others:
+        raise ValueError(
+            f"the head of {objective!r} keeps {others}, and a head may keep parameters alone: "
+            "what changes without a gradient is its objective's state (Objective.initial_state)"
+        )
+    return variables.get("params", {})

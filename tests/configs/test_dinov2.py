@@ -193,7 +193,7 @@ def test_grams_teacher_may_see_larger_crops():
     """Its pass has the crops as they come, all others the same at half the size; downsample has to be set."""
     config = get("vitl14", "tiny")
     images = config["streams"]["images"]
-    images["objectives"] = dict(gram=dict(kind="gram", weight=2.0, teacher="gram", large=True))
+    images["objectives"] = dict(gram=dict(kind="gram", weight=2.0, teacher="gram", high_res=True))
     config["encoders"]["gram"] = dict(config["encoders"]["image"])
     with pytest.raises(ValueError, match=r"^gram reads global_crops high_res; .*crops.downsample must"):
         system(config)

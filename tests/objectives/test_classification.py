@@ -164,6 +164,23 @@ def test_the_data_bring_labels():
     assert build.stream_fields("images", without) == {}
 
 
+def test_two_classifications_of_one_stream_read_a_label_each():
+    config = copy.deepcopy(CONFIG)
+    images = config["streams"]["images"]
+    images["data"]["fields"]["concept"] = dict(kind="label", key="subcategory")
+    classification = images["objectives"]["classification"]
+    images["objectives"]["fine"] = classification | dict(classes=99, label="concept")
+    config["predictors"] = dict(classify="classification")
+    made, _ = system(config=config)
+    assert {name: term.field_names[1] for name, term in made.terms.items()} == dict(
+        classification="label", fine="concept"
+    )
+    iterator = batches.iterate(config, streams.open_streams(config, None), 0, system()[1])
+    found = next(iterator)["images"]
+    iterator.close()
+    assert found["concept"].max() >= emoji.CATEGORIES > found["label"].max()
+
+
 @pytest.mark.parametrize(
     ("classes", "key", "message"),
     [

@@ -1,5 +1,6 @@
 """What the step promises to any objective: its own name, head, metrics, random keys and batch fields."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +33,21 @@ def test_a_kind_is_used_twice_with_heads_and_states_of_their_own(two):
     assert set(params["heads"]) == set(mutable["objectives"]) == {"first", "second"}
     kernels = [params["heads"][name]["Dense_0"]["kernel"] for name in ("first", "second")]
     assert np.abs(np.subtract(*kernels)).max() > 0
+
+
+def test_a_head_that_keeps_more_than_parameters_is_named():
+    """Its batch norm's statistics would be lost, and evaluation would fail."""
+
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, inputs, train=False):
+            return nn.BatchNorm(use_running_average=not train)(inputs["text"]["pooled"])
+
+    terms = dict(itc=Term("pairs", Toy("example", Normed()), lambda step: 1.0))
+    system = System({"text": Tower()}, FIELDS, terms)
+    message = "^the head of 'itc' keeps batch_stats, and a head may keep parameters alone: "
+    with pytest.raises(ValueError, match=message):
+        system.init(jax.random.key(0), dict(pairs=batch(0)))
 
 
 def test_losses_and_metrics_of_one_kind_stand_side_by_side(two):

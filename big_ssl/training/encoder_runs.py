@@ -1,0 +1,45 @@
+"""Runs of an encoder on the views of a batch: crops are flattened to examples, and shaped again."""
+
+import jax
+
+# Keys of the view that are added to an encoder's outputs, if the view has them.
+VIEW_OUTPUTS = ("mask", "mix_ratio")
+
+
+def run(apply, inputs, call):
+    """apply(**inputs), with crops [B, n, ...] flattened to examples; the outputs are [B, n, ...] again.
+
+    Returns also the variables or state that `apply` returns with the outputs.
+    """
+    if "images" not in inputs:
+        return apply(**inputs)
+    result = apply(**_flat(inputs, call))
+    outputs, variables = result if isinstance(result, tuple) else (result, None)
+    outputs = _shaped(outputs, inputs)
+    return (outputs, variables) if isinstance(result, tuple) else outputs
+
+
+def run_together(apply, inputs, calls):
+    """([the outputs of each call], the encoder's state) after one run on the views of all calls."""
+    if len(calls) == 1:
+        outputs, state = run(apply, inputs[0], calls[0])
+        return [outputs], state
+    flat = [_flat(*pair) for pair in zip(inputs, calls, strict=True)]
+    images, masks = (tuple(x.get(key) for x in flat) for key in ("images", "mask"))
+    outputs, state = apply(images=images, mask=masks)
+    return [_shaped(*pair) for pair in zip(outputs, inputs, strict=True)], state
+
+
+def _flat(inputs, call):
+    images = inputs["high_res" if call.high_res else "images"]
+    arguments = dict(images=images.reshape(-1, *images.shape[-3:]))
+    if call.masked:
+        mask = inputs["mask"]["mask"]
+        arguments["mask"] = mask.reshape(-1, mask.shape[-1])
+    return arguments
+
+
+def _shaped(outputs, inputs):
+    crops = inputs["images"].shape[:-3]
+    outputs = jax.tree.map(lambda x: x.reshape(*crops, *x.shape[1:]), outputs)
+    return outputs | {key: inputs[key] for key in VIEW_OUTPUTS if key in inputs}
