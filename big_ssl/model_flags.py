@@ -7,7 +7,15 @@ from big_ssl.weights.formats import FORMATS
 
 FROM = flags.DEFINE_enum("from", "big_ssl", list(FORMATS), "The input's format.")
 # 0 and "": unset.
-_UNSET = dict(num_heads=0, text_num_heads=0, image_size=0, position_resize="", network="")
+_UNSET = dict(
+    num_heads=0,
+    text_num_heads=0,
+    image_size=0,
+    position_resize="",
+    network="",
+    accept=(),
+    non_finite=False,
+)
 _MODEL = config_flags.DEFINE_config_dict("model", ConfigDict(_UNSET), "Settings that the input lacks.")
 
 

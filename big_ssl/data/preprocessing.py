@@ -1,6 +1,7 @@
 """Evaluation transforms: images of any size to the input of a trained encoder."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+_MARGINS = {"round": round, "floor": math.floor}
 
 
 class Pixels(NamedTuple):
@@ -29,15 +38,17 @@ class Pixels(NamedTuple):
 
 class Resize(NamedTuple):
     """mode: "crop" resizes the shorter side to `side` (CLIP); "stretch" both sides, without regard to the
-    aspect (SigLIP, ALIGN); then the centre is cropped. filter: bicubic or bilinear."""
+    aspect (SigLIP, ALIGN); then the center is cropped. filter: a key of FILTERS. margin: "round" takes the
+    nearest whole margin before the center, as torchvision; "floor" the smaller one, as transformers."""
 
     mode: str
     side: int
     filter: str
+    margin: str
 
 
 def parse_resize(how: str, size: int) -> Resize:
-    """Parses a ModelConfig's `resize`: a mode, then, if not the defaults, a side and a filter.
+    """Parses a ModelConfig's `resize`: a mode, then, if not the defaults, a side, a filter and the margin.
 
     "crop", "crop 256" (DINO, whose central `size` is cropped), "stretch", "stretch 346 bilinear" (ALIGN).
     Raises ValueError for anything else.
@@ -45,9 +56,10 @@ def parse_resize(how: str, size: int) -> Resize:
     mode, *options = how.split() or [""]
     side = int(options.pop(0)) if options and options[0].isdigit() else size
     filter_ = options.pop(0) if options and options[0] in FILTERS else "bicubic"
+    margin = options.pop(0) if options and options[0] in _MARGINS else "round"
     if mode not in ("crop", "stretch") or options:
         raise ValueError(f"resize is {how!r}; it must be like crop, crop 256 or stretch bilinear")
-    return Resize(mode, side, filter_)
+    return Resize(mode, side, filter_, margin)
 
 
 def resize(images: np.ndarray, size: int, how: str) -> np.ndarray:
@@ -55,12 +67,12 @@ def resize(images: np.ndarray, size: int, how: str) -> np.ndarray:
 
     how: see `parse_resize`. Images that already have the target size are returned unchanged, as by Pillow.
     """
-    mode, side, filter_ = parse_resize(how, size)
+    mode, side, filter_, margin = parse_resize(how, size)
     if images.shape[1:3] == (size, size) and side == size:
         return images
     resized = {"crop": _crop, "stretch": _stretch}[mode]
     pillow_images = (resized(Image.fromarray(image), side, FILTERS[filter_]) for image in images)
-    return np.stack([np.asarray(_middle(image, (size, size))) for image in pillow_images])
+    return np.stack([np.asarray(_middle(image, (size, size), margin)) for image in pillow_images])
 
 
 def of(config: Mapping) -> Callable[[np.ndarray], np.ndarray]:
@@ -79,8 +91,8 @@ def model_keys(eval_transform: Mapping) -> dict:
 def enlarged(config: Mapping, factor: int) -> Callable[[np.ndarray], np.ndarray]:
     """`of`, but with the same part of an image in `factor` times as many pixels per side."""
     size = config["image_size"]
-    mode, side, filter_ = parse_resize(config["resize"], size)
-    return functools.partial(resize, size=factor * size, how=f"{mode} {factor * side} {filter_}")
+    mode, side, filter_, margin = parse_resize(config["resize"], size)
+    return functools.partial(resize, size=factor * size, how=f"{mode} {factor * side} {filter_} {margin}")
 
 
 def _stretch(image, side, filter_):
@@ -88,13 +100,14 @@ def _stretch(image, side, filter_):
 
 
 def _crop(image, side, filter_):
-    # torchvision's rounding, with which the published weights were trained: the longer side rounded down, the
-    # margin to the nearest. The parts of a hair-thin image outside the crop are cut before resizing.
+    # The longer side is rounded down, as by torchvision and transformers. The parts of a hair-thin image
+    # outside the crop are cut before resizing.
     image = _middle(image, [min(length, 16 * min(image.size)) for length in image.size])
     sides = [side * length // min(image.size) for length in image.size]
     return image.resize(sides, filter_)
 
 
-def _middle(image, sides):
-    left, top = (round((old - new) / 2) for old, new in zip(image.size, sides, strict=True))
+def _middle(image, sides, margin="round"):
+    to_whole = _MARGINS[margin]
+    left, top = (to_whole((old - new) / 2) for old, new in zip(image.size, sides, strict=True))
     return image.crop((left, top, left + sides[0], top + sides[1]))

@@ -1,9 +1,12 @@
 """Stopping a run: on a signal, or because training has failed."""
 
+import contextlib
 import os
 import signal
+import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TextIO
 
 import jax
 from absl import logging
@@ -34,6 +37,9 @@ class StopRequest:
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
             del handlers[signal.SIGHUP]
         self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        self._streams = sys.stdout, sys.stderr
+        if self._terminals:
+            sys.stdout, sys.stderr = (_Terminal(stream, self._drop_output) for stream in self._streams)
 
     def _record(self, number: int, frame: types.FrameType | None):
         self._drop_output()
@@ -61,9 +67,36 @@ class StopRequest:
         return self._asked
 
     def close(self) -> None:
-        """Restores the previous handlers."""
+        """Restores the previous handlers and streams."""
+        sys.stdout, sys.stderr = self._streams
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+class _Terminal:
+    """A stream to a terminal. The one that is closed fails a write before the handler of SIGHUP can run."""
+
+    def __init__(self, stream: TextIO, drop_output: Callable[[], None]):
+        self._stream, self._drop_output = stream, drop_output
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._dropping():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._dropping():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _dropping(self):
+        try:
+            yield
+        except OSError:
+            self._drop_output()
 
 
 def check_health(metrics: Mapping, step: int, examples: Mapping[str, int], limits: Mapping) -> None:

@@ -93,6 +93,22 @@ def check_options(kind: str, part: str, options: Mapping, model: str, required: 
             raise WeightsError(f"{kind}: {part}.{key} is {options[key]!r}; a {model} has {value!r}")
 
 
+def compare(part: str, stated: Mapping, actual: Mapping) -> None:
+    """Checks what a config file states about arrays.
+
+    Args:
+      part: what stands before the key in the message.
+      stated: {key: value}.
+      actual: {key: value} by the arrays; keys that are not stated are not compared.
+
+    Raises:
+      WeightsError: for a value that differs, as where layers are missing.
+    """
+    for key, value in actual.items():
+        if key in stated and stated[key] != value:
+            raise WeightsError(f"{part}{key} is {stated[key]!r}; the weights have {value!r}")
+
+
 def image_config(image: dict, image_size: int, **changes) -> ModelConfig:
     """The ModelConfig of an image-only ViT, by default with DINO's preprocessing; changes: replaced keys."""
     return (

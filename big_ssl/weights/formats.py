@@ -61,7 +61,8 @@ def read_checkpoint(
     Args:
       kind: a format in FORMATS.
       path: the weights file, the index of its shards, or the folder with it and the format's JSON files.
-      options: settings that the checkpoint lacks, such as num_heads.
+      options: settings that the checkpoint lacks, such as num_heads; for all formats also `accept`, keys of
+        the JSON files to ignore, and `non_finite`, whether to accept weights that are not finite.
 
     Returns:
       (ModelConfig, our weights {path: float32 array}).
@@ -71,15 +72,18 @@ def read_checkpoint(
       WeightsError: naming the file and what is wrong with it.
     """
     format_, file = FORMATS[kind], _weights_file(kind, io.as_path(path))
-    stored = read_tensors(file)
-    for option in options or {}:
+    stored, options = _unwrapped(read_tensors(file)), dict(options or {})
+    accepted, non_finite = options.pop("accept", ()), options.pop("non_finite", False)
+    for option in options:
         if option not in format_.options:
             known = ", ".join(format_.options) or "none"
             raise WeightsError(f"{kind} takes no option {option}; there is {known}")
     try:
-        tensors = format_.prepare(stored, options or {})
-        config = format_.config(tensors, _json_files(file.parent, format_), options or {})
+        tensors = format_.prepare(stored, options)
+        config = format_.config(tensors, _without(_json_files(file.parent, format_), accepted), options)
         ours = rules.read(format_.rules(config), format_.ignored, tensors, architecture.shapes(config))
+        if not non_finite:
+            _check_finite(ours)
     except ValueError as error:  # also from modules, for options they reject
         writer = f" of version {version.written_by(file.parent)}" if kind == "big_ssl" else ""
         raise WeightsError(f"{file}, as {kind}{writer}: {error}".split("\n")[0]) from error
@@ -135,6 +139,52 @@ def _weights_file(kind, path):
         hint = f"there is none of {', '.join(names)}" if names else "give the weights' own file"
         raise FileNotFoundError(f"{path} is a folder; as {kind}, {hint}")
     return existing[0]
+
+
+# Names under which wrappers put all weights: PyTorch's data parallelism and compilation, Lightning, scripts.
+_WRAPPERS = ("module", "_orig_mod", "state_dict", "model")
+# What training checkpoints have beside them.
+_TRAINING_STATE = {
+    "optimizer",
+    "optimizers",
+    "optimizer_states",
+    "lr_scheduler",
+    "lr_schedulers",
+    "scheduler",
+    "scaler",
+    "fp16_scaler",
+    "epoch",
+    "loops",
+    "callbacks",
+    "hyper_parameters",
+    "hparams",
+    "args",
+    "iteration",
+    "global_step",
+    "native_amp_scaling_state",
+}
+
+
+def _unwrapped(tensors):
+    """The arrays without the names of wrappers before all of theirs, and without training state."""
+    roots = {name.partition(".")[0] for name in tensors} - _TRAINING_STATE
+    if len(roots) != 1 or (wrapper := roots.pop()) not in _WRAPPERS:
+        return tensors
+    inner = {n.removeprefix(f"{wrapper}."): x for n, x in tensors.items() if n.startswith(f"{wrapper}.")}
+    return _unwrapped(inner)
+
+
+def _without(content, accepted):
+    """JSON without the accepted keys, at any depth."""
+    if not isinstance(content, dict):
+        return content
+    return {key: _without(value, accepted) for key, value in content.items() if key not in accepted}
+
+
+def _check_finite(ours):
+    for path, array in ours.items():
+        if not np.isfinite(array).all():
+            raise WeightsError(f"{path} has values that are not finite; --model.non_finite accepts them")
 
 
 def _json_files(folder, format_):

@@ -4,10 +4,10 @@ Names and shapes: transformers, models/align; the published weights are kakaobra
 Batch norm's counts and BERT's pooler, which embeddings do not use, are ignored and not written.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from big_ssl.models import efficientnet
-from big_ssl.weights import hf_layers
+from big_ssl.weights import hf_layers, hf_preprocessing
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import (
     HALF_PIXELS,
@@ -75,6 +75,15 @@ _FIXED = dict(
     batch_norm_eps=1e-3,
 )
 _FIXED_TEXT = dict(hidden_act="gelu", layer_norm_eps=1e-12)
+# AlignTextConfig's defaults.
+_TEXT_DEFAULTS = _FIXED_TEXT | dict(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    vocab_size=30_522,
+    max_position_embeddings=512,
+)
 
 
 def _rules(config: ModelConfig) -> list[Rule]:
@@ -122,7 +131,7 @@ def _config(tensors, files, options) -> ModelConfig:
         logit_bias=None,
     )
     image_size = vision_config.get("image_size", 600)  # AlignVisionConfig's default
-    default = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize="stretch 346 bilinear")
+    default = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize="stretch 346 bilinear floor")
     return dict(
         encoders=dict(image=image, text=text),
         head=head,
@@ -130,7 +139,7 @@ def _config(tensors, files, options) -> ModelConfig:
         tokenizer=dict(
             kind="wordpiece", vocabulary="", size=text["vocab_size"], length=min(64, text["max_len"])
         ),
-        **_read_preprocessing(files, default),
+        **hf_preprocessing.read(files, default, "EfficientNetImageProcessor"),
     )
 
 
@@ -138,14 +147,20 @@ def _text(tensors, text_config):
     embeddings = "text_model.embeddings.{}_embeddings.weight"
     vocab_size, width = shape_of(tensors, embeddings.format("word"), 2)
     _check_fixed("text_config", text_config, _FIXED_TEXT)
+    shape = dict(
+        width=width,
+        depth=count(tensors, r"text_model\.encoder\.layer\.(\d+)\."),
+        mlp_dim=shape_of(tensors, "text_model.encoder.layer.0.intermediate.dense.weight", 2)[0],
+    )
+    max_len = shape_of(tensors, embeddings.format("position"), 2)[0]
+    hf_layers.compare_shape("text_config.", _TEXT_DEFAULTS | text_config, shape)
+    hf_layers.compare_text(_TEXT_DEFAULTS | text_config, vocab_size, max_len)
     return dict(
         kind="bert",
         vocab_size=vocab_size,
-        width=width,
-        depth=count(tensors, r"text_model\.encoder\.layer\.(\d+)\."),
-        heads=text_config.get("num_attention_heads", 12),
-        mlp_dim=shape_of(tensors, "text_model.encoder.layer.0.intermediate.dense.weight", 2)[0],
-        max_len=shape_of(tensors, embeddings.format("position"), 2)[0],
+        **shape,
+        heads=hf_layers.settings(text_config, _TEXT_DEFAULTS, width)["heads"],
+        max_len=max_len,
         dropout=text_config.get("hidden_dropout_prob", 0.1),
     )
 
@@ -180,27 +195,6 @@ def _check_shortcuts(image):
             )
 
 
-def _read_preprocessing(files: Mapping[str, dict], default: ModelConfig) -> ModelConfig:
-    """As hf_layers.read_preprocessing; also reads EfficientNetImageProcessor's offset.
-
-    It can subtract 1 after scaling, and normalisation is optional: the published one computes x / 127.5 - 1.
-    """
-    preprocessing = hf_layers.read_preprocessing(files, default)
-    settings = files.get("preprocessor_config.json")
-    if settings is None:
-        return preprocessing
-    scale, offset = (
-        255 * settings.get("rescale_factor", 1 / 255),
-        float(settings.get("rescale_offset", False)),
-    )
-    mean, std = (0.0,) * 3, (1.0,) * 3
-    if settings.get("do_normalize", True):
-        mean, std = (preprocessing["views"]["image"][key] for key in ("mean", "std"))
-    # ((scale * x - offset) - mean) / std, as one mean and deviation of x in [0, 1].
-    view = dict(mean=tuple((offset + m) / scale for m in mean), std=tuple(s / scale for s in std), flip=False)
-    return preprocessing | dict(views=dict(image=view))
-
-
 def _describe(config: ModelConfig) -> dict[str, dict]:
     image, text, head = config["encoders"]["image"], config["encoders"]["text"], config["head"]
     _check_is_align(image, text, head)
@@ -232,7 +226,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
         vision_config=vision_config,
     )
     # include_top would divide by the deviation once more.
-    preprocessing = hf_layers.describe_preprocessing(config, "EfficientNetImageProcessor")
+    preprocessing = hf_preprocessing.describe(config, "EfficientNetImageProcessor")
     preprocessing |= dict(rescale_offset=False, include_top=False)
     return {"config.json": described, "preprocessor_config.json": preprocessing}
 

@@ -1,7 +1,7 @@
 """transformers' CLIPModel: config.json, model.safetensors or pytorch_model.bin; read and written."""
 
 from big_ssl.models import text_transformer, vit
-from big_ssl.weights import hf_layers
+from big_ssl.weights import hf_layers, hf_preprocessing
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import (
     CLIP_PIXELS,
@@ -28,7 +28,17 @@ _RULES = [
 ]
 
 # CLIPTextConfig's and CLIPVisionConfig's defaults.
-_DEFAULTS = dict(num_attention_heads=8, hidden_act="quick_gelu", layer_norm_eps=1e-5)
+_COMMON = dict(num_hidden_layers=12, hidden_act="quick_gelu", layer_norm_eps=1e-5)
+_TEXT_DEFAULTS = _COMMON | dict(
+    hidden_size=512,
+    intermediate_size=2048,
+    num_attention_heads=8,
+    vocab_size=49_408,
+    max_position_embeddings=77,
+)
+_VISION_DEFAULTS = _COMMON | dict(
+    hidden_size=768, intermediate_size=3072, num_attention_heads=12, image_size=224, patch_size=32
+)
 
 
 def _config(tensors, files, options) -> ModelConfig:
@@ -39,16 +49,17 @@ def _config(tensors, files, options) -> ModelConfig:
         vocab_size=vocab_size,
         max_len=max_len,
         eot_id=_eot_id(text_config, vocab_size),
-        **hf_layers.layers(tensors, "text_model", width, text_config, _DEFAULTS),
+        **hf_layers.layers(tensors, "text_model", width, text_config, _TEXT_DEFAULTS),
     )
+    hf_layers.compare_text(_TEXT_DEFAULTS | text_config, vocab_size, max_len)
     width, patch, side = hf_layers.vision_shape(tensors, class_tokens=1)
-    defaults = _DEFAULTS | dict(num_attention_heads=12)
-    shape = hf_layers.layers(tensors, "vision_model", width, vision_config, defaults)
+    shape = hf_layers.layers(tensors, "vision_model", width, vision_config, _VISION_DEFAULTS)
+    hf_layers.compare_image("vision_config.", _VISION_DEFAULTS | vision_config, patch, side)
     image = vit.CLIP | dict(kind="vit", patch=patch, image_size=patch * side, **shape)
     dim = shape_of(tensors, "text_projection.weight", 2)[0]
     image_size = vision_config.get("image_size", 224)
-    default = dict(views=dict(image=CLIP_PIXELS), image_size=image_size, resize="crop")
-    return clip_config(image, text, dim, **hf_layers.read_preprocessing(files, default))
+    default = dict(views=dict(image=CLIP_PIXELS), image_size=image_size, resize="crop floor")
+    return clip_config(image, text, dim, **hf_preprocessing.read(files, default, "CLIPImageProcessor"))
 
 
 def _eot_id(text_config, vocab_size):
@@ -83,7 +94,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
     )
     return {
         "config.json": described,
-        "preprocessor_config.json": hf_layers.describe_preprocessing(config, _processor(config)),
+        "preprocessor_config.json": hf_preprocessing.describe(config, _processor(config)),
     }
 
 

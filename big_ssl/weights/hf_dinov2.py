@@ -3,7 +3,7 @@ pytorch_model.bin; read and written."""
 
 from big_ssl.models import vit
 from big_ssl.models.transformer import FEED_FORWARDS
-from big_ssl.weights import hf_images, hf_layers
+from big_ssl.weights import hf_images, hf_layers, hf_preprocessing
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import (
     IMAGE,
@@ -34,9 +34,16 @@ _TOKENS = [
 _CLASSES = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
 
 # Both config classes' defaults.
-_DEFAULTS = dict(num_attention_heads=12, hidden_act="gelu", layer_norm_eps=1e-6)
+_DEFAULTS = dict(
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    hidden_act="gelu",
+    layer_norm_eps=1e-6,
+    image_size=224,
+)
 # The published preprocessing.
-_PREPROCESSING = dict(views=dict(image=IMAGENET_PIXELS), image_size=224, resize="crop 256")
+_PREPROCESSING = dict(views=dict(image=IMAGENET_PIXELS), image_size=224, resize="crop 256 floor")
 
 
 def _rules(config: ModelConfig) -> list[Rule]:
@@ -58,7 +65,7 @@ def _config(tensors, files, options) -> ModelConfig:
         registers=registers,
         position_resize="bicubic_antialias" if registers else "hf_dinov2",
     )
-    return image_config(image, **hf_layers.read_preprocessing(files, _PREPROCESSING))
+    return image_config(image, **hf_preprocessing.read(files, _PREPROCESSING, "BitImageProcessor"))
 
 
 def _describe(config: ModelConfig) -> dict[str, dict]:
@@ -80,7 +87,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
         if image["registers"]
         else dict(use_mask_token=image["mask_token"])
     )
-    processing = hf_layers.describe_preprocessing(config, "BitImageProcessor")
+    processing = hf_preprocessing.describe(config, "BitImageProcessor")
     return {"config.json": described, "preprocessor_config.json": processing}
 
 

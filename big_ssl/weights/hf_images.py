@@ -44,12 +44,16 @@ def shape(tensors: Mapping, files: Mapping[str, dict], mlp_out: str, defaults: M
     width, _, _, patch = shape_of(tensors, "embeddings.patch_embeddings.projection.weight", 4)
     table = "embeddings.position_embeddings"
     side = grid_side(shape_of(tensors, table, 3)[1] - 1, table)
-    return dict(
+    stated = json_file(files, "config.json")
+    shape = dict(
         patch=patch,
         image_size=patch * side,
         width=width,
         depth=count(tensors, r"encoder\.layer\.(\d+)\."),
         mlp_dim=shape_of(tensors, f"encoder.layer.0.{mlp_out}.weight", 2)[1],
         mask_token=MASK_TOKEN in tensors,
-        **hf_layers.settings(json_file(files, "config.json"), defaults),
+        **hf_layers.settings(stated, defaults, width),
     )
+    hf_layers.compare_shape("", {**defaults, **stated}, shape)
+    hf_layers.compare_image("", {**defaults, **stated}, patch, side)
+    return shape

@@ -1,12 +1,10 @@
-"""Shared by transformers' formats: rules for CLIP's and SigLIP's layers, and their JSON files."""
+"""Shared by transformers' formats: rules for CLIP's and SigLIP's layers, and their config.json."""
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from big_ssl.data.preprocessing import parse_resize
+from big_ssl.weights import hf_preprocessing
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import ModelConfig, count, grid_side, json_file, shape_of
+from big_ssl.weights.format import compare, count, grid_side, json_file, shape_of
 from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, linear, norm, within
 
 LAYERS = within(
@@ -38,15 +36,24 @@ VISION_MODEL = [
 # Buffers in older files, which later versions do not save.
 IGNORED = (r".*\.embeddings\.position_ids",)
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-FILES = ("config.json", "preprocessor_config.json")
+FILES = ("config.json", *hf_preprocessing.FILES)
 
+# Our options of a transformer's shape, and config.json's keys for them.
+_SHAPE = dict(width="hidden_size", depth="num_hidden_layers", mlp_dim="intermediate_size")
 ACTIVATIONS = dict(quick_gelu="quick_gelu", gelu="gelu", gelu_pytorch_tanh="gelu_tanh")
 
 
 def parts(files: Mapping[str, dict]) -> tuple[dict, dict]:
-    """(text_config, vision_config) of config.json, which omits the classes' defaults."""
+    """(text_config, vision_config) of config.json, which omits the classes' defaults.
+
+    Older files have text_config_dict and vision_config_dict, which transformers prefers.
+    """
     config = json_file(files, "config.json")
-    return config.get("text_config") or {}, config.get("vision_config") or {}
+    text, vision = (
+        (config.get(name) or {}) | (config.get(f"{name}_dict") or {})
+        for name in ("text_config", "vision_config")
+    )
+    return text, vision
 
 
 def layers(tensors: Mapping, model: str, width: int, config: Mapping, defaults: Mapping) -> dict:
@@ -61,28 +68,36 @@ def layers(tensors: Mapping, model: str, width: int, config: Mapping, defaults: 
 
     Returns:
       The options width, depth, mlp_dim, heads, activation and epsilon.
+
+    Raises:
+      WeightsError: where config.json and the arrays differ.
     """
-    return dict(
+    shape = dict(
         width=width,
         depth=count(tensors, rf"{model}\.encoder\.layers\.(\d+)\."),
         mlp_dim=shape_of(tensors, f"{model}.encoder.layers.0.mlp.fc1.weight", 2)[0],
-        **settings(config, defaults),
     )
+    compare_shape(model.replace("model", "config."), {**defaults, **config}, shape)
+    return shape | settings(config, defaults, width)
 
 
-def settings(config: Mapping, defaults: Mapping) -> dict:
+def compare_shape(part: str, stated: Mapping, shape: Mapping) -> None:
+    """Compares the width, the depth and the feed-forward's width with config.json's keys for them."""
+    compare(f"config.json: {part}", stated, {theirs: shape[ours] for ours, theirs in _SHAPE.items()})
+
+
+def settings(config: Mapping, defaults: Mapping, width: int) -> dict:
     """Our options heads, activation and epsilon from config.json's num_attention_heads, hidden_act and
-    layer_norm_eps; defaults: the config class's defaults of these three."""
-    config = {**defaults, **{key: config[key] for key in defaults if key in config}}
+    layer_norm_eps; defaults: the config class's defaults; width: which the heads must divide."""
+    config = {**defaults, **config}
     if config["hidden_act"] not in ACTIVATIONS:
         raise WeightsError(
             f"config.json: hidden_act {config['hidden_act']!r}; there are {', '.join(ACTIVATIONS)}"
         )
-    return dict(
-        heads=config["num_attention_heads"],
-        activation=ACTIVATIONS[config["hidden_act"]],
-        epsilon=config["layer_norm_eps"],
-    )
+    heads = config["num_attention_heads"]
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise WeightsError(f"config.json: num_attention_heads {heads!r} does not divide the width {width}")
+    return dict(heads=heads, activation=ACTIVATIONS[config["hidden_act"]], epsilon=config["layer_norm_eps"])
 
 
 def text_shape(tensors: Mapping) -> tuple[int, int, int]:
@@ -98,11 +113,15 @@ def vision_shape(tensors: Mapping, class_tokens: int) -> tuple[int, int, int]:
     return width, patch, grid_side(shape_of(tensors, table, 2)[0] - class_tokens, table)
 
 
-def pixels(files: Mapping[str, dict], default: dict) -> dict:
-    """The mean and standard deviation in preprocessor_config.json, or `default` without it."""
-    settings = files.get("preprocessor_config.json", {})
-    values = {key: settings.get(f"image_{key}", default[key]) for key in ("mean", "std")}
-    return default | {key: tuple(value) for key, value in values.items()}
+def compare_text(stated: Mapping, vocab_size: int, max_len: int) -> None:
+    """Compares text_config with the text model's tables of tokens and positions."""
+    actual = dict(vocab_size=vocab_size, max_position_embeddings=max_len)
+    compare("config.json: text_config.", stated, actual)
+
+
+def compare_image(part: str, stated: Mapping, patch: int, side: int) -> None:
+    """Compares a part of config.json with the patches' size and the position table's `side`."""
+    compare(f"config.json: {part}", stated, dict(patch_size=patch, image_size=patch * side))
 
 
 def describe_layers(encoder: Mapping) -> dict:
@@ -115,64 +134,4 @@ def describe_layers(encoder: Mapping) -> dict:
         num_attention_heads=encoder["heads"],
         hidden_act=names[encoder["activation"]],
         layer_norm_eps=encoder["epsilon"],
-    )
-
-
-# Pillow's numbers for its filters.
-_RESAMPLE = dict(bicubic=3, bilinear=2)
-
-
-def read_preprocessing(files: Mapping[str, dict], default: ModelConfig) -> ModelConfig:
-    """The keys views, image_size and resize of a ModelConfig, from preprocessor_config.json.
-
-    default: these keys, used without the file and for settings that older files lack.
-    """
-    settings = files.get("preprocessor_config.json")
-    if settings is None:
-        return default
-    filters = {number: name for name, number in _RESAMPLE.items()}
-    number = settings.get("resample", _RESAMPLE[parse_resize(default["resize"], 0).filter])
-    if number not in filters:
-        raise WeightsError(f"preprocessor_config.json: resample is {number}; 2 and 3 are known")
-    size, resize = _side(settings, "size"), "stretch"
-    image_size = _side(settings, "crop_size") if settings.get("do_center_crop") else size
-    if settings.get("do_center_crop") and not _has_both_sides(settings["size"]):
-        resize = "crop"
-    resize += "" if image_size == size else f" {size}"
-    resize += "" if filters[number] == "bicubic" else f" {filters[number]}"
-    view = pixels(files, default["views"]["image"])
-    return dict(views=dict(image=view), image_size=image_size, resize=resize)
-
-
-def _has_both_sides(size):
-    return isinstance(size, dict) and "height" in size
-
-
-def _side(settings, key):
-    """The side in a number, {"shortest_edge": number}, or {"height": number, "width": the same}."""
-    value = settings.get(key)
-    sides = set(value.values()) if isinstance(value, dict) else {value}
-    if len(sides) != 1 or not isinstance(side := sides.pop(), int):
-        raise WeightsError(f"preprocessor_config.json: {key} is {value}; it must contain one side")
-    return side
-
-
-def describe_preprocessing(config: ModelConfig, processor: str) -> dict:
-    """preprocessor_config.json, for transformers' image processor class `processor`."""
-    size, view = config["image_size"], config["views"]["image"]
-    mode, side, filter_ = parse_resize(config["resize"], size)
-    square = dict(height=size, width=size)
-    return dict(
-        do_resize=True,
-        size=dict(shortest_edge=side) if mode == "crop" else dict(height=side, width=side),
-        resample=_RESAMPLE[filter_],
-        do_center_crop=mode == "crop" or side != size,
-        crop_size=square,
-        do_rescale=True,
-        rescale_factor=1 / 255,
-        do_normalize=True,
-        image_mean=np.broadcast_to(view["mean"], 3).tolist(),
-        image_std=np.broadcast_to(view["std"], 3).tolist(),
-        do_convert_rgb=True,
-        image_processor_type=processor,
     )

@@ -1,7 +1,7 @@
 """transformers' SiglipModel: config.json, model.safetensors or pytorch_model.bin."""
 
 from big_ssl.models import text_transformer, vit
-from big_ssl.weights import hf_layers
+from big_ssl.weights import hf_layers, hf_preprocessing
 from big_ssl.weights.format import (
     HALF_PIXELS,
     HEAD,
@@ -31,7 +31,16 @@ _RULES = [
 ]
 
 # SiglipTextConfig's and SiglipVisionConfig's defaults.
-_DEFAULTS = dict(num_attention_heads=12, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
+_COMMON = dict(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    hidden_act="gelu_pytorch_tanh",
+    layer_norm_eps=1e-6,
+)
+_TEXT_DEFAULTS = _COMMON | dict(vocab_size=32_000, max_position_embeddings=64)
+_VISION_DEFAULTS = _COMMON | dict(image_size=224, patch_size=16)
 
 
 def _config(tensors, files, options) -> ModelConfig:
@@ -41,13 +50,16 @@ def _config(tensors, files, options) -> ModelConfig:
     text = text_transformer.SIGLIP | dict(
         vocab_size=vocab_size,
         max_len=max_len,
-        **hf_layers.layers(tensors, "text_model", width, text_config, _DEFAULTS),
+        **hf_layers.layers(tensors, "text_model", width, text_config, _TEXT_DEFAULTS),
     )
+    hf_layers.compare_text(_TEXT_DEFAULTS | text_config, vocab_size, max_len)
     width, patch, side = hf_layers.vision_shape(tensors, class_tokens=0)
-    shape = hf_layers.layers(tensors, "vision_model", width, vision_config, _DEFAULTS)
+    shape = hf_layers.layers(tensors, "vision_model", width, vision_config, _VISION_DEFAULTS)
+    hf_layers.compare_image("vision_config.", _VISION_DEFAULTS | vision_config, patch, side)
     image = vit.SIGLIP | dict(kind="vit", patch=patch, image_size=patch * side, **shape)
-    pixels = hf_layers.pixels(files, HALF_PIXELS)
-    return siglip_config(image, text, vision_config.get("image_size", 224), views=dict(image=pixels))
+    image_size = vision_config.get("image_size", 224)
+    default = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize="stretch")
+    return siglip_config(image, text, **hf_preprocessing.read(files, default, "SiglipImageProcessor"))
 
 
 FORMAT = Format(

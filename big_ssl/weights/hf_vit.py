@@ -4,7 +4,7 @@ Its pooler, a layer on top of the class token, is dropped: our pooled output is 
 DINO's and iBOT's weights in this class are used. Exports are for add_pooling_layer=False.
 """
 
-from big_ssl.weights import hf_images, hf_layers
+from big_ssl.weights import hf_images, hf_layers, hf_preprocessing
 from big_ssl.weights.format import HALF_PIXELS, IMAGE, Format, ModelConfig, check_options, image_config
 from big_ssl.weights.rules import Rule, leading, linear, norm, within
 
@@ -20,7 +20,16 @@ _LAYERS = within("encoder.layer.{i}.", "layer{i}/", _LAYER)
 _RULES = within("", IMAGE, [*hf_images.EMBEDDINGS, *_LAYERS, _MASK_TOKEN])
 
 # ViTConfig's defaults.
-_DEFAULTS = dict(num_attention_heads=12, hidden_act="gelu", layer_norm_eps=1e-12)
+_DEFAULTS = dict(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    hidden_act="gelu",
+    layer_norm_eps=1e-12,
+    image_size=224,
+    patch_size=16,
+)
 _FIXED = hf_images.FIXED | dict(feed_forward="mlp", layer_scale=None, registers=0)
 
 
@@ -30,7 +39,7 @@ def _config(tensors, files, options) -> ModelConfig:
     image |= dict(pooling="cls", kernel_init="dino", position_resize="hf_dinov2")
     size = files["config.json"].get("image_size", 224)
     default = dict(views=dict(image=HALF_PIXELS), image_size=size, resize="stretch bilinear")
-    return image_config(image, **hf_layers.read_preprocessing(files, default))
+    return image_config(image, **hf_preprocessing.read(files, default, "ViTImageProcessor"))
 
 
 def _describe(config: ModelConfig) -> dict[str, dict]:
@@ -44,7 +53,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
         encoder_stride=image["patch"],
     )
     processor = "BitImageProcessor" if config["resize"].startswith("crop") else "ViTImageProcessor"
-    processing = hf_layers.describe_preprocessing(config, processor)
+    processing = hf_preprocessing.describe(config, processor)
     return {"config.json": described, "preprocessor_config.json": processing}
 
 

@@ -3,73 +3,199 @@
 The arrays have OpenAI's names. The config contains the activation, the heads and the preprocessing.
 """
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
+
+from big_ssl.data.preprocessing import parse_resize
 from big_ssl.weights import openai_clip
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import CLIP_PIXELS, Format, ModelConfig, json_file
+from big_ssl.weights.format import CLIP_PIXELS, HEAD, Format, ModelConfig, check_options, compare, json_file
+from big_ssl.weights.rules import SAME, Rule
 
 _CONFIG = "open_clip_config.json"
-_HEAD_WIDTH = 64
 
-# The supported keys of model_cfg, and those that do not change the computation.
-_KNOWN = {
-    "model_cfg": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text"},
-    "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"},
-    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
+# Defaults of open_clip's CLIPVisionCfg, CLIPTextCfg and PreprocessCfg (model.py, transform.py).
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "vision_cfg": dict(layers=12, width=768, head_width=64, mlp_ratio=4.0, patch_size=16, image_size=224),
+    "text_cfg": dict(context_length=77, vocab_size=49_408, width=512, heads=8, layers=12, mlp_ratio=4.0),
+    "preprocess_cfg": dict(
+        mean=CLIP_PIXELS["mean"],
+        std=CLIP_PIXELS["std"],
+        interpolation="bicubic",
+        resize_mode="shortest",
+        mode="RGB",
+    ),
 }
+_ANY = object()
+# Keys of both towers.
+_BLOCK = dict(
+    ls_init_value=None,
+    final_ln_after_pool=False,
+    output_tokens=False,
+    act_kwargs=None,
+    norm_kwargs=None,
+    block_type=None,
+    qk_norm=False,
+    scaled_cosine_attn=False,
+    scale_heads=False,
+    scale_attn_inner=False,
+    scale_attn=False,
+    scale_fc=False,
+)
+# Further keys, with the only value for which the model is open_clip's plain CLIP; _ANY if none matters.
+_PLAIN: dict[str, dict[str, Any]] = {
+    "model_cfg": dict(
+        embed_dim=_ANY,
+        quick_gelu=_ANY,
+        vision_cfg=_ANY,
+        text_cfg=_ANY,
+        init_logit_bias=_ANY,
+        init_logit_scale=_ANY,
+        custom_text=_ANY,  # only puts "text." before the text tower's names
+        cast_dtype=_ANY,
+        output_dict=_ANY,
+        nonscalar_logit_scale=_ANY,
+    ),
+    "vision_cfg": dict(
+        patch_dropout=_ANY,  # in training alone
+        attentional_pool=False,
+        attn_pooler_queries=_ANY,
+        attn_pooler_heads=_ANY,
+        no_ln_pre=False,
+        pos_embed_type="learnable",
+        pool_type="tok",
+        timm_model_name=None,
+        timm_model_pretrained=_ANY,
+        timm_pool=_ANY,
+        timm_proj=_ANY,
+        timm_proj_bias=_ANY,
+        timm_drop=_ANY,
+        timm_drop_path=_ANY,
+    )
+    | _BLOCK,
+    "text_cfg": dict(
+        tokenizer_mode=None,
+        hf_tokenizer_name=None,
+        tokenizer_kwargs=None,
+        embed_cls=False,
+        pad_id=0,
+        no_causal_mask=False,
+        pool_type="argmax",
+        proj_bias=False,
+        proj_type="linear",
+        hf_model_name=None,
+        hf_model_pretrained=_ANY,
+        hf_proj_type=_ANY,
+        hf_pooler_type=_ANY,
+        eos_id=_ANY,
+    )
+    | _BLOCK,
+    # The model's own size decides, as in open_clip; a colour to fill is for other resize modes.
+    "preprocess_cfg": dict(size=_ANY, fill_color=_ANY),
+}
+
+
+# The options that a plain CLIP fixes.
+_VIT = dict(class_token=True, pre_norm=True, patch_bias=False, pooling="cls")
 
 
 def _config(tensors, files, options) -> ModelConfig:
     file = json_file(files, _CONFIG)
-    settings = file.get("model_cfg", {})
-    vision, text = settings.get("vision_cfg", {}), settings.get("text_cfg", {})
-    for part, keys in (("model_cfg", settings), ("vision_cfg", vision), ("text_cfg", text)):
-        if unknown := set(keys) - _KNOWN[part]:
-            raise WeightsError(
-                f"{_CONFIG}: {part}.{min(unknown)} is not supported; only open_clip's plain CLIP is"
-            )
+    model = _settings(file.get("model_cfg", {}), "model_cfg")
+    vision, text = (_settings(model.get(part, {}), part) for part in ("vision_cfg", "text_cfg"))
+    image_size = _side("vision_cfg.image_size", vision["image_size"])
+    preprocessing = _preprocessing(_settings(file.get("preprocess_cfg", {}), "preprocess_cfg"), image_size)
     config = openai_clip.infer_config(tensors, _heads(vision, text) | dict(options))
-    activation = "quick_gelu" if settings.get("quick_gelu") else "gelu"
-    config["encoders"]["text"]["activation"] = activation
-    if config["encoders"]["image"]["kind"] == "vit":
-        config["encoders"]["image"]["activation"] = activation
-    preprocessing = file.get("preprocess_cfg", {})
-    resize = _lookup(preprocessing, "resize_mode", dict(shortest="crop", squash="stretch"))
-    _lookup(preprocessing, "interpolation", dict(bicubic=None))
-    pixels = {key: tuple(preprocessing.get(key, CLIP_PIXELS[key])) for key in ("mean", "std")}
-    return config | dict(
-        views=dict(image=CLIP_PIXELS | pixels),
-        resize=resize,
-        image_size=vision.get("image_size", config["image_size"]),
-    )
+    _compare(vision, text, config["encoders"])
+    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    for encoder in config["encoders"].values():
+        if encoder["kind"] != "resnet":
+            encoder["activation"] = activation
+    if "logit_bias" in tensors:
+        config["head"]["logit_bias"] = float(model.get("init_logit_bias") or 0.0)
+    return config | preprocessing
+
+
+def _settings(given, part):
+    """A part of the config with its defaults. Raises WeightsError for what makes it no plain CLIP."""
+    defaults, plain = _DEFAULTS.get(part, {}), _PLAIN[part]
+    for key, value in given.items():
+        if key not in defaults and key not in plain:
+            raise WeightsError(
+                f"{_CONFIG}: {part}.{key} is {value!r}, which we do not know; --model.accept={key} ignores it"
+            )
+        if plain.get(key, _ANY) not in (_ANY, value):
+            raise WeightsError(
+                f"{_CONFIG}: {part}.{key} is {value!r}; only a plain CLIP is read, with {plain[key]!r}"
+            )
+    return defaults | given
+
+
+def _compare(vision, text, encoders):
+    """The config's shapes against those of the arrays."""
+    ours = encoders["text"]
+    actual = _shape(ours) | dict(context_length=ours["max_len"], vocab_size=ours["vocab_size"])
+    compare(f"{_CONFIG}: text_cfg.", _with_mlp_width(text), actual)
+    ours = encoders["image"]
+    if ours["kind"] == "resnet":
+        actual = dict(layers=list(ours["blocks"]), width=ours["width"])
+    else:
+        vision = vision | dict(patch_size=_side("vision_cfg.patch_size", vision["patch_size"]))
+        actual = _shape(ours) | dict(patch_size=ours["patch"])
+    compare(f"{_CONFIG}: vision_cfg.", _with_mlp_width(vision), actual)
+
+
+def _with_mlp_width(settings):
+    return settings | dict(mlp_width=int(settings["width"] * settings["mlp_ratio"]))
+
+
+def _shape(transformer):
+    """A transformer's shape in open_clip's words."""
+    return dict(layers=transformer["depth"], width=transformer["width"], mlp_width=transformer["mlp_dim"])
+
+
+def _side(key, value):
+    """A side, or two equal ones."""
+    sides = set(value) if isinstance(value, list) else {value}
+    if len(sides) != 1 or not isinstance(side := sides.pop(), int):
+        raise WeightsError(f"{_CONFIG}: {key} is {value}; it must be one side, or two equal ones")
+    return side
+
+
+def _preprocessing(settings, image_size):
+    mode = _lookup(settings, "resize_mode", dict(shortest="crop", squash="stretch"))
+    filter_ = _lookup(settings, "interpolation", dict(bicubic="", bilinear=" bilinear"))
+    _lookup(settings, "mode", dict(RGB=None))
+    pixels = {key: np.broadcast_to(settings[key], 3).tolist() for key in ("mean", "std")}
+    view = CLIP_PIXELS | {key: tuple(value) for key, value in pixels.items()}
+    return dict(views=dict(image=view), resize=mode + filter_, image_size=image_size)
 
 
 def _heads(vision, text):
-    heads = {}
-    if isinstance(vision.get("layers"), int) and "width" in vision:
-        heads["num_heads"] = vision["width"] // vision.get("head_width", _HEAD_WIDTH)
-    if "heads" in text:
-        heads["text_num_heads"] = text["heads"]
+    heads = dict(text_num_heads=text["heads"])
+    if isinstance(vision["layers"], int):
+        heads["num_heads"] = vision["width"] // vision["head_width"]
     return heads
 
 
 def _lookup(settings, key, table):
-    """table[settings[key]]; without the key, the table's first entry."""
-    value = settings.get(key, next(iter(table)))
-    if value not in table:
-        raise WeightsError(f"{_CONFIG}: preprocess_cfg.{key} is {value!r}; there is {', '.join(table)}")
-    return table[value]
+    if settings[key] not in table:
+        raise WeightsError(
+            f"{_CONFIG}: preprocess_cfg.{key} is {settings[key]!r}; there is {', '.join(table)}"
+        )
+    return table[settings[key]]
 
 
 def _describe(config: ModelConfig) -> dict[str, dict]:
     image, text, head = config["encoders"]["image"], config["encoders"]["text"], config["head"]
-    if (
-        image["kind"] not in ("vit", "resnet")
-        or text["kind"] != "text_transformer"
-        or head["logit_bias"] is not None
-    ):
+    if image["kind"] not in ("vit", "resnet") or text["kind"] != "text_transformer":
         raise WeightsError(f"open_clip: its plain CLIP has no {image['kind']} and {text['kind']} like these")
+    if image["kind"] == "vit":
+        check_options("open_clip", "image", image, "CLIP", _VIT)
+    check_options("open_clip", "text", text, "CLIP", dict(causal=True, pooling="eot"))
     activation = text["activation"]
     if activation not in ("quick_gelu", "gelu") or image.get("activation", activation) != activation:
         raise WeightsError(f"open_clip: both towers must have quick_gelu or gelu, not {activation}")
@@ -83,13 +209,20 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
         heads=text["heads"],
         layers=text["depth"],
     ) | _mlp_ratio(text)
-    pixels = {key: list(config["views"]["image"][key]) for key in ("mean", "std")}
-    resize = "shortest" if config["resize"] == "crop" else "squash"
-    return {
-        _CONFIG: dict(
-            model_cfg=model, preprocess_cfg=dict(**pixels, interpolation="bicubic", resize_mode=resize)
+    if head["logit_bias"] is not None:
+        model["init_logit_bias"] = head["logit_bias"]
+    return {_CONFIG: dict(model_cfg=model, preprocess_cfg=_describe_preprocessing(config))}
+
+
+def _describe_preprocessing(config):
+    mode, side, filter_, _ = parse_resize(config["resize"], config["image_size"])
+    if side != config["image_size"] or filter_ not in ("bicubic", "bilinear"):
+        raise WeightsError(
+            f"open_clip: resize is {config['resize']!r}; open_clip resizes to image_size, "
+            f"{config['image_size']}, bicubic or bilinear"
         )
-    }
+    pixels = {key: np.broadcast_to(config["views"]["image"][key], 3).tolist() for key in ("mean", "std")}
+    return dict(**pixels, interpolation=filter_, resize_mode=dict(crop="shortest", stretch="squash")[mode])
 
 
 def _describe_vit(image):
@@ -106,12 +239,16 @@ def _describe_resnet(image):
 
 
 def _mlp_ratio(tower):
-    mlp_dim = tower["mlp_dim"] or 4 * tower["width"]
-    return {} if mlp_dim == 4 * tower["width"] else dict(mlp_ratio=mlp_dim / tower["width"])
+    """The ratio whose product with the width open_clip rounds down to the feed-forward's width."""
+    width, mlp_dim = tower["width"], tower["mlp_dim"] or 4 * tower["width"]
+    ratio = mlp_dim / width
+    while int(width * ratio) < mlp_dim:
+        ratio = math.nextafter(ratio, math.inf)
+    return {} if ratio == 4 else dict(mlp_ratio=ratio)
 
 
 def _prepare(tensors: Mapping, options: Mapping) -> dict:
-    """Removes "text." from the text tower's names, and reshapes a logit scale of shape (1,) to ()."""
+    """Removes "text." from the text tower's names, and reshapes a logit scale or bias of shape (1,) to ()."""
     del options
     names = (
         "token_embedding.",
@@ -125,14 +262,20 @@ def _prepare(tensors: Mapping, options: Mapping) -> dict:
     for name, array in tensors.items():
         short = name.removeprefix("text.")
         prepared[short if short.startswith(names) else name] = array
-    if "logit_scale" in prepared:
-        prepared["logit_scale"] = prepared["logit_scale"].reshape(prepared["logit_scale"].shape[1:])
+    for name in ("logit_scale", "logit_bias"):
+        if name in prepared:
+            prepared[name] = prepared[name].reshape(prepared[name].shape[1:])
     return prepared
+
+
+def _rules(config: ModelConfig) -> list[Rule]:
+    bias = [Rule("logit_bias", (f"{HEAD}logit_bias",), SAME)]
+    return openai_clip.rules(config) + (bias if config["head"]["logit_bias"] is not None else [])
 
 
 FORMAT = Format(
     config=_config,
-    rules=openai_clip.rules,
+    rules=_rules,
     ignored=openai_clip.IGNORED,
     weights=("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
     files=(_CONFIG,),

@@ -12,20 +12,25 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
-        ("crop", ("crop", 224, "bicubic")),
-        ("crop 256", ("crop", 256, "bicubic")),
-        ("crop bilinear", ("crop", 224, "bilinear")),
-        ("crop 256 bilinear", ("crop", 256, "bilinear")),
-        ("stretch", ("stretch", 224, "bicubic")),
-        ("stretch bilinear", ("stretch", 224, "bilinear")),
-        ("stretch 346 bilinear", ("stretch", 346, "bilinear")),
+        ("crop", ("crop", 224, "bicubic", "round")),
+        ("crop 256", ("crop", 256, "bicubic", "round")),
+        ("crop bilinear", ("crop", 224, "bilinear", "round")),
+        ("crop 256 bilinear", ("crop", 256, "bilinear", "round")),
+        ("stretch", ("stretch", 224, "bicubic", "round")),
+        ("stretch bilinear", ("stretch", 224, "bilinear", "round")),
+        ("stretch 346 bilinear", ("stretch", 346, "bilinear", "round")),
+        ("crop nearest", ("crop", 224, "nearest", "round")),
+        ("crop 256 lanczos floor", ("crop", 256, "lanczos", "floor")),
+        ("crop floor", ("crop", 224, "bicubic", "floor")),
     ],
 )
 def test_the_words(how, expected):
     assert preprocessing.parse_resize(how, 224) == expected
 
 
-@pytest.mark.parametrize("how", ["", "pad", "stretch 256 256", "crop nearest", "crop 256 256", "256 crop"])
+@pytest.mark.parametrize(
+    "how", ["", "pad", "stretch 256 256", "crop floor nearest", "crop 256 256", "256 crop"]
+)
 def test_other_words(how):
     with pytest.raises(ValueError, match=f"resize is '{how}'; it must be like crop, crop 256"):
         preprocessing.parse_resize(how, 224)

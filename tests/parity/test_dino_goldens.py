@@ -67,7 +67,7 @@ def test_features_of_a_model_without_texts(model):
     unit = model.encode_image(pictures, resize=False)
     np.testing.assert_allclose(unit, found / np.linalg.norm(found, axis=1, keepdims=True), **CLOSE)
     np.testing.assert_allclose(model.patch_features(pictures, resize=False), expected["patches"], **CLOSE)
-    assert (model.config["image_size"], model.config["resize"]) == (224, "crop 256")
+    assert (model.config["image_size"], model.config["resize"]) == (224, "crop 256 floor")
     with pytest.raises(ValueError, match="this model has no text encoder: it embeds images alone"):
         model.encode_text(["a cat"])
 

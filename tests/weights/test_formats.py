@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from big_ssl.weights import open_clip
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import FORMATS, read_checkpoint, write_checkpoint
 from big_ssl.weights.tensor_files import write_safetensors
@@ -82,13 +83,19 @@ def test_errors_in_the_json_files(tmp_path):
     [
         (
             dict(model_cfg=dict(vision_cfg=dict(timm_model_name="x"))),
-            "vision_cfg.timm_model_name is not supported",
+            "vision_cfg.timm_model_name is 'x'; only a plain CLIP is read, with None",
         ),
-        (dict(model_cfg=dict(text_cfg=dict(hf_model_name="x"))), "text_cfg.hf_model_name is not supported"),
-        (dict(model_cfg=dict(multimodal_cfg={})), "model_cfg.multimodal_cfg is not supported"),
         (
-            dict(preprocess_cfg=dict(interpolation="bilinear")),
-            "interpolation is 'bilinear'; there is bicubic",
+            dict(model_cfg=dict(text_cfg=dict(hf_model_name="x"))),
+            "text_cfg.hf_model_name is 'x'; only a plain CLIP is read, with None",
+        ),
+        (
+            dict(model_cfg=dict(multimodal_cfg={})),
+            "model_cfg.multimodal_cfg is {}, which we do not know; --model.accept=multimodal_cfg ignores",
+        ),
+        (
+            dict(preprocess_cfg=dict(interpolation="random")),
+            "interpolation is 'random'; there is bicubic, bilinear",
         ),
     ],
 )
@@ -119,7 +126,7 @@ def test_a_model_that_a_format_cannot_store_is_not_written(tmp_path):
     resnet = read_checkpoint("openai_clip", goldens.write_checkpoint("clip_resnet", tmp_path / "resnet"))
     for model, kind, message in (
         (siglip, "hf_clip", "hf_clip: image.class_token is False; a CLIPModel has True"),
-        (siglip, "open_clip", "open_clip: its plain CLIP has no"),
+        (siglip, "open_clip", "open_clip: image.class_token is False; a CLIP has True"),
         (siglip, "hf_siglip", "hf_siglip can only be read; writable formats: big_ssl, open_clip, hf_clip"),
         (resnet, "hf_clip", "hf_clip holds a vit and a text_transformer, not resnet and text_transformer"),
     ):
@@ -159,11 +166,11 @@ def test_the_writable_formats():
 def test_a_resize_larger_than_the_crop_is_exported(tmp_path):
     """HF CLIP stores both sizes."""
     config, ours = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", tmp_path / "in"))
-    assert config["resize"] == "crop"
+    assert config["resize"] == "crop floor"
     for resize, size in (
-        ("crop", dict(shortest_edge=24)),
-        ("crop 30", dict(shortest_edge=30)),
-        ("stretch 30 bilinear", dict(height=30, width=30)),
+        ("crop floor", dict(shortest_edge=24)),
+        ("crop 30 floor", dict(shortest_edge=30)),
+        ("stretch 30 bilinear floor", dict(height=30, width=30)),
     ):
         write_checkpoint("hf_clip", tmp_path / "out", config | dict(resize=resize), ours)
         written = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
@@ -171,3 +178,117 @@ def test_a_resize_larger_than_the_crop_is_exported(tmp_path):
         assert written["crop_size"] == dict(height=24, width=24)
         again, _ = read_checkpoint("hf_clip", tmp_path / "out")
         assert again["resize"] == resize
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (
+            "hf_clip",
+            dict(vision_config=dict(num_hidden_layers=3)),
+            "vision_config.num_hidden_layers is 3",
+        ),
+        ("hf_clip", dict(text_config=dict(vocab_size=7)), "text_config.vocab_size is 7; the weights have"),
+        ("hf_clip", dict(text_config=dict(hidden_size=7)), "text_config.hidden_size is 7; the weights have"),
+        (
+            "hf_clip",
+            dict(vision_config=dict(image_size=7)),
+            "vision_config.image_size is 7; the weights have",
+        ),
+        ("hf_clip", dict(vision_config=dict(num_attention_heads=5)), "num_attention_heads 5 does not divide"),
+        (
+            "hf_clip",
+            dict(vision_config_dict=dict(num_hidden_layers=3)),
+            "num_hidden_layers is 3; the",
+        ),
+        ("hf_siglip", dict(text_config=dict(num_hidden_layers=3)), "text_config.num_hidden_layers is 3"),
+        ("hf_align", dict(text_config=dict(num_hidden_layers=3)), "text_config.num_hidden_layers is 3"),
+        ("hf_dinov2", dict(num_hidden_layers=3), "config.json: num_hidden_layers is 3; the weights have"),
+        ("hf_dinov2", dict(image_size=7), "config.json: image_size is 7; the weights have"),
+    ],
+)
+def test_a_config_that_the_arrays_contradict_is_refused(kind, changes, message, tmp_path):
+    """As where the last layers of a checkpoint are missing."""
+    goldens.write_checkpoint(kind, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key, value in changes.items():
+        config[key] = config.get(key, {}) | value if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert message in failure(kind, tmp_path)
+
+
+def test_layers_that_a_config_leaves_to_the_default_are_counted_too(tmp_path):
+    goldens.write_checkpoint("hf_clip", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["vision_config"]["num_hidden_layers"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "vision_config.num_hidden_layers is 12; the weights have" in failure("hf_clip", tmp_path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_unless_accepted(value, tmp_path):
+    bias = np.full(40, value, np.float32)
+    path = goldens.write_checkpoint("hf_clip", tmp_path, **{HF_NAME: bias})
+    assert "encoders/image/layer1/mlp_in/bias has values that are not finite" in failure("hf_clip", path)
+    _, ours = read_checkpoint("hf_clip", path, dict(non_finite=True))
+    np.testing.assert_array_equal(ours["params/encoders/image/layer1/mlp_in/bias"], bias)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "state_dict.model."])
+def test_wrappers_around_a_model_are_taken_off(prefix, tmp_path):
+    tensors, _ = goldens.golden("hf_clip")
+    goldens.write_checkpoint("hf_clip", tmp_path)
+    expected = read_checkpoint("hf_clip", tmp_path)[1]
+    wrapped = {prefix + name: np.asarray(array) for name, array in tensors.items()}
+    wrapped |= {"optimizer.state.0.exp_avg": np.zeros(3, np.float32)}
+    write_safetensors(tmp_path / "model.safetensors", wrapped, {})
+    actual = read_checkpoint("hf_clip", tmp_path)[1]
+    assert actual.keys() == expected.keys()
+    assert all(np.array_equal(actual[path], expected[path]) for path in expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(text_cfg=dict(layers=7)), "text_cfg.layers is 7; the weights have"),
+        (dict(text_cfg=dict(context_length=7)), "text_cfg.context_length is 7; the weights have"),
+        (dict(vision_cfg=dict(patch_size=[4, 5])), "vision_cfg.patch_size is [4, 5]; it must be one side"),
+        (dict(vision_cfg=dict(mlp_ratio=7)), "vision_cfg.mlp_width is"),
+        (dict(vision_cfg=dict(no_ln_pre=True)), "vision_cfg.no_ln_pre is True; only a plain CLIP is read"),
+        (dict(vision_cfg=dict(new_key=1)), "vision_cfg.new_key is 1, which we do not know"),
+    ],
+)
+def test_open_clips_config_is_compared_with_the_arrays(changes, message, tmp_path):
+    config, ours = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", tmp_path / "in"))
+    for encoder in config["encoders"].values():
+        encoder["activation"] = "gelu"
+    write_checkpoint("open_clip", tmp_path / "out", config, ours)
+    file = tmp_path / "out" / "open_clip_config.json"
+    written = json.loads(file.read_text())
+    for part, values in changes.items():
+        written["model_cfg"][part] |= values
+    file.write_text(json.dumps(written))
+    assert message in failure("open_clip", tmp_path / "out")
+
+
+def test_open_clips_defaults_stand_for_what_its_config_leaves_out(tmp_path):
+    """Eight heads and not the width over 64; the shorter side resized; CLIP's mean."""
+    config, ours = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", tmp_path / "in"))
+    config["head"]["logit_bias"] = -10.0
+    ours = ours | {"params/heads/contrastive/logit_bias": np.float32(-3)}
+    write_checkpoint("open_clip", tmp_path / "out", config, ours)
+    file = tmp_path / "out" / "open_clip_config.json"
+    written = json.loads(file.read_text())
+    del written["model_cfg"]["text_cfg"]["heads"], written["preprocess_cfg"]
+    file.write_text(json.dumps(written))
+    again, weights = read_checkpoint("open_clip", tmp_path / "out")
+    assert again["encoders"]["text"]["heads"] == 8
+    assert again["resize"] == "crop"
+    assert again["head"]["logit_bias"] == -10.0
+    assert weights["params/heads/contrastive/logit_bias"] == -3
+
+
+@pytest.mark.parametrize(("width", "mlp_dim"), [(1152, 4304), (24, 41), (49, 169), (7, 23)])
+def test_a_feed_forwards_width_survives_open_clips_ratio(width, mlp_dim):
+    ratio = open_clip._mlp_ratio(dict(width=width, mlp_dim=mlp_dim)).get("mlp_ratio", 4)
+    assert int(width * ratio) == mlp_dim

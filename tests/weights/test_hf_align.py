@@ -21,6 +21,7 @@ PUBLISHED = dict(
     rescale_factor=1 / 127.5,
     rescale_offset=True,
     do_normalize=False,
+    include_top=False,
     image_mean=[0.485, 0.456, 0.406],
     image_std=[0.229, 0.224, 0.225],
 )
@@ -50,7 +51,7 @@ def test_the_architecture(align):
     text = dict(kind="bert", vocab_size=50, width=16, depth=2, heads=2, mlp_dim=40, max_len=12, dropout=0.1)
     assert config["encoders"]["text"] == text
     assert config["tokenizer"] == dict(kind="wordpiece", vocabulary="", size=50, length=12)
-    assert (config["image_size"], config["resize"]) == (75, "stretch 346 bilinear")
+    assert (config["image_size"], config["resize"]) == (75, "stretch 346 bilinear floor")
 
 
 def test_the_text_encoder_keeps_more_positions_than_the_tokenizers_length(align):
@@ -75,7 +76,7 @@ def test_the_preprocessing(changes, mean, std, tmp_path):
     path = written(tmp_path)
     (path / "preprocessor_config.json").write_text(json.dumps(PUBLISHED | changes))
     config, _ = read_checkpoint("hf_align", path)
-    assert (config["image_size"], config["resize"]) == (289, "stretch 346 bilinear")
+    assert (config["image_size"], config["resize"]) == (289, "stretch 346 bilinear floor")
     view = config["views"]["image"]
     np.testing.assert_allclose(view["mean"], mean, rtol=1e-12)
     np.testing.assert_allclose(view["std"], std, rtol=1e-12)
