@@ -9,6 +9,7 @@ The architecture is inferred from the arrays' shapes and the JSON files beside t
 what they lack. Exit code 2, and one line on stderr, if something does not fit.
 """
 
+import os
 import sys
 
 from absl import app, flags, logging
@@ -18,6 +19,7 @@ from big_ssl import inference, io
 from big_ssl.command_line import OUTPUT
 from big_ssl.model_flags import FROM
 from big_ssl.model_flags import options as model_options
+from big_ssl.weights import hf_tokenizers
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import WRITABLE, read_checkpoint, write_checkpoint
 
@@ -42,15 +44,42 @@ def convert(source: str, path, target: str, folder, options) -> int:
       FileNotFoundError: without an input file.
       ValueError: naming what does not fit.
     """
+    _check_folders(path, folder)
     if source == "big_ssl":
         config, variables = inference.read(path)
         ours = flatten_dict(variables, sep="/")
     else:
         config, ours = read_checkpoint(source, path, options)
     written = write_checkpoint(target, folder, config, ours)
-    if vocabulary := inference.vocabulary_beside(config, path):
-        vocabulary.copy(io.as_path(folder) / vocabulary.name, overwrite=True)
+    _write_vocabulary(target, config, inference.vocabulary_beside(config, path), io.as_path(folder))
     return sum(array.size for name, array in written.items() if name.startswith("params/"))
+
+
+def _check_folders(path, folder):
+    """Refuses to write into the folder that is read."""
+    path, folder = io.as_path(path), io.as_path(folder)
+    source = path if path.is_dir() else path.parent
+    if os.path.realpath(source) == os.path.realpath(folder):
+        raise ValueError(f"--output is {folder}, where --input is; its files would be overwritten")
+
+
+def _write_vocabulary(target, config, beside, folder):
+    """Writes the vocabulary: as the target's own tokenizer reads it, or as it was."""
+    tokenizer = config["tokenizer"] or dict(kind="", vocabulary="")
+    if target.startswith("hf_"):
+        path = str(beside or "") or hf_tokenizers.known_vocabulary(tokenizer)
+        files = hf_tokenizers.describe(tokenizer, path) if path else {}
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        if tokenizer["kind"] and not path:
+            print(
+                "no vocabulary beside the input, so that AutoTokenizer will find none",
+                file=sys.stderr,
+            )
+    elif beside:
+        beside.copy(folder / beside.name, overwrite=True)
+        if (ids := beside.parent / "vocab.json").is_file() and beside.name == "merges.txt":
+            ids.copy(folder / ids.name, overwrite=True)
 
 
 def main(_) -> None:

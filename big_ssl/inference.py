@@ -25,7 +25,7 @@ from big_ssl.weights.format import ModelConfig
 _PIECES = ("spiece.model", "tokenizer.model")
 VOCABULARIES = {
     "wordpiece": ("vocab.txt",),
-    "clip_bpe": ("merges.txt",),
+    "clip_bpe": ("merges.txt", "tokenizer.json"),
     "sentencepiece": _PIECES,
     "sentencepiece_gemma": _PIECES,
 }

@@ -8,6 +8,7 @@ import pytest
 
 import big_ssl
 from big_ssl import convert, inference
+from big_ssl.data import clip_bpe
 from big_ssl.data.preprocessing import resize
 from big_ssl.models import text_transformer, vit
 from big_ssl.training import evaluation, loop
@@ -42,11 +43,34 @@ def test_an_error_is_one_line_and_exit_code_2(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_merges_beside_the_weights_are_copied(tmp_path):
+def test_the_vocabulary_beside_the_weights_is_copied(tmp_path):
     path = goldens.write_checkpoint("hf_clip", tmp_path / "in")
     (path / "merges.txt").write_text("#version: 0.2\n")
+    (path / "vocab.json").write_text("{}")
     convert.convert("hf_clip", path, "big_ssl", tmp_path / "out", {})
     assert (tmp_path / "out" / "merges.txt").read_text() == "#version: 0.2\n"
+    assert (tmp_path / "out" / "vocab.json").read_text() == "{}"
+
+
+def test_an_export_to_transformers_has_its_tokenizers_files(tmp_path):
+    path = goldens.write_checkpoint("hf_clip", tmp_path / "in")
+    (path / "merges.txt").write_bytes(clip_bpe.train(["a cat", "a car"], 516))
+    convert.convert("hf_clip", path, "hf_clip", tmp_path / "out", {})
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert (settings["tokenizer_class"], settings["model_max_length"]) == ("CLIPTokenizer", 9)
+    expected = clip_bpe.read_vocabulary(str(path / "merges.txt"))
+    assert clip_bpe.read_vocabulary(str(tmp_path / "out" / "merges.txt")) == expected
+    assert json.loads((tmp_path / "out" / "vocab.json").read_text()) == expected[0]
+
+
+@pytest.mark.parametrize("inside", ["", "model.safetensors"])
+def test_an_output_over_the_input_is_refused(inside, tmp_path):
+    path = goldens.write_checkpoint("hf_clip", tmp_path / "in")
+    (tmp_path / "link").symlink_to(path)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(ValueError, match=r"--output is .*/link, where --input is"):
+        convert.convert("hf_clip", path / inside, "big_ssl", tmp_path / "link", {})
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 
 def test_an_image_only_model_has_no_vocabulary(tmp_path):

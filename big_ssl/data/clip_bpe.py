@@ -25,7 +25,7 @@ _WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 class ClipBPE:
-    """CLIP's tokenizer over a file of merges: OpenAI's own, or a merges.txt of transformers.
+    """CLIP's tokenizer over a file of merges or a tokenizer.json, see `read_vocabulary`.
 
     Called with texts, returns ids: int32[B, L] and mask: bool[B, L], True for tokens; the start token
     first, the end token last, also if the text is truncated to L, then zeros. The ids are those
@@ -35,11 +35,8 @@ class ClipBPE:
     """
 
     def __init__(self, path: str, length: int):
-        merges = read_merges(path)
-        characters = byte_characters()
-        words = [*characters, *(c + _END_OF_WORD for c in characters), *map("".join, merges), _START, _END]
-        vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
-        self.vocab_size = len(vocabulary)
+        vocabulary, merges = read_vocabulary(path)
+        self.vocab_size = max(vocabulary.values()) + 1
         self._special = {0, vocabulary[_START], vocabulary[_END]}
         self._tokenizer = _tokenizer(path, vocabulary, merges)
         self._tokenizer.enable_truncation(length)
@@ -53,6 +50,55 @@ class ClipBPE:
     def is_empty(self, ids: np.ndarray) -> bool:
         """Whether ids: int32[L] have only the start and end tokens and padding: an empty text."""
         return self._special.issuperset(ids.tolist())
+
+
+def read_vocabulary(path: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """({word: id}, merges) of a file.
+
+    path: OpenAI's file of merges, or transformers' merges.txt, whose ids a vocab.json beside it may state;
+    or a tokenizer.json of the tokenizers library. Raises FileNotFoundError, or ValueError that names what is
+    wrong.
+    """
+    file = io.as_path(path)
+    if file.suffix == ".json":
+        return _of_tokenizer_json(file)
+    merges, beside = read_merges(path), file.parent / "vocab.json"
+    if file.name == "merges.txt" and beside.is_file():
+        return _checked(beside, _json(beside)), merges
+    characters = byte_characters()
+    words = [*characters, *(c + _END_OF_WORD for c in characters), *map("".join, merges), _START, _END]
+    return {word: i for i, word in enumerate(dict.fromkeys(words))}, merges
+
+
+def _of_tokenizer_json(file):
+    content = _json(file)
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or model.get("type") != "BPE":
+        raise ValueError(f"{file}: no tokenizer.json with a BPE")
+    added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+    pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])  # by the library's version
+    return _checked(file, {**model["vocab"], **added}), [(left, right) for left, right in pairs]
+
+
+def _json(file):
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+
+
+def _checked(file, vocabulary):
+    """A vocabulary with distinct ids for all bytes and both marks."""
+    numbers = vocabulary.values() if isinstance(vocabulary, dict) else [None]
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise ValueError(f"{file}: no vocabulary: it must have an id for each word")
+    characters = byte_characters()
+    for word in (*characters, *(c + _END_OF_WORD for c in characters), _START, _END):
+        if word not in vocabulary:
+            raise ValueError(f"{file} lacks {word}")
+    if len(set(numbers)) < len(vocabulary):
+        raise ValueError(f"{file} gives one id to two words")
+    return vocabulary
 
 
 def clean(text: str) -> str:

@@ -77,6 +77,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
         vocab_size=text["vocab_size"],
         max_position_embeddings=text["max_len"],
         projection_dim=dim,
+        bos_token_id=None,  # the class's default may be outside the vocabulary
         eos_token_id=text["vocab_size"] - 1 if eot_id is None else eot_id,
     )
     vision_config = hf_layers.describe_layers(image) | dict(

@@ -9,8 +9,8 @@ import pytest
 # Processes x devices of each. What the number of devices changes is in tests/training/test_devices.py.
 LAYOUTS = {"1x4": (1, 4), "2x2": (2, 2)}
 STEPS, BATCH = 20, 128
-# The small one compiles in seconds; the demo has batch norm, whose statistics are everybody's.
-TINY, DEMO = "configs/clip.py:tiny", "configs/align_l2.py:demo"
+# The second has batch norm, whose statistics are everybody's.
+RECIPES = ("configs/clip.py:tiny", "configs/align_l2.py:tiny")
 # As in tests/training/test_devices.py: sums over a batch are taken in another order.
 TOLERANCE = 1e-4
 
@@ -43,16 +43,15 @@ def trajectories(cluster, losses, tmp_path_factory):
         actual = {}
         for name, (processes, devices) in LAYOUTS.items():
             workdir = tmp_path_factory.mktemp("run") / name
-            compiling = "well" if recipe == DEMO else "quickly"
-            layout = dict(processes=processes, devices=devices, compiling=compiling)
-            cluster.finish(recipe, workdir, arguments, **layout)
+            cluster.finish(recipe, workdir, arguments, processes=processes, devices=devices)
             actual[name] = losses(workdir)
         return actual
 
     return run
 
 
-@pytest.mark.parametrize("recipe", [TINY, pytest.param(DEMO, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_has_the_same_loss_trajectory(recipe, trajectories):
     steps, expected = zip(*trajectories(recipe)["1x4"], strict=True)
     assert steps == tuple(range(1, STEPS + 1))

@@ -123,3 +123,46 @@ def test_the_config_chooses_the_kind(tokenizer):
         tokenizers.build(options | dict(size=7))
     with pytest.raises(ValueError, match=r"tokenizer\.kind is 'bpe'; there are wordpiece, clip_bpe"):
         tokenizers.build(options | dict(kind="bpe"))
+
+
+LETTERS = byte_characters()
+WORDS = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(c + "</w>" for c in LETTERS), "ca", "cat</w>"]
+IDS = {word: number for number, word in enumerate(WORDS)}
+
+
+def write_vocabulary(folder, kind, ids):
+    """A vocabulary whose marks come first, as in no file of OpenAI's."""
+    if kind == "merges.txt":
+        (folder / "vocab.json").write_text(json.dumps(ids))
+        (folder / kind).write_text("#version: 0.2\nc a\nca t</w>\n")
+    else:
+        marks = [dict(id=ids[mark], content=mark) for mark in WORDS[:2]]
+        words = {word: number for word, number in ids.items() if word not in WORDS[:2]}
+        merges = [["c", "a"], ["ca", "t</w>"]] if kind == "pairs" else ["c a", "ca t</w>"]
+        model = dict(type="BPE", vocab=words, merges=merges)
+        kind = "tokenizer.json"
+        (folder / kind).write_text(json.dumps(dict(model=model, added_tokens=marks)))
+    return str(folder / kind)
+
+
+@pytest.mark.parametrize("kind", ["merges.txt", "pairs", "lines"])
+def test_the_ids_of_a_file_are_heeded(kind, tmp_path):
+    tokenizer = ClipBPE(write_vocabulary(tmp_path, kind, IDS), 6)
+    assert tokenizer.vocab_size == len(IDS)
+    assert tokenizer(["cat"])["ids"][0].tolist() == [IDS["<|startoftext|>"], IDS["cat</w>"], 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cat</w>": None}, "no vocabulary: it must have an id for each word"),
+        ({"cat</w>": 0}, "gives one id to two words"),
+        ({"<|endoftext|>": ...}, "lacks <|endoftext|>"),
+    ],
+)
+def test_a_bad_vocabulary_is_one_line(change, message, tmp_path):
+    ids = {word: number for word, number in (IDS | change).items() if number is not ...}
+    path = write_vocabulary(tmp_path, "merges.txt", ids)
+    with pytest.raises(ValueError, match=r"vocab\.json") as caught:
+        ClipBPE(path, 6)
+    assert message in str(caught.value)

@@ -16,7 +16,8 @@ class Closed(io.StringIO):
     def write(self, text):
         raise OSError(errno.EIO, "Input/output error")
 
-    flush = write
+    def flush(self):
+        raise OSError(errno.EIO, "Input/output error")
 
 
 def close_terminal(monkeypatch):
