@@ -4,7 +4,8 @@
     python -m big_ssl.convert --from=openai_clip --input=ViT-B-32.pt --output=OURS
     python -m big_ssl.convert --input=OURS_OR_WORKDIR --to=hf_clip --output=DIR
 
-The default of --from and --to is our format: config.json and model.safetensors, which big_ssl.load reads.
+The default of --to is our format: config.json and model.safetensors, which big_ssl.load reads. The default of
+--from is to guess, and to print the guess.
 The architecture is inferred from the arrays' shapes and the JSON files beside them; --model.KEY=VALUE adds
 what they lack. Exit code 2, and one line on stderr, if something does not fit.
 """
@@ -22,6 +23,7 @@ from big_ssl.model_flags import options as model_options
 from big_ssl.weights import hf_tokenizers
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import WRITABLE, read_checkpoint, write_checkpoint
+from big_ssl.weights.guess import guess
 
 _TO = flags.DEFINE_enum("to", "big_ssl", list(WRITABLE), "The output's format.")
 _INPUT = flags.DEFINE_string("input", None, "The weights file, or the folder with it and its JSON files.")
@@ -46,7 +48,7 @@ def convert(source: str, path, target: str, folder, options) -> int:
     """
     _check_folders(path, folder)
     if source == "big_ssl":
-        config, variables = inference.read(path)
+        config, variables = inference.read(path, source)
         ours = flatten_dict(variables, sep="/")
     else:
         config, ours = read_checkpoint(source, path, options)
@@ -86,7 +88,10 @@ def main(_) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax logs every backend that it looks for
     try:
-        count = convert(FROM.value, _INPUT.value, _TO.value, OUTPUT.value, model_options())
+        source = FROM.value
+        if source == "auto" and (source := guess(_INPUT.value)) != "big_ssl":
+            print(f"read as {source}")
+        count = convert(source, _INPUT.value, _TO.value, OUTPUT.value, model_options())
     except (WeightsError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)

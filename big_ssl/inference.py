@@ -20,6 +20,7 @@ from big_ssl.training import trained
 from big_ssl.training.system import System, Term
 from big_ssl.weights import architecture, formats
 from big_ssl.weights.format import ModelConfig
+from big_ssl.weights.guess import guess
 
 # The vocabulary's file beside converted weights, by the tokenizer's kind.
 _PIECES = ("spiece.model", "tokenizer.model")
@@ -91,21 +92,28 @@ def _tokenizer(config):
     return tokenizers.build(options)
 
 
-def load(path, dtype: str = "float32") -> Model:
-    """The model in a folder that `python -m big_ssl.convert` or a run wrote.
+def load(path, dtype: str = "float32", source: str = "auto") -> Model:
+    """The model in a folder that `python -m big_ssl.convert` or a run wrote, or in public weights.
 
-    dtype: of the computation. Raises FileNotFoundError, and ValueError for any other folder.
+    Args:
+      path: the folder, or the weights' file.
+      dtype: of the computation.
+      source: as in `read`.
+
+    Raises:
+      FileNotFoundError, or ValueError for anything else.
     """
-    config, variables = read(path)
+    config, variables = read(path, source)
     return Model(config, variables, dtype)
 
 
-def read(path, source: str = "big_ssl", options: Mapping | None = None) -> tuple[ModelConfig, dict]:
+def read(path, source: str = "auto", options: Mapping | None = None) -> tuple[ModelConfig, dict]:
     """The ModelConfig and the variables of such a folder, see `load`, or of public weights.
 
-    source, options: as in weights.formats.read_checkpoint.
+    source: a format in weights.formats.FORMATS; "auto" for the one that weights.guess finds. options: as in
+    weights.formats.read_checkpoint.
     """
-    folder = io.as_path(path)
+    folder, source = io.as_path(path), guess(path) if source == "auto" else source
     if source == "big_ssl" and (folder / "checkpoints").exists():
         return trained.read(folder)
     config, ours = formats.read_checkpoint(source, folder, options)

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict, config_flags
 
 from big_ssl.weights.formats import FORMATS
 
-FROM = flags.DEFINE_enum("from", "big_ssl", list(FORMATS), "The input's format.")
+FROM = flags.DEFINE_enum("from", "auto", ["auto", *FORMATS], "The input's format; auto: by its files.")
 # 0 and "": unset.
 _UNSET = dict(
     num_heads=0,

@@ -121,7 +121,7 @@ def test_options_that_do_not_fit_are_errors_before_the_model_is_read(kind, given
 
 
 def test_no_model_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none of model"):
+    with pytest.raises(FileNotFoundError, match="has neither checkpoints of a run nor weights"):
         evaluate.evaluate(tmp_path, "emoji", dict(styles=STYLES), tmp_path / "out.json")
 
 

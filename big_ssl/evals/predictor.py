@@ -74,8 +74,8 @@ class Predictor:
     def for_evaluation(self, variables: Mapping | None = None, progress: Callable | None = None):
         """A Predictor with the same compiled functions and an empty cache.
 
-        Small inputs are padded to a whole batch, so evaluators compile nothing new. variables: other weights,
-        None for the same.
+        Small inputs are padded to a whole batch, so evaluators compile nothing new. Outputs that are not
+        finite raise ValueError. variables: other weights, None for the same.
         """
         other = copy.copy(self)
         other.cache, other._whole_batches = {}, True
@@ -233,7 +233,11 @@ class Predictor:
         size = size or self._batch_size
         if not (self._whole_batches or isinstance(inputs, jax.Array)):
             size = min(size, len(jax.tree.leaves(inputs)[0]))
-        return in_batches(function, self._mesh, inputs, size)
+        outputs = in_batches(function, self._mesh, inputs, size)
+        if self._whole_batches and not np.isfinite(outputs).all():
+            bad = int((~np.isfinite(outputs.reshape(len(outputs), -1)).all(1)).sum())
+            raise ValueError(f"features of {bad} of {len(outputs)} examples are not finite")
+        return outputs
 
     def _compute_image_features(self, variables, images):
         """{"pooled", "encode_image", "normalized" (the same with length 1), "classify"}, as there are."""

@@ -72,7 +72,7 @@ def read_checkpoint(
       WeightsError: naming the file and what is wrong with it.
     """
     format_, file = FORMATS[kind], _weights_file(kind, io.as_path(path))
-    stored, options = _unwrapped(read_tensors(file)), dict(options or {})
+    stored, options = unwrapped(read_tensors(file)), dict(options or {})
     accepted, non_finite = options.pop("accept", ()), options.pop("non_finite", False)
     for option in options:
         if option not in format_.options:
@@ -165,13 +165,13 @@ _TRAINING_STATE = {
 }
 
 
-def _unwrapped(tensors):
+def unwrapped(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     """The arrays without the names of wrappers before all of theirs, and without training state."""
     roots = {name.partition(".")[0] for name in tensors} - _TRAINING_STATE
     if len(roots) != 1 or (wrapper := roots.pop()) not in _WRAPPERS:
         return tensors
     inner = {n.removeprefix(f"{wrapper}."): x for n, x in tensors.items() if n.startswith(f"{wrapper}.")}
-    return _unwrapped(inner)
+    return unwrapped(inner)
 
 
 def _without(content, accepted):

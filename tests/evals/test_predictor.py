@@ -47,6 +47,17 @@ def test_any_number_of_images(count, devices, on_devices):
     np.testing.assert_array_equal(predictor.classify(pixels, **options).argmax(1), nearest)
 
 
+def test_an_evaluation_stops_at_features_that_are_not_finite(on_devices):
+    def logarithm(module, variables, inputs):
+        return jnp.log(inputs.mean((1, 2)))
+
+    pixels = images(5) // 2 + 100
+    assert np.isfinite(on_devices[8].apply(logarithm, pixels)).all()
+    pixels[2:4] = 0
+    with pytest.raises(ValueError, match=r"^features of 2 of 5 examples are not finite$"):
+        on_devices[8].apply(logarithm, pixels)
+
+
 def test_texts(on_devices):
     texts = [f"text {i}" for i in range(11)]
     expected = unit(tokenize(texts)["ids"] / 100.0 - 60)

@@ -1,0 +1,116 @@
+"""The format of a checkpoint, from its files' names, its config, or the names of its arrays."""
+
+import json
+import re
+from collections.abc import Callable, Set
+
+from big_ssl import io
+from big_ssl.weights.errors import WeightsError
+from big_ssl.weights.formats import FORMATS, unwrapped
+from big_ssl.weights.tensor_files import INDEX, read_tensors
+
+# config.json's model_type.
+_MODEL_TYPES = dict(
+    clip="hf_clip",
+    siglip="hf_siglip",
+    align="hf_align",
+    dinov2="hf_dinov2",
+    dinov2_with_registers="hf_dinov2",
+    vit="hf_vit",
+)
+
+
+def guess(path) -> str:
+    """The format of a checkpoint, a key of FORMATS.
+
+    path: as in weights.formats.read_checkpoint. Raises FileNotFoundError, or WeightsError if no format fits
+    or several do.
+    """
+    path = io.as_path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}")
+    folder = path if path.is_dir() else path.parent
+    by_files = [kind for kind in _described(folder) if path.is_dir() or _is_named(path.name, kind)]
+    if path.is_dir():
+        by_files = [kind for kind in by_files if _has_weights(folder, kind)] or by_files
+        kinds = by_files or (["big_ssl"] if (folder / "checkpoints").exists() else [])
+    else:
+        kinds = by_files or _by_content(path)
+    if len(kinds) == 1:
+        return kinds[0]
+    if kinds:
+        raise WeightsError(f"{path} fits {' and '.join(kinds)}: choose one with --from")
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} has neither checkpoints of a run nor weights beside their config")
+    raise WeightsError(f"{path} is of no format that we recognize: choose one with --from")
+
+
+def _described(folder):
+    """Formats whose JSON files are in a folder."""
+    kinds = []
+    if (folder / "open_clip_config.json").is_file():
+        kinds.append("open_clip")
+    if (file := folder / "config.json").is_file():
+        kinds += _of_config(file)
+    return kinds
+
+
+def _of_config(file):
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file} is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{file} must contain an object")
+    if "encoders" in config:
+        return ["big_ssl"]
+    if "dinov2" in str(config.get("architecture")):
+        return ["timm_dinov2"]
+    model_type = config.get("model_type")
+    if model_type is None:
+        return []
+    if model_type not in _MODEL_TYPES:
+        known = ", ".join(_MODEL_TYPES)
+        raise WeightsError(f"{file}: model_type {model_type!r} is not read; there are {known}")
+    return [_MODEL_TYPES[model_type]]
+
+
+def _is_named(name, kind):
+    return name.removesuffix(INDEX) in FORMATS[kind].weights
+
+
+def _has_weights(folder, kind):
+    return any((folder / (name + end)).is_file() for name in FORMATS[kind].weights for end in ("", INDEX))
+
+
+def _by_content(path):
+    """Formats that the names of a file's arrays fit."""
+    if path.suffix == ".npz":
+        return ["siglip_npz"]
+    names = unwrapped(read_tensors(path)).keys()
+    return [kind for kind, fits in _SIGNS.items() if fits(names)]
+
+
+def _has(names: Set[str], pattern: str) -> bool:
+    return any(re.search(pattern, name) for name in names)
+
+
+def _is_clip(names):
+    return "logit_scale" in names and _has(names, r"^visual\.(conv1|layer1)\.")
+
+
+def _is_vit(names):
+    return _has(names, r"(^|\.)blocks\.(\d+\.)*attn\.qkv\.weight$")
+
+
+# OpenAI's archives state the resolution. The same arrays without it may be from either code, and their
+# activations differ.
+_SIGNS: dict[str, Callable[[Set[str]], bool]] = {
+    "openai_clip": _is_clip,
+    "open_clip": lambda names: _is_clip(names) and "input_resolution" not in names,
+    "dinov2": lambda names: _is_vit(names) and _has(names, r"ls1\.gamma$") and _has(names, r"mask_token$"),
+    "timm_dinov2": lambda names: (
+        _is_vit(names) and _has(names, r"ls1\.gamma$") and not _has(names, r"mask_token$")
+    ),
+    "ibot": lambda names: _is_vit(names) and not _has(names, r"ls1\.gamma$"),
+}
