@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from big_ssl import retry
-from big_ssl.data import decode
-from big_ssl.data.records import IMAGE, Record
+from big_ssl.data import decode, sources
+from big_ssl.data.records import IMAGE, BadValue, Record
 
 T = TypeVar("T")
 
@@ -94,12 +94,17 @@ def load(
     Raises:
       ValueError: as in `chunks`.
     """
-    record = retry.call(source.__getitem__, index)
+    try:
+        record = retry.call(source.__getitem__, index)
+    except BadValue as error:
+        raise ValueError(f"data: {sources.record_name(source, index)}: {error}") from error
     value = read(record)
     if value is None:
         return None
+    reading = sources.reading(source, decode.EVALUATION)
     try:
-        image = decode.decode_rgb(record[IMAGE], lambda image: image)
+        image = decode.decode_rgb(record[IMAGE], lambda image: image, reading)
     except decode.BadImage as error:
-        raise ValueError(f"data: the image of record {index} can't be decoded: {error}") from error
+        name = sources.record_name(source, index)
+        raise ValueError(f"data: the image of {name} can't be decoded: {error}") from error
     return make(image), value
