@@ -161,7 +161,7 @@ def validate_source(options: Mapping, path: str) -> None:
     """Raises ConfigError, with keys under path, for invalid options of a source: see data.sources."""
     _check_choice(options, sources.SOURCES, path)
     try:
-        decode.Reading(options.get("orientation", ""), options.get("alpha", ""))
+        decode.Options(options.get("orientation", ""), options.get("alpha", ""))
     except ValueError as error:
         raise ConfigError(f"{path}.{error}") from error
 

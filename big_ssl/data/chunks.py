@@ -101,9 +101,9 @@ def load(
     value = read(record)
     if value is None:
         return None
-    reading = sources.reading(source, decode.EVALUATION)
+    options = sources.decode_options(source, decode.EVALUATION)
     try:
-        image = decode.decode_rgb(record[IMAGE], lambda image: image, reading)
+        image = decode.decode_rgb(record[IMAGE], lambda image: image, options)
     except decode.BadImage as error:
         name = sources.record_name(source, index)
         raise ValueError(f"data: the image of {name} can't be decoded: {error}") from error

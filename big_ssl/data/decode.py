@@ -8,7 +8,7 @@ All sources follow one rule:
 - Grey of 16 bits is scaled to 8 by its type's whole range. Floats and 32-bit integers beyond 16 bits have no
   known range, and are refused.
 
-A source's options `orientation` and `alpha` change the first two, see Reading.
+A source's options `orientation` and `alpha` change the first two, see Options.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class BadImage(BadValue):
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class Options:
     """How encoded images are read. An empty option is the reader's own: TRAINING's or EVALUATION's.
 
     Args:
@@ -53,22 +53,22 @@ class Reading:
             if getattr(self, name) not in ("", *known):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use {' or '.join(known)}")
 
-    def or_else(self, default: "Reading") -> "Reading":
+    def or_else(self, default: "Options") -> "Options":
         """This, with the default's values for empty options."""
-        return Reading(self.orientation or default.orientation, self.alpha or default.alpha)
+        return Options(self.orientation or default.orientation, self.alpha or default.alpha)
 
 
-TRAINING = Reading("exif", "white")
-EVALUATION = Reading("stored", "white")
+TRAINING = Options("exif", "white")
+EVALUATION = Options("stored", "white")
 
 
-def decode_rgb(encoded: bytes, then: Callable[[Image.Image], T], reading: Reading = TRAINING) -> T:
+def decode_rgb(encoded: bytes, then: Callable[[Image.Image], T], options: Options = TRAINING) -> T:
     """Decodes an image to RGB.
 
     Args:
       encoded: a file's bytes.
       then: the RGB image -> the result.
-      reading: see Reading; no option is empty.
+      options: see Options; no option is empty.
 
     Returns:
       The result of `then`.
@@ -77,22 +77,22 @@ def decode_rgb(encoded: bytes, then: Callable[[Image.Image], T], reading: Readin
       BadImage: for what Pillow can't read, or `then` can't use: truncated or not an image, empty, so large
         that Pillow takes it for a decompression bomb, or of a depth whose range is unknown.
     """
-    return _decode(encoded, lambda image: then(_rgb(image, reading.alpha)), reading)
+    return _decode(encoded, lambda image: then(_rgb(image, options.alpha)), options)
 
 
-def decode_array(encoded: bytes, reading: Reading = TRAINING) -> np.ndarray:
+def decode_array(encoded: bytes, options: Options = TRAINING) -> np.ndarray:
     """[H, W] or [H, W, C] of an image as it is stored: palette indices stay indices, 16 bits stay 16.
 
     It is turned by EXIF as decode_rgb does. Raises BadImage as decode_rgb does, but for no depth.
     """
-    return _decode(encoded, np.asarray, reading)
+    return _decode(encoded, np.asarray, options)
 
 
-def _decode(encoded, then, reading):
+def _decode(encoded, then, options):
     try:
         image = Image.open(io.BytesIO(encoded))
         image.load()
-        if reading.orientation == "exif":
+        if options.orientation == "exif":
             _turn_upright(image)
         return then(image)
     except UnidentifiedImageError as error:  # its message is an address in memory

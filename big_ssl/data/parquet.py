@@ -20,7 +20,7 @@ class ParquetPairs(Sequence[Record]):
     texts, all but the image's if none is named; share: the fraction of the rows that is read,
     drawn at random, in order; a larger subset contains a smaller one. Few row groups stay in memory, so read
     a dataset with many of them in order, as curation does, and not shuffled. orientation, alpha: see
-    decode.Reading. Labels: columns with one text or integer per row.
+    decode.Options. Labels: columns with one text or integer per row.
     Of Hugging Face's datasets, a column of {bytes, path} gives the bytes, and a ClassLabel its names.
     Raises FileNotFoundError if there is no such file, ValueError for a column that a file lacks or that
     holds no images, and for an invalid share.
@@ -35,13 +35,13 @@ class ParquetPairs(Sequence[Record]):
         orientation: str = "",
         alpha: str = "",
     ):
-        self.reading = decode.Reading(orientation, alpha)
+        self.decode_options = decode.Options(orientation, alpha)
         place = io.as_path(path)
         files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
         if not files or not files[0].exists():
             raise FileNotFoundError(f"parquet: no file {path}" + "/*.parquet" * place.is_dir())
         self._image_key, self._text_keys = image_key, tuple(text_keys)
-        self._groups, self._starts, self._class_names = [], [0], {}
+        self._groups, self._starts, self._class_names, self._has_paths = [], [0], {}, False
         for file in files:
             with _parquet(file) as parquet:
                 metadata = parquet.metadata
@@ -49,6 +49,7 @@ class ParquetPairs(Sequence[Record]):
             self._text_keys = self._text_keys or tuple(name for name in schema.names if name != image_key)
             _check_columns(file, schema, image_key, self._text_keys)
             self._add_class_names(file, schema)
+            self._has_paths = self._has_paths or pyarrow.types.is_struct(schema.field(image_key).type)
             for group in range(metadata.num_row_groups):
                 self._groups.append((file, group))
                 self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
@@ -66,11 +67,7 @@ class ParquetPairs(Sequence[Record]):
         position = int(self._rows[index])
         file = self._groups[self._group(position)][0]
         first = self._starts[[name for name, _ in self._groups].index(file)]
-        try:
-            value = self._row(position)[self._image_key]
-        except Exception:  # a storage that fails, with its own exception, is what the name is for
-            value = None
-        path = value.get("path") if isinstance(value, dict) else None
+        path = self._path(position) if self._has_paths else None
         return f"row {position - first} of {file.name}" + (f" ({path})" if path else "")
 
     def __getitem__(self, index):
@@ -101,6 +98,14 @@ class ParquetPairs(Sequence[Record]):
             raise ValueError(f"parquet: {key!r} is empty in every row; a label is a string or an integer")
         names = sorted(values)
         return names if isinstance(names[0], str) else [str(i) for i in range(names[-1] + 1)]
+
+    def _path(self, position):
+        """The path of a row's image; None without one, or if the row can't be read."""
+        try:
+            image = self._row(position)[self._image_key]
+        except Exception:  # a storage that fails, with its own exception, is what the name is for
+            return None
+        return image.get("path") if isinstance(image, dict) else None
 
     def _group(self, position):
         return bisect.bisect_right(self._starts, position) - 1

@@ -33,7 +33,7 @@ class TfdsPairs(Sequence[Record]):
 
     name, split, data_dir: as for tfds.data_source; image_key, text_keys: its feature names, nested
     ones as "captions/text"; without text_keys, all keys of the records; orientation, alpha: see
-    decode.Reading. Labels: its class labels. Raises FileNotFoundError if data_dir has no such dataset.
+    decode.Options. Labels: its class labels. Raises FileNotFoundError if data_dir has no such dataset.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class TfdsPairs(Sequence[Record]):
     ):
         import tensorflow_datasets as tfds  # slow to import, and needed only here
 
-        self.reading = decode.Reading(orientation, alpha)
+        self.decode_options = decode.Options(orientation, alpha)
         if str(io.as_path(data_dir)).startswith("s3://"):
             raise ValueError(f"data: {data_dir}: array_record is read from disks and gs:// alone")
         try:
@@ -94,14 +94,14 @@ class TfdsPairs(Sequence[Record]):
 class ImageFolder(Sequence[Record]):
     """A folder of images, at any depth. The top-level subfolder of an image is its label. Images beside
     subfolders have no label, and then the folder has no classes. Hidden files and folders are ignored, and
-    links to a folder that contains them. orientation, alpha: see decode.Reading.
+    links to a folder that contains them. orientation, alpha: see decode.Options.
 
     Classes are in the order of their names; if all are integers (ImageNet-V2), in numeric order.
     Raises FileNotFoundError if there is no such folder, ValueError if it has no images.
     """
 
     def __init__(self, path: str, orientation: str = "", alpha: str = ""):
-        self.reading = decode.Reading(orientation, alpha)
+        self.decode_options = decode.Options(orientation, alpha)
         if not path:
             raise ValueError("image_folder: path is not set")
         self._left_out: collections.Counter[str] = collections.Counter()
@@ -228,9 +228,9 @@ def record_name(source: Sequence, index: int) -> str:
     return source.record_name(index) if hasattr(source, "record_name") else f"record {index}"
 
 
-def reading(source: Sequence, default: decode.Reading) -> decode.Reading:
+def decode_options(source: Sequence, default: decode.Options) -> decode.Options:
     """How a source's images are decoded: its options, with the default's values for those that are empty."""
-    return getattr(source, "reading", decode.Reading()).or_else(default)
+    return getattr(source, "decode_options", decode.Options()).or_else(default)
 
 
 def summary(source: Sequence) -> str:

@@ -120,7 +120,7 @@ class _Part(Sequence):
 
     def __init__(self, source, indices):
         self._source, self._indices = source, indices
-        self.reading = sources.reading(source, decode.EVALUATION)
+        self.decode_options = sources.decode_options(source, decode.EVALUATION)
 
     def __len__(self):
         return len(self._indices)

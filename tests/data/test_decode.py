@@ -1,12 +1,14 @@
 """Decoding: what pictures become, and that what can't be decoded says so and no more."""
 
 import io
+import pathlib
 import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import big_ssl
 from big_ssl.data import decode, emoji_drawings, sources
 
 
@@ -158,6 +160,13 @@ def test_every_embedded_picture_decodes():
             assert _decoded(source[index]["image"], 36).shape == (36, 36, 3)
 
 
+def test_images_are_opened_in_one_place():
+    """Curation reads the sizes in their headers, and no pixels."""
+    package = pathlib.Path(big_ssl.__file__).parent
+    files = [path for path in package.rglob("*.py") if "Image.open(" in path.read_text()]
+    assert {str(path.relative_to(package)) for path in files} == {"data/decode.py", "curation/records.py"}
+
+
 # Depths beyond eight bits.
 
 RAMP = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(48, 0)
@@ -205,7 +214,7 @@ def test_twelve_bits_have_a_range_of_their_own():
 def test_a_transparent_grey_of_sixteen_bits():
     encoded = _encoded(Image.fromarray(RAMP), transparency=int(RAMP[0, 5]))
     scaled = (RAMP[0] / 257).round()
-    dropped = decode.decode_rgb(encoded, np.asarray, decode.Reading("stored", "drop"))
+    dropped = decode.decode_rgb(encoded, np.asarray, decode.Options("stored", "drop"))
     np.testing.assert_array_equal(dropped[0, :, 0], scaled)
     scaled[5] = 255
     np.testing.assert_array_equal(decode.decode_rgb(encoded, np.asarray)[0, :, 0], scaled)
@@ -260,8 +269,8 @@ def test_training_turns_an_image_upright_and_evaluation_does_not(form, orientati
         7: stored.T[::-1, ::-1],
         8: stored.T[::-1],
     }.get(orientation, stored)
-    for reading, expected in ((decode.TRAINING, upright), (decode.EVALUATION, stored)):
-        found = decode.decode_rgb(encoded, np.asarray, reading)[..., 0]
+    for options, expected in ((decode.TRAINING, upright), (decode.EVALUATION, stored)):
+        found = decode.decode_rgb(encoded, np.asarray, options)[..., 0]
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, atol=8)  # JPEG and WebP are lossy
     np.testing.assert_array_equal(decode.decode_array(_turned("PNG", orientation)[1]), upright)
@@ -269,8 +278,8 @@ def test_training_turns_an_image_upright_and_evaluation_does_not(form, orientati
 
 def test_pillow_turns_tiff_upright_by_itself():
     _, encoded = _turned("TIFF", 6)
-    for reading in (decode.TRAINING, decode.EVALUATION):
-        assert decode.decode_rgb(encoded, np.asarray, reading).shape == (32, 24, 3)
+    for options in (decode.TRAINING, decode.EVALUATION):
+        assert decode.decode_rgb(encoded, np.asarray, options).shape == (32, 24, 3)
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of the damage
@@ -287,7 +296,7 @@ def test_damaged_metadata_leave_the_pixels(end):
 
 def test_alpha_is_dropped_on_request():
     image = _noise("RGBA")
-    found = decode.decode_rgb(_encoded(image), np.asarray, decode.Reading("stored", "drop"))
+    found = decode.decode_rgb(_encoded(image), np.asarray, decode.Options("stored", "drop"))
     np.testing.assert_array_equal(found, np.asarray(image)[..., :3])
 
 
@@ -297,7 +306,7 @@ def test_a_palette_with_an_alpha_for_each_entry():
     encoded = _encoded(image, transparency=bytes([255, 51, 0]))
     found = decode.decode_rgb(encoded, np.asarray)
     np.testing.assert_array_equal(found[0], [(200, 0, 0), (204, 244, 204), (255, 255, 255)])
-    dropped = decode.decode_rgb(encoded, np.asarray, decode.Reading("stored", "drop"))
+    dropped = decode.decode_rgb(encoded, np.asarray, decode.Options("stored", "drop"))
     np.testing.assert_array_equal(dropped[0], [(200, 0, 0), (0, 200, 0), (0, 0, 200)])
 
 
@@ -309,12 +318,12 @@ def test_a_palette_beside_an_alpha_channel():
     np.testing.assert_array_equal(found[0], [(200, 0, 0), (204, 244, 204), (255, 255, 255)])
 
 
-def test_options_of_reading_are_checked():
+def test_options_of_decoding_are_checked():
     with pytest.raises(ValueError, match=r"^orientation is 'up'; use exif or stored$"):
-        decode.Reading("up")
+        decode.Options("up")
     with pytest.raises(ValueError, match=r"^alpha is 'black'; use white or drop$"):
-        decode.Reading(alpha="black")
-    assert decode.Reading(alpha="drop").or_else(decode.EVALUATION) == decode.Reading("stored", "drop")
+        decode.Options(alpha="black")
+    assert decode.Options(alpha="drop").or_else(decode.EVALUATION) == decode.Options("stored", "drop")
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ import pathlib
 import sys
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 import big_ssl
-from big_ssl.data import emoji_drawings, fields, pipeline, sources, tokenizers
+from big_ssl.data import decode, emoji_drawings, fields, pipeline, sources, tokenizers
 from big_ssl.data.records import values
 from configs.emoji import TRAINING_STYLES
 
@@ -371,6 +372,25 @@ def test_a_feature_that_is_no_text_is_a_bad_text_and_not_a_crash(data_dir):
     load = _loader(source, tokenizer, dict(number=1.0))
     with pytest.raises(pipeline.BadRecord, match="a caption of type int"):
         load.load(0, np.random.default_rng(0))
+
+
+def test_every_source_of_files_takes_the_options_of_decoding(data_dir, tmp_path):
+    (tmp_path / "a.png").write_bytes(_png(0))
+    pyarrow.parquet.write_table(pyarrow.table(dict(image=[_png(0)])), tmp_path / "a.parquet")
+    options = dict(orientation="stored", alpha="drop")
+    tfds = dict(name="image_text_pairs", split="train", data_dir=data_dir)
+    configs = (
+        dict(kind="image_folder", path=str(tmp_path)),
+        dict(kind="parquet", path=str(tmp_path)),
+        dict(kind="tfds", **tfds),
+    )
+    for config in configs:
+        found = sources.decode_options(sources.build(config | options), decode.TRAINING)
+        assert found == decode.Options("stored", "drop")
+        assert sources.decode_options(sources.build(config), decode.TRAINING) == decode.TRAINING
+        assert sources.decode_options(sources.build(config), decode.EVALUATION) == decode.EVALUATION
+        with pytest.raises(ValueError, match="orientation is 'up'; use exif or stored"):
+            sources.build(config | dict(orientation="up"))
 
 
 def test_a_missing_dataset_is_named(data_dir):

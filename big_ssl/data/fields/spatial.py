@@ -52,11 +52,12 @@ class Spatial(Field):
 
         Raises BadValue if it is not such an array, or has its image's shape turned by 90 degrees.
         """
-        reading = sources.reading(self.context.source, decode.TRAINING)
-        plane, size = _plane(record, self.key, reading), draws.prepared[self.image].size
-        if plane.shape == size and size[0] != size[1]:
+        options = sources.decode_options(self.context.source, decode.TRAINING)
+        plane = _plane(record, self.key, options)
+        width, height = draws.prepared[self.image].size
+        if plane.shape[0] * height == plane.shape[1] * width and width != height:
             raise BadValue(
-                f"{self.key!r} has the shape {plane.shape}, and its image {size[::-1]}: the image's EXIF "
+                f"{self.key!r} has the shape {plane.shape}, and its image {(height, width)}: its EXIF "
                 "orientation turns one of them; the source's orientation='stored' turns none"
             )
         return plane
@@ -247,10 +248,10 @@ class Depth(Spatial):
         return jnp.where(flips[..., None, None], value[..., ::-1], value)
 
 
-def _plane(record, key, reading):
+def _plane(record, key, options):
     value = required(record.get(key), key)
     try:
-        plane = decode.decode_array(value, reading) if isinstance(value, bytes) else np.asarray(value)
+        plane = decode.decode_array(value, options) if isinstance(value, bytes) else np.asarray(value)
     except ValueError as error:  # BadImage is one
         raise BadValue(f"{key!r}: {error}") from error
     if plane.dtype.kind not in "buif":
