@@ -12,7 +12,7 @@ from PIL import Image
 
 from big_ssl import retry
 from big_ssl.data import decode, sources
-from big_ssl.data.records import IMAGE, BadValue, Record
+from big_ssl.data.records import IMAGE, Record
 
 T = TypeVar("T")
 
@@ -31,8 +31,8 @@ def chunks(
       prepare: uint8[1, H, W, 3] -> uint8[1, S, S, 3].
 
     Raises:
-      ValueError: naming the record, for an image that can't be decoded: a result must not depend on how many
-        images were skipped.
+      ValueError: naming the record, for one that can't be read or decoded: a result must not depend on how
+        many images were skipped.
     """
     starts = range(0, len(source), CHUNK)
     numbers = (range(start, min(start + CHUNK, len(source))) for start in starts)
@@ -96,8 +96,11 @@ def load(
     """
     try:
         record = retry.call(source.__getitem__, index)
-    except BadValue as error:
-        raise ValueError(f"data: {sources.record_name(source, index)}: {error}") from error
+    except (ValueError, OSError) as error:
+        if retry.is_transient(error):
+            raise
+        name = sources.record_name(source, index)
+        raise ValueError(f"data: {name} can't be read: {' '.join(str(error).split())}") from error
     value = read(record)
     if value is None:
         return None

@@ -83,7 +83,7 @@ def decode_rgb(encoded: bytes, then: Callable[[Image.Image], T], options: Option
 def decode_array(encoded: bytes, options: Options = TRAINING) -> np.ndarray:
     """[H, W] or [H, W, C] of an image as it is stored: palette indices stay indices, 16 bits stay 16.
 
-    It is turned by EXIF as decode_rgb does. Raises BadImage as decode_rgb does, but for no depth.
+    It is turned by EXIF as an image is. Raises BadImage as decode_rgb does, except that it keeps any depth.
     """
     return _decode(encoded, np.asarray, options)
 

@@ -149,12 +149,12 @@ class ImageFolder(Sequence[Record]):
             # os.path checks local disks only: epath would send a request to a bucket for each image.
             elif place.suffix.lower() in _IMAGE_SUFFIXES and not os.path.isdir(place):
                 images.append(place)
-            elif place.is_dir() and os.path.realpath(place) in above:
-                self._left_out["links in a circle"] += 1
-            elif place.is_dir():
-                folders.append(place)
-            else:
+            elif not place.is_dir():
                 self._left_out["of other kinds"] += 1
+            elif os.path.realpath(place) in above:
+                self._left_out["links in a circle"] += 1
+            else:
+                folders.append(place)
         return images, folders
 
     def _images(self, folder, parents):

@@ -63,6 +63,13 @@ def test_an_unreadable_image_of_a_folder_is_named_by_its_path(tmp_path):
         list(chunks.chunks(source, _label, _corner))
 
 
+def test_a_file_that_is_gone_is_named_by_its_path(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    source = sources.ImageFolder(str(tmp_path))
+    with pytest.raises(ValueError, match=rf"^data: {tmp_path}/a.png can't be read: .*No such file"):
+        list(chunks.chunks(source, _label, _corner))
+
+
 @pytest.mark.parametrize(("options", "size"), [({}, (6, 5)), (dict(orientation="exif"), (5, 6))])
 def test_evaluation_ignores_the_orientation_unless_its_source_heeds_it(tmp_path, options, size):
     exif = Image.Exif()

@@ -161,12 +161,25 @@ def test_a_row_that_cannot_be_read_has_a_name(tmp_path, monkeypatch):
     assert source.record_name(0) == "row 0 of train.parquet"
 
 
+def test_a_row_in_a_damaged_part_of_a_file_is_named(tmp_path):
+    path = _write_hub(tmp_path / "train.parquet", [(_png(0), "a.png")])
+    column = pyarrow.parquet.ParquetFile(path).metadata.row_group(0).column(0)
+    with open(path, "r+b") as file:
+        file.seek(column.data_page_offset)
+        file.write(b"\xff" * 16)
+    with pytest.raises(ValueError, match=r"^data: row 0 of train.parquet can't be read: .") as error:
+        chunks.load(sources.ParquetPairs(path), lambda record: 0, np.asarray, 0)
+    assert "\n" not in str(error.value)
+
+
 def test_images_that_are_only_paths_are_one_line(tmp_path):
     source = sources.ParquetPairs(_write_hub(tmp_path / "a.parquet", [(None, "/home/x/cat.png")]))
     line = "'image' has no bytes, only the path '/home/x/cat.png'; write the files with the images in them"
     with pytest.raises(BadValue, match=rf"^{line}$"):
         _ = source[0]
-    with pytest.raises(ValueError, match=rf"^data: row 0 of a.parquet \(/home/x/cat.png\): {line}$"):
+    with pytest.raises(
+        ValueError, match=rf"^data: row 0 of a.parquet \(/home/x/cat.png\) can't be read: {line}$"
+    ):
         chunks.load(source, lambda record: 0, np.asarray, 0)
     load = pipeline.LoadExample(source, {})
     with pytest.raises(pipeline.BadRecord, match=line):
