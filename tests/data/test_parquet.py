@@ -173,13 +173,11 @@ def test_a_row_in_a_damaged_part_of_a_file_is_named(tmp_path):
 
 
 def test_images_that_are_only_paths_are_one_line(tmp_path):
-    source = sources.ParquetPairs(_write_hub(tmp_path / "a.parquet", [(None, "/home/x/cat.png")]))
-    line = "'image' has no bytes, only the path '/home/x/cat.png'; write the files with the images in them"
+    source = sources.ParquetPairs(_write_hub(tmp_path / "a.parquet", [(None, "cats/x.png")]))
+    line = "'image' has no bytes, only the path 'cats/x.png'; write the files with the images in them"
     with pytest.raises(BadValue, match=rf"^{line}$"):
         _ = source[0]
-    with pytest.raises(
-        ValueError, match=rf"^data: row 0 of a.parquet \(/home/x/cat.png\) can't be read: {line}$"
-    ):
+    with pytest.raises(ValueError, match=rf"^data: row 0 of a.parquet \(cats/x.png\) can't be read: {line}$"):
         chunks.load(source, lambda record: 0, np.asarray, 0)
     load = pipeline.LoadExample(source, {})
     with pytest.raises(pipeline.BadRecord, match=line):
