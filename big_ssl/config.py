@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from big_ssl.config_ranges import broken_rules
-from big_ssl.data import crops, fields, preprocessing, sources
+from big_ssl.data import crops, decode, fields, preprocessing, sources
 from big_ssl.data.masking import BlockMask
 from big_ssl.data.sources import SourceConfig
 from big_ssl.data.tokenizers import TOKENIZERS
@@ -160,6 +160,10 @@ def validate_evaluator(options: Mapping, path: str) -> None:
 def validate_source(options: Mapping, path: str) -> None:
     """Raises ConfigError, with keys under path, for invalid options of a source: see data.sources."""
     _check_choice(options, sources.SOURCES, path)
+    try:
+        decode.Options(options.get("orientation", ""), options.get("alpha", ""))
+    except ValueError as error:
+        raise ConfigError(f"{path}.{error}") from error
 
 
 def _check_objective(options, total_steps, path):

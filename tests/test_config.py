@@ -233,6 +233,16 @@ def test_a_missing_key_is_named(path):
         ("eval_transform/filter", "nearest", "eval_transform.filter is 'nearest'; use bicubic, bilinear"),
         ("eval_transform/resize", 15, "eval_transform.size is 16; it must be at most resize, 15"),
         (
+            "streams/pairs/data/source",
+            dict(kind="image_folder", path="x", orientation="up"),
+            "streams.pairs.data.source.orientation is 'up'; use exif or stored",
+        ),
+        (
+            "streams/pairs/data/source",
+            dict(kind="parquet", path="x", alpha=1),
+            "streams.pairs.data.source.alpha is 1, of type int; it must be str",
+        ),
+        (
             "streams/pairs/data/sources",
             (),
             "streams.pairs.data.source is no known key; did you mean sources?",

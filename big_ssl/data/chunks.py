@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from big_ssl import retry
-from big_ssl.data import decode
+from big_ssl.data import decode, sources
 from big_ssl.data.records import IMAGE, Record
 
 T = TypeVar("T")
@@ -31,8 +31,8 @@ def chunks(
       prepare: uint8[1, H, W, 3] -> uint8[1, S, S, 3].
 
     Raises:
-      ValueError: naming the record, for an image that can't be decoded: a result must not depend on how many
-        images were skipped.
+      ValueError: naming the record, for one that can't be read or decoded: a result must not depend on how
+        many images were skipped.
     """
     starts = range(0, len(source), CHUNK)
     numbers = (range(start, min(start + CHUNK, len(source))) for start in starts)
@@ -94,12 +94,20 @@ def load(
     Raises:
       ValueError: as in `chunks`.
     """
-    record = retry.call(source.__getitem__, index)
+    try:
+        record = retry.call(source.__getitem__, index)
+    except (ValueError, OSError) as error:
+        if retry.is_transient(error):
+            raise
+        name = sources.record_name(source, index)
+        raise ValueError(f"data: {name} can't be read: {' '.join(str(error).split())}") from error
     value = read(record)
     if value is None:
         return None
+    options = sources.decode_options(source, decode.EVALUATION)
     try:
-        image = decode.decode_rgb(record[IMAGE], lambda image: image)
+        image = decode.decode_rgb(record[IMAGE], lambda image: image, options)
     except decode.BadImage as error:
-        raise ValueError(f"data: the image of record {index} can't be decoded: {error}") from error
+        name = sources.record_name(source, index)
+        raise ValueError(f"data: the image of {name} can't be decoded: {error}") from error
     return make(image), value

@@ -1,45 +1,114 @@
-"""From encoded images to arrays, on the host."""
+"""From encoded images to arrays, on the host: the one place where images are decoded.
 
+All sources follow one rule:
+
+- Orientation: training turns an image upright as its EXIF orientation tells. Evaluation leaves the pixels as
+  stored, as torchvision and the public formats' own processors do; TIFF is turned upright by Pillow itself.
+- Transparency, of an alpha channel, a palette or a transparent colour, lies over white.
+- Grey of 16 bits is scaled to 8 by its type's whole range. Floats and 32-bit integers beyond 16 bits have no
+  known range, and are refused.
+
+A source's options `orientation` and `alpha` change the first two, see Options.
+"""
+
+import contextlib
+import dataclasses
 import io
 from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from big_ssl.data.records import BadValue
 
 T = TypeVar("T")
+
+ORIENTATIONS = ("exif", "stored")
+ALPHAS = ("white", "drop")
 
 
 class BadImage(BadValue):
     """An image that cannot be decoded."""
 
 
-def decode_rgb(encoded: bytes, then: Callable[[Image.Image], T]) -> T:
-    """Returns then(the image, RGB, with transparency over white).
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How encoded images are read. An empty option is the reader's own: TRAINING's or EVALUATION's.
 
-    Raises BadImage for what Pillow can't read, or `then` can't use: truncated or not an image, empty, or so
-    large that Pillow takes it for a decompression bomb.
+    Args:
+      orientation: "exif" turns an image upright by its EXIF orientation, "stored" ignores it.
+      alpha: "white" lays a transparent image over white; "drop" keeps the colours of transparent pixels, as
+        Pillow's convert("RGB") does.
+
+    Raises:
+      ValueError: for other values.
     """
-    return _decode(encoded, lambda image: then(_on_white(image)))
+
+    orientation: str = ""
+    alpha: str = ""
+
+    def __post_init__(self):
+        for name, known in (("orientation", ORIENTATIONS), ("alpha", ALPHAS)):
+            if getattr(self, name) not in ("", *known):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; use {' or '.join(known)}")
+
+    def or_else(self, default: "Options") -> "Options":
+        """This, with the default's values for empty options."""
+        return Options(self.orientation or default.orientation, self.alpha or default.alpha)
 
 
-def decode_array(encoded: bytes) -> np.ndarray:
+TRAINING = Options("exif", "white")
+EVALUATION = Options("stored", "white")
+
+
+def decode_rgb(encoded: bytes, then: Callable[[Image.Image], T], options: Options = TRAINING) -> T:
+    """Decodes an image to RGB.
+
+    Args:
+      encoded: a file's bytes.
+      then: the RGB image -> the result.
+      options: see Options; no option is empty.
+
+    Returns:
+      The result of `then`.
+
+    Raises:
+      BadImage: for what Pillow can't read, or `then` can't use: truncated or not an image, empty, so large
+        that Pillow takes it for a decompression bomb, or of a depth whose range is unknown.
+    """
+    return _decode(encoded, lambda image: then(_rgb(image, options.alpha)), options)
+
+
+def decode_array(encoded: bytes, options: Options = TRAINING) -> np.ndarray:
     """[H, W] or [H, W, C] of an image as it is stored: palette indices stay indices, 16 bits stay 16.
 
-    Raises BadImage as decode_rgb does.
+    It is turned by EXIF as an image is. Raises BadImage as decode_rgb does, except that it keeps any depth.
     """
-    return _decode(encoded, np.asarray)
+    return _decode(encoded, np.asarray, options)
 
 
-def _decode(encoded, then):
+def _decode(encoded, then, options):
     try:
         image = Image.open(io.BytesIO(encoded))
         image.load()
+        if options.orientation == "exif":
+            _turn_upright(image)
         return then(image)
+    except UnidentifiedImageError as error:  # its message is an address in memory
+        what = "in no format that Pillow reads" if encoded else "the file is empty"
+        raise BadImage(f"UnidentifiedImageError: {what}") from error
+    except BadImage:
+        raise
     except Exception as error:  # each of Pillow's formats raises its own for damaged files
-        raise BadImage(f"{type(error).__name__}: {error}") from error
+        raise BadImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _turn_upright(image):
+    # Damaged metadata, for which each format raises its own error, leave the pixels intact; Pillow turns
+    # them before it rewrites the metadata.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def resized(image: Image.Image, size: int, resize_mode: str) -> tuple[np.ndarray, tuple]:
@@ -63,13 +132,39 @@ def resized(image: Image.Image, size: int, resize_mode: str) -> tuple[np.ndarray
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)), region
 
 
-def _on_white(image):
-    if not image.has_transparency_data:  # the same pixels in a hundredth of the time
+def _rgb(image, alpha):
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _eight_bits(image)
+    if alpha == "drop":
+        image.info.pop("transparency", None)  # of which Pillow warns
+    if alpha == "drop" or not image.has_transparency_data:  # the same pixels in a hundredth of the time
         return image.convert("RGB")
     image = image.convert("RGBA")
     background = Image.new("RGBA", image.size, "white")
     background.alpha_composite(image)
     return background.convert("RGB")
+
+
+def _eight_bits(image):
+    """L, or LA with a transparent colour, of grey of 16 bits, which Pillow's convert would clip at 255."""
+    grey = np.asarray(image)
+    if grey.dtype.kind == "f":
+        raise BadImage("it has floats, whose range is unknown; save it with 8 or 16 bits")
+    if grey.min() < 0 or grey.max() > 65535:
+        raise BadImage(
+            f"it has 32-bit integers from {grey.min()} to {grey.max()}, whose range is unknown; "
+            "save it with 8 or 16 bits"
+        )
+    tags = getattr(image, "tag_v2", {})  # of TIFF, which also has 12 bits, and white as 0
+    highest = 2 ** min(16, tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]) - 1
+    scaled = ((grey.astype(np.int32) * 255 + highest // 2) // highest).astype(np.uint8)
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+        scaled = 255 - scaled
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return Image.fromarray(scaled)
+    alpha = np.where(grey == transparent, 0, 255).astype(np.uint8)
+    return Image.merge("LA", (Image.fromarray(scaled), Image.fromarray(alpha)))
 
 
 def _center(image, sides):

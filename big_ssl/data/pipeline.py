@@ -91,6 +91,7 @@ class LoadExample(grain.transforms.RandomMap):
             if isinstance(field, Image):
                 self._images.setdefault(field.key, {})[name] = field
         self._cache = Cache(int(cache_mib * 2**20))
+        self._decode_options = sources.decode_options(source, decode.TRAINING)
         self._replaced = ReplacedRecords(source)
         self._gone = False
 
@@ -141,7 +142,9 @@ class LoadExample(grain.transforms.RandomMap):
         encoded = record.get(key)
         if not isinstance(encoded, bytes):
             raise BadValue(f"no encoded image under {key!r}")
-        return self._cache.get(key, encoded, lambda encoded: decode.decode_rgb(encoded, prepare))
+        return self._cache.get(
+            key, encoded, lambda image: decode.decode_rgb(image, prepare, self._decode_options)
+        )
 
 
 class Part(NamedTuple):

@@ -6,39 +6,49 @@ time.
 
 import bisect
 import collections
-import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, NewType
 
 import numpy as np
-import pyarrow.compute
-import pyarrow.parquet
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from big_ssl import io
+from big_ssl.data import decode
 from big_ssl.data.emoji_drawings import EmojiConcepts, EmojiPairs
-from big_ssl.data.records import IMAGE, Labels, Record, part
+from big_ssl.data.parquet import ParquetPairs
+from big_ssl.data.records import IMAGE, Labels, Record
 
 # A source in a config: `kind`, a name in SOURCES, and that source's options.
 SourceConfig = NewType("SourceConfig", Mapping)
 
-_IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".tif", ".tiff"))
+# Those of torchvision, and GIF.
+_IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+)
 
 
 class TfdsPairs(Sequence[Record]):
     """A TFDS dataset prepared in a random-access format (array_record), read without TensorFlow.
 
     name, split, data_dir: as for tfds.data_source; image_key, text_keys: its feature names, nested
-    ones as "captions/text"; without text_keys, all keys of the records. Labels: its
-    class labels. Raises FileNotFoundError if data_dir has no such dataset.
+    ones as "captions/text"; without text_keys, all keys of the records; orientation, alpha: see
+    decode.Options. Labels: its class labels. Raises FileNotFoundError if data_dir has no such dataset.
     """
 
     def __init__(
-        self, name: str, split: str, data_dir: str, image_key: str = "image", text_keys: Sequence[str] = ()
+        self,
+        name: str,
+        split: str,
+        data_dir: str,
+        image_key: str = "image",
+        text_keys: Sequence[str] = (),
+        orientation: str = "",
+        alpha: str = "",
     ):
         import tensorflow_datasets as tfds  # slow to import, and needed only here
 
+        self.decode_options = decode.Options(orientation, alpha)
         if str(io.as_path(data_dir)).startswith("s3://"):
             raise ValueError(f"data: {data_dir}: array_record is read from disks and gs:// alone")
         try:
@@ -81,90 +91,27 @@ class TfdsPairs(Sequence[Record]):
         return names[key]
 
 
-class ParquetPairs(Sequence[Record]):
-    """Parquet files: a column of encoded images, and columns of texts, one or a list per row.
-
-    path: a file, or a folder of *.parquet in the order of their names; text_keys: the columns of
-    texts, all but the image's if none is named; share: the fraction of the rows that is read,
-    drawn at random, in order; a larger subset contains a smaller one. Few row groups stay in memory, so read
-    a dataset with many of them in order, as curation does, and not shuffled. Labels: columns with one text or
-    integer per row.
-    Raises FileNotFoundError if there is no such file, ValueError for a column that a file lacks, and
-    for an invalid share.
-    """
-
-    def __init__(
-        self, path: str, image_key: str = "image", text_keys: Sequence[str] = (), share: float = 1.0
-    ):
-        place = io.as_path(path)
-        files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
-        if not files or not files[0].exists():
-            raise FileNotFoundError(f"parquet: no file {path}" + "/*.parquet" * place.is_dir())
-        self._image_key, self._text_keys = image_key, tuple(text_keys)
-        self._groups, self._starts = [], [0]
-        for file in files:
-            with _parquet(file) as parquet:
-                metadata = parquet.metadata
-            self._text_keys = self._text_keys or _other_columns(metadata, image_key)
-            _check_columns(file, metadata, (image_key, *self._text_keys))
-            for group in range(metadata.num_row_groups):
-                self._groups.append((file, group))
-                self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
-        self._rows, self._files = part(self._starts[-1], share), len(files)
-
-    def __len__(self):
-        return len(self._rows)
-
-    def summary(self) -> str:
-        """How many rows are read, in how many files."""
-        return f"{len(self):,} of {self._starts[-1]:,} rows in {self._files:,} Parquet files"
-
-    def record_name(self, index: int) -> str:
-        """The file of a record, and its row."""
-        position = int(self._rows[index])
-        file = self._groups[bisect.bisect_right(self._starts, position) - 1][0]
-        first = self._starts[[name for name, _ in self._groups].index(file)]
-        return f"row {position - first} of {file.name}"
-
-    def __getitem__(self, index):
-        position = int(self._rows[index])
-        group = bisect.bisect_right(self._starts, position) - 1
-        table = _row_group(*self._groups[group], (self._image_key, *self._text_keys))
-        (row,) = table.slice(position - self._starts[group], 1).to_pylist()
-        return {IMAGE: row[self._image_key] or b""} | {key: row[key] for key in self._text_keys}
-
-    def label_names(self, key: str) -> list[str]:
-        """The distinct texts of a column, sorted; for integers all from 0 to the largest that occurs."""
-        if key not in self._text_keys:
-            raise ValueError(f"parquet: {key!r} is none of the columns {', '.join(self._text_keys)}")
-        values = set()
-        for file in dict.fromkeys(file for file, _ in self._groups):
-            with _parquet(file) as parquet:
-                column = parquet.read(columns=[key])[key]
-            if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_integer(column.type)):
-                raise ValueError(f"parquet: {key!r} holds {column.type}; a label is a string or an integer")
-            values |= set(pyarrow.compute.unique(column).to_pylist()) - {None}
-        names = sorted(values)
-        return names if isinstance(names[0], str) else [str(i) for i in range(names[-1] + 1)]
-
-
 class ImageFolder(Sequence[Record]):
     """A folder of images, at any depth. The top-level subfolder of an image is its label. Images beside
-    subfolders have no label, and then the folder has no classes. Hidden files and folders are ignored.
+    subfolders have no label, and then the folder has no classes. Hidden files and folders are ignored, and
+    links to a folder that contains them. orientation, alpha: see decode.Options.
 
     Classes are in the order of their names; if all are integers (ImageNet-V2), in numeric order.
     Raises FileNotFoundError if there is no such folder, ValueError if it has no images.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, orientation: str = "", alpha: str = ""):
+        self.decode_options = decode.Options(orientation, alpha)
         if not path:
             raise ValueError("image_folder: path is not set")
         self._left_out: collections.Counter[str] = collections.Counter()
-        self._beside, folders = self._listed(io.as_path(path))
+        root = io.as_path(path)
+        self._beside, folders = self._listed(root, ())
         numbers = all(folder.name.isdecimal() for folder in folders)
         folders.sort(key=lambda folder: int(folder.name) if numbers else folder.name)
         self._names = [folder.name for folder in folders]
-        files = [(file, {"label": folder.name}) for folder in folders for file in self._images(folder)]
+        classes = ((folder.name, self._images(folder, (root,))) for folder in folders)
+        files = [(file, {"label": name}) for name, images in classes for file in images]
         self._files = files + [(file, {}) for file in self._beside]
         if not self._files:
             raise ValueError(f"image_folder: {path} has no images{' in its subfolders' if folders else ''}")
@@ -189,26 +136,32 @@ class ImageFolder(Sequence[Record]):
         """The path of an image."""
         return str(self._files[index][0])
 
-    def _listed(self, folder):
-        """(images, subfolders) of a folder, by name; other files are counted."""
+    def _listed(self, folder, parents):
+        """(images, subfolders) of a folder, by name; other files are counted.
+
+        parents: the folders through which it was reached. A link to one of them would never end.
+        """
         images, folders = [], []
+        above = {os.path.realpath(place) for place in (*parents, folder)}
         for place in sorted(folder.iterdir()):
             if place.name.startswith("."):
                 self._left_out["hidden"] += 1
             # os.path checks local disks only: epath would send a request to a bucket for each image.
             elif place.suffix.lower() in _IMAGE_SUFFIXES and not os.path.isdir(place):
                 images.append(place)
-            elif place.is_dir():
-                folders.append(place)
-            else:
+            elif not place.is_dir():
                 self._left_out["of other kinds"] += 1
+            elif os.path.realpath(place) in above:
+                self._left_out["links in a circle"] += 1
+            else:
+                folders.append(place)
         return images, folders
 
-    def _images(self, folder):
-        images, folders = self._listed(folder)
+    def _images(self, folder, parents):
+        images, folders = self._listed(folder, parents)
         yield from images
         for subfolder in folders:
-            yield from self._images(subfolder)
+            yield from self._images(subfolder, (*parents, folder))
 
     def label_names(self, key: str) -> list[str]:
         """The classes, which are the only label."""
@@ -275,6 +228,11 @@ def record_name(source: Sequence, index: int) -> str:
     return source.record_name(index) if hasattr(source, "record_name") else f"record {index}"
 
 
+def decode_options(source: Sequence, default: decode.Options) -> decode.Options:
+    """How a source's images are decoded: its options, with the default's values for those that are empty."""
+    return getattr(source, "decode_options", decode.Options()).or_else(default)
+
+
 def summary(source: Sequence) -> str:
     """A line: how many records a source has, in how many files, and what it ignores."""
     return source.summary() if hasattr(source, "summary") else f"{len(source):,} records"
@@ -285,28 +243,6 @@ def records(source: Sequence) -> Iterator[Record]:
     for i in range(len(source)):
         item = source[i]
         yield from item if isinstance(item, list) else [item]
-
-
-@functools.lru_cache(4)  # of the module and not of a source, which workers must be able to pickle
-def _row_group(file, number, columns):
-    with _parquet(file) as parquet:
-        return parquet.read_row_group(number, columns=list(columns))
-
-
-def _parquet(file):
-    """A parquet file, opened by epath in a bucket: pyarrow's own clients take other settings."""
-    return pyarrow.parquet.ParquetFile(file.open("rb") if io.is_remote(file) else file)
-
-
-def _other_columns(metadata, image_key):
-    return tuple(name for name in metadata.schema.to_arrow_schema().names if name != image_key)
-
-
-def _check_columns(file, metadata, keys):
-    names = metadata.schema.to_arrow_schema().names
-    for key in keys:
-        if key not in names:
-            raise ValueError(f"parquet: {file} has no column {key!r}; there are {', '.join(names)}")
 
 
 def _flat_features(features, prefix=""):

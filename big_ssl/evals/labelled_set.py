@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from big_ssl.data import chunks, sources
+from big_ssl.data import chunks, decode, sources
 from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import label_sets, reading
 
@@ -65,7 +65,7 @@ class LabelledSet:
         """(transform(image), class) of one record. Raises ValueError if it is in no class."""
         loaded = chunks.load(self._source, self._class, transform, index)
         if loaded is None:
-            raise ValueError(f"data: record {index} is in none of the classes")
+            raise ValueError(f"data: {sources.record_name(self._source, index)} is in none of the classes")
         return loaded
 
     def split(self, fraction: float) -> tuple["LabelledSet", "LabelledSet"]:
@@ -120,12 +120,17 @@ class _Part(Sequence):
 
     def __init__(self, source, indices):
         self._source, self._indices = source, indices
+        self.decode_options = sources.decode_options(source, decode.EVALUATION)
 
     def __len__(self):
         return len(self._indices)
 
     def __getitem__(self, index):
         return self._source[int(self._indices[index])]
+
+    def record_name(self, index: int) -> str:
+        """The name of a record in the whole source."""
+        return sources.record_name(self._source, int(self._indices[index]))
 
 
 def held_out(count: int, fraction: float) -> np.ndarray:

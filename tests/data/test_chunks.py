@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from big_ssl import retry
-from big_ssl.data import chunks
+from big_ssl.data import chunks, sources
 
 
 def _record(value):
@@ -51,6 +51,39 @@ def test_a_picture_that_cannot_be_decoded_is_an_error_that_names_it():
     with pytest.raises(ValueError, match="data: the image of record 5 can't be decoded: ") as caught:
         list(chunks.chunks(records, _label, _corner))
     assert "\n" not in str(caught.value)
+
+
+def test_an_unreadable_image_of_a_folder_is_named_by_its_path(tmp_path):
+    for place, data in (("cat/a.png", _record(0)["image"]), ("dog/broken.jpg", b"")):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).write_bytes(data)
+    source = sources.ImageFolder(str(tmp_path))
+    line = f"^data: the image of {tmp_path}/dog/broken.jpg can't be decoded: U.*Error: the file is empty"
+    with pytest.raises(ValueError, match=line):
+        list(chunks.chunks(source, _label, _corner))
+
+
+def test_a_file_that_is_gone_is_named_by_its_path(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    source = sources.ImageFolder(str(tmp_path))
+    with pytest.raises(ValueError, match=rf"^data: {tmp_path}/a.png can't be read: .*No such file"):
+        list(chunks.chunks(source, _label, _corner))
+
+
+@pytest.mark.parametrize(("options", "size"), [({}, (6, 5)), (dict(orientation="exif"), (5, 6))])
+def test_evaluation_ignores_the_orientation_unless_its_source_heeds_it(tmp_path, options, size):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 5)).save(tmp_path / "a.jpg", exif=exif)
+    source = sources.ImageFolder(str(tmp_path), **options)
+    assert chunks.load(source, lambda record: 0, lambda image: image.size, 0) == (size, 0)
+
+
+@pytest.mark.parametrize(("options", "value"), [({}, 255), (dict(alpha="drop"), 9)])
+def test_alpha_lies_over_white_unless_its_source_drops_it(tmp_path, options, value):
+    Image.new("RGBA", (6, 5), (9, 9, 9, 0)).save(tmp_path / "a.png")
+    source = sources.ImageFolder(str(tmp_path), **options)
+    assert chunks.load(source, lambda record: 0, lambda image: image.getpixel((0, 0)), 0)[0] == (value,) * 3
 
 
 def test_only_a_chunk_is_decoded_ahead_and_no_thread_stays(monkeypatch):

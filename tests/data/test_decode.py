@@ -1,11 +1,14 @@
 """Decoding: what pictures become, and that what can't be decoded says so and no more."""
 
 import io
+import pathlib
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import big_ssl
 from big_ssl.data import decode, emoji_drawings, sources
 
 
@@ -41,13 +44,13 @@ def test_transparency_lies_over_white():
     assert abs(half.astype(int) - 127).max() <= 1
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "I", "RGBA", "LA"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "RGBA", "LA"])
 def test_every_mode_is_as_if_laid_over_white(mode):
     """Also what has no transparency, and is not laid over anything."""
     image = _noise().convert(mode)
     over = Image.new("RGBA", image.size, "white")
     over.alpha_composite(image.convert("RGBA"))
-    np.testing.assert_array_equal(np.asarray(decode._on_white(image)), np.asarray(over.convert("RGB")))
+    np.testing.assert_array_equal(np.asarray(decode._rgb(image, "white")), np.asarray(over.convert("RGB")))
 
 
 def test_a_palette_with_a_transparent_entry():
@@ -155,3 +158,177 @@ def test_every_embedded_picture_decodes():
         source = sources.EmojiPairs([style])
         for index in range(0, len(source), 97):
             assert _decoded(source[index]["image"], 36).shape == (36, 36, 3)
+
+
+def test_images_are_opened_in_one_place():
+    """Curation reads the sizes in their headers, and no pixels."""
+    package = pathlib.Path(big_ssl.__file__).parent
+    files = [path for path in package.rglob("*.py") if "Image.open(" in path.read_text()]
+    assert {str(path.relative_to(package)) for path in files} == {"data/decode.py", "curation/records.py"}
+
+
+# Depths beyond eight bits.
+
+RAMP = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(48, 0)
+
+
+def _twelve_bits(values):
+    """A row of grey as TIFF of 12 bits, which Pillow reads and can't write. values: an even number."""
+    bits = "".join(f"{value:012b}" for value in values)
+    data = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    tags = {256: len(values), 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return (
+        struct.pack("<4sI", b"II*", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("array", "form", "options"),
+    [
+        (RAMP, "PNG", {}),
+        (RAMP, "TIFF", {}),
+        (RAMP, "TIFF", dict(compression="tiff_deflate")),
+        (RAMP.astype(">u2"), "TIFF", {}),
+        (RAMP.astype(np.int32), "TIFF", {}),
+        (RAMP.astype(np.int32), "PPM", {}),
+        (RAMP, "JPEG2000", {}),
+    ],
+)
+def test_sixteen_bits_are_scaled_by_their_range(array, form, options):
+    found = decode.decode_rgb(_encoded(Image.fromarray(array), form, **options), np.asarray)
+    np.testing.assert_array_equal(found, (RAMP / 257).round().astype(np.uint8)[..., None].repeat(3, -1))
+
+
+def test_white_is_zero_in_sixteen_bits():
+    encoded = _encoded(Image.fromarray(RAMP), "TIFF", tiffinfo={262: 0})
+    found = decode.decode_rgb(encoded, np.asarray)[..., 0]
+    np.testing.assert_array_equal(found, 255 - (RAMP / 257).round())
+
+
+def test_twelve_bits_have_a_range_of_their_own():
+    found = decode.decode_rgb(_twelve_bits([0, 1000, 4095, 2048]), np.asarray)
+    np.testing.assert_array_equal(found[0, :, 0], [0, 62, 255, 128])
+
+
+def test_a_transparent_grey_of_sixteen_bits():
+    encoded = _encoded(Image.fromarray(RAMP), transparency=int(RAMP[0, 5]))
+    scaled = (RAMP[0] / 257).round()
+    dropped = decode.decode_rgb(encoded, np.asarray, decode.Options("stored", "drop"))
+    np.testing.assert_array_equal(dropped[0, :, 0], scaled)
+    scaled[5] = 255
+    np.testing.assert_array_equal(decode.decode_rgb(encoded, np.asarray)[0, :, 0], scaled)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (RAMP / np.float32(65535), "it has floats, whose range is unknown; save it with 8 or 16 bits"),
+        (
+            RAMP.astype(np.int32) + 1,
+            "it has 32-bit integers from 1 to 65536, whose range is unknown; save it",
+        ),
+        (
+            RAMP.astype(np.int32) - 7,
+            "it has 32-bit integers from -7 to 65528, whose range is unknown; save it",
+        ),
+    ],
+)
+def test_a_depth_of_unknown_range_is_refused(array, message):
+    encoded = _encoded(Image.fromarray(array), "TIFF")
+    with pytest.raises(decode.BadImage, match=f"^{message}"):
+        decode.decode_rgb(encoded, np.asarray)
+    np.testing.assert_array_equal(decode.decode_array(encoded), array)
+
+
+# Orientation, transparency and palettes.
+
+
+def _turned(form, orientation, image=None):
+    """An encoded image with an orientation in its EXIF."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = image or Image.fromarray(
+        np.kron(np.arange(12).reshape(3, 4) * 20, np.ones((8, 8))).astype(np.uint8)
+    )
+    return image, _encoded(image, form, exif=exif)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_training_turns_an_image_upright_and_evaluation_does_not(form, orientation):
+    """The cases are the standard's; 0 and 9 are in none, and turn nothing."""
+    image, encoded = _turned(form, orientation)
+    stored = np.asarray(image)
+    upright = {
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.T,
+        6: stored.T[:, ::-1],
+        7: stored.T[::-1, ::-1],
+        8: stored.T[::-1],
+    }.get(orientation, stored)
+    for options, expected in ((decode.TRAINING, upright), (decode.EVALUATION, stored)):
+        found = decode.decode_rgb(encoded, np.asarray, options)[..., 0]
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=8)  # JPEG and WebP are lossy
+    np.testing.assert_array_equal(decode.decode_array(_turned("PNG", orientation)[1]), upright)
+
+
+def test_pillow_turns_tiff_upright_by_itself():
+    _, encoded = _turned("TIFF", 6)
+    for options in (decode.TRAINING, decode.EVALUATION):
+        assert decode.decode_rgb(encoded, np.asarray, options).shape == (32, 24, 3)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of the damage
+@pytest.mark.parametrize("end", range(10, 60, 6))
+def test_damaged_metadata_leave_the_pixels(end):
+    image = _noise(size=(16, 16))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description that is cut off"
+    encoded = _encoded(image, exif=exif.tobytes()[:end])
+    found = decode.decode_rgb(encoded, np.asarray)
+    expected = np.asarray(image)
+    assert (found == expected).all() or (found == expected.transpose(1, 0, 2)[:, ::-1]).all()
+
+
+def test_alpha_is_dropped_on_request():
+    image = _noise("RGBA")
+    found = decode.decode_rgb(_encoded(image), np.asarray, decode.Options("stored", "drop"))
+    np.testing.assert_array_equal(found, np.asarray(image)[..., :3])
+
+
+def test_a_palette_with_an_alpha_for_each_entry():
+    image = Image.fromarray(np.arange(3, dtype=np.uint8)[None], "P")
+    image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+    encoded = _encoded(image, transparency=bytes([255, 51, 0]))
+    found = decode.decode_rgb(encoded, np.asarray)
+    np.testing.assert_array_equal(found[0], [(200, 0, 0), (204, 244, 204), (255, 255, 255)])
+    dropped = decode.decode_rgb(encoded, np.asarray, decode.Options("stored", "drop"))
+    np.testing.assert_array_equal(dropped[0], [(200, 0, 0), (0, 200, 0), (0, 0, 200)])
+
+
+def test_a_palette_beside_an_alpha_channel():
+    pixels = np.stack([[[0, 1, 2]], [[255, 51, 0]]], -1).astype(np.uint8)
+    image = Image.frombytes("PA", (3, 1), pixels.tobytes())
+    image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+    found = decode.decode_rgb(_encoded(image, "TIFF"), np.asarray)
+    np.testing.assert_array_equal(found[0], [(200, 0, 0), (204, 244, 204), (255, 255, 255)])
+
+
+def test_options_of_decoding_are_checked():
+    with pytest.raises(ValueError, match=r"^orientation is 'up'; use exif or stored$"):
+        decode.Options("up")
+    with pytest.raises(ValueError, match=r"^alpha is 'black'; use white or drop$"):
+        decode.Options(alpha="black")
+    assert decode.Options(alpha="drop").or_else(decode.EVALUATION) == decode.Options("stored", "drop")
+
+
+@pytest.mark.parametrize(
+    ("encoded", "message"), [(b"", "the file is empty"), (b"no image", "in no format that Pillow reads")]
+)
+def test_a_message_has_no_address_in_memory(encoded, message):
+    with pytest.raises(decode.BadImage, match=f"^UnidentifiedImageError: {message}$"):
+        decode.decode_rgb(encoded, np.asarray)

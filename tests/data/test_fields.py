@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from big_ssl.data import fields
+from big_ssl.data import decode, fields
 from big_ssl.data.pipeline import BadRecord, LoadExample
 from big_ssl.data.tokenizers import WordPiece, vocabulary_path
 
@@ -172,6 +172,45 @@ def test_of_too_many_boxes_the_first_stay():
     value = _cut([(0, 0, 0.5, 0.1 * i) for i in range(1, 9)], (0, 0, 1, 1))
     assert value["valid"].all()
     assert value["labels"].tolist() == [0, 1, 2, 3]
+
+
+class Turned(list):
+    """A photo whose EXIF turns it by 90 degrees, with its mask and depth as it is stored."""
+
+    def __init__(self, orientation, turn_annotations):
+        self.decode_options = decode.Options(orientation)
+        classes = np.zeros((60, 40), np.uint8)
+        classes[:20, :20] = 1
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        buffer = io.BytesIO()
+        Image.fromarray(COLORS[classes]).save(buffer, "PNG", exif=exif)
+        annotation = np.rot90(classes, -1) if turn_annotations else classes
+        self.append(dict(image=buffer.getvalue(), mask=_png(annotation[::2, ::2]), depth=annotation * 1000.0))
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [("", True), ("exif", True), ("stored", False)])
+def test_an_upright_image_and_its_annotations(orientation, turn):
+    source = Turned(orientation, turn)
+    made = _fields(dict(kind="random_crop", resize=40, size=40, resize_mode="stretch"), source)
+    load = LoadExample(source, {name: made[name] for name in ("image", "mask", "depth")})
+    value = load.load(0, np.random.default_rng(0))
+    red = (value["image"] == COLORS[1]).all(-1)
+    assert 100 < red.sum() < 400
+    corner = value["mask"][:12, -12:] if turn else value["mask"][:12, :12]
+    assert (corner == 1).all()
+    assert (value["mask"][red] == 1).all()
+    np.testing.assert_allclose(value["depth"], value["mask"])
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [("", False), ("stored", True)])
+def test_an_annotation_that_is_turned_against_its_image_is_refused(orientation, turn):
+    source = Turned(orientation, turn)
+    made = _fields(CROPS["square"], source)
+    load = LoadExample(source, {name: made[name] for name in ("image", "mask")})
+    with pytest.raises(BadRecord, match=r"'mask' has the shape .*, and its image .*: its EXIF") as error:
+        load.load(0, np.random.default_rng(0))
+    assert error.value.counter == "replaced_masks"
 
 
 def test_an_image_without_boxes_is_no_fault():

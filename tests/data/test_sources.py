@@ -2,7 +2,6 @@
 
 import io
 import pathlib
-import pickle
 import sys
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from PIL import Image
 
 import big_ssl
-from big_ssl.data import emoji_drawings, fields, pipeline, sources, tokenizers
+from big_ssl.data import decode, emoji_drawings, fields, pipeline, sources, tokenizers
 from big_ssl.data.records import values
 from configs.emoji import TRAINING_STYLES
 
@@ -240,6 +239,33 @@ def test_pictures_without_subfolders_have_no_label(tmp_path):
         found.label_names("label")
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp", "gif"])
+def test_every_suffix_in_any_case(tmp_path, suffix):
+    found = _folder(tmp_path, [f"a.{suffix}", f"b.{suffix.upper()}", f"c.{suffix}.txt", f".d.{suffix}"])
+    assert [found[i]["image"].decode() for i in range(len(found))] == [f"a.{suffix}", f"b.{suffix.upper()}"]
+
+
+def test_links_in_a_circle_are_left_out(tmp_path):
+    """Of two folders that link to each other, and of the root as a class; another link is followed."""
+    _folder(tmp_path, ["a/1.png", "b/2.png", "c/d/3.png"])
+    (tmp_path / "a" / "to_b").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "to_a").symlink_to(tmp_path / "a")
+    (tmp_path / "c" / "root").symlink_to(tmp_path)
+    (tmp_path / "self").symlink_to(tmp_path)
+    (tmp_path / "dead").symlink_to(tmp_path / "dead")
+    found = sources.ImageFolder(str(tmp_path))
+    names = [(found[i]["image"].decode(), found[i]["label"]) for i in range(len(found))]
+    assert names == [
+        ("a/1.png", "a"),
+        ("b/2.png", "a"),
+        ("b/2.png", "b"),
+        ("a/1.png", "b"),
+        ("c/d/3.png", "c"),
+    ]
+    assert found.label_names("label") == ["a", "b", "c"]
+    assert "4 links in a circle" in found.summary()
+
+
 # TFDS.
 
 
@@ -348,97 +374,25 @@ def test_a_feature_that_is_no_text_is_a_bad_text_and_not_a_crash(data_dir):
         load.load(0, np.random.default_rng(0))
 
 
+def test_every_source_of_files_takes_the_options_of_decoding(data_dir, tmp_path):
+    (tmp_path / "a.png").write_bytes(_png(0))
+    pyarrow.parquet.write_table(pyarrow.table(dict(image=[_png(0)])), tmp_path / "a.parquet")
+    options = dict(orientation="stored", alpha="drop")
+    tfds = dict(name="image_text_pairs", split="train", data_dir=data_dir)
+    configs = (
+        dict(kind="image_folder", path=str(tmp_path)),
+        dict(kind="parquet", path=str(tmp_path)),
+        dict(kind="tfds", **tfds),
+    )
+    for config in configs:
+        found = sources.decode_options(sources.build(config | options), decode.TRAINING)
+        assert found == decode.Options("stored", "drop")
+        assert sources.decode_options(sources.build(config), decode.TRAINING) == decode.TRAINING
+        assert sources.decode_options(sources.build(config), decode.EVALUATION) == decode.EVALUATION
+        with pytest.raises(ValueError, match="orientation is 'up'; use exif or stored"):
+            sources.build(config | dict(orientation="up"))
+
+
 def test_a_missing_dataset_is_named(data_dir):
     with pytest.raises(FileNotFoundError, match=r"no TFDS dataset 'image_pairs' in "):
         _pairs(data_dir, name="image_pairs")
-
-
-# Parquet.
-
-
-@pytest.fixture
-def parquet_folder(tmp_path):
-    """Seven rows in two files, of row groups of two."""
-    for name, rows in (("b", range(4, 7)), ("a", range(4))):
-        columns = dict(
-            image=[_png(20 * i) if i != 2 else None for i in rows],
-            alt=[f"grey {i}" if i != 3 else None for i in rows],
-            tags=[["x", "y"][: i % 3] for i in rows],
-            width=list(rows),
-        )
-        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / f"{name}.parquet", row_group_size=2)
-    return tmp_path
-
-
-def test_rows_of_parquet_files_in_order(parquet_folder):
-    opened = sources.ParquetPairs(str(parquet_folder))
-    for source in (opened, pickle.loads(pickle.dumps(opened))):
-        assert len(source) == 7
-        for i in (6, 0, 5, 1, 4, 2, 3):  # across groups and files, backwards and forwards
-            record = source[i]
-            assert record["image"] == (_png(20 * i) if i != 2 else b"")
-            assert _texts(record) == dict(
-                alt=[f"grey {i}"] if i != 3 else [], tags=["x", "y"][: i % 3], width=[i]
-            )
-        assert source[-1] == source[6]
-        with pytest.raises(IndexError):
-            source[7]
-
-
-def test_rows_are_named_by_file_and_row(parquet_folder):
-    source = sources.ParquetPairs(str(parquet_folder))
-    names = [source.record_name(i) for i in range(7)]
-    assert names == [
-        *(f"row {i} of a.parquet" for i in range(4)),
-        *(f"row {i} of b.parquet" for i in range(3)),
-    ]
-    assert source.summary() == "7 of 7 rows in 2 Parquet files"
-
-
-def test_one_parquet_file_and_some_of_its_columns(parquet_folder):
-    source = sources.ParquetPairs(str(parquet_folder / "b.parquet"), text_keys=("alt",))
-    assert [_texts(record) for record in source] == [dict(alt=[f"grey {i}"]) for i in (4, 5, 6)]
-
-
-def test_a_share_of_the_rows_in_order(parquet_folder):
-    every = sources.ParquetPairs(str(parquet_folder))
-    parts = [sources.ParquetPairs(str(parquet_folder), share=share) for share in (0.3, 0.6)]
-    numbers = [[_texts(record)["width"][0] for record in part] for part in parts]
-    assert list(map(len, numbers)) == [2, 4]
-    assert numbers[1] == sorted(numbers[1]) != list(range(4))
-    assert set(numbers[0]) < set(numbers[1])
-    assert [parts[1][i] for i in range(4)] == [every[i] for i in numbers[1]]
-    with pytest.raises(IndexError):
-        parts[0][2]
-    with pytest.raises(ValueError, match="share is 0; it must lie in"):
-        sources.ParquetPairs(str(parquet_folder), share=0)
-
-
-def test_the_labels_of_parquet_columns(parquet_folder):
-    """Of all files; a row without one has no class."""
-    source = sources.ParquetPairs(str(parquet_folder))
-    assert source.label_names("alt") == [f"grey {i}" for i in (0, 1, 2, 4, 5, 6)]
-    assert source.label_names("width") == [str(i) for i in range(7)]
-    labels = sources.labels(source, "alt")
-    assert [labels.number(source[i]) for i in (0, 4, 6)] == [0, 3, 5]
-    with pytest.raises(ValueError, match=r"^data: there is an image whose alt is None, which is no class"):
-        labels.number(source[3])
-    assert sources.labels(source, "width").number(source[5]) == 5
-    with pytest.raises(
-        ValueError, match=r"^parquet: 'tags' holds list<.*>; a label is a string or an integer"
-    ):
-        source.label_names("tags")
-    with pytest.raises(ValueError, match=r"^parquet: 'alts' is none of the columns alt, tags, width"):
-        source.label_names("alts")
-
-
-def test_missing_parquet_files_and_columns_are_named(parquet_folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"parquet: no file .*/none.parquet$"):
-        sources.ParquetPairs(str(tmp_path / "none.parquet"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"parquet: no file .*/empty/\*.parquet$"):
-        sources.ParquetPairs(str(tmp_path / "empty"))
-    with pytest.raises(
-        ValueError, match=r"a.parquet has no column 'alts'; there are image, alt, tags, width"
-    ):
-        sources.ParquetPairs(str(parquet_folder), text_keys=("alts",))

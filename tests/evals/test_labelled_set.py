@@ -1,7 +1,10 @@
 """What evaluators with equal labelled sets share, and what they don't."""
 
+import pathlib
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from big_ssl.evals import reading
 from big_ssl.evals.knn import Knn
@@ -52,3 +55,19 @@ def test_sets_that_differ_share_nothing(counted, folder):
     assert turned.features(predictor, "pooled", "")[0] is not pooled
     assert not np.array_equal(plain.features(predictor, "images", "")[0], pooled)
     np.testing.assert_array_equal(classes, [0, 0, 1])
+
+
+def test_a_part_names_and_reads_images_as_the_whole_set(folder):
+    path = folder({"a": ["red"] * 10, "b": ["blue"] * 10})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for file in sorted(pathlib.Path(path).rglob("*.png")):
+        Image.new("RGB", (6, 5)).save(file, exif=exif)
+    whole = LabelledSet(dict(kind="image_folder", path=path, orientation="exif"))
+    broken = sorted(pathlib.Path(path).rglob("*.png"))[-1]
+    broken.write_bytes(b"no image")
+    parts = sorted(whole.split(0.5), key=lambda part: part._source._indices[-1])
+    for part in parts:
+        assert part.image(0, lambda image: image.size)[0] == (5, 6)
+    with pytest.raises(ValueError, match=f"^data: the image of {broken} can't be decoded"):
+        parts[1].image(len(parts[1]) - 1, np.asarray)

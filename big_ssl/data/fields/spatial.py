@@ -47,6 +47,21 @@ class Spatial(Field):
         """The boxes of the image's crops."""
         return draws.geometries[self.image]
 
+    def plane(self, record, draws):
+        """[H, W] of the record's encoded or plain array of one channel, upright if its image is.
+
+        Raises BadValue if it is not such an array, or has its image's shape turned by 90 degrees.
+        """
+        options = sources.decode_options(self.context.source, decode.TRAINING)
+        plane = _plane(record, self.key, options)
+        width, height = draws.prepared[self.image].size
+        if plane.shape[0] * height == plane.shape[1] * width and width != height:
+            raise BadValue(
+                f"{self.key!r} has the shape {plane.shape}, and its image {(height, width)}: its EXIF "
+                "orientation turns one of them; the source's orientation='stored' turns none"
+            )
+        return plane
+
 
 @dataclasses.dataclass(frozen=True)
 class Boxes(Spatial):
@@ -190,7 +205,7 @@ class Mask(Spatial):
         return np.full(self.crop_shape, self.ignore, self._dtype)
 
     def load(self, record, draws):
-        mask = _plane(record, self.key)
+        mask = self.plane(record, draws)
         wrong = np.unique(mask[(mask != self.ignore) & ((mask < 0) | (mask >= self.num_classes))])
         if len(wrong):
             raise BadValue(f"{self.key!r} has a pixel of class {wrong[0]}")
@@ -223,7 +238,7 @@ class Depth(Spatial):
         return np.zeros(self.crop_shape, np.float32)
 
     def load(self, record, draws):
-        depth = _plane(record, self.key).astype(np.float32) * np.float32(self.scale)
+        depth = self.plane(record, draws).astype(np.float32) * np.float32(self.scale)
         depth = np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
         return self.stacked(
             [_nearest(depth, g.fractions, self.crop_shape[-2:]) for g in self.geometries(draws)]
@@ -233,11 +248,10 @@ class Depth(Spatial):
         return jnp.where(flips[..., None, None], value[..., ::-1], value)
 
 
-def _plane(record, key):
-    """[H, W] of a record's encoded or plain array of one channel."""
+def _plane(record, key, options):
     value = required(record.get(key), key)
     try:
-        plane = decode.decode_array(value) if isinstance(value, bytes) else np.asarray(value)
+        plane = decode.decode_array(value, options) if isinstance(value, bytes) else np.asarray(value)
     except ValueError as error:  # BadImage is one
         raise BadValue(f"{key!r}: {error}") from error
     if plane.dtype.kind not in "buif":
