@@ -44,7 +44,8 @@ def _config(tensors, files, options) -> ModelConfig:
     width, patch, side = hf_layers.vision_shape(tensors, class_tokens=1)
     defaults = _DEFAULTS | dict(num_attention_heads=12)
     shape = hf_layers.layers(tensors, "vision_model", width, vision_config, defaults)
-    image = vit.CLIP | dict(kind="vit", patch=patch, image_size=patch * side, **shape)
+    size = dict(patch=patch, image_size=patch * side, position_resize="bicubic")
+    image = vit.CLIP | dict(kind="vit", **size, **shape)
     dim = shape_of(tensors, "text_projection.weight", 2)[0]
     image_size = vision_config.get("image_size", 224)
     default = dict(views=dict(image=CLIP_PIXELS), image_size=image_size, resize="crop")

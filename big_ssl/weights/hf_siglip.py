@@ -45,7 +45,8 @@ def _config(tensors, files, options) -> ModelConfig:
     )
     width, patch, side = hf_layers.vision_shape(tensors, class_tokens=0)
     shape = hf_layers.layers(tensors, "vision_model", width, vision_config, _DEFAULTS)
-    image = vit.SIGLIP | dict(kind="vit", patch=patch, image_size=patch * side, **shape)
+    size = dict(patch=patch, image_size=patch * side, position_resize="bicubic")
+    image = vit.SIGLIP | dict(kind="vit", **size, **shape)
     pixels = hf_layers.pixels(files, HALF_PIXELS)
     return siglip_config(image, text, vision_config.get("image_size", 224), views=dict(image=pixels))
 

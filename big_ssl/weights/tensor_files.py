@@ -1,7 +1,7 @@
 """Files of named arrays: reads and writes safetensors; reads PyTorch's zip archives and npz. None runs code.
 
 Checkpoints that transformers sharded over several safetensors or PyTorch files are read through their index,
-whose names stay inside its folder. A malformed file is a WeightsError that names it, whatever is wrong with it.
+whose names stay inside its folder. The error for a malformed file is always a WeightsError that names it.
 
 The safetensors library (0.8) would do the same for NumPy, bfloat16 included, but copies every array that it
 returns; here unused arrays, such as an optimizer's state, take no memory. Therefore the format, a JSON header
