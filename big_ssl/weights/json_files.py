@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from big_ssl import io
 from big_ssl.weights.errors import WeightsError, all_errors_named
@@ -18,7 +18,7 @@ class _Kind(NamedTuple):
     """What a value must be, in words, and whether it is."""
 
     words: str
-    fits: Callable[[object], bool]
+    fits: Callable[[Any], bool]
 
 
 def _is_number(value):
@@ -32,6 +32,8 @@ _INDEX = _Kind("a whole number from 0", lambda value: type(value) is int and 0 <
 _NUMBER = _Kind("a number", _is_number)
 _POSITIVE = _Kind("a number above 0", lambda value: _is_number(value) and value > 0)
 _DEPTH = _Kind(f"a number from 0 to {_DEEPEST}", lambda value: _is_number(value) and 0 <= value <= _DEEPEST)
+_FLAG = _Kind("true or false", lambda value: isinstance(value, bool))
+_FILTER = _Kind("a text or a whole number", lambda value: type(value) in (str, int))
 _NUMBERS = _Kind(
     "a number or a list of numbers",
     lambda value: all(map(_is_number, value if isinstance(value, list) else [value])),
@@ -48,6 +50,8 @@ _KEYS = {
     _POSITIVE: "width width_coefficient depth_coefficient mlp_ratio crop_pct layer_norm_eps epsilon",
     _DEPTH: "depth num_hidden_layers",
     _NUMBER: "layerscale_value layer_scale hidden_dropout_prob drop_connect_rate temperature logit_bias",
+    _FLAG: "do_resize do_center_crop do_rescale do_normalize do_convert_rgb quick_gelu",
+    _FILTER: "resample",
     _NUMBERS: "image_mean image_std mean std strides",
 }
 _KINDS = {key: kind for kind, keys in _KEYS.items() for key in keys.split()}

@@ -81,8 +81,9 @@ def _checked_pickle(archive, name) -> BytesIO:
         raise ValueError(f"{name} has more than {_LARGEST_PICKLE:,} bytes")
     pickled = _stored(archive, name)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
-            raise ValueError(f"{name} has a memo number of {argument} after {count} instructions")
+        memo = argument if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") else None
+        if isinstance(memo, int) and memo > count:
+            raise ValueError(f"{name} has a memo number of {memo} after {count} instructions")
     return BytesIO(pickled)
 
 

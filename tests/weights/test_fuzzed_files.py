@@ -1,4 +1,7 @@
-"""A thousand mutations of each kind of file: read properly, or refused by one line that names the file."""
+"""A thousand mutations of each kind of file: read properly, or refused by one line that names the file.
+
+The mutations are drawn from seeds, so that a case which fails can be run again by its number.
+"""
 
 import json
 import zipfile
@@ -13,7 +16,16 @@ from tests.parity import goldens
 from tests.weights.test_tensor_files import ARRAYS, tensor, write_archive
 
 CASES = 1000
-KINDS = ("hf_clip", "hf_siglip", "hf_align", "hf_dinov2", "big_ssl")
+# (golden model, format, JSON file).
+CONFIGS = [
+    ("hf_clip", "hf_clip", "config.json"),
+    ("hf_clip", "hf_clip", "preprocessor_config.json"),
+    ("hf_clip", "open_clip", "open_clip_config.json"),
+    ("hf_clip", "big_ssl", "config.json"),
+    ("hf_siglip", "hf_siglip", "config.json"),
+    ("hf_align", "hf_align", "config.json"),
+    ("hf_dinov2", "hf_dinov2", "config.json"),
+]
 # What a writer of malformed files tries first.
 VALUES = [
     *(
@@ -202,21 +214,19 @@ def test_torch_archives(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_configs(kind, tmp_path):
-    if kind == "big_ssl":
-        source = goldens.write_checkpoint("hf_clip", tmp_path / "source")
-        write_checkpoint("big_ssl", tmp_path / "a", *read_checkpoint("hf_clip", source))
-    else:
-        goldens.write_checkpoint(kind, tmp_path / "a")
-    path = tmp_path / "a" / "config.json"
-    config = read_config(path)
+@pytest.mark.parametrize(("model", "kind", "name"), CONFIGS)
+def test_configs(model, kind, name, tmp_path):
+    folder = goldens.write_checkpoint(model, tmp_path / "source")
+    if (model, name) != (kind, "config.json"):
+        write_checkpoint(kind, tmp_path / "written", *read_checkpoint(model, folder))
+        folder = tmp_path / "written"
+    path, config = folder / name, read_config(folder / name)
 
     def case(rng):
         path.write_bytes(damaged_json(config, rng))
-        return check(lambda: read_checkpoint(kind, path.parent), path.parent)
+        return check(lambda: read_checkpoint(kind, folder), folder)
 
-    run(case, CASES // len(KINDS))  # a thousand of configs together: the shapes of each are inferred
+    run(case, 1 + CASES // len(CONFIGS))  # a thousand of configs together: the shapes of each are inferred
 
 
 def read_config(path):

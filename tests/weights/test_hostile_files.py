@@ -219,6 +219,17 @@ def test_a_value_of_another_kind_is_named_with_its_file(kind, changes, message, 
     assert f"{path / 'config.json'}: {message}" in refusal(read_checkpoint, kind, path)
 
 
+def test_a_value_of_another_kind_in_the_preprocessing_is_named(tmp_path):
+    path = goldens.write_checkpoint("hf_clip", tmp_path)
+    for key, value, kind in (
+        ("resample", [3], "a text or a whole number"),
+        ("do_resize", 1, "true or false"),
+    ):
+        (path / "preprocessor_config.json").write_text(json.dumps({key: value}))
+        message = refusal(read_checkpoint, "hf_clip", path)
+        assert message == f"{path / 'preprocessor_config.json'}: {key} is {value!r}; it must be {kind}"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("[1]", "holds a JSON list; it must hold an object"), ("[" * 100_000, "is no JSON: RecursionError")],
