@@ -36,11 +36,14 @@ class WordPiece:
 
     Called with texts, returns ids: int32[B, L] and mask: bool[B, L], True for tokens, False for padding;
     [CLS] first, [SEP] last, truncated to L. Raises FileNotFoundError, or ValueError if the
-    file lacks a special token.
+    file is no text or lacks a special token.
     """
 
     def __init__(self, path: str, length: int):
-        words = io.as_path(path).read_text(encoding="utf-8").splitlines()
+        try:
+            words = io.as_path(path).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"vocabulary {path} is no UTF-8 text: {error}") from error
         missing = [token for token in SPECIAL if token not in words]
         if missing:
             raise ValueError(f"vocabulary {path} lacks the special token {missing[0]}")

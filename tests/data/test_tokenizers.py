@@ -66,6 +66,12 @@ def test_a_missing_special_token_is_named(token, tmp_path):
         WordPiece(str(path), 6)
 
 
+def test_a_vocabulary_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "vocabulary.txt").write_bytes(b"[PAD]\n\xff")
+    with pytest.raises(ValueError, match=r"vocabulary .*vocabulary\.txt is no UTF-8 text"):
+        WordPiece(str(tmp_path / "vocabulary.txt"), 6)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.txt"):
         WordPiece(str(tmp_path / "none.txt"), 6)

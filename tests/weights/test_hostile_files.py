@@ -249,12 +249,15 @@ def test_an_image_size_costs_no_memory(tmp_path):
     assert read_checkpoint("hf_align", path)[0]["image_size"] == 10**6
 
 
-def test_a_key_that_our_own_config_lacks_is_named_with_its_file(tmp_path):
+@pytest.mark.parametrize("written_by", [b"0.2.0\n", b"\xff\n"])
+def test_a_key_that_our_own_config_lacks_is_named_with_its_file(written_by, tmp_path):
+    """Also where the version that wrote it can't be read."""
     config, ours = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", tmp_path / "in"))
     write_checkpoint("big_ssl", tmp_path, config, ours)
     written = json.loads((tmp_path / "config.json").read_text())
     del written["encoders"]["image"]["image_size"], written["image_size"]
     (tmp_path / "config.json").write_text(json.dumps(written))
+    (tmp_path / "version.txt").write_bytes(written_by)
     message = refusal(read_checkpoint, "big_ssl", tmp_path)
     assert message.startswith(f"{tmp_path}/model.safetensors, as big_ssl")
     assert message.endswith("KeyError: 'image_size'")
