@@ -51,7 +51,7 @@ def step_config(batch: int) -> dict:
         fields[name] = {key: options[key] for key in kept if key in options}
     fields["global_crops"]["mask"].update(grid=16, mask_group=batch)
     config["encoders"]["image"].update(
-        **TOWER, drop_path=0.0, drop_path_groups=1, position_resize="hf_dinov2", scan=False
+        **TOWER, drop_path=0.0, drop_path_groups=1, position_resize="bicubic", scan=False
     )
     lr_multipliers = tuple(rule for rule in config["lr_multipliers"] if rule[0] == "encoders/")
     return config | dict(dtype="float32", remat="none", lr_multipliers=lr_multipliers)

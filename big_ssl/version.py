@@ -15,4 +15,4 @@ def write(folder) -> None:
 def written_by(folder) -> str:
     """The version that wrote the folder."""
     path = io.as_path(folder) / FILE
-    return path.read_text().strip() if path.exists() else _WITHOUT_FILE
+    return path.read_bytes().decode(errors="replace").strip() if path.exists() else _WITHOUT_FILE

@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, processors, trainers
 
 from big_ssl import io
+from big_ssl.data.unicode_text import well_formed
 
 # The published vocabulary of 49,408: 256 bytes, as many that end a word, the merges, two marks.
 _MERGES = 49_408 - 2 * 256 - 2
@@ -103,7 +104,9 @@ def _checked(file, vocabulary):
 
 def clean(text: str) -> str:
     """Lower case, single spaces, no HTML entities, and what ftfy does to any text: plain quotes,
-    standard width, no ligatures, NFC. Not its repair of wrong encodings, which is a search."""
+    standard width, no ligatures, NFC. Not its repair of wrong encodings, which is a search. Lone surrogates
+    become U+FFFD."""
+    text = well_formed(text)
     if "<" not in text:
         text = re.sub(r"&#?[0-9A-Za-z]{1,24};", lambda entity: html.unescape(entity[0]), text)
     text = unicodedata.normalize("NFC", text.translate(_REPAIRS).translate(_QUOTES))

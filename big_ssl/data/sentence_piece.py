@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import sentencepiece
 
+from big_ssl.data.unicode_text import well_formed
 from big_ssl.io import as_path
 
 # Training samples at most this many texts, with a new sample each time: it holds them in memory.
@@ -17,8 +18,8 @@ _NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 
 
 def lower(text: str) -> str:
-    """Lower case, single spaces."""
-    return " ".join(text.lower().split())
+    """Lower case, single spaces; lone surrogates become U+FFFD."""
+    return " ".join(well_formed(text).lower().split())
 
 
 def canonical(text: str) -> str:

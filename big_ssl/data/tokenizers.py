@@ -11,13 +11,16 @@ import tokenizers
 from big_ssl import io
 from big_ssl.data import clip_bpe, sentence_piece
 from big_ssl.data.sentence_piece import SentencePiece
+from big_ssl.data.unicode_text import well_formed
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Tokenizer(Protocol):
-    """Called with texts, returns ids: int32[B, L] and mask: bool[B, L]; the same for training and
-    inference."""
+    """Called with texts, returns ids: int32[B, L] and mask: bool[B, L]; the same for training and inference.
+
+    A lone surrogate in a text counts as U+FFFD, see unicode_text.well_formed.
+    """
 
     vocab_size: int
 
@@ -33,11 +36,14 @@ class WordPiece:
 
     Called with texts, returns ids: int32[B, L] and mask: bool[B, L], True for tokens, False for padding;
     [CLS] first, [SEP] last, truncated to L. Raises FileNotFoundError, or ValueError if the
-    file lacks a special token.
+    file is no text or lacks a special token.
     """
 
     def __init__(self, path: str, length: int):
-        words = io.as_path(path).read_text(encoding="utf-8").splitlines()
+        try:
+            words = io.as_path(path).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"vocabulary {path} is no UTF-8 text: {error}") from error
         missing = [token for token in SPECIAL if token not in words]
         if missing:
             raise ValueError(f"vocabulary {path} lacks the special token {missing[0]}")
@@ -49,7 +55,7 @@ class WordPiece:
         self._special = {vocabulary[token] for token in SPECIAL if token != "[UNK]"}
 
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        encoded = self._tokenizer.encode_batch(list(texts))
+        encoded = self._tokenizer.encode_batch(list(map(well_formed, texts)))
         ids = np.array([e.ids for e in encoded], np.int32)
         return dict(ids=ids, mask=np.array([e.attention_mask for e in encoded], bool))
 
@@ -62,7 +68,11 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> list[str]:
     """A WordPiece vocabulary of at most vocab_size words for these texts, special tokens first."""
     trainer = tokenizers.BertWordPieceTokenizer(lowercase=True)
     trainer.train_from_iterator(
-        texts, vocab_size=vocab_size, min_frequency=2, show_progress=False, special_tokens=list(SPECIAL)
+        map(well_formed, texts),
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=list(SPECIAL),
     )
     vocabulary = trainer.get_vocab()
     return sorted(vocabulary, key=vocabulary.__getitem__)

@@ -1,4 +1,17 @@
-"""Resizes learned position embeddings on a grid to another grid."""
+"""Resizes learned position embeddings on a grid to another grid, each family in its own way.
+
+  | formats | their code | RESIZES |
+  |---|---|---|
+  | open_clip, openai_clip (its code takes one size) | open_clip's resize_pos_embed | bicubic_antialias |
+  | hf_clip, hf_siglip, hf_vit, hf_dinov2 | transformers' interpolate_pos_encoding | bicubic |
+  | hf_dinov2 with registers | the same, there with antialias=True | bicubic_antialias |
+  | siglip_npz | big_vision's resample_posemb | bilinear_align_corners |
+  | dinov2, ibot | DINO's interpolate_pos_encoding, by a factor | dinov2 |
+  | dinov2 with registers | the same, with antialias=True, by size | bicubic_antialias |
+  | timm_dinov2 | timm's resample_abs_pos_embed | bicubic_antialias |
+
+hf_align has no positions of images. tests/parity/test_positions.py compares each with that code.
+"""
 
 import math
 
@@ -11,8 +24,20 @@ def _bicubic_antialias(grid, shape):
     return jax.image.resize(grid, shape, "cubic", antialias=True)
 
 
-def _hf_dinov2(grid, shape):
+def _bicubic(grid, shape):
     return jax.image.resize(grid, shape, "cubic-pytorch", antialias=False)
+
+
+def _bilinear_align_corners(grid, shape):
+    rows, columns = (_linear_weights(old, new) for old, new in zip(grid.shape[:2], shape[:2], strict=True))
+    return jnp.einsum("ia,jb,abd->ijd", rows, columns, grid, precision="highest")
+
+
+def _linear_weights(old, new):
+    """float32[new, old]: interpolates between neighbours; both ends stay at the ends."""
+    positions = np.linspace(0, old - 1, new)
+    weights = [np.interp(positions, np.arange(old), row) for row in np.eye(old)]
+    return np.stack(weights, axis=1).astype(np.float32)
 
 
 def _dinov2(grid, shape):
@@ -26,12 +51,14 @@ def _dinov2(grid, shape):
 # How published models resize their tables. The kernel is Keys' with a = -0.5 where antialiased, as
 # by Pillow, and with a = -0.75 where not, as by PyTorch.
 RESIZES = {
-    # By size, antialiased: open_clip, DINOv2 with registers, all of timm.
+    # By size, antialiased.
     "bicubic_antialias": _bicubic_antialias,
-    # By the factor (new + 0.1) / old: DINO, iBOT, DINOv2 without registers.
+    # By the factor (new + 0.1) / old.
     "dinov2": _dinov2,
-    # By size: the same weights, and ViT, in transformers.
-    "hf_dinov2": _hf_dinov2,
+    # By size.
+    "bicubic": _bicubic,
+    # As scipy.ndimage.zoom of order 1: the grid's outermost positions stay the outermost.
+    "bilinear_align_corners": _bilinear_align_corners,
 }
 
 

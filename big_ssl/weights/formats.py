@@ -16,13 +16,14 @@ from big_ssl.weights import (
     hf_siglip,
     hf_vit,
     ibot,
+    json_files,
     open_clip,
     openai_clip,
     rules,
     siglip_npz,
     timm_dinov2,
 )
-from big_ssl.weights.errors import WeightsError
+from big_ssl.weights.errors import WeightsError, reason
 from big_ssl.weights.format import Format, ModelConfig, json_file
 from big_ssl.weights.tensor_files import INDEX, read_tensors, write_safetensors
 
@@ -78,15 +79,16 @@ def read_checkpoint(
         if option not in format_.options:
             known = ", ".join(format_.options) or "none"
             raise WeightsError(f"{kind} takes no option {option}; there is {known}")
+    files = json_files.read(file.parent, format_.files)
     try:
         tensors = format_.prepare(stored, options)
-        config = format_.config(tensors, _without(_json_files(file.parent, format_), accepted), options)
+        config = format_.config(tensors, _without(files, accepted), options)
         ours = rules.read(format_.rules(config), format_.ignored, tensors, architecture.shapes(config))
         if not non_finite:
             _check_finite(ours)
-    except ValueError as error:  # also from modules, for options they reject
+    except Exception as error:  # of any kind: from modules and JAX too, for sizes and options they reject
         writer = f" of version {version.written_by(file.parent)}" if kind == "big_ssl" else ""
-        raise WeightsError(f"{file}, as {kind}{writer}: {error}".split("\n")[0]) from error
+        raise WeightsError(f"{file}, as {kind}{writer}: {reason(error)}") from error
     return config, ours
 
 
@@ -185,15 +187,3 @@ def _check_finite(ours):
     for path, array in ours.items():
         if not np.isfinite(array).all():
             raise WeightsError(f"{path} has values that are not finite; --model.non_finite accepts them")
-
-
-def _json_files(folder, format_):
-    files = {}
-    for name in format_.files:
-        path = folder / name
-        if path.is_file():
-            try:
-                files[name] = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise WeightsError(f"{name} is no JSON: {error}") from error
-    return files

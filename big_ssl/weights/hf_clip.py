@@ -55,7 +55,8 @@ def _config(tensors, files, options) -> ModelConfig:
     width, patch, side = hf_layers.vision_shape(tensors, class_tokens=1)
     shape = hf_layers.layers(tensors, "vision_model", width, vision_config, _VISION_DEFAULTS)
     hf_layers.compare_image("vision_config.", _VISION_DEFAULTS | vision_config, patch, side)
-    image = vit.CLIP | dict(kind="vit", patch=patch, image_size=patch * side, **shape)
+    size = dict(patch=patch, image_size=patch * side, position_resize="bicubic")
+    image = vit.CLIP | dict(kind="vit", **size, **shape)
     dim = shape_of(tensors, "text_projection.weight", 2)[0]
     image_size = vision_config.get("image_size", 224)
     default = dict(views=dict(image=CLIP_PIXELS), image_size=image_size, resize="crop floor")

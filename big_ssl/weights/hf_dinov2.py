@@ -63,7 +63,7 @@ def _config(tensors, files, options) -> ModelConfig:
         feed_forward="swiglu" if swiglu else "mlp",
         layer_scale=files["config.json"].get("layerscale_value", 1.0),
         registers=registers,
-        position_resize="bicubic_antialias" if registers else "hf_dinov2",
+        position_resize="bicubic_antialias" if registers else "bicubic",
     )
     return image_config(image, **hf_preprocessing.read(files, _PREPROCESSING, "BitImageProcessor"))
 

@@ -128,7 +128,8 @@ def _vit_config(tensors, options):
     positions = shape_of(tensors, "visual.positional_embedding", 2)[0] - 1
     image_size = patch * grid_side(positions, "visual.positional_embedding")
     shape = _transformer(tensors, "visual.", width, options.get("num_heads"))
-    return dict(kind="vit", patch=patch, image_size=image_size, **shape, **vit.CLIP)
+    size = dict(patch=patch, image_size=image_size, position_resize="bicubic_antialias")
+    return vit.CLIP | dict(kind="vit", **size, **shape)
 
 
 def _resnet_config(tensors, options):

@@ -93,7 +93,8 @@ def _config(tensors, files, options) -> ModelConfig:
     patch, _, _, width = shape_of(tensors, "img/embedding/kernel", 4)
     image_size = patch * grid_side(shape_of(tensors, "img/pos_embedding", 3)[1], "img/pos_embedding")
     shape = _shape(tensors, "img/Transformer", width)
-    image = dict(kind="vit", patch=patch, image_size=image_size, **shape, **vit.SIGLIP)
+    size = dict(patch=patch, image_size=image_size, position_resize="bilinear_align_corners")
+    image = vit.SIGLIP | dict(kind="vit", **size, **shape)
     return siglip_config(image, text, options.get("image_size", image_size))
 
 

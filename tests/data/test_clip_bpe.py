@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from big_ssl.data import tokenizers
-from big_ssl.data.clip_bpe import ClipBPE, byte_characters, clean, installed_merges
+from big_ssl.data.clip_bpe import ClipBPE, byte_characters, clean, installed_merges, train
 from tests.parity.clip_texts import TEXTS
 
 DATA = pathlib.Path(__file__).parent
@@ -26,6 +26,14 @@ def test_ids_are_open_clips(tokenizer):
     expected = json.loads((DATA / "golden_clip_bpe.json").read_text())
     for text, ids, theirs in zip(TEXTS, tokenizer(TEXTS)["ids"], expected, strict=True):
         assert ids.tolist() == theirs, ascii(text)
+
+
+def test_half_an_emoji_counts_as_the_replacement_character(tokenizer):
+    """Of a whole one, both halves are one character to Python, and stay."""
+    half, replaced, whole = tokenizer(["a \ud83d cat", "a \ufffd cat", "a \U0001f600 cat"])["ids"]
+    np.testing.assert_array_equal(half, replaced)
+    assert not np.array_equal(half, whole)
+    assert train(["a \ud83d cat"] * 2, 600) == train(["a \ufffd cat"] * 2, 600)
 
 
 def test_start_end_padding_and_mask(tokenizer):

@@ -47,6 +47,15 @@ def test_siglip_ends_and_pads_with_the_end_and_sees_it_all(path, pieces):
     assert tokens["mask"].all()
 
 
+@pytest.mark.parametrize("style", [SIGLIP, GEMMA, BERT])
+def test_half_an_emoji_counts_as_the_replacement_character(style, path):
+    tokenizer = SentencePiece(path, LENGTH, style=style)
+    half, replaced = tokenizer(["a \ud83d cat", "a \ufffd cat"])["ids"]
+    np.testing.assert_array_equal(half, replaced)
+    assert tokenizer(["\ud83d"])["ids"].shape == (1, LENGTH)
+    assert train([*TEXTS, "\ud83d"], 60, style=style) == train([*TEXTS, "\ufffd"], 60, style=style)
+
+
 def test_gemma_keeps_punctuation_and_pads_with_the_padding(path, pieces):
     tokens = SentencePiece(path, LENGTH, style=GEMMA)(["Fox, it"])
     fox = pieces.encode("fox, it")

@@ -14,6 +14,9 @@ def tokenizer(tmp_path):
     return WordPiece(str(tmp_path / "vocabulary.txt"), 6)
 
 
+HALF, REPLACED = "red \ud83d heart", "red \ufffd heart"
+
+
 def _words(ids):
     return [WORDS[i] for i in ids]
 
@@ -31,6 +34,11 @@ def test_truncation_keeps_sep(tokenizer):
     tokens = tokenizer(["red red red red red red red red"])
     assert _words(tokens["ids"][0]) == ["[CLS]", *["red"] * 4, "[SEP]"]
     assert tokens["mask"].all()
+
+
+def test_half_an_emoji_counts_as_the_replacement_character(tokenizer):
+    np.testing.assert_array_equal(tokenizer([HALF])["ids"], tokenizer([REPLACED])["ids"])
+    assert train_wordpiece([HALF] * 5, 60)[: len(SPECIAL)] == list(SPECIAL)
 
 
 def test_the_length_does_not_depend_on_the_batch(tokenizer):
@@ -56,6 +64,12 @@ def test_a_missing_special_token_is_named(token, tmp_path):
         ValueError, match=rf"vocabulary .*vocabulary.txt lacks the special token \[{token[1:-1]}\]"
     ):
         WordPiece(str(path), 6)
+
+
+def test_a_vocabulary_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "vocabulary.txt").write_bytes(b"[PAD]\n\xff")
+    with pytest.raises(ValueError, match=r"vocabulary .*vocabulary\.txt is no UTF-8 text"):
+        WordPiece(str(tmp_path / "vocabulary.txt"), 6)
 
 
 def test_a_missing_file_is_named(tmp_path):

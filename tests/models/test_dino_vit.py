@@ -327,7 +327,7 @@ def resized_axis(values, length, scale):
 
 
 @pytest.mark.parametrize("new", [(2, 7), (4, 6)])
-@pytest.mark.parametrize(("how", "offset"), [("dinov2", 0.1), ("hf_dinov2", 0.0)])
+@pytest.mark.parametrize(("how", "offset"), [("dinov2", 0.1), ("bicubic", 0.0)])
 def test_positions_are_resized_as_published(how, offset, new):
     table = RNG.normal(size=(1 + 4 * 4, 3)).astype(np.float32)
     grid = table[1:].reshape(4, 4, 3).astype(np.float64)

@@ -112,6 +112,20 @@ def run_hf(peer, images, ids):
     )
 
 
+def run_patches(peer, images):
+    """transformers' patches of images of any size, its positions interpolated.
+
+    peer: a CLIPModel or SiglipModel. Returns float32[B, N, D], after the final norm.
+    """
+    is_clip = isinstance(peer, transformers.CLIPModel)
+    with torch.no_grad():
+        inputs = pixels(images, CLIP_VIEW if is_clip else HALF_VIEW)
+        tokens = peer.vision_model(inputs, interpolate_pos_encoding=True).last_hidden_state
+        if is_clip:  # there without the norm, and with the class token
+            tokens = peer.vision_model.post_layernorm(tokens)[:, 1:]
+    return tokens.numpy()
+
+
 def run_openai(peer, images, ids):
     """(image, text): float32[B, D], not normalised, of tests/parity/clip_reference.py's model."""
     with torch.no_grad():

@@ -19,7 +19,7 @@ import transformers
 
 from big_ssl.data.clip_bpe import clean
 from big_ssl.weights.tensor_files import read_tensors
-from tests.parity import align_peers, clip_peers, dino_peers, peers
+from tests.parity import align_peers, clip_peers, dino_peers, goldens, other_sizes, peers
 from tests.parity.clip_texts import TEXTS
 from tests.parity.open_clip_tokenizer import simple_tokenizer
 
@@ -52,6 +52,7 @@ def main(folder):
     write_align(folder / "golden_hf_align.npz", align_peers.hf_align(align_peers.THIN, half=True), made_by)
     write_resnet(folder / "golden_clip_resnet.npz", clip_peers.openai_clip("resnet"), made_by)
     write_dinov2(folder / "golden_hf_dinov2.npz", dino_peers.hf_dinov2(registers=3, swiglu=True), made_by)
+    write_other_sizes(folder / "golden_other_sizes.npz", made_by)
     write_ids(folder)
 
 
@@ -76,6 +77,18 @@ def write_clip(path, peer, made_by):
     found = clip_peers.run_hf(peer, images, ids)
     config = json.dumps(peer.config.to_dict(), default=str)
     write(path, peer, made_by, config=config, images=images, ids=ids, **found)
+
+
+def write_other_sizes(path, made_by):
+    """The patches that transformers' CLIP and SigLIP of the golden files have at seven other image sizes."""
+    arrays = {}
+    for kind, model in (("hf_clip", transformers.CLIPModel), ("hf_siglip", transformers.SiglipModel)):
+        with tempfile.TemporaryDirectory() as folder:
+            peer = model.from_pretrained(goldens.write_checkpoint(kind, pathlib.Path(folder))).eval()
+        for size in other_sizes.SIZES:
+            images = other_sizes.random_images(size)
+            arrays[f"{kind}_{size[0]}x{size[1]}"] = clip_peers.run_patches(peer, images)
+    write_arrays(path, {}, made_by, **arrays)
 
 
 def write_align(path, peer, made_by):

@@ -121,5 +121,5 @@ def test_the_error_for_a_bad_checkpoint_is_one_line(write, kind, file, message, 
 def test_a_duplicate_name_in_one_file_is_an_error(tmp_path):
     text = b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "x": {"dtype": "F32"}}'
     (tmp_path / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
-    with pytest.raises(ValueError, match=r"model\.safetensors: x is there twice"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*x is there twice"):
         read_checkpoint("hf_clip", tmp_path)

@@ -109,7 +109,8 @@ DAMAGES = [
     ),
     (
         lambda index: index.write_text("{"),
-        "{index}: no index of shards: it has no weight_map of names to files",
+        "{index}: no index of shards: Expecting property name enclosed in double quotes: "
+        "line 1 column 2 (char 1)",
     ),
     (
         lambda index: index.write_text("{}"),

@@ -170,6 +170,15 @@ def header(**entry):
         (header(shape=[3]), r"x has 8 bytes, not those of F32\[3\]"),
         (header(data_offsets=[4, 12]), "x ends after the file"),
         (header(data_offsets=[-8, 0]), "x ends after the file"),
+        (header(data_offsets=["0", "8"]), r"x has the data_offsets \['0', '8'\]; they must be two whole"),
+        (header(data_offsets=[0, 4, 8]), "x has the data_offsets"),
+        (header(shape=[2.0]), r"x has the shape \[2.0\]; it must be a list of whole numbers from 0"),
+        (header(shape=[-1, -2]), "x has the shape"),
+        (header(shape=[True]), "x has the shape"),
+        (header(shape=[0, 2**70], data_offsets=[0, 0]), "x can't have the shape"),
+        (header(shape=[1] * 100, data_offsets=[0, 4]), "x can't have the shape"),
+        (header(dtype=["F32"]), "x is of dtype"),
+        (b"\x07" + bytes(7) + b'{"x":1}', "x has 1 in the header, not its dtype, shape and data_offsets"),
     ],
 )
 def test_the_error_for_an_invalid_safetensors_file(content, message, tmp_path):

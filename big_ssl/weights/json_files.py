@@ -1,0 +1,94 @@
+"""Reads the JSON files beside weights, and checks the kinds of the values that formats read."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from big_ssl import io
+from big_ssl.weights.errors import WeightsError, all_errors_named
+
+# Larger than any size in a published model; the arithmetic on sizes stays exact below it.
+_LARGEST = 2**31
+# More layers than this would take hours to trace.
+_DEEPEST = 10_000
+
+
+class _Kind(NamedTuple):
+    """What a value must be, in words, and whether it is."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def _is_number(value):
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) < _LARGEST
+
+
+_OBJECT = _Kind("an object", lambda value: isinstance(value, dict))
+_TEXT = _Kind("a text", lambda value: isinstance(value, str))
+_COUNT = _Kind("a whole number from 1", lambda value: type(value) is int and 0 < value < _LARGEST)
+_INDEX = _Kind("a whole number from 0", lambda value: type(value) is int and 0 <= value < _LARGEST)
+_NUMBER = _Kind("a number", _is_number)
+_POSITIVE = _Kind("a number above 0", lambda value: _is_number(value) and value > 0)
+_DEPTH = _Kind(f"a number from 0 to {_DEEPEST}", lambda value: _is_number(value) and 0 <= value <= _DEEPEST)
+_SIDES = _Kind(
+    "a whole number from 1, or two",
+    lambda value: all(map(_COUNT.fits, value)) if isinstance(value, list) else _COUNT.fits(value),
+)
+_FLAG = _Kind("true or false", lambda value: isinstance(value, bool))
+_FILTER = _Kind("a text or a whole number", lambda value: type(value) in (str, int))
+_NUMBERS = _Kind(
+    "a number or a list of numbers",
+    lambda value: all(map(_is_number, value if isinstance(value, list) else [value])),
+)
+
+# {kind: the keys that have it, in every format}; objects are looked into.
+_KEYS = {
+    _OBJECT: "text_config vision_config model_cfg vision_cfg text_cfg preprocess_cfg pretrained_cfg "
+    "encoders image text head tokenizer views projections",
+    _TEXT: "hidden_act interpolation resize_mode kind activation feed_forward pooling position_resize resize",
+    _COUNT: "hidden_size intermediate_size num_attention_heads max_position_embeddings projection_dim "
+    "vocab_size embed_dim context_length heads head_width patch max_len mlp_dim length",
+    _SIDES: "patch_size image_size",
+    _INDEX: "num_register_tokens registers eot_id eos_token_id",
+    _POSITIVE: "width width_coefficient depth_coefficient mlp_ratio crop_pct layer_norm_eps epsilon",
+    _DEPTH: "depth num_hidden_layers",
+    _NUMBER: "layerscale_value layer_scale hidden_dropout_prob drop_connect_rate temperature logit_bias",
+    _FLAG: "do_resize do_center_crop do_rescale do_normalize do_convert_rgb quick_gelu",
+    _FILTER: "resample",
+    _NUMBERS: "image_mean image_std mean std strides",
+}
+_KINDS = {key: kind for kind, keys in _KEYS.items() for key in keys.split()}
+
+
+def read(folder, names: Iterable[str]) -> dict[str, dict]:
+    """Reads {name: JSON object} of those files that the folder has.
+
+    Raises WeightsError for a file that holds no JSON object, and for a key of a configuration,
+    `*config.json`, with a value of another kind than formats read; null stands for a missing key.
+    """
+    files = {}
+    for name in names:
+        path = io.as_path(folder) / name
+        if path.is_file():
+            with all_errors_named(f"{path} is no JSON"):
+                files[name] = json.loads(path.read_bytes())
+            if not isinstance(files[name], dict):
+                raise WeightsError(
+                    f"{path} holds a JSON {type(files[name]).__name__}; it must hold an object"
+                )
+            if name.endswith("config.json"):  # the keys of a vocabulary are words
+                _check(path, files[name], "")
+    return files
+
+
+def _check(path, values: Mapping, prefix: str) -> None:
+    for key, value in values.items():
+        kind = _KINDS.get(key)
+        if kind is None or value is None:
+            continue
+        if not kind.fits(value):
+            raise WeightsError(f"{path}: {prefix}{key} is {repr(value)[:80]}; it must be {kind.words}")
+        if kind is _OBJECT:
+            _check(path, value, f"{prefix}{key}.")
