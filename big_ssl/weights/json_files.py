@@ -28,6 +28,10 @@ def _is_number(value):
 _OBJECT = _Kind("an object", lambda value: isinstance(value, dict))
 _TEXT = _Kind("a text", lambda value: isinstance(value, str))
 _COUNT = _Kind("a whole number from 1", lambda value: type(value) is int and 0 < value < _LARGEST)
+_SIDES = _Kind(
+    "a whole number from 1, or a list of them",
+    lambda value: all(map(_COUNT.fits, value if isinstance(value, list) else [value])),
+)
 _INDEX = _Kind("a whole number from 0", lambda value: type(value) is int and 0 <= value < _LARGEST)
 _NUMBER = _Kind("a number", _is_number)
 _POSITIVE = _Kind("a number above 0", lambda value: _is_number(value) and value > 0)
@@ -45,7 +49,8 @@ _KEYS = {
     "encoders image text head tokenizer views projections",
     _TEXT: "hidden_act interpolation resize_mode kind activation feed_forward pooling position_resize resize",
     _COUNT: "hidden_size intermediate_size num_attention_heads max_position_embeddings projection_dim "
-    "vocab_size embed_dim context_length patch_size image_size heads head_width patch max_len mlp_dim length",
+    "vocab_size embed_dim context_length heads head_width patch max_len mlp_dim length",
+    _SIDES: "image_size patch_size",
     _INDEX: "num_register_tokens registers eot_id eos_token_id",
     _POSITIVE: "width width_coefficient depth_coefficient mlp_ratio crop_pct layer_norm_eps epsilon",
     _DEPTH: "depth num_hidden_layers",
