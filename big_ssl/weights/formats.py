@@ -79,10 +79,10 @@ def read_checkpoint(
         if option not in format_.options:
             known = ", ".join(format_.options) or "none"
             raise WeightsError(f"{kind} takes no option {option}; there is {known}")
-    files = json_files.read(file.parent, format_.files)
+    files = json_files.read(file.parent, format_.files, accepted)
     try:
         tensors = format_.prepare(stored, options)
-        config = format_.config(tensors, _without(files, accepted), options)
+        config = format_.config(tensors, files, options)
         ours = rules.read(format_.rules(config), format_.ignored, tensors, architecture.shapes(config))
         if not non_finite:
             _check_finite(ours)
@@ -174,13 +174,6 @@ def unwrapped(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         return tensors
     inner = {n.removeprefix(f"{wrapper}."): x for n, x in tensors.items() if n.startswith(f"{wrapper}.")}
     return unwrapped(inner)
-
-
-def _without(content, accepted):
-    """JSON without the accepted keys, at any depth."""
-    if not isinstance(content, dict):
-        return content
-    return {key: _without(value, accepted) for key, value in content.items() if key not in accepted}
 
 
 def _check_finite(ours):

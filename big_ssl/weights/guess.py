@@ -1,10 +1,10 @@
 """The format of a checkpoint, from its files' names, its config, or the names of its arrays."""
 
-import json
 import re
 from collections.abc import Callable, Set
 
 from big_ssl import io
+from big_ssl.weights import json_files
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import FORMATS, unwrapped
 from big_ssl.weights.tensor_files import INDEX, read_tensors
@@ -56,12 +56,7 @@ def _described(folder):
 
 
 def _of_config(file):
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file} is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{file} must contain an object")
+    config = json_files.read(file.parent, [file.name])[file.name]
     if "encoders" in config:
         return ["big_ssl"]
     if "dinov2" in str(config.get("architecture")):

@@ -28,14 +28,14 @@ def _is_number(value):
 _OBJECT = _Kind("an object", lambda value: isinstance(value, dict))
 _TEXT = _Kind("a text", lambda value: isinstance(value, str))
 _COUNT = _Kind("a whole number from 1", lambda value: type(value) is int and 0 < value < _LARGEST)
+_SIDES = _Kind(
+    "a whole number from 1, or a list of them",
+    lambda value: all(map(_COUNT.fits, value if isinstance(value, list) else [value])),
+)
 _INDEX = _Kind("a whole number from 0", lambda value: type(value) is int and 0 <= value < _LARGEST)
 _NUMBER = _Kind("a number", _is_number)
 _POSITIVE = _Kind("a number above 0", lambda value: _is_number(value) and value > 0)
 _DEPTH = _Kind(f"a number from 0 to {_DEEPEST}", lambda value: _is_number(value) and 0 <= value <= _DEEPEST)
-_SIDES = _Kind(
-    "a whole number from 1, or two",
-    lambda value: all(map(_COUNT.fits, value)) if isinstance(value, list) else _COUNT.fits(value),
-)
 _FLAG = _Kind("true or false", lambda value: isinstance(value, bool))
 _FILTER = _Kind("a text or a whole number", lambda value: type(value) in (str, int))
 _NUMBERS = _Kind(
@@ -47,10 +47,11 @@ _NUMBERS = _Kind(
 _KEYS = {
     _OBJECT: "text_config vision_config model_cfg vision_cfg text_cfg preprocess_cfg pretrained_cfg "
     "encoders image text head tokenizer views projections",
-    _TEXT: "hidden_act interpolation resize_mode kind activation feed_forward pooling position_resize resize",
+    _TEXT: "model_type hidden_act interpolation resize_mode kind activation feed_forward pooling "
+    "position_resize resize",
     _COUNT: "hidden_size intermediate_size num_attention_heads max_position_embeddings projection_dim "
     "vocab_size embed_dim context_length heads head_width patch max_len mlp_dim length",
-    _SIDES: "patch_size image_size",
+    _SIDES: "image_size patch_size",
     _INDEX: "num_register_tokens registers eot_id eos_token_id",
     _POSITIVE: "width width_coefficient depth_coefficient mlp_ratio crop_pct layer_norm_eps epsilon",
     _DEPTH: "depth num_hidden_layers",
@@ -62,8 +63,8 @@ _KEYS = {
 _KINDS = {key: kind for kind, keys in _KEYS.items() for key in keys.split()}
 
 
-def read(folder, names: Iterable[str]) -> dict[str, dict]:
-    """Reads {name: JSON object} of those files that the folder has.
+def read(folder, names: Iterable[str], accepted: Iterable[str] = ()) -> dict[str, dict]:
+    """Reads {name: JSON object} of those files that the folder has, without the accepted keys at any depth.
 
     Raises WeightsError for a file that holds no JSON object, and for a key of a configuration,
     `*config.json`, with a value of another kind than formats read; null stands for a missing key.
@@ -78,9 +79,16 @@ def read(folder, names: Iterable[str]) -> dict[str, dict]:
                 raise WeightsError(
                     f"{path} holds a JSON {type(files[name]).__name__}; it must hold an object"
                 )
+            files[name] = _without(files[name], accepted)
             if name.endswith("config.json"):  # the keys of a vocabulary are words
                 _check(path, files[name], "")
     return files
+
+
+def _without(content, accepted):
+    if not isinstance(content, dict):
+        return content
+    return {key: _without(value, accepted) for key, value in content.items() if key not in accepted}
 
 
 def _check(path, values: Mapping, prefix: str) -> None:

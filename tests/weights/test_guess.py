@@ -75,7 +75,7 @@ def test_what_fits_two_formats_or_none_is_an_error(tmp_path):
     with pytest.raises(WeightsError, match="model_type 'blip' is not read; there are clip, siglip"):
         guess(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(WeightsError, match=r"config\.json must contain an object"):
+    with pytest.raises(WeightsError, match=r"config\.json holds a JSON list; it must hold an object"):
         guess(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"there is no .*nowhere"):
         guess(tmp_path / "nowhere")
