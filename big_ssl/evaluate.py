@@ -83,9 +83,11 @@ def parse(arguments: Sequence[str]) -> dict:
 
 def _value(text):
     try:
-        return _WORDS[text] if text in _WORDS else ast.literal_eval(text)
+        value = _WORDS[text] if text in _WORDS else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+    # Keys with dots make dicts; braces alone are a template's place for the name.
+    return text if isinstance(value, dict | set) else value
 
 
 def _progress(steps, total, description):

@@ -143,6 +143,9 @@ def test_options_on_the_command_line():
         "--eval.g=",
     ]
     assert evaluate.parse(arguments) == dict(a=1, b=dict(c="x y", d=("p",)), e=True, f=1e-3, g="")
+    # Braces alone are a template's place for the name, and no empty dict.
+    braces = ["--eval.a={}", "--eval.b=('{}', 'x')"]
+    assert evaluate.parse(braces) == dict(a="{}", b=("{}", "x"))
     for bad in ("--eval.a", "word", "--eval.=1"):
         with pytest.raises(ValueError, match=r"write --eval\.KEY=VALUE"):
             evaluate.parse([bad])
