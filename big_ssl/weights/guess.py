@@ -12,7 +12,9 @@ from big_ssl.weights.tensor_files import INDEX, read_tensors
 # config.json's model_type.
 _MODEL_TYPES = dict(
     clip="hf_clip",
+    clip_vision_model="hf_clip",
     siglip="hf_siglip",
+    siglip_vision_model="hf_siglip",
     align="hf_align",
     dinov2="hf_dinov2",
     dinov2_with_registers="hf_dinov2",

@@ -1,4 +1,8 @@
-"""transformers' CLIPModel: config.json, model.safetensors or pytorch_model.bin; read and written."""
+"""transformers' CLIPModel: config.json, model.safetensors or pytorch_model.bin; read and written.
+
+A CLIPVisionModel is read alone, as an image encoder. One with a projection is refused: it embeds images where
+no texts are.
+"""
 
 from big_ssl.models import text_transformer, vit
 from big_ssl.weights import hf_layers, hf_preprocessing
@@ -13,6 +17,7 @@ from big_ssl.weights.format import (
     ModelConfig,
     check_options,
     clip_config,
+    image_config,
     shape_of,
 )
 from big_ssl.weights.rules import LINEAR, SAME, Rule, norm, within
@@ -44,23 +49,29 @@ _VISION_DEFAULTS = _COMMON | dict(
 def _config(tensors, files, options) -> ModelConfig:
     del options
     text_config, vision_config = hf_layers.parts(files)
+    width, patch, side = hf_layers.vision_shape(tensors, class_tokens=1)
+    shape = hf_layers.layers(tensors, "vision_model", width, vision_config, _VISION_DEFAULTS)
+    hf_layers.compare_image("vision_config.", _VISION_DEFAULTS | vision_config, patch, side)
+    size = dict(patch=patch, image_size=patch * side, position_resize="bicubic")
+    image = vit.CLIP | size | shape
+    image_size = vision_config.get("image_size", 224)
+    default = dict(views=dict(image=CLIP_PIXELS), image_size=image_size, resize="crop floor")
+    preprocessing = hf_preprocessing.read(files, default, "CLIPImageProcessor")
+    if not hf_layers.has_text(tensors):
+        return image_config(image, **preprocessing)
+    text, dim = _text(tensors, text_config), shape_of(tensors, "text_projection.weight", 2)[0]
+    return clip_config(dict(kind="vit") | image, text, dim, **preprocessing)
+
+
+def _text(tensors, text_config):
     vocab_size, width, max_len = hf_layers.text_shape(tensors)
-    text = text_transformer.CLIP | dict(
+    hf_layers.compare_text(_TEXT_DEFAULTS | text_config, vocab_size, max_len)
+    return text_transformer.CLIP | dict(
         vocab_size=vocab_size,
         max_len=max_len,
         eot_id=_eot_id(text_config, vocab_size),
         **hf_layers.layers(tensors, "text_model", width, text_config, _TEXT_DEFAULTS),
     )
-    hf_layers.compare_text(_TEXT_DEFAULTS | text_config, vocab_size, max_len)
-    width, patch, side = hf_layers.vision_shape(tensors, class_tokens=1)
-    shape = hf_layers.layers(tensors, "vision_model", width, vision_config, _VISION_DEFAULTS)
-    hf_layers.compare_image("vision_config.", _VISION_DEFAULTS | vision_config, patch, side)
-    size = dict(patch=patch, image_size=patch * side, position_resize="bicubic")
-    image = vit.CLIP | dict(kind="vit", **size, **shape)
-    dim = shape_of(tensors, "text_projection.weight", 2)[0]
-    image_size = vision_config.get("image_size", 224)
-    default = dict(views=dict(image=CLIP_PIXELS), image_size=image_size, resize="crop floor")
-    return clip_config(image, text, dim, **hf_preprocessing.read(files, default, "CLIPImageProcessor"))
 
 
 def _eot_id(text_config, vocab_size):
@@ -128,5 +139,6 @@ FORMAT = Format(
     ignored=hf_layers.IGNORED,
     weights=hf_layers.WEIGHTS,
     files=hf_layers.FILES,
+    prepare=hf_layers.prepare,
     describe=_describe,
 )

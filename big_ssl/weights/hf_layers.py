@@ -46,14 +46,30 @@ ACTIVATIONS = dict(quick_gelu="quick_gelu", gelu="gelu", gelu_pytorch_tanh="gelu
 def parts(files: Mapping[str, dict]) -> tuple[dict, dict]:
     """(text_config, vision_config) of config.json, which omits the classes' defaults.
 
-    Older files have text_config_dict and vision_config_dict, which transformers prefers.
+    Older files have text_config_dict and vision_config_dict, which transformers prefers. The config of a
+    vision tower alone is a vision_config.
     """
     config = json_file(files, "config.json")
+    if str(config.get("model_type")).endswith("_vision_model"):
+        return {}, config
     text, vision = (
         (config.get(name) or {}) | (config.get(f"{name}_dict") or {})
         for name in ("text_config", "vision_config")
     )
     return text, vision
+
+
+def prepare(tensors: Mapping, options: Mapping) -> Mapping:
+    """A Format's `prepare`: adds the prefix of a vision tower's names, which transformers 5 leaves out."""
+    del options
+    if "embeddings.patch_embedding.weight" not in tensors:
+        return tensors
+    return {f"vision_model.{name}": array for name, array in tensors.items()}
+
+
+def has_text(tensors: Mapping) -> bool:
+    """Whether there is a text model, and not a vision tower alone."""
+    return any(name.startswith("text_model.") for name in tensors)
 
 
 def layers(tensors: Mapping, model: str, width: int, config: Mapping, defaults: Mapping) -> dict:

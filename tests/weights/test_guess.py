@@ -72,7 +72,9 @@ def test_what_fits_two_formats_or_none_is_an_error(tmp_path):
     with pytest.raises(WeightsError, match="no format that we recognize: choose one with --from"):
         guess(write(tmp_path / "other.safetensors", ["a"]))
     (tmp_path / "config.json").write_text(json.dumps(dict(model_type="blip")))
-    with pytest.raises(WeightsError, match="model_type 'blip' is not read; there are clip, siglip"):
+    with pytest.raises(
+        WeightsError, match="model_type 'blip' is not read; there are clip, clip_vision_model, siglip"
+    ):
         guess(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(WeightsError, match=r"config\.json holds a JSON list; it must hold an object"):
