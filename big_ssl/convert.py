@@ -48,12 +48,14 @@ def convert(source: str, path, target: str, folder, options) -> int:
     """
     _check_folders(path, folder)
     if source == "big_ssl":
-        config, variables = inference.read(path, source)
+        config, variables = inference.read(path, source, options)
         ours = flatten_dict(variables, sep="/")
     else:
         config, ours = read_checkpoint(source, path, options)
+    vocabulary = _vocabulary(target, config, inference.vocabulary_beside(config, path))
     written = write_checkpoint(target, folder, config, ours)
-    _write_vocabulary(target, config, inference.vocabulary_beside(config, path), io.as_path(folder))
+    for name, content in vocabulary.items():
+        (io.as_path(folder) / name).write_bytes(content)
     return sum(array.size for name, array in written.items() if name.startswith("params/"))
 
 
@@ -65,23 +67,23 @@ def _check_folders(path, folder):
         raise ValueError(f"--output is {folder}, where --input is; its files would be overwritten")
 
 
-def _write_vocabulary(target, config, beside, folder):
-    """Writes the vocabulary: as the target's own tokenizer reads it, or as it was."""
-    tokenizer = config["tokenizer"] or dict(kind="", vocabulary="")
+def _vocabulary(target, config, beside) -> dict[str, bytes]:
+    """{file name: content} of the vocabulary: as the target's own tokenizer reads it, or as it is."""
+    tokenizer = config["tokenizer"]
+    if tokenizer is None:
+        return {}
     if target.startswith("hf_"):
         path = str(beside or "") or hf_tokenizers.known_vocabulary(tokenizer)
         files = hf_tokenizers.describe(tokenizer, path) if path else {}
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        if tokenizer["kind"] and not path:
-            print(
-                "no vocabulary beside the input, so that AutoTokenizer will find none",
-                file=sys.stderr,
-            )
-    elif beside:
-        beside.copy(folder / beside.name, overwrite=True)
-        if (ids := beside.parent / "vocab.json").is_file() and beside.name == "merges.txt":
-            ids.copy(folder / ids.name, overwrite=True)
+        if not files:
+            print(f"no vocabulary of {tokenizer['kind']}: the output has no tokenizer", file=sys.stderr)
+        return {name: text.encode() for name, text in files.items()}
+    if beside is None:
+        return {}
+    files = {beside.name: beside.read_bytes()}
+    if (ids := beside.parent / "vocab.json").is_file() and beside.name == "merges.txt":
+        files[ids.name] = ids.read_bytes()
+    return files
 
 
 def main(_) -> None:

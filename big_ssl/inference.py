@@ -92,18 +92,18 @@ def _tokenizer(config):
     return tokenizers.build(options)
 
 
-def load(path, dtype: str = "float32", source: str = "auto") -> Model:
+def load(path, dtype: str = "float32", source: str = "auto", options: Mapping | None = None) -> Model:
     """The model in a folder that `python -m big_ssl.convert` or a run wrote, or in public weights.
 
     Args:
       path: the folder, or the weights' file.
       dtype: of the computation.
-      source: as in `read`.
+      source, options: as in `read`.
 
     Raises:
       FileNotFoundError, or ValueError for anything else.
     """
-    config, variables = read(path, source)
+    config, variables = read(path, source, options)
     return Model(config, variables, dtype)
 
 
@@ -123,7 +123,9 @@ def read(path, source: str = "auto", options: Mapping | None = None) -> tuple[Mo
 
 
 def vocabulary_beside(config: ModelConfig, folder):
-    """The tokenizer's file in a folder of weights; None without one."""
+    """The tokenizer's file beside weights, in their folder or in that of their file; None without one."""
+    folder = io.as_path(folder)
+    folder = folder if folder.is_dir() else folder.parent
     tokenizer = config["tokenizer"] or dict(kind="")  # a model of images alone has none
     names = VOCABULARIES.get(tokenizer["kind"], ())
-    return next((path for name in names if (path := io.as_path(folder) / name).is_file()), None)
+    return next((path for name in names if (path := folder / name).is_file()), None)

@@ -60,6 +60,8 @@ def test_an_export_to_transformers_has_its_tokenizers_files(tmp_path):
     assert (settings["tokenizer_class"], settings["model_max_length"]) == ("CLIPTokenizer", 9)
     expected = clip_bpe.read_vocabulary(str(path / "merges.txt"))
     assert clip_bpe.read_vocabulary(str(tmp_path / "out" / "merges.txt")) == expected
+    convert.convert("hf_clip", path / "model.safetensors", "hf_clip", tmp_path / "of_file", {})
+    assert (tmp_path / "of_file" / "vocab.json").is_file()
     assert json.loads((tmp_path / "out" / "vocab.json").read_text()) == expected[0]
 
 

@@ -73,12 +73,17 @@ def read_vocabulary(path: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 def _of_tokenizer_json(file):
     content = _json(file)
-    model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, dict) or model.get("type") != "BPE":
-        raise ValueError(f"{file}: no tokenizer.json with a BPE")
-    added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
-    pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])  # by the library's version
-    return _checked(file, {**model["vocab"], **added}), [(left, right) for left, right in pairs]
+    try:
+        model, added = content["model"], content.get("added_tokens") or ()
+        if model["type"] != "BPE":
+            raise ValueError("its model is no BPE")
+        words = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
+        # Of older versions of the library a text with a space, of newer ones two texts.
+        pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+        merges = [(left, right) for left, right in pairs]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: no tokenizer.json with a BPE: {error!r}") from error
+    return _checked(file, words), merges
 
 
 def _json(file):

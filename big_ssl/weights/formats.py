@@ -116,7 +116,7 @@ def write_checkpoint(kind: str, folder, config: ModelConfig, ours: Mapping[str, 
     if format_.encoders and encoders != format_.encoders:
         actual, required = (" and ".join(names) for names in (encoders, format_.encoders))
         raise WeightsError(f"{kind} is for models of {required}; this is one of {actual}")
-    json_files = format_.describe(architecture.with_defaults(config))
+    described = format_.describe(architecture.with_defaults(config))
     if kind != "big_ssl":
         heads = tuple(map(dino_heads.PROJECTION.format, config.get("projections", {})))
         ours = {path: array for path, array in ours.items() if not path.startswith(heads)}
@@ -124,7 +124,7 @@ def write_checkpoint(kind: str, folder, config: ModelConfig, ours: Mapping[str, 
     io.make_folder(folder)
     # transformers requires the framework in the metadata.
     write_safetensors(folder / format_.weights[0], tensors, dict(format="pt"))
-    for name, content in json_files.items():
+    for name, content in described.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if kind == "big_ssl":
         version.write(folder)

@@ -32,7 +32,9 @@ def guess(path) -> str:
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}")
     folder = path if path.is_dir() else path.parent
-    by_files = [kind for kind in _described(folder) if path.is_dir() or _is_named(path.name, kind)]
+    named = path.is_dir() or any(_is_named(path.name, kind) for kind in FORMATS)
+    described = _described(folder) if named else []  # another file's config is not this one's
+    by_files = [kind for kind in described if path.is_dir() or _is_named(path.name, kind)]
     if path.is_dir():
         by_files = [kind for kind in by_files if _has_weights(folder, kind)] or by_files
         kinds = by_files or (["big_ssl"] if (folder / "checkpoints").exists() else [])
@@ -58,7 +60,7 @@ def _described(folder):
 
 
 def _of_config(file):
-    config = json_files.read(file.parent, [file.name])[file.name]
+    config = json_files.read_object(file)
     if "encoders" in config:
         return ["big_ssl"]
     if "dinov2" in str(config.get("architecture")):

@@ -130,8 +130,11 @@ def _config(tensors, files, options) -> ModelConfig:
         temperature_form="raw",
         logit_bias=None,
     )
-    image_size = vision_config.get("image_size", 600)  # AlignVisionConfig's default
-    default = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize="stretch 346 bilinear floor")
+    image_size = hf_layers.one_side(vision_config.get("image_size", 600))  # AlignVisionConfig's default
+    resize = f"stretch {max(346, image_size)} bilinear floor"
+    default = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize=resize)
+    if files.get("tokenizer_config.json", {}).get("do_lower_case") is False:
+        raise WeightsError("tokenizer_config.json: do_lower_case is false; our WordPiece is uncased")
     return dict(
         encoders=dict(image=image, text=text),
         head=head,
@@ -248,6 +251,6 @@ FORMAT = Format(
     rules=_rules,
     ignored=(*hf_layers.IGNORED, r".*\.num_batches_tracked", r"text_model\.pooler\.dense\.(weight|bias)"),
     weights=hf_layers.WEIGHTS,
-    files=hf_layers.FILES,
+    files=(*hf_layers.FILES, "tokenizer_config.json"),
     describe=_describe,
 )

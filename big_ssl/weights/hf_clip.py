@@ -17,6 +17,7 @@ from big_ssl.weights.format import (
     ModelConfig,
     check_options,
     clip_config,
+    compare,
     image_config,
     shape_of,
 )
@@ -54,12 +55,14 @@ def _config(tensors, files, options) -> ModelConfig:
     hf_layers.compare_image("vision_config.", _VISION_DEFAULTS | vision_config, patch, side)
     size = dict(patch=patch, image_size=patch * side, position_resize="bicubic")
     image = vit.CLIP | size | shape
-    image_size = vision_config.get("image_size", 224)
+    image_size = hf_layers.one_side(vision_config.get("image_size", 224))
     default = dict(views=dict(image=CLIP_PIXELS), image_size=image_size, resize="crop floor")
     preprocessing = hf_preprocessing.read(files, default, "CLIPImageProcessor")
     if not hf_layers.has_text(tensors):
         return image_config(image, **preprocessing)
     text, dim = _text(tensors, text_config), shape_of(tensors, "text_projection.weight", 2)[0]
+    stated = dict(projection_dim=512) | hf_layers.stated(files["config.json"])
+    compare("config.json: ", stated, dict(projection_dim=dim))
     return clip_config(dict(kind="vit") | image, text, dim, **preprocessing)
 
 
@@ -76,13 +79,17 @@ def _text(tensors, text_config):
 
 def _eot_id(text_config, vocab_size):
     # 2 is a mistake in older files; transformers then uses the largest id, as CLIP does.
-    eot_id = text_config.get("eos_token_id", 49407)
+    eot_id = hf_layers.one_side(text_config.get("eos_token_id", 49407))
+    if not isinstance(eot_id, int):
+        raise WeightsError(f"config.json: text_config.eos_token_id is {eot_id}; it must be one token")
     return vocab_size - 1 if eot_id == 2 else eot_id
 
 
 def _describe(config: ModelConfig) -> dict[str, dict]:
     image, text = config["encoders"]["image"], config["encoders"]["text"]
     _check_is_clip(image, text, config["head"])
+    if text["eot_id"] == 2:  # transformers reads the features of the largest id instead
+        raise WeightsError("hf_clip: text.eot_id is 2, which a CLIPModel takes for a mistake of older files")
     dim, eot_id = config["head"]["embed_dim"], text["eot_id"]
     text_config = hf_layers.describe_layers(text) | dict(
         model_type="clip_text_model",
@@ -113,7 +120,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
 
 def _processor(config):
     """The image processor class: SigLIP's for SigLIP's mean, otherwise CLIP's."""
-    is_clip = config["views"]["image"]["mean"] != HALF_PIXELS["mean"]
+    is_clip = tuple(config["views"]["image"]["mean"]) != HALF_PIXELS["mean"]
     return "CLIPImageProcessor" if is_clip else "SiglipImageProcessor"
 
 

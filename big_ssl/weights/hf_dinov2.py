@@ -11,7 +11,9 @@ from big_ssl.weights.format import (
     Format,
     ModelConfig,
     check_options,
+    compare,
     image_config,
+    json_file,
     shape_of,
 )
 from big_ssl.weights.rules import SAME, Rule, fused, leading, linear, norm, within
@@ -55,13 +57,15 @@ def _rules(config: ModelConfig) -> list[Rule]:
 def _config(tensors, files, options) -> ModelConfig:
     del options
     swiglu = "encoder.layer.0.mlp.weights_out.weight" in tensors
+    stated = dict(use_swiglu_ffn=False) | hf_layers.stated(json_file(files, "config.json"))
+    compare("config.json: ", stated, dict(use_swiglu_ffn=swiglu))
     name = "embeddings.register_tokens"
     registers = shape_of(tensors, name, 3)[1] if name in tensors else 0
     mlp_out = "mlp.weights_out" if swiglu else "mlp.fc2"
     image = vit.DINOV2 | dict(
         **hf_images.shape(tensors, files, mlp_out, _DEFAULTS),
         feed_forward="swiglu" if swiglu else "mlp",
-        layer_scale=files["config.json"].get("layerscale_value", 1.0),
+        layer_scale=stated.get("layerscale_value", 1.0),
         registers=registers,
         position_resize="bicubic_antialias" if registers else "bicubic",
     )

@@ -44,7 +44,7 @@ def shape(tensors: Mapping, files: Mapping[str, dict], mlp_out: str, defaults: M
     width, _, _, patch = shape_of(tensors, "embeddings.patch_embeddings.projection.weight", 4)
     table = "embeddings.position_embeddings"
     side = grid_side(shape_of(tensors, table, 3)[1] - 1, table)
-    stated = json_file(files, "config.json")
+    stated = hf_layers.stated(json_file(files, "config.json"))
     shape = dict(
         patch=patch,
         image_size=patch * side,

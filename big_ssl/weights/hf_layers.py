@@ -44,19 +44,30 @@ ACTIVATIONS = dict(quick_gelu="quick_gelu", gelu="gelu", gelu_pytorch_tanh="gelu
 
 
 def parts(files: Mapping[str, dict]) -> tuple[dict, dict]:
-    """(text_config, vision_config) of config.json, which omits the classes' defaults.
+    """(text_config, vision_config) of config.json, which omits the classes' defaults, without nulls.
 
-    Older files have text_config_dict and vision_config_dict, which transformers prefers. The config of a
-    vision tower alone is a vision_config.
+    Older files of CLIP have text_config_dict and vision_config_dict, which transformers reads in place of
+    these. The config of a vision tower alone is a vision_config. Raises WeightsError without config.json.
     """
     config = json_file(files, "config.json")
     if str(config.get("model_type")).endswith("_vision_model"):
-        return {}, config
+        return {}, stated(config)
+    suffixes = ("_dict", "") if config.get("model_type") == "clip" else ("",)
     text, vision = (
-        (config.get(name) or {}) | (config.get(f"{name}_dict") or {})
+        next((config[name + suffix] for suffix in suffixes if config.get(name + suffix)), {})
         for name in ("text_config", "vision_config")
     )
-    return text, vision
+    return stated(text), stated(vision)
+
+
+def stated(config: Mapping) -> dict:
+    """A config without the keys that are null, which stand for the class's default."""
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def one_side(value):
+    """224 of 224 and of [224, 224]; the value itself if it is no side."""
+    return value[0] if isinstance(value, list) and value and set(value) == {value[0]} else value
 
 
 def prepare(tensors: Mapping, options: Mapping) -> Mapping:
@@ -136,8 +147,14 @@ def compare_text(stated: Mapping, vocab_size: int, max_len: int) -> None:
 
 
 def compare_image(part: str, stated: Mapping, patch: int, side: int) -> None:
-    """Compares a part of config.json with the patches' size and the position table's `side`."""
-    compare(f"config.json: {part}", stated, dict(patch_size=patch, image_size=patch * side))
+    """Compares a part of config.json with the patches' size and the position table's `side`.
+
+    An image need not be whole patches: its margin is left out. Raises WeightsError where they differ.
+    """
+    found = {key: one_side(stated[key]) for key in ("patch_size", "image_size") if key in stated}
+    size = found.get("image_size")
+    fits = isinstance(size, int) and size // patch == side
+    compare(f"config.json: {part}", found, dict(patch_size=patch, image_size=size if fits else patch * side))
 
 
 def describe_layers(encoder: Mapping) -> dict:

@@ -43,8 +43,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "EfficientNetImageProcessor": _SQUARE
     | dict(size=dict(height=346, width=346), crop_size=289, rescale_offset=False, include_top=True),
 }
-# Classes for which a size that is a number is the shorter side's.
-_SHORTER_SIDE = ("CLIPImageProcessor", "BitImageProcessor")
+# Classes for which a size that is a number is the shorter side's, unless default_to_square says otherwise.
+_SHORTER_SIDE = ("CLIPImageProcessor", "BitImageProcessor", "SiglipImageProcessor")
 _CLASS_KEYS = ("image_processor_type", "feature_extractor_type")
 # Keys that do not change the pixels of an RGB image.
 _WITHOUT_EFFECT = {
@@ -53,7 +53,6 @@ _WITHOUT_EFFECT = {
     "_processor_class",
     "_valid_processor_keys",
     "do_convert_rgb",
-    "default_to_square",
     "data_format",
     "input_data_format",
     "return_tensors",
@@ -99,7 +98,7 @@ def _preprocessing(stored, processor):
     processor = name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
     if processor not in _DEFAULTS:
         raise WeightsError(f"{name} is no image processor that we know: {', '.join(_DEFAULTS)}")
-    known = _DEFAULTS[processor].keys() | {"resample", "crop_size"} | _WITHOUT_EFFECT
+    known = _DEFAULTS[processor].keys() | {"resample", "crop_size", "default_to_square"} | _WITHOUT_EFFECT
     settings = _DEFAULTS[processor] | given
     for key, value in given.items():
         if key not in known and value is not False:  # what is switched off has no effect
@@ -110,7 +109,8 @@ def _preprocessing(stored, processor):
         raise WeightsError(f"resample is missing, and an {processor} has no default")
     if settings["resample"] not in _RESAMPLE:
         raise WeightsError(f"resample is {settings['resample']!r}; there are {_listed(_RESAMPLE)}")
-    image_size, resize = _sizes(settings, processor in _SHORTER_SIDE)
+    to_square = settings.get("default_to_square", processor not in _SHORTER_SIDE)
+    image_size, resize = _sizes(settings, shorter_side=not to_square)
     filter_ = _RESAMPLE[settings["resample"]]
     resize += "" if filter_ == "bicubic" else f" {filter_}"
     resize += " floor" if settings["do_center_crop"] else ""

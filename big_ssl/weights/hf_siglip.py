@@ -52,7 +52,7 @@ def _config(tensors, files, options) -> ModelConfig:
     hf_layers.compare_image("vision_config.", _VISION_DEFAULTS | vision_config, patch, side)
     size = dict(patch=patch, image_size=patch * side, position_resize="bicubic")
     image = vit.SIGLIP | size | shape
-    image_size = vision_config.get("image_size", 224)
+    image_size = hf_layers.one_side(vision_config.get("image_size", 224))
     default = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize="stretch")
     preprocessing = hf_preprocessing.read(files, default, "SiglipImageProcessor")
     if not hf_layers.has_text(tensors):

@@ -37,7 +37,7 @@ def _config(tensors, files, options) -> ModelConfig:
     del options
     image = hf_images.shape(tensors, files, "output.dense", _DEFAULTS)
     image |= dict(pooling="cls", kernel_init="dino", position_resize="bicubic")
-    size = files["config.json"].get("image_size", 224)
+    size = hf_layers.one_side(hf_layers.stated(files["config.json"]).get("image_size", 224))
     default = dict(views=dict(image=HALF_PIXELS), image_size=size, resize="stretch bilinear")
     return image_config(image, **hf_preprocessing.read(files, default, "ViTImageProcessor"))
 

@@ -33,6 +33,10 @@ _SIDES = _Kind(
     lambda value: all(map(_COUNT.fits, value if isinstance(value, list) else [value])),
 )
 _INDEX = _Kind("a whole number from 0", lambda value: type(value) is int and 0 <= value < _LARGEST)
+_INDICES = _Kind(
+    "a whole number from 0, or a list of them",
+    lambda value: all(map(_INDEX.fits, value if isinstance(value, list) else [value])),
+)
 _NUMBER = _Kind("a number", _is_number)
 _POSITIVE = _Kind("a number above 0", lambda value: _is_number(value) and value > 0)
 _DEPTH = _Kind(f"a number from 0 to {_DEEPEST}", lambda value: _is_number(value) and 0 <= value <= _DEEPEST)
@@ -52,7 +56,8 @@ _KEYS = {
     _COUNT: "hidden_size intermediate_size num_attention_heads max_position_embeddings projection_dim "
     "vocab_size embed_dim context_length heads head_width patch max_len mlp_dim length",
     _SIDES: "image_size patch_size",
-    _INDEX: "num_register_tokens registers eot_id eos_token_id",
+    _INDEX: "num_register_tokens registers eot_id",
+    _INDICES: "eos_token_id",
     _POSITIVE: "width width_coefficient depth_coefficient mlp_ratio crop_pct layer_norm_eps epsilon",
     _DEPTH: "depth num_hidden_layers",
     _NUMBER: "layerscale_value layer_scale hidden_dropout_prob drop_connect_rate temperature logit_bias",
@@ -73,16 +78,19 @@ def read(folder, names: Iterable[str], accepted: Iterable[str] = ()) -> dict[str
     for name in names:
         path = io.as_path(folder) / name
         if path.is_file():
-            with all_errors_named(f"{path} is no JSON"):
-                files[name] = json.loads(path.read_bytes())
-            if not isinstance(files[name], dict):
-                raise WeightsError(
-                    f"{path} holds a JSON {type(files[name]).__name__}; it must hold an object"
-                )
-            files[name] = _without(files[name], accepted)
+            files[name] = _without(read_object(path), accepted)
             if name.endswith("config.json"):  # the keys of a vocabulary are words
                 _check(path, files[name], "")
     return files
+
+
+def read_object(path) -> dict:
+    """The JSON object in a file, unchecked. Raises WeightsError if there is none."""
+    with all_errors_named(f"{path} is no JSON"):
+        content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a JSON {type(content).__name__}; it must hold an object")
+    return content
 
 
 def _without(content, accepted):

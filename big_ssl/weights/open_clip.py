@@ -104,11 +104,12 @@ _VIT = dict(class_token=True, pre_norm=True, patch_bias=False, pooling="cls")
 
 def _config(tensors, files, options) -> ModelConfig:
     file = json_file(files, _CONFIG)
-    model = _settings(file.get("model_cfg", {}), "model_cfg")
-    vision, text = (_settings(model.get(part, {}), part) for part in ("vision_cfg", "text_cfg"))
+    model = _settings(file.get("model_cfg") or {}, "model_cfg")
+    vision, text = (_settings(model.get(part) or {}, part) for part in ("vision_cfg", "text_cfg"))
     image_size = _side("vision_cfg.image_size", vision["image_size"])
-    preprocessing = _preprocessing(_settings(file.get("preprocess_cfg", {}), "preprocess_cfg"), image_size)
+    preprocessing = _preprocessing(_settings(file.get("preprocess_cfg") or {}, "preprocess_cfg"), image_size)
     config = openai_clip.infer_config(tensors, _heads(vision, text) | dict(options))
+    compare(f"{_CONFIG}: model_cfg.", model, dict(embed_dim=config["head"]["embed_dim"]))
     _compare(vision, text, config["encoders"])
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     for encoder in config["encoders"].values():
@@ -121,15 +122,17 @@ def _config(tensors, files, options) -> ModelConfig:
 
 def _settings(given, part):
     """A part of the config with its defaults. Raises WeightsError for what makes it no plain CLIP."""
+    given = {key: value for key, value in given.items() if value is not None}
     defaults, plain = _DEFAULTS.get(part, {}), _PLAIN[part]
     for key, value in given.items():
         if key not in defaults and key not in plain:
             raise WeightsError(
                 f"{_CONFIG}: {part}.{key} is {value!r}, which we do not know; --model.accept={key} ignores it"
             )
-        if plain.get(key, _ANY) not in (_ANY, value):
+        if plain.get(key, _ANY) not in (_ANY, value) and value != {}:
             raise WeightsError(
-                f"{_CONFIG}: {part}.{key} is {value!r}; only a plain CLIP is read, with {plain[key]!r}"
+                f"{_CONFIG}: {part}.{key} is {value!r}; only a plain CLIP is read, with {plain[key]!r} "
+                f"(--model.accept={key} ignores it)"
             )
     return defaults | given
 
@@ -141,7 +144,8 @@ def _compare(vision, text, encoders):
     compare(f"{_CONFIG}: text_cfg.", _with_mlp_width(text), actual)
     ours = encoders["image"]
     if ours["kind"] == "resnet":
-        actual = dict(layers=list(ours["blocks"]), width=ours["width"])
+        # An attention pool of another head width than 64 is not ours.
+        actual = dict(layers=list(ours["blocks"]), width=ours["width"], head_width=64)
     else:
         vision = vision | dict(patch_size=_side("vision_cfg.patch_size", vision["patch_size"]))
         actual = _shape(ours) | dict(patch_size=ours["patch"])
@@ -167,7 +171,7 @@ def _side(key, value):
 
 def _preprocessing(settings, image_size):
     mode = _lookup(settings, "resize_mode", dict(shortest="crop", squash="stretch"))
-    filter_ = _lookup(settings, "interpolation", dict(bicubic="", bilinear=" bilinear"))
+    filter_ = _lookup(settings, "interpolation", dict(bicubic="", bilinear=" bilinear", random=""))
     _lookup(settings, "mode", dict(RGB=None))
     pixels = {key: np.broadcast_to(settings[key], 3).tolist() for key in ("mean", "std")}
     view = CLIP_PIXELS | {key: tuple(value) for key, value in pixels.items()}

@@ -28,6 +28,8 @@ def _config(tensors, files, options) -> ModelConfig:
     settings = files.get("config.json", {}).get("pretrained_cfg", {})
     if settings.get("interpolation", "bicubic") != "bicubic":
         raise WeightsError(f"config.json: interpolation is {settings['interpolation']!r}; there is bicubic")
+    if settings.get("crop_mode", "center") != "center":
+        raise WeightsError(f"config.json: crop_mode is {settings['crop_mode']!r}; there is center")
     size = settings.get("input_size", (3, shape["image_size"]))[1]
     side = math.floor(size / settings.get("crop_pct", 1.0))
     pixels = {key: tuple(settings.get(key, IMAGENET_PIXELS[key])) for key in ("mean", "std")}

@@ -174,3 +174,20 @@ def test_a_bad_vocabulary_is_one_line(change, message, tmp_path):
     with pytest.raises(ValueError, match=r"vocab\.json") as caught:
         ClipBPE(path, 6)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        dict(model=None),
+        dict(model=dict(type="BPE", vocab={})),
+        dict(model=dict(type="BPE", vocab={}, merges=["a"])),
+        dict(model=dict(type="BPE", vocab={}, merges=[], added_tokens=[{}]), added_tokens=[{}]),
+        dict(model=dict(type="WordPiece", vocab={}, merges=[])),
+    ],
+)
+def test_a_malformed_tokenizer_json_is_one_line(content, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: no tokenizer\.json with a BPE"):
+        ClipBPE(str(tmp_path / "tokenizer.json"), 6)

@@ -95,8 +95,8 @@ def test_errors_in_the_json_files(tmp_path):
             "model_cfg.multimodal_cfg is {}, which we do not know; --model.accept=multimodal_cfg ignores",
         ),
         (
-            dict(preprocess_cfg=dict(interpolation="random")),
-            "interpolation is 'random'; there is bicubic, bilinear",
+            dict(preprocess_cfg=dict(interpolation="nearest")),
+            "interpolation is 'nearest'; there is bicubic, bilinear, random",
         ),
     ],
 )
@@ -201,11 +201,10 @@ def test_a_resize_larger_than_the_crop_is_exported(tmp_path):
             "vision_config.image_size is 7; the weights have",
         ),
         ("hf_clip", dict(vision_config=dict(num_attention_heads=5)), "num_attention_heads 5 does not divide"),
-        (
-            "hf_clip",
-            dict(vision_config_dict=dict(num_hidden_layers=3)),
-            "num_hidden_layers is 3; the",
-        ),
+        # transformers then takes the class's defaults for the rest.
+        ("hf_clip", dict(vision_config_dict=dict(patch_size=8)), "vision_config.hidden_size is 768; the"),
+        ("hf_clip", dict(projection_dim=7), "config.json: projection_dim is 7; the weights have"),
+        ("hf_dinov2", dict(use_swiglu_ffn=True), "config.json: use_swiglu_ffn is True; the weights have"),
         ("hf_siglip", dict(text_config=dict(num_hidden_layers=3)), "text_config.num_hidden_layers is 3"),
         ("hf_align", dict(text_config=dict(num_hidden_layers=3)), "text_config.num_hidden_layers is 3"),
         ("hf_dinov2", dict(num_hidden_layers=3), "config.json: num_hidden_layers is 3; the weights have"),
@@ -322,3 +321,22 @@ def test_a_vision_tower_alone_is_an_image_encoder(kind, prefix, tmp_path):
     tower["visual_projection.weight"] = np.zeros((3, 3), np.float32)
     write_safetensors(tmp_path / "model.safetensors", tower, {})
     assert "visual_projection.weight is no weight of this architecture" in failure(kind, tmp_path)
+
+
+def test_an_image_need_not_be_whole_patches(tmp_path):
+    """As So400m/14 at 384 pixels; a size may be a list, and null stands for a default."""
+    goldens.write_checkpoint("hf_clip", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    vision = config["vision_config"]
+    vision |= dict(image_size=[vision["image_size"] + 3] * 2, layer_norm_eps=None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ours, _ = read_checkpoint("hf_clip", tmp_path)
+    assert ours["image_size"] == vision["image_size"][0]
+    assert ours["encoders"]["image"]["epsilon"] == 1e-5
+
+
+def test_an_end_of_text_that_transformers_would_not_find_is_not_exported(tmp_path):
+    config, ours = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", tmp_path / "in"))
+    config["encoders"]["text"]["eot_id"] = 2
+    with pytest.raises(WeightsError, match=r"text\.eot_id is 2, which a CLIPModel takes for a mistake"):
+        write_checkpoint("hf_clip", tmp_path / "out", config, ours)

@@ -11,7 +11,7 @@ from big_ssl.weights.format import CLIP_PIXELS, HALF_PIXELS
 from big_ssl.weights.formats import read_checkpoint
 from tests.parity import goldens
 
-CLIP, SIGLIP, ALIGN = (f"{name}ImageProcessor" for name in ("CLIP", "Siglip", "EfficientNet"))
+CLIP, SIGLIP, VIT, ALIGN = (f"{name}ImageProcessor" for name in ("CLIP", "Siglip", "ViT", "EfficientNet"))
 PLAIN, NESTED = hf_preprocessing.FILES
 
 
@@ -31,7 +31,9 @@ def read(settings, processor=CLIP):
             "crop 256 bilinear floor",
         ),
         (CLIP, dict(size=dict(height=64, width=64), do_center_crop=False), 64, "stretch"),
-        (SIGLIP, dict(size=384), 384, "stretch"),
+        (VIT, dict(size=384), 384, "stretch bilinear"),
+        (SIGLIP, dict(size=384, default_to_square=True), 384, "stretch"),
+        (CLIP, dict(size=384, crop_size=336, default_to_square=True), 336, "stretch 384 floor"),
         (SIGLIP, dict(size=[64, 64], resample=1), 64, "stretch lanczos"),
         (
             SIGLIP,
@@ -39,8 +41,8 @@ def read(settings, processor=CLIP):
             48,
             "stretch 64 floor",
         ),
-        (SIGLIP, dict(size=64, resample=0), 64, "stretch nearest"),
-        (CLIP, dict(image_processor_type="SiglipImageProcessorFast", size=64), 64, "stretch"),
+        (SIGLIP, dict(size=[64, 64], resample=0), 64, "stretch nearest"),
+        (CLIP, dict(image_processor_type="SiglipImageProcessorFast", size=[64, 64]), 64, "stretch"),
         (
             SIGLIP,
             dict(feature_extractor_type="CLIPFeatureExtractor", size=64, crop_size=64),
@@ -120,6 +122,7 @@ def test_the_scale_the_offset_and_the_normalisation_become_one_mean_and_deviatio
             dict(size=dict(height=64, width=32)),
             "size is {'height': 64, 'width': 32}; it must contain",
         ),
+        (SIGLIP, dict(size=384), "size is 384 without do_center_crop; images would not be square"),
         (CLIP, dict(size="224"), "size is 224; it must contain one side"),
         (CLIP, dict(image_mean=[0.5, 0.5]), "image_mean is [0.5, 0.5]; it must be one number or three"),
         (
