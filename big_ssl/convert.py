@@ -80,10 +80,10 @@ def _vocabulary(target, config, beside) -> dict[str, bytes]:
         return {name: text.encode() for name, text in files.items()}
     if beside is None:
         return {}
-    files = {beside.name: beside.read_bytes()}
+    contents = {beside.name: beside.read_bytes()}
     if (ids := beside.parent / "vocab.json").is_file() and beside.name == "merges.txt":
-        files[ids.name] = ids.read_bytes()
-    return files
+        contents[ids.name] = ids.read_bytes()
+    return contents
 
 
 def main(_) -> None:

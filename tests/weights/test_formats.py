@@ -204,7 +204,7 @@ def test_a_resize_larger_than_the_crop_is_exported(tmp_path):
         # transformers then takes the class's defaults for the rest.
         ("hf_clip", dict(vision_config_dict=dict(patch_size=8)), "vision_config.hidden_size is 768; the"),
         ("hf_clip", dict(projection_dim=7), "config.json: projection_dim is 7; the weights have"),
-        ("hf_dinov2", dict(use_swiglu_ffn=True), "config.json: use_swiglu_ffn is True; the weights have"),
+        ("hf_dinov2", dict(use_swiglu_ffn=False), "config.json: use_swiglu_ffn is False; the weights have"),
         ("hf_siglip", dict(text_config=dict(num_hidden_layers=3)), "text_config.num_hidden_layers is 3"),
         ("hf_align", dict(text_config=dict(num_hidden_layers=3)), "text_config.num_hidden_layers is 3"),
         ("hf_dinov2", dict(num_hidden_layers=3), "config.json: num_hidden_layers is 3; the weights have"),
