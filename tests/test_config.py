@@ -230,7 +230,7 @@ def test_a_missing_key_is_named(path):
             dict(grid=4),
             "streams.pairs.data.fields.image.mask: it needs",
         ),
-        ("eval_transform/filter", "nearest", "eval_transform.filter is 'nearest'; use bicubic, bilinear"),
+        ("eval_transform/filter", "box", "eval_transform.filter is 'box'; use bicubic, bilinear, lanczos"),
         ("eval_transform/resize", 15, "eval_transform.size is 16; it must be at most resize, 15"),
         (
             "streams/pairs/data/source",

@@ -131,9 +131,8 @@ def _assert_ended_the_same(workdir, read, whole):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize(
-    "recipe", ["micro", pytest.param("tiny", marks=pytest.mark.slow)], indirect=True, scope="module"
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["micro", "tiny"], indirect=True, scope="module")
 def test_a_run_killed_while_saving_and_stopped_resumes_identically(command, read, whole, tmp_path):
     workdir = tmp_path / "run"
     code, output = command.interrupt(workdir, signal.SIGKILL, _while_saving(6))
