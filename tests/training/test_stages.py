@@ -176,6 +176,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_each_of_two_stages_is_bit_identical(config, tmp_path, monkeypatch):
     """Killed after the checkpoints of steps 2 and 6, and right after the first stage ended."""
     config = staged(
