@@ -6,6 +6,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import big_ssl
 from big_ssl import convert, inference
@@ -90,15 +91,12 @@ def test_batches_are_put_together(model, monkeypatch):
             r"images are uint8\[1, 24, 24, 4\]; they must be uint8\[B, H, W, 3\]",
         ),
         (np.zeros((1, 24, 24, 3), np.float32), r"images are float32\[1, 24, 24, 3\]"),
-        (np.zeros((24, 24, 3), np.uint8), r"images are uint8\[24, 24, 3\]"),
+        (np.zeros((24, 3), np.uint8), r"images are uint8\[24, 3\]"),
         (np.zeros((0, 24, 24, 3), np.uint8), r"images are uint8\[0, 24, 24, 3\]"),
         (np.zeros((1, 24, 24), np.uint8), r"images are uint8\[1, 24, 24\]"),
         (np.zeros((1, 24, 24, 3), np.uint16), r"images are uint16\[1, 24, 24, 3\]"),
-        (
-            [np.zeros((24, width, 3), np.uint8) for width in (24, 25)],
-            r"images are not all of one shape; they must be uint8\[B, H, W, 3\]",
-        ),
-        ([np.zeros((24, 24, 3), np.uint8), None], "images are not all of one shape"),
+        ([np.zeros((24, 24, 3), np.uint8), None], r"images are object\[1\]; they must be uint8"),
+        ([], r"images are float64\[0\]"),
         (None, r"images are object\[\]"),
     ],
 )
@@ -106,6 +104,41 @@ def test_images_of_another_shape_or_type_are_errors(bad, message, model):
     for encode in (model.encode_image, model.patch_features):
         with pytest.raises(ValueError, match=message):
             encode(bad)
+
+
+def test_images_of_several_sizes_are_preprocessed_one_by_one(model, tmp_path):
+    """As arrays, as images of Pillow, and by their paths; one alone is a batch of one."""
+    arrays = [np.asarray(images(1, size)[0]) for size in ((40, 31), (24, 24), (25, 60))]
+    expected = np.concatenate([model.encode_image(array[None]) for array in arrays])
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, array in zip(paths, arrays, strict=True):
+        Image.fromarray(array).save(path)
+    pillow = [Image.open(path) for path in paths]
+    for given in (
+        arrays,
+        tuple(arrays),
+        paths,
+        [str(path) for path in paths],
+        pillow,
+        [arrays[0], *paths[1:]],
+    ):
+        np.testing.assert_allclose(model.encode_image(given), expected, rtol=1e-5, atol=1e-6)
+    for one in (arrays[2], paths[2], str(paths[2]), pillow[2]):
+        np.testing.assert_allclose(model.encode_image(one), expected[2:], rtol=1e-5, atol=1e-6)
+    with pytest.raises(
+        ValueError, match=r"images are not all of one shape; they must be uint8\[B, H, W, 3\]"
+    ):
+        model.encode_image(arrays, resize=False)
+
+
+def test_an_image_that_cannot_be_read_is_named(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        model.encode_image(tmp_path / "nowhere.png")
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"^the image .*text\.png can't be decoded: Unidentified"):
+        model.encode_image([tmp_path / "text.png"])
+    with pytest.raises(ValueError, match="it has floats, whose range is unknown"):
+        model.encode_image(Image.fromarray(np.zeros((4, 4), np.float32)))
 
 
 def test_an_image_of_one_pixel(model):

@@ -80,6 +80,22 @@ def decode_rgb(encoded: bytes, then: Callable[[Image.Image], T], options: Option
     return _decode(encoded, lambda image: then(_rgb(image, options.alpha)), options)
 
 
+def pillow_rgb(image: Image.Image, options: Options = EVALUATION) -> np.ndarray:
+    """uint8[H, W, 3] of an image that the caller has opened, by the same rule; `image` is unchanged.
+
+    Raises BadImage as decode_rgb does.
+    """
+    try:
+        image = image.copy()
+        if options.orientation == "exif":
+            _turn_upright(image)
+        return np.asarray(_rgb(image, options.alpha))
+    except BadImage:
+        raise
+    except Exception as error:  # a file that is read only now
+        raise BadImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
 def decode_array(encoded: bytes, options: Options = TRAINING) -> np.ndarray:
     """[H, W] or [H, W, C] of an image as it is stored: palette indices stay indices, 16 bits stay 16.
 

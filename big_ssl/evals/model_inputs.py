@@ -1,15 +1,56 @@
 """Checks of the images and texts that a model is called with; errors are one line."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import numpy as np
+from PIL import Image
+
+from big_ssl import io
+from big_ssl.data import decode
 
 _IMAGES, _TEXTS = "uint8[B, H, W, 3]", "a list of str or int32[B, L]"
 
 
-def checked_images(images) -> np.ndarray:
-    """The images as an array. Raises ValueError for anything but uint8[B, H, W, 3]."""
+def image_batch(images, preprocess: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
+    """The batch of images that a model is called with.
+
+    Args:
+      images: uint8[B, H, W, 3]; or one image, or a list of images, of any sizes: a path (local or gs://), an
+        image of Pillow, or uint8[H, W, 3]. Files are read as evaluators read them, see data.decode.
+      preprocess: uint8[B, H, W, 3] -> uint8[B, S, S, 3]; None for none.
+
+    Returns:
+      uint8[B, S, S, 3].
+
+    Raises:
+      FileNotFoundError: for a path to no file.
+      ValueError: for anything else, and, without `preprocess`, for several sizes.
+    """
+    one = isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "shape", ())[2:] == (3,)
+    images = [images] if one else images
+    if isinstance(images, list | tuple):
+        images = [_opened(image) for image in images]
+        if preprocess is not None and len({np.shape(image) for image in images}) > 1:
+            return np.concatenate([preprocess(_checked([image])) for image in images])
+    images = _checked(images)
+    return images if preprocess is None else preprocess(images)
+
+
+def _opened(image):
+    """A path or an image of Pillow as uint8[H, W, 3]; anything else as it is."""
+    if isinstance(image, Image.Image):
+        return decode.pillow_rgb(image)
+    if not isinstance(image, str | os.PathLike):
+        return image
+    try:
+        return decode.decode_rgb(io.as_path(image).read_bytes(), np.asarray, decode.EVALUATION)
+    except decode.BadImage as error:
+        raise ValueError(f"the image {image} can't be decoded: {error}") from error
+
+
+def _checked(images) -> np.ndarray:
     images = _array(images, "images", _IMAGES)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
         raise ValueError(f"images are {images.dtype.name}{list(images.shape)}; they must be {_IMAGES}")

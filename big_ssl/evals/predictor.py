@@ -13,7 +13,7 @@ from big_ssl.data import preprocessing
 from big_ssl.evals import prompts, reading
 from big_ssl.evals.batched import in_batches, sharded
 from big_ssl.evals.capabilities import Trained, image_call, listed, methods, prediction
-from big_ssl.evals.model_inputs import checked_images, checked_tokens, is_text_list
+from big_ssl.evals.model_inputs import checked_tokens, image_batch, is_text_list
 from big_ssl.losses.contrastive import l2_normalize
 from big_ssl.models import vit
 
@@ -27,7 +27,8 @@ _LACKS = dict(
 
 class Predictor:
     """A model with its weights. Its methods take and return NumPy arrays; if images come from several hosts,
-    they take a batch that `split` has placed.
+    they take a batch that `split` has placed. Images may be anything that model_inputs.image_batch takes: a
+    batch, a list of images of any sizes, a path.
 
     system: encoders and heads. encoder: the image encoder's module, None without one. methods: those of
       METHODS that the model has. image_config: how images are preprocessed, in the keys of a
@@ -219,8 +220,7 @@ class Predictor:
     def _preprocessed(self, images, resize):
         if isinstance(images, jax.Array):  # a batch that `split` has placed
             return images
-        images = checked_images(images)
-        return self.preprocess(images) if resize else images
+        return image_batch(images, self.preprocess if resize else None)
 
     def _tokens(self, texts, mask):
         self._require("encode_text")
