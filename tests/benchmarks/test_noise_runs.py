@@ -147,7 +147,8 @@ def _run(*arguments):
 @pytest.mark.slow
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     done = _run("--source.kind=image_folder", "--source.path=nowhere", f"--output={tmp_path}")
-    assert (done.returncode, done.stderr) == (2, "source.text_keys is no known key; there are path\n")
+    message = "source.text_keys is no known key; there are path, orientation, alpha\n"
+    assert (done.returncode, done.stderr) == (2, message)
 
 
 @pytest.mark.soak

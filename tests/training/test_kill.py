@@ -42,9 +42,9 @@ class Command:
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         )
 
-    def line(self, workdir):
+    def line(self, workdir, steps=STEPS):
         """The command's arguments after the interpreter."""
-        arguments = dict(total_steps=STEPS, log_every=1, eval_every=STEPS, evals="{}")
+        arguments = dict(total_steps=steps, log_every=1, eval_every=steps, evals="{}")
         arguments |= {"checkpoint.every": 3, "checkpoint.keep": 3}
         values = [f"--config.{key}={value}" for key, value in arguments.items()]
         return ["-m", "big_ssl.main", f"--config={self._config}", f"--workdir={workdir}", *values]
@@ -194,13 +194,14 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(command, read, wh
 
 @pytest.mark.slow
 def test_a_closed_terminal_makes_a_run_save_and_stop(command, read, tmp_path):
-    """Every write to it fails from then on."""
+    """Every write to it fails from then on. So many steps outlast a slow reader of this test."""
+    steps = 100 * STEPS
     workdir, (ours, theirs) = tmp_path / "run", pty.openpty()
     # A new session with the terminal as its controlling terminal.
     take = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # noqa: E731
     streams = dict(stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=take)
     process = subprocess.Popen(
-        [sys.executable, *command.line(workdir)],
+        [sys.executable, *command.line(workdir, steps)],
         cwd=commands.ROOT,
         env=os.environ | command.environment,
         **streams,
@@ -217,7 +218,7 @@ def test_a_closed_terminal_makes_a_run_save_and_stop(command, read, tmp_path):
     os.close(ours)
     assert process.wait(120) == 0
     last = _lines(workdir)[-1]["step"]
-    assert 2 <= last < STEPS
+    assert 2 <= last < steps
     assert int(read(workdir).step) == last
 
 
