@@ -61,9 +61,7 @@ def convert(source: str, path, target: str, folder, options) -> int:
 
 def _check_folders(path, folder):
     """Refuses to write into the folder that is read."""
-    path, folder = io.as_path(path), io.as_path(folder)
-    source = path if path.is_dir() else path.parent
-    if os.path.realpath(source) == os.path.realpath(folder):
+    if os.path.realpath(io.folder_of(path)) == os.path.realpath(io.as_path(folder)):
         raise ValueError(f"--output is {folder}, where --input is; its files would be overwritten")
 
 

@@ -124,8 +124,7 @@ def read(path, source: str = "auto", options: Mapping | None = None) -> tuple[Mo
 
 def vocabulary_beside(config: ModelConfig, folder):
     """The tokenizer's file beside weights, in their folder or in that of their file; None without one."""
-    folder = io.as_path(folder)
-    folder = folder if folder.is_dir() else folder.parent
+    folder = io.folder_of(folder)
     tokenizer = config["tokenizer"] or dict(kind="")  # a model of images alone has none
     names = VOCABULARIES.get(tokenizer["kind"], ())
     return next((path for name in names if (path := folder / name).is_file()), None)

@@ -36,6 +36,12 @@ class PathError(OSError):
     """A path that can't be used; the message is one line with the reason."""
 
 
+def folder_of(path) -> epath.Path:
+    """The path if it is a folder, else the folder that a file of this path lies in."""
+    path = as_path(path)
+    return path if path.is_dir() else path.parent
+
+
 def as_path(path) -> epath.Path:
     """Converts to an epath, local or in a bucket.
 

@@ -21,7 +21,7 @@ _MODEL = config_flags.DEFINE_config_dict("model", ConfigDict(_UNSET), "Settings 
 
 def options() -> dict:
     """The options set by --model, for weights.formats.read_checkpoint."""
-    given = {key: value for key, value in _MODEL.value.items() if value}
-    if "accept" in given:  # --model.accept=a,b, as well as a tuple
-        given["accept"] = tuple(key for text in given["accept"] for key in text.split(","))
-    return given
+    chosen = {key: value for key, value in _MODEL.value.items() if value}
+    if "accept" in chosen:  # --model.accept=a,b, as well as a tuple
+        chosen["accept"] = tuple(key for text in chosen["accept"] for key in text.split(","))
+    return chosen

@@ -85,15 +85,11 @@ def pillow_rgb(image: Image.Image, options: Options = EVALUATION) -> np.ndarray:
 
     Raises BadImage as decode_rgb does.
     """
-    try:
+    with _errors_named():
         image = image.copy()
         if options.orientation == "exif":
             _turn_upright(image)
         return np.asarray(_rgb(image, options.alpha))
-    except BadImage:
-        raise
-    except Exception as error:  # a file that is read only now
-        raise BadImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def decode_array(encoded: bytes, options: Options = TRAINING) -> np.ndarray:
@@ -105,18 +101,27 @@ def decode_array(encoded: bytes, options: Options = TRAINING) -> np.ndarray:
 
 
 def _decode(encoded, then, options):
-    try:
+    with _errors_named("in no format that Pillow reads" if encoded else "the file is empty"):
         image = Image.open(io.BytesIO(encoded))
         image.load()
         if options.orientation == "exif":
             _turn_upright(image)
         return then(image)
-    except UnidentifiedImageError as error:  # its message is an address in memory
-        what = "in no format that Pillow reads" if encoded else "the file is empty"
-        raise BadImage(f"UnidentifiedImageError: {what}") from error
+
+
+@contextlib.contextmanager
+def _errors_named(unidentified="in no format that Pillow reads"):
+    """Raises any error as BadImage: each of Pillow's formats raises its own for damaged files.
+
+    unidentified: in place of the message of UnidentifiedImageError, which is an address in memory.
+    """
+    try:
+        yield
     except BadImage:
         raise
-    except Exception as error:  # each of Pillow's formats raises its own for damaged files
+    except UnidentifiedImageError as error:
+        raise BadImage(f"UnidentifiedImageError: {unidentified}") from error
+    except Exception as error:
         raise BadImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 

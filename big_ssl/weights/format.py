@@ -75,6 +75,11 @@ def grid_side(positions: int, name: str) -> int:
     return side
 
 
+def one_side(value):
+    """224 of 224 and of [224, 224]; the value itself if it is no side."""
+    return value[0] if isinstance(value, list) and value and set(value) == {value[0]} else value
+
+
 def check_options(kind: str, part: str, options: Mapping, model: str, required: Mapping) -> None:
     """Checks that a model can be exported to a format whose model class fixes some options.
 

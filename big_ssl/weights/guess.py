@@ -31,15 +31,7 @@ def guess(path) -> str:
     path = io.as_path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}")
-    folder = path if path.is_dir() else path.parent
-    named = path.is_dir() or any(_is_named(path.name, kind) for kind in FORMATS)
-    described = _described(folder) if named else []  # another file's config is not this one's
-    by_files = [kind for kind in described if path.is_dir() or _is_named(path.name, kind)]
-    if path.is_dir():
-        by_files = [kind for kind in by_files if _has_weights(folder, kind)] or by_files
-        kinds = by_files or (["big_ssl"] if (folder / "checkpoints").exists() else [])
-    else:
-        kinds = by_files or _by_content(path)
+    kinds = _of_folder(path) if path.is_dir() else _of_file(path)
     if len(kinds) == 1:
         return kinds[0]
     if kinds:
@@ -47,6 +39,19 @@ def guess(path) -> str:
     if path.is_dir():
         raise FileNotFoundError(f"{path} has neither checkpoints of a run nor weights beside their config")
     raise WeightsError(f"{path} is of no format that we recognize: choose one with --from")
+
+
+def _of_folder(folder):
+    described = _described(folder)
+    with_weights = [kind for kind in described if _has_weights(folder, kind)]
+    return with_weights or described or (["big_ssl"] if (folder / "checkpoints").exists() else [])
+
+
+def _of_file(file):
+    kinds = [kind for kind in FORMATS if file.name.removesuffix(INDEX) in FORMATS[kind].weights]
+    # A config beside a file of another name is not this one's.
+    described = _described(file.parent) if kinds else []
+    return [kind for kind in described if kind in kinds] or _by_content(file)
 
 
 def _described(folder):
@@ -72,10 +77,6 @@ def _of_config(file):
         known = ", ".join(_MODEL_TYPES)
         raise WeightsError(f"{file}: model_type {model_type!r} is not read; there are {known}")
     return [_MODEL_TYPES[model_type]]
-
-
-def _is_named(name, kind):
-    return name.removesuffix(INDEX) in FORMATS[kind].weights
 
 
 def _has_weights(folder, kind):

@@ -19,6 +19,7 @@ from big_ssl.weights.format import (
     ModelConfig,
     check_options,
     count,
+    one_side,
     shape_of,
 )
 from big_ssl.weights.rules import CONVOLUTION, DEPTHWISE, POINTWISE, SAME, Rule, linear, norm, within
@@ -130,7 +131,7 @@ def _config(tensors, files, options) -> ModelConfig:
         temperature_form="raw",
         logit_bias=None,
     )
-    image_size = hf_layers.one_side(vision_config.get("image_size", 600))  # AlignVisionConfig's default
+    image_size = one_side(vision_config.get("image_size", 600))  # AlignVisionConfig's default
     resize = f"stretch {max(346, image_size)} bilinear floor"
     default = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize=resize)
     if files.get("tokenizer_config.json", {}).get("do_lower_case") is False:

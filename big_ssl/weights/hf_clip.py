@@ -19,6 +19,7 @@ from big_ssl.weights.format import (
     clip_config,
     compare,
     image_config,
+    one_side,
     shape_of,
 )
 from big_ssl.weights.rules import LINEAR, SAME, Rule, norm, within
@@ -50,36 +51,23 @@ _VISION_DEFAULTS = _COMMON | dict(
 def _config(tensors, files, options) -> ModelConfig:
     del options
     text_config, vision_config = hf_layers.parts(files)
-    width, patch, side = hf_layers.vision_shape(tensors, class_tokens=1)
-    shape = hf_layers.layers(tensors, "vision_model", width, vision_config, _VISION_DEFAULTS)
-    hf_layers.compare_image("vision_config.", _VISION_DEFAULTS | vision_config, patch, side)
-    size = dict(patch=patch, image_size=patch * side, position_resize="bicubic")
-    image = vit.CLIP | size | shape
-    image_size = hf_layers.one_side(vision_config.get("image_size", 224))
+    image = vit.CLIP | hf_layers.vision_options(tensors, vision_config, _VISION_DEFAULTS, class_tokens=1)
+    image_size = one_side(vision_config.get("image_size", 224))
     default = dict(views=dict(image=CLIP_PIXELS), image_size=image_size, resize="crop floor")
     preprocessing = hf_preprocessing.read(files, default, "CLIPImageProcessor")
     if not hf_layers.has_text(tensors):
         return image_config(image, **preprocessing)
-    text, dim = _text(tensors, text_config), shape_of(tensors, "text_projection.weight", 2)[0]
+    text = text_transformer.CLIP | hf_layers.text_options(tensors, text_config, _TEXT_DEFAULTS)
+    text["eot_id"] = _eot_id(text_config, text["vocab_size"])
+    dim = shape_of(tensors, "text_projection.weight", 2)[0]
     stated = dict(projection_dim=512) | hf_layers.stated(files["config.json"])
     compare("config.json: ", stated, dict(projection_dim=dim))
     return clip_config(dict(kind="vit") | image, text, dim, **preprocessing)
 
 
-def _text(tensors, text_config):
-    vocab_size, width, max_len = hf_layers.text_shape(tensors)
-    hf_layers.compare_text(_TEXT_DEFAULTS | text_config, vocab_size, max_len)
-    return text_transformer.CLIP | dict(
-        vocab_size=vocab_size,
-        max_len=max_len,
-        eot_id=_eot_id(text_config, vocab_size),
-        **hf_layers.layers(tensors, "text_model", width, text_config, _TEXT_DEFAULTS),
-    )
-
-
 def _eot_id(text_config, vocab_size):
     # 2 is a mistake in older files; transformers then uses the largest id, as CLIP does.
-    eot_id = hf_layers.one_side(text_config.get("eos_token_id", 49407))
+    eot_id = one_side(text_config.get("eos_token_id", 49407))
     if not isinstance(eot_id, int):
         raise WeightsError(f"config.json: text_config.eos_token_id is {eot_id}; it must be one token")
     return vocab_size - 1 if eot_id == 2 else eot_id

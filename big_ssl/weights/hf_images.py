@@ -54,6 +54,7 @@ def shape(tensors: Mapping, files: Mapping[str, dict], mlp_out: str, defaults: M
         mask_token=MASK_TOKEN in tensors,
         **hf_layers.settings(stated, defaults, width),
     )
-    hf_layers.compare_shape("", {**defaults, **stated}, shape)
-    hf_layers.compare_image("", {**defaults, **stated}, patch, side)
+    complete = {**defaults, **stated}
+    hf_layers.compare_shape("", complete, shape)
+    hf_layers.compare_image("", complete, patch, side)
     return shape

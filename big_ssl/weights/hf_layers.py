@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from big_ssl.weights import hf_preprocessing
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import compare, count, grid_side, json_file, shape_of
+from big_ssl.weights.format import compare, count, grid_side, json_file, one_side, shape_of
 from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, linear, norm, within
 
 LAYERS = within(
@@ -65,11 +65,6 @@ def stated(config: Mapping) -> dict:
     return {key: value for key, value in config.items() if value is not None}
 
 
-def one_side(value):
-    """224 of 224 and of [224, 224]; the value itself if it is no side."""
-    return value[0] if isinstance(value, list) and value and set(value) == {value[0]} else value
-
-
 def prepare(tensors: Mapping, options: Mapping) -> Mapping:
     """A Format's `prepare`: adds the prefix of a vision tower's names, which transformers 5 leaves out."""
     del options
@@ -127,17 +122,28 @@ def settings(config: Mapping, defaults: Mapping, width: int) -> dict:
     return dict(heads=heads, activation=ACTIVATIONS[config["hidden_act"]], epsilon=config["layer_norm_eps"])
 
 
-def text_shape(tensors: Mapping) -> tuple[int, int, int]:
-    """(vocabulary size, width, positions) of the text model."""
+def text_options(tensors: Mapping, config: Mapping, defaults: Mapping) -> dict:
+    """Infers a text model's options: vocab_size, max_len, and those of `layers`; arguments as there."""
     vocab_size, width = shape_of(tensors, "text_model.embeddings.token_embedding.weight", 2)
-    return vocab_size, width, shape_of(tensors, "text_model.embeddings.position_embedding.weight", 2)[0]
+    max_len = shape_of(tensors, "text_model.embeddings.position_embedding.weight", 2)[0]
+    compare_text({**defaults, **config}, vocab_size, max_len)
+    return dict(vocab_size=vocab_size, max_len=max_len) | layers(
+        tensors, "text_model", width, config, defaults
+    )
 
 
-def vision_shape(tensors: Mapping, class_tokens: int) -> tuple[int, int, int]:
-    """(width, patch, patches along a side) of the vision model."""
+def vision_options(tensors: Mapping, config: Mapping, defaults: Mapping, class_tokens: int) -> dict:
+    """Infers a vision model's options: those of models.vit that the files determine.
+
+    tensors, config, defaults: as in `layers`. class_tokens: rows of the position table that are no patches'.
+    Raises WeightsError where config.json and the arrays differ.
+    """
     width, _, _, patch = shape_of(tensors, "vision_model.embeddings.patch_embedding.weight", 4)
     table = "vision_model.embeddings.position_embedding.weight"
-    return width, patch, grid_side(shape_of(tensors, table, 2)[0] - class_tokens, table)
+    side = grid_side(shape_of(tensors, table, 2)[0] - class_tokens, table)
+    shape = layers(tensors, "vision_model", width, config, defaults)
+    compare_image("vision_config.", {**defaults, **config}, patch, side)
+    return dict(patch=patch, image_size=patch * side, position_resize="bicubic") | shape
 
 
 def compare_text(stated: Mapping, vocab_size: int, max_len: int) -> None:

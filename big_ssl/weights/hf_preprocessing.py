@@ -93,14 +93,14 @@ def _stored(files):
 
 
 def _preprocessing(stored, processor):
-    given = {key: value for key, value in stored.items() if value is not None}
-    name = next((str(given[key]) for key in _CLASS_KEYS if key in given), processor)
+    options = {key: value for key, value in stored.items() if value is not None}
+    name = next((str(options[key]) for key in _CLASS_KEYS if key in options), processor)
     processor = name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
     if processor not in _DEFAULTS:
         raise WeightsError(f"{name} is no image processor that we know: {', '.join(_DEFAULTS)}")
     known = _DEFAULTS[processor].keys() | {"resample", "crop_size", "default_to_square"} | _WITHOUT_EFFECT
-    settings = _DEFAULTS[processor] | given
-    for key, value in given.items():
+    settings = _DEFAULTS[processor] | options
+    for key, value in options.items():
         if key not in known and value is not False:  # what is switched off has no effect
             raise WeightsError(_unknown(key, value))
     if not settings["do_resize"]:

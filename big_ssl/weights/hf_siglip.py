@@ -10,6 +10,7 @@ from big_ssl.weights.format import (
     Format,
     ModelConfig,
     image_config,
+    one_side,
     siglip_config,
 )
 from big_ssl.weights.rules import SAME, Rule, leading, linear, norm, qkv, within
@@ -47,27 +48,14 @@ _VISION_DEFAULTS = _COMMON | dict(image_size=224, patch_size=16)
 def _config(tensors, files, options) -> ModelConfig:
     del options
     text_config, vision_config = hf_layers.parts(files)
-    width, patch, side = hf_layers.vision_shape(tensors, class_tokens=0)
-    shape = hf_layers.layers(tensors, "vision_model", width, vision_config, _VISION_DEFAULTS)
-    hf_layers.compare_image("vision_config.", _VISION_DEFAULTS | vision_config, patch, side)
-    size = dict(patch=patch, image_size=patch * side, position_resize="bicubic")
-    image = vit.SIGLIP | size | shape
-    image_size = hf_layers.one_side(vision_config.get("image_size", 224))
+    image = vit.SIGLIP | hf_layers.vision_options(tensors, vision_config, _VISION_DEFAULTS, class_tokens=0)
+    image_size = one_side(vision_config.get("image_size", 224))
     default = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize="stretch")
     preprocessing = hf_preprocessing.read(files, default, "SiglipImageProcessor")
     if not hf_layers.has_text(tensors):
         return image_config(image, **preprocessing)
-    return siglip_config(dict(kind="vit") | image, _text(tensors, text_config), **preprocessing)
-
-
-def _text(tensors, text_config):
-    vocab_size, width, max_len = hf_layers.text_shape(tensors)
-    hf_layers.compare_text(_TEXT_DEFAULTS | text_config, vocab_size, max_len)
-    return text_transformer.SIGLIP | dict(
-        vocab_size=vocab_size,
-        max_len=max_len,
-        **hf_layers.layers(tensors, "text_model", width, text_config, _TEXT_DEFAULTS),
-    )
+    text = text_transformer.SIGLIP | hf_layers.text_options(tensors, text_config, _TEXT_DEFAULTS)
+    return siglip_config(dict(kind="vit") | image, text, **preprocessing)
 
 
 FORMAT = Format(

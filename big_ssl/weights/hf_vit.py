@@ -5,7 +5,15 @@ DINO's and iBOT's weights in this class are used. Exports are for add_pooling_la
 """
 
 from big_ssl.weights import hf_images, hf_layers, hf_preprocessing
-from big_ssl.weights.format import HALF_PIXELS, IMAGE, Format, ModelConfig, check_options, image_config
+from big_ssl.weights.format import (
+    HALF_PIXELS,
+    IMAGE,
+    Format,
+    ModelConfig,
+    check_options,
+    image_config,
+    one_side,
+)
 from big_ssl.weights.rules import Rule, leading, linear, norm, within
 
 _LAYER = [
@@ -37,7 +45,7 @@ def _config(tensors, files, options) -> ModelConfig:
     del options
     image = hf_images.shape(tensors, files, "output.dense", _DEFAULTS)
     image |= dict(pooling="cls", kernel_init="dino", position_resize="bicubic")
-    size = hf_layers.one_side(hf_layers.stated(files["config.json"]).get("image_size", 224))
+    size = one_side(hf_layers.stated(files["config.json"]).get("image_size", 224))
     default = dict(views=dict(image=HALF_PIXELS), image_size=size, resize="stretch bilinear")
     return image_config(image, **hf_preprocessing.read(files, default, "ViTImageProcessor"))
 

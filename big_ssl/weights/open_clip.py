@@ -12,7 +12,16 @@ import numpy as np
 from big_ssl.data.preprocessing import parse_resize
 from big_ssl.weights import openai_clip
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import CLIP_PIXELS, HEAD, Format, ModelConfig, check_options, compare, json_file
+from big_ssl.weights.format import (
+    CLIP_PIXELS,
+    HEAD,
+    Format,
+    ModelConfig,
+    check_options,
+    compare,
+    json_file,
+    one_side,
+)
 from big_ssl.weights.rules import SAME, Rule
 
 _CONFIG = "open_clip_config.json"
@@ -120,11 +129,11 @@ def _config(tensors, files, options) -> ModelConfig:
     return config | preprocessing
 
 
-def _settings(given, part):
+def _settings(options, part):
     """A part of the config with its defaults. Raises WeightsError for what makes it no plain CLIP."""
-    given = {key: value for key, value in given.items() if value is not None}
+    options = {key: value for key, value in options.items() if value is not None}
     defaults, plain = _DEFAULTS.get(part, {}), _PLAIN[part]
-    for key, value in given.items():
+    for key, value in options.items():
         if key not in defaults and key not in plain:
             raise WeightsError(
                 f"{_CONFIG}: {part}.{key} is {value!r}, which we do not know; --model.accept={key} ignores it"
@@ -134,7 +143,7 @@ def _settings(given, part):
                 f"{_CONFIG}: {part}.{key} is {value!r}; only a plain CLIP is read, with {plain[key]!r} "
                 f"(--model.accept={key} ignores it)"
             )
-    return defaults | given
+    return defaults | options
 
 
 def _compare(vision, text, encoders):
@@ -163,8 +172,8 @@ def _shape(transformer):
 
 def _side(key, value):
     """A side, or two equal ones."""
-    sides = set(value) if isinstance(value, list) else {value}
-    if len(sides) != 1 or not isinstance(side := sides.pop(), int):
+    side = one_side(value)
+    if not isinstance(side, int):
         raise WeightsError(f"{_CONFIG}: {key} is {value}; it must be one side, or two equal ones")
     return side
 
