@@ -9,6 +9,7 @@ from big_ssl.data import clip_bpe
 
 torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
 transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
+align_peers = pytest.importorskip("tests.parity.align_peers")
 
 pytestmark = pytest.mark.parity
 
@@ -49,3 +50,72 @@ def test_clip(tmp_path):
     ours = big_ssl.load(tmp_path / "ours")
     np.testing.assert_allclose(ours.encode_text(TEXTS), theirs.text_embeds, rtol=0, atol=1e-5)
     np.testing.assert_allclose(ours.encode_image(images), theirs.image_embeds, rtol=0, atol=1e-5)
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog", "don", "'", "t", "run", ",", "!"]
+
+
+def align(folder):
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    text = align_peers.TEXT | dict(vocab_size=len(WORDS), max_position_embeddings=64)
+    align_peers.hf_align(align_peers.SMALL, 64, text).save_pretrained(folder)
+    settings = dict(size=dict(height=70, width=70), crop_size=dict(height=64, width=64), include_top=True)
+    processors = transformers.models.efficientnet.image_processing_pil_efficientnet
+    processors.EfficientNetImageProcessorPil(**settings).save_pretrained(folder)
+
+
+def test_align(tmp_path):
+    align(tmp_path / "theirs")
+    convert("hf_align", tmp_path / "theirs", "big_ssl", tmp_path / "ours", {})
+    convert("big_ssl", tmp_path / "ours", "hf_align", tmp_path / "out", {})
+    images = np.random.default_rng(0).integers(0, 256, (2, 81, 96, 3), np.uint8)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
+    inputs = processor(text=TEXTS, images=list(images), return_tensors="pt")
+    with torch.no_grad():
+        theirs = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()(**inputs)
+    ours = big_ssl.load(tmp_path / "ours")
+    np.testing.assert_allclose(ours.encode_text(TEXTS), theirs.text_embeds, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(ours.encode_image(images), theirs.image_embeds, rtol=0, atol=1e-5)
+
+
+BACKBONE = dict(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    image_size=32,
+    patch_size=8,
+    layer_norm_eps=1e-6,
+)
+
+
+def backbone(kind):
+    if kind == "hf_vit":
+        config = transformers.ViTConfig(**BACKBONE, intermediate_size=64)
+        return transformers.ViTModel(config, add_pooling_layer=False)
+    if kind == "hf_dinov2":
+        return transformers.Dinov2Model(transformers.Dinov2Config(**BACKBONE))
+    config = transformers.Dinov2WithRegistersConfig(**BACKBONE, num_register_tokens=3)
+    return transformers.Dinov2WithRegistersModel(config)
+
+
+@pytest.mark.parametrize("kind", ["hf_vit", "hf_dinov2", "hf_dinov2 with registers"])
+def test_a_backbone(kind, tmp_path):
+    source = kind.split()[0]
+    randomized(backbone(kind)).save_pretrained(tmp_path / "theirs")
+    pillow = transformers.models.bit.image_processing_pil_bit.BitImageProcessorPil
+    settings = dict(size=dict(shortest_edge=40), crop_size=dict(height=32, width=32), resample=3)
+    settings |= dict(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.25, 0.3])
+    pillow(**settings).save_pretrained(tmp_path / "theirs")
+    convert(source, tmp_path / "theirs", "big_ssl", tmp_path / "ours", {})
+    convert("big_ssl", tmp_path / "ours", source, tmp_path / "out", {})
+    images = np.random.default_rng(0).integers(0, 256, (2, 41, 56, 3), np.uint8)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    inputs = processor(list(images), return_tensors="pt")
+    with torch.no_grad():
+        peer = transformers.AutoModel.from_pretrained(tmp_path / "out")
+        theirs = peer.eval()(**inputs).last_hidden_state
+    ours = big_ssl.load(tmp_path / "ours")
+    found = ours.encode_image(images, normalize=False)
+    np.testing.assert_allclose(found, theirs[:, 0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ours.patch_features(images), theirs[:, -16:], rtol=1e-4, atol=1e-4)
