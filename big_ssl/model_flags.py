@@ -15,6 +15,7 @@ _UNSET = dict(
     network="",
     accept=(),
     non_finite=False,
+    channels=0,
 )
 _MODEL = config_flags.DEFINE_config_dict("model", ConfigDict(_UNSET), "Settings that the input lacks.")
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Mapping
 
 import numpy as np
 
+from big_ssl.data.bands import Bands
 from big_ssl.data.crops import Prepared
 
 
@@ -40,12 +41,12 @@ class Cache:
 
 
 def memory_bytes(prepared: Mapping[str, Prepared]) -> int:
-    """Bytes of arrays and Pillow RGB images; pixels that several fields share count once."""
+    """Bytes of arrays, Pillow's RGB images and Bands; pixels that several fields share count once."""
     distinct = {id(x.pixels): x.pixels for x in prepared.values()}
     return sum(_size(pixels) for pixels in distinct.values())
 
 
 def _size(pixels):
-    if isinstance(pixels, np.ndarray):
+    if isinstance(pixels, np.ndarray | Bands):
         return pixels.nbytes
     return 4 * pixels.width * pixels.height  # Pillow pads a pixel to four bytes

@@ -48,16 +48,17 @@ def decoded(
     read: Callable[[Record], Any],
     make: Callable[[Image.Image], T],
     batches: Iterable[Sequence[int]],
+    channels: int = 3,
 ) -> Generator[list[tuple[T, Any] | None], None, None]:
     """Yields [load(..., index) for each index] for each batch of record indices, decoded in parallel.
 
     At least a batch, and about CHUNK records, are decoded ahead, while the caller embeds the previous ones.
 
     Args:
-      source, read, make: as in `load`.
+      source, read, make, channels: as in `load`.
       batches: lists of record indices.
     """
-    load_one = functools.partial(load, source, read, make)
+    load_one = functools.partial(load, source, read, make, channels=channels)
     waiting: collections.deque = collections.deque()
     ahead = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -78,15 +79,20 @@ def prepared(prepare: Callable[[np.ndarray], np.ndarray]) -> Callable[[Image.Ima
 
 
 def load(
-    source: Sequence[Record], read: Callable[[Record], Any], make: Callable[[Image.Image], T], index: int
+    source: Sequence[Record],
+    read: Callable[[Record], Any],
+    make: Callable[[Any], T],
+    index: int,
+    channels: int = 3,
 ) -> tuple[T, Any] | None:
     """Loads one record.
 
     Args:
       source: the records.
       read: as in `chunks`.
-      make: an RGB image -> a result.
+      make: an image, as decode.decode_channels gives it -> a result.
       index: of the record.
+      channels: of its image.
 
     Returns:
       (make(image), read(record)); None if `read` returns None.
@@ -106,7 +112,7 @@ def load(
         return None
     options = sources.decode_options(source, decode.EVALUATION)
     try:
-        image = decode.decode_rgb(record[IMAGE], lambda image: image, options)
+        image = decode.decode_channels(record[IMAGE], lambda image: image, options, channels)
     except decode.BadImage as error:
         name = sources.record_name(source, index)
         raise ValueError(f"data: the image of {name} can't be decoded: {error}") from error

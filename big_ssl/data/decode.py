@@ -8,18 +8,20 @@ All sources follow one rule:
 - Grey of 16 bits is scaled to 8 by its type's whole range. Floats and 32-bit integers beyond 16 bits have no
   known range, and are refused.
 
-A source's options `orientation` and `alpha` change the first two, see Options.
+A source's options `orientation` and `alpha` change the first two, see Options. Images of another number of
+channels than three are read as they are stored, see decode_channels.
 """
 
 import contextlib
 import dataclasses
 import io
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from big_ssl.data import bands
 from big_ssl.data.records import BadValue
 
 T = TypeVar("T")
@@ -78,6 +80,31 @@ def decode_rgb(encoded: bytes, then: Callable[[Image.Image], T], options: Option
         that Pillow takes it for a decompression bomb, or of a depth whose range is unknown.
     """
     return _decode(encoded, lambda image: then(_rgb(image, options.alpha)), options)
+
+
+def decode_channels(
+    encoded: bytes, then: Callable[[Any], T], options: Options = TRAINING, channels: int = 3
+) -> T:
+    """Decodes an image of any number of channels: with 3 as decode_rgb does, otherwise as it is stored.
+
+    Args:
+      encoded: the bytes of a file that Pillow reads, or of a .npy with uint8[H, W, C].
+      then: the RGB image, or bands.Bands -> the result.
+      options: see Options; alpha is not looked at where channels are not 3, since a fourth is then data.
+      channels: how many the image must have. Colours become grey for 1.
+
+    Returns:
+      The result of `then`.
+
+    Raises:
+      BadImage: as decode_rgb, and for another number of channels.
+    """
+    if channels == 3:
+        return decode_rgb(encoded, then, options)
+    if bands.is_npy(encoded):
+        with _errors_named():
+            return then(bands.from_npy(encoded, channels))
+    return _decode(encoded, lambda image: then(_stored(image, channels)), options)
 
 
 def pillow_rgb(image: Image.Image, options: Options = EVALUATION) -> np.ndarray:
@@ -164,6 +191,12 @@ def _rgb(image, alpha):
     background = Image.new("RGBA", image.size, "white")
     background.alpha_composite(image)
     return background.convert("RGB")
+
+
+def _stored(image, channels):
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _eight_bits(image)
+    return bands.from_pillow(image, channels)
 
 
 def _eight_bits(image):

@@ -142,8 +142,11 @@ class LoadExample(grain.transforms.RandomMap):
         encoded = record.get(key)
         if not isinstance(encoded, bytes):
             raise BadValue(f"no encoded image under {key!r}")
+        channels = next(iter(self._images[key].values())).channels
         return self._cache.get(
-            key, encoded, lambda image: decode.decode_rgb(image, prepare, self._decode_options)
+            key,
+            encoded,
+            lambda image: decode.decode_channels(image, prepare, self._decode_options, channels),
         )
 
 

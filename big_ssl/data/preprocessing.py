@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from big_ssl.data import bands
+
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -32,7 +34,7 @@ class Pixels(NamedTuple):
         return cls(options["mean"], options["std"])
 
     def __call__(self, images):
-        """uint8[..., H, W, 3] -> float32, on the device."""
+        """uint8[..., H, W, C] -> float32, on the device."""
         return (images.astype(jnp.float32) / 255 - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
 
@@ -63,7 +65,7 @@ def parse_resize(how: str, size: int) -> Resize:
 
 
 def resize(images: np.ndarray, size: int, how: str) -> np.ndarray:
-    """uint8[B, H, W, 3] -> uint8[B, size, size, 3], with antialiasing, by Pillow.
+    """uint8[B, H, W, C] -> uint8[B, size, size, C], with antialiasing, by Pillow.
 
     how: see `parse_resize`. Images that already have the target size are returned unchanged, as by Pillow.
     """
@@ -71,7 +73,7 @@ def resize(images: np.ndarray, size: int, how: str) -> np.ndarray:
     if images.shape[1:3] == (size, size) and side == size:
         return images
     resized = {"crop": _crop, "stretch": _stretch}[mode]
-    pillow_images = (resized(Image.fromarray(image), side, FILTERS[filter_]) for image in images)
+    pillow_images = (resized(bands.from_array(image), side, FILTERS[filter_]) for image in images)
     return np.stack([np.asarray(_middle(image, (size, size), margin)) for image in pillow_images])
 
 

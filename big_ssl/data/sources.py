@@ -94,16 +94,18 @@ class TfdsPairs(Sequence[Record]):
 class ImageFolder(Sequence[Record]):
     """A folder of images, at any depth. The top-level subfolder of an image is its label. Images beside
     subfolders have no label, and then the folder has no classes. Hidden files and folders are ignored, and
-    links to a folder that contains them. orientation, alpha: see decode.Options.
+    links to a folder that contains them. orientation, alpha: see decode.Options. suffixes: ends of names that
+    are images' too, such as ".npy", see decode.decode_channels.
 
     Classes are in the order of their names; if all are integers (ImageNet-V2), in numeric order.
     Raises FileNotFoundError if there is no such folder, ValueError if it has no images.
     """
 
-    def __init__(self, path: str, orientation: str = "", alpha: str = ""):
+    def __init__(self, path: str, orientation: str = "", alpha: str = "", suffixes: Sequence[str] = ()):
         self.decode_options = decode.Options(orientation, alpha)
         if not path:
             raise ValueError("image_folder: path is not set")
+        self._suffixes = {*_IMAGE_SUFFIXES, *suffixes}
         self._left_out: collections.Counter[str] = collections.Counter()
         root = io.as_path(path)
         self._beside, folders = self._listed(root, ())
@@ -147,7 +149,7 @@ class ImageFolder(Sequence[Record]):
             if place.name.startswith("."):
                 self._left_out["hidden"] += 1
             # os.path checks local disks only: epath would send a request to a bucket for each image.
-            elif place.suffix.lower() in _IMAGE_SUFFIXES and not os.path.isdir(place):
+            elif place.suffix.lower() in self._suffixes and not os.path.isdir(place):
                 images.append(place)
             elif not place.is_dir():
                 self._left_out["of other kinds"] += 1

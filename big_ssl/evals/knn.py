@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from big_ssl.data import chunks
+from big_ssl.data import bands, chunks
 from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import report_texts, split_candidates
 from big_ssl.evals.batched import in_batches
@@ -82,7 +82,8 @@ class Knn(Evaluator):
         """Attention maps and patches if the encoder has them; test images with their nearest neighbours."""
         sections = []
         if "intermediate_layers" in predictor.methods:
-            sections += encoder_sections(predictor, self.images)
+            images = functools.partial(self.images, predictor.channels)
+            sections += encoder_sections(predictor, images)
         return [*sections, neighbour_section(self.nearest(predictor, _SHOWN, _NEIGHBOURS))]
 
     def nearest(self, predictor, count: int, neighbours: int) -> NearestImages:
@@ -96,18 +97,20 @@ class Knn(Evaluator):
         preprocess = chunks.prepared(predictor.preprocess)
 
         def load(split, indices):
-            images, labels = zip(*(split.image(int(i), preprocess) for i in indices), strict=True)
-            return images, [self._train.names[label] for label in labels]
+            loaded = [split.image(int(i), preprocess, predictor.channels) for i in indices]
+            images, labels = zip(*loaded, strict=True)
+            return [bands.visible(image) for image in images], [self._train.names[label] for label in labels]
 
         images, names = load(self._test, chosen)
         rows = [load(self._train, row) for row in nearest]
         cosines = np.take_along_axis(cosines, nearest, axis=1)
         return NearestImages(self._name, images, names, rows, cosines, len(train))
 
-    def images(self, count: int, preprocess) -> np.ndarray:
-        """uint8[count, S, S, 3]: preprocessed test images, evenly spread through the set."""
+    def images(self, channels: int, count: int, preprocess) -> np.ndarray:
+        """uint8[count, S, S, channels]: preprocessed test images, evenly spread through the set."""
         chosen = report_texts.spread(np.arange(len(self._test)), count)
-        return np.stack([self._test.image(int(i), chunks.prepared(preprocess))[0] for i in chosen])
+        make = chunks.prepared(preprocess)
+        return np.stack([self._test.image(int(i), make, channels)[0] for i in chosen])
 
     def _pixel_accuracies(self, predictor):
         """Computed once: the images of a run are always preprocessed in the same way."""
@@ -206,6 +209,6 @@ def _unit(x):
 
 
 def _downsample(image):
-    small = Image.fromarray(image).resize((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
+    small = bands.from_array(image).resize((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
     flat = np.asarray(small).ravel().astype(np.float32) / 255
     return flat - flat.mean()

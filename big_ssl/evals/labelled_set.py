@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from big_ssl.data import chunks, decode, sources
 from big_ssl.data.sources import SourceConfig
@@ -61,9 +60,11 @@ class LabelledSet:
         """The number of images, those without a class included."""
         return len(self._source)
 
-    def image(self, index: int, transform: Callable[[Image.Image], np.ndarray]) -> tuple[np.ndarray, int]:
-        """(transform(image), class) of one record. Raises ValueError if it is in no class."""
-        loaded = chunks.load(self._source, self._class, transform, index)
+    def image(
+        self, index: int, transform: Callable[[Any], np.ndarray], channels: int = 3
+    ) -> tuple[np.ndarray, int]:
+        """(transform(image), class) of one record, see chunks.load. Raises ValueError for no class."""
+        loaded = chunks.load(self._source, self._class, transform, index, channels)
         if loaded is None:
             raise ValueError(f"data: {sources.record_name(self._source, index)} is in none of the classes")
         return loaded

@@ -139,12 +139,12 @@ class LinearSweep(Evaluator):
             yield from fixed_batches(*self._features(predictor, "train"), steps, size)
             return
         # Only preprocess knows the size of the model's images.
-        side = predictor.preprocess(np.zeros((1, 8, 8, 3), np.uint8)).shape[1]
+        side = predictor.preprocess(np.zeros((1, 8, 8, predictor.channels), np.uint8)).shape[1]
         # A step's batch consists of predictor batches; every host loads its rows of each.
         host, starts = predictor.split, range(0, size, predictor.split.size)
         parts = [start + host.rows(min(host.size, size - start)) for start in starts]
         ends = np.cumsum([len(rows) for rows in parts])[:-1]
-        loader = _random_crops(self._sets["train"], side, size, np.concatenate(parts))
+        loader = _random_crops(self._sets["train"], side, predictor.channels, size, np.concatenate(parts))
         count = max(self._sweep.blocks)
         with contextlib.closing(loader) as examples:
             for _ in range(steps):
@@ -160,12 +160,13 @@ class LinearSweep(Evaluator):
 class _Load(grain.transforms.RandomMap):
     """Index -> dict(image: uint8[S, S, 3], label: int)."""
 
-    def __init__(self, data: LabelledSet, side: int):
+    def __init__(self, data: LabelledSet, side: int, channels: int):
         # DINOv2's crops for linear probes: torchvision's areas, bicubic.
         self._data, self._cropper = data, RandomResizedCrop(side, scale=(0.08, 1.0))
+        self._channels = channels
 
     def random_map(self, index: int, rng: np.random.Generator):
-        (crop,), label = self._data.image(index, lambda image: self._crop(image, rng))
+        (crop,), label = self._data.image(index, lambda image: self._crop(image, rng), self._channels)
         # Flipped here: the encoder normalises images as in any evaluation, without augmentation.
         return dict(image=crop[:, ::-1] if rng.random() < 0.5 else crop, label=label)
 
@@ -174,9 +175,9 @@ class _Load(grain.transforms.RandomMap):
         return self._cropper.render(prepared, self._cropper.draw(prepared, rng))
 
 
-def _random_crops(data, side, size, rows):
+def _random_crops(data, side, channels, size, rows):
     threads = os.cpu_count() or 1
-    part = pipeline.Part(_Load(data, side), len(data))
+    part = pipeline.Part(_Load(data, side, channels), len(data))
     return pipeline.batches([part], size, seed=0, start=0, threads=threads, rows=rows)
 
 

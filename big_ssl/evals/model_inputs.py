@@ -8,52 +8,58 @@ import numpy as np
 from PIL import Image
 
 from big_ssl import io
-from big_ssl.data import decode
+from big_ssl.data import bands, decode
 
-_IMAGES, _TEXTS = "uint8[B, H, W, 3]", "a list of str or int32[B, L]"
+_TEXTS = "a list of str or int32[B, L]"
 
 
-def image_batch(images, preprocess: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
+def image_batch(
+    images, preprocess: Callable[[np.ndarray], np.ndarray] | None, channels: int = 3
+) -> np.ndarray:
     """The batch of images that a model is called with.
 
     Args:
-      images: uint8[B, H, W, 3]; or one image, or a list of images, of any sizes: a path (local or gs://), an
-        image of Pillow, or uint8[H, W, 3]. Files are read as evaluators read them, see data.decode.
-      preprocess: uint8[B, H, W, 3] -> uint8[B, S, S, 3]; None for none.
+      images: uint8[B, H, W, C]; or one image, or a list of images, of any sizes: a path (local or gs://), an
+        image of Pillow, or uint8[H, W, C]. Files are read as evaluators read them, see data.decode.
+      preprocess: uint8[B, H, W, C] -> uint8[B, S, S, C]; None for none.
+      channels: C.
 
     Returns:
-      uint8[B, S, S, 3].
+      uint8[B, S, S, C].
 
     Raises:
       FileNotFoundError: for a path to no file.
       ValueError: for anything else, and, without `preprocess`, for several sizes.
     """
-    one = isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "shape", ())[2:] == (3,)
+    one = isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "shape", ())[2:] == (
+        channels,
+    )
     images = [images] if one else images
     if isinstance(images, list | tuple):
-        images = [_opened(image) for image in images]
+        images = [_opened(image, channels) for image in images]
         if preprocess is not None and len({np.shape(image) for image in images}) > 1:
-            return np.concatenate([preprocess(_checked([image])) for image in images])
-    images = _checked(images)
+            return np.concatenate([preprocess(_checked([image], channels)) for image in images])
+    images = _checked(images, channels)
     return images if preprocess is None else preprocess(images)
 
 
-def _opened(image):
-    """A path or an image of Pillow as uint8[H, W, 3]; anything else as it is."""
+def _opened(image, channels):
+    """A path or an image of Pillow as uint8[H, W, C]; anything else as it is."""
     if isinstance(image, Image.Image):
-        return decode.pillow_rgb(image)
+        return decode.pillow_rgb(image) if channels == 3 else np.asarray(bands.from_pillow(image, channels))
     if not isinstance(image, str | os.PathLike):
         return image
     try:
-        return decode.decode_rgb(io.as_path(image).read_bytes(), np.asarray, decode.EVALUATION)
+        return decode.decode_channels(io.as_path(image).read_bytes(), np.asarray, decode.EVALUATION, channels)
     except decode.BadImage as error:
         raise ValueError(f"the image {image} can't be decoded: {error}") from error
 
 
-def _checked(images) -> np.ndarray:
-    images = _array(images, "images", _IMAGES)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
-        raise ValueError(f"images are {images.dtype.name}{list(images.shape)}; they must be {_IMAGES}")
+def _checked(images, channels) -> np.ndarray:
+    required = f"uint8[B, H, W, {channels}]"
+    images = _array(images, "images", required)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != channels or 0 in images.shape:
+        raise ValueError(f"images are {images.dtype.name}{list(images.shape)}; they must be {required}")
     return images
 
 

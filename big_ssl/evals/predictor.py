@@ -64,6 +64,7 @@ class Predictor:
         self._whole_batches = False
         self._call = image_call(system)
         self.encoder = None if self._call is None else system.encoders[self._call.encoder]
+        self.channels = 3 if self.encoder is None else self.encoder.channels
         self.split = reading.over_mesh(mesh, batch_size)
         self.progress: Callable[[Iterable, int, str], Iterable] = reading.no_progress
         self.cache: dict = {}
@@ -220,7 +221,7 @@ class Predictor:
     def _preprocessed(self, images, resize):
         if isinstance(images, jax.Array):  # a batch that `split` has placed
             return images
-        return image_batch(images, self.preprocess if resize else None)
+        return image_batch(images, self.preprocess if resize else None, self.channels)
 
     def _tokens(self, texts, mask):
         self._require("encode_text")

@@ -83,8 +83,8 @@ def batches(
     numbers = ([start + int(row) for row in rows if start + row < len(source)] for start in starts)
     preprocess = chunks.prepared(predictor.preprocess)
     make = lambda image: transform(preprocess(image))  # noqa: E731
-    black = make(np.zeros((8, 8, 3), np.uint8))
-    loaded = chunks.decoded(source, read, make, numbers)
+    black = make(np.zeros((8, 8, predictor.channels), np.uint8))
+    loaded = chunks.decoded(source, read, make, numbers, predictor.channels)
     with contextlib.closing(loaded):
         for _ in predictor.progress(starts, len(starts), description):
             with distributed.raise_on_all_hosts(ValueError):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from big_ssl.data import preprocessing
+from big_ssl.data import bands, preprocessing
 from big_ssl.evals import plots
 from big_ssl.evals.report_sections import EvalSection
 from big_ssl.models import vit
@@ -43,7 +43,7 @@ def class_attention(model: vit.ViT, variables, images):
 def encoder_sections(predictor, images: Callable[[int, Callable], np.ndarray]) -> list[EvalSection]:
     """The attention and the patches of a ViT with a class token.
 
-    images: (count, preprocess) -> uint8[count, S, S, 3], the same images for every preprocess.
+    images: (count, preprocess) -> uint8[count, S, S, C], the same images for every preprocess.
     """
 
     def enlarged(factor):
@@ -65,7 +65,7 @@ def _attention(images, attention, size):
     side, heads = _side(attention.swapaxes(1, 2)), attention.shape[1]
     shown = min(heads, _HEADS)
     rows = [
-        [plots.Tile(image), *(plots.Tile(one.reshape(side, side)) for one in maps[:shown])]
+        [plots.Tile(bands.visible(image)), *(plots.Tile(one.reshape(side, side)) for one in maps[:shown])]
         for image, maps in zip(images, attention, strict=True)
     ]
     titles = ["image", *(f"head {i + 1}" for i in range(shown))]
@@ -90,7 +90,7 @@ def _components(images, features, size):
         f"different images too. The components explain {first}, {second} and {third} of the variance. The "
         f"image size is {size}."
     )
-    rows = [[plots.Tile(x) for x in images], [plots.Tile(x) for x in colours]]
+    rows = [[plots.Tile(bands.visible(x)) for x in images], [plots.Tile(x) for x in colours]]
     return EvalSection("patches", "Patch features", text, plots.tiles(rows))
 
 

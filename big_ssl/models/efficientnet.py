@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_ssl.models import convolutions, layer_stack
+from big_ssl.models import convolutions, input_channels, layer_stack
 from big_ssl.models.batch_norm import BatchNorm
 from big_ssl.models.encoder import Encoder
 
@@ -125,14 +125,14 @@ class EfficientNet(Encoder):
     """The network up to the last block's output and its spatial mean, without the top 1x1
     convolution: ALIGN pools the block output itself (arXiv 2102.05918 section 4.1).
 
-    width, depth: compound-scaling multipliers (see VARIANTS).
+    width, depth: compound-scaling multipliers (see VARIANTS). channels: of the images.
     padding: "same", which maps 289 pixels to 10 x 10, or "fixed", as for COYO's published ALIGN, which maps
       them to 9 x 9; see models/convolutions.py.
     drop_connect: rate at the last block; block i of n has drop_connect * i / n.
     bn_group: see models/batch_norm.py; 0 is the global batch.
     scan: scans a stage's blocks except the first; remat: for all blocks; see models/layer_stack.py.
 
-    images: float[B, H, W, 3], normalised -> dict(
+    images: float[B, H, W, C], normalised -> dict(
       pooled: float32[B, C], patches: dtype[B, H', W', C]), C = round_channels(320, width).
     """
 
@@ -140,6 +140,7 @@ class EfficientNet(Encoder):
     depth: float = 1.0
     stages: tuple[Stage, ...] = B0_STAGES
     stem_stride: int = 2
+    channels: int = 3
     padding: str = "same"
     drop_connect: float = 0.2
     bn_group: int = 0
@@ -150,6 +151,7 @@ class EfficientNet(Encoder):
 
     # All of a stage's blocks but the first, which alone changes stride and width.
     stacks: ClassVar[Mapping[str, int]] = {r"stage\d+_block": 1}
+    first_kernel = "stem"
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -158,9 +160,10 @@ class EfficientNet(Encoder):
 
     @nn.compact
     def __call__(self, images, train: bool = False):
+        input_channels.check_images("efficientnet", images.shape, self.channels, 1)
         norm = functools.partial(BatchNorm, self.bn_group, self.bn_momentum)
         x = images.astype(self.dtype).transpose(3, 0, 1, 2)
-        kernel = self.param("stem", _dense_init, (3, 3, 3, round_channels(32, self.width)))
+        kernel = self.param("stem", _dense_init, (3, 3, self.channels, round_channels(32, self.width)))
         padding = convolutions.spatial_padding(x, 3, self.stem_stride, self.padding)
         x = convolutions.conv(x, kernel.astype(self.dtype), self.stem_stride, padding)
         x = nn.silu(norm(name="stem_bn")(x, train))

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_ssl.models import input_channels
 from big_ssl.models.flops import forward_flops
 from big_ssl.parallel.stacked import SUFFIX
 
@@ -15,16 +16,20 @@ from big_ssl.parallel.stacked import SUFFIX
 class Encoder(nn.Module):
     """The base of all encoders. Its __call__ returns a dict with the keys `outputs`.
 
-    input: "image", __call__(images: float[B, H, W, 3], train), or "text", __call__(ids: int32[B, L],
+    input: "image", __call__(images: float[B, H, W, C], train), or "text", __call__(ids: int32[B, L],
       mask: bool[B, L], train).
     takes_several_sizes: whether `images` may be a tuple of batches of several sizes, for one run.
     stacks: {regular expression of a layer's prefix: index of the first layer in the stack}, of a scanned
       encoder; see models/layer_layouts.py.
+    channels: C of the images, an option of the encoders that can have other than three.
+    first_kernel: the path of the kernel that reads them, [h, w, C, D].
     """
 
     input: ClassVar[Literal["image", "text"]] = "image"
     takes_several_sizes: ClassVar[bool] = False
     stacks: ClassVar[Mapping[str, int]] = {}
+    channels = 3  # without an annotation it is no field of a module; encoders with the option declare one
+    first_kernel: ClassVar[str] = ""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -53,7 +58,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def resize_params(self, name: str, array, shape: tuple[int, ...]):
-        """A parameter for another image size or text length.
+        """A parameter for another image size, text length, or number of channels.
 
         Args:
           name: its path within the encoder, such as "position_embedding".
@@ -61,12 +66,12 @@ class Encoder(nn.Module):
           shape: the new shape.
 
         Returns:
-          The resized array; None if this parameter does not depend on the size, or can't be resized.
+          The resized array; None if this parameter does not depend on these, or can't be resized.
         """
-        del name, array, shape
+        return input_channels.adapted_kernel(array, shape) if name == self.first_kernel else None
 
     def flops(self, *shape: int) -> int:
-        """FLOPs of a forward pass on a batch of this shape, [B, H, W, 3] or [B, L], two a multiply-add; the
+        """FLOPs of a forward pass on a batch of this shape, [B, H, W, C] or [B, L], two a multiply-add; the
         same for every implementation of attention."""
         dtypes = (jnp.float32,) if self.input == "image" else (jnp.int32, jnp.bool_)
         inputs = [jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes]

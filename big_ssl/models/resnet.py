@@ -11,7 +11,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from big_ssl.models import convolutions, layer_stack
+from big_ssl.models import convolutions, input_channels, layer_stack
 from big_ssl.models.attention import attention, of_encoder
 from big_ssl.models.batch_norm import BatchNorm
 from big_ssl.models.encoder import Encoder
@@ -101,20 +101,21 @@ class ModifiedResNet(Encoder):
     """CLIP's ResNet; VARIANTS are the published ones.
 
     width: inner channels of the first stage's blocks; image_size: of the attention pool's position table, in
-      pixels of a square image; for images of another size it is resized.
+      pixels of a square image; for images of another size it is resized. channels: of the images.
     pooled_dim: of the embedding; attention pooling includes its projection.
     attention: its implementation in the pool, see models/attention.py.
     bn_group, bn_momentum: see models/batch_norm.py. scan: scans a stage's blocks except the first;
     remat: for all blocks; see models/layer_stack.py.
 
-    images: float[B, H, W, 3], normalised -> dict(
+    images: float[B, H, W, C], normalised -> dict(
       pooled: float32[B, pooled_dim], patches: dtype[B, H // 32, W // 32, 32 * width]).
-    Raises ValueError for images without three channels, or smaller than 32 pixels.
+    Raises ValueError for images of other channels, or smaller than 32 pixels.
     """
 
     width: int = 64
     blocks: Sequence[int] = (3, 4, 6, 3)
     image_size: int = 224
+    channels: int = 3
     pooled_dim: int = 1024
     bn_group: int = 0
     bn_momentum: float = 0.9
@@ -125,6 +126,7 @@ class ModifiedResNet(Encoder):
 
     # All of a stage's blocks but the first, which alone changes stride and width.
     stacks: ClassVar[Mapping[str, int]] = {r"stage\d+_block": 1}
+    first_kernel = "stem0"
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -133,15 +135,13 @@ class ModifiedResNet(Encoder):
 
     def resize_params(self, name, array, shape):
         """The attention pool's position table, whose first row is the mean's."""
-        return resize_square_table(array, shape, 1) if name == "pooling/position_embedding" else None
+        if name == "pooling/position_embedding":
+            return resize_square_table(array, shape, 1)
+        return super().resize_params(name, array, shape)
 
     @nn.compact
     def __call__(self, images, train: bool = False):
-        if images.shape[-1] != 3 or min(images.shape[1:3]) < _STRIDE:
-            raise ValueError(
-                f"resnet: images are {list(images.shape)}; they must be [B, H, W, 3] with H and W "
-                f"at least {_STRIDE}"
-            )
+        input_channels.check_images("resnet", images.shape, self.channels, _STRIDE)
         norm = functools.partial(BatchNorm, self.bn_group, self.bn_momentum, 1e-5)
         x = self._stem(images.astype(self.dtype).transpose(3, 0, 1, 2), norm, train)
         for i, blocks in enumerate(self.blocks):

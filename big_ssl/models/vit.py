@@ -67,6 +67,7 @@ class ViT(TransformerEncoder):
 
     image_size: of the position table, in pixels of a square image; for images of another size it
       is resized by models.position_embedding.
+    channels: of the images.
     class_token: whether one stands before the patches. pre_norm: whether a layer norm follows the
       position embedding (CLIP). patch_bias: of the patch embedding.
     position_resize: how, a name in models.position_embedding.RESIZES.
@@ -95,6 +96,7 @@ class ViT(TransformerEncoder):
     heads: int = 12
     mlp_dim: int | None = None
     image_size: int = 224
+    channels: int = 3
     class_token: bool = True
     pre_norm: bool = False
     patch_bias: bool = True
@@ -119,6 +121,7 @@ class ViT(TransformerEncoder):
     dtype: jnp.dtype = jnp.float32
 
     takes_several_sizes = True
+    first_kernel = "patch_embedding/kernel"
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -128,7 +131,7 @@ class ViT(TransformerEncoder):
     def resize_params(self, name, array, shape):
         """The position table, whose first row is the class token's, if there is one."""
         if name != "position_embedding":
-            return None
+            return super().resize_params(name, array, shape)
         return resize_square_table(array, shape, int(self.class_token))
 
     @nn.compact
@@ -136,7 +139,7 @@ class ViT(TransformerEncoder):
         """Encodes images.
 
         Args:
-          images: float[B, H, W, 3], normalised; or a tuple of such arrays with several B, H and W, which
+          images: float[B, H, W, C], normalised; or a tuple of such arrays with several B, H and W, which
             share each layer's weights; mask is then a tuple too, of masks and None, and so is the result.
           train: whether to drop paths and patches, and to rescale rotary embeddings.
           mask: bool[B, N], the patches that the mask token replaces, before positions are added.
@@ -174,7 +177,13 @@ class ViT(TransformerEncoder):
         scale = 1 / 3 if self.kernel_init in _PYTORCHS_PATCHES else 1.0
         patch_init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
         embed = PatchEmbedding(
-            self.patch, self.width, self.patch_bias, patch_init, self.dtype, name="patch_embedding"
+            self.patch,
+            self.width,
+            self.patch_bias,
+            self.channels,
+            patch_init,
+            self.dtype,
+            name="patch_embedding",
         )
         init = nn.initializers.normal(self._init_std()[0])
         mask_token = self._tokens("mask_token", (), nn.initializers.zeros) if self.mask_token else None

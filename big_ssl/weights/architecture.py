@@ -77,7 +77,8 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     image, text, head, classifier, projections = modules(config)
     # Convolutional networks have no image_size option: they take images of any size.
     size = config["encoders"]["image"].get("image_size", config["image_size"])
-    key, images = jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    shape = (1, size, size, image.channels)
+    key, images = jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32)
     image_outputs, image_variables = jax.eval_shape(image.init_with_output, key, images)
     variables, heads = dict(image=image_variables), {}
     if classifier is not None:

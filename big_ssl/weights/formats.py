@@ -16,6 +16,7 @@ from big_ssl.weights import (
     hf_siglip,
     hf_vit,
     ibot,
+    image_channels,
     json_files,
     open_clip,
     openai_clip,
@@ -63,7 +64,8 @@ def read_checkpoint(
       kind: a format in FORMATS.
       path: the weights file, the index of its shards, or the folder with it and the format's JSON files.
       options: settings that the checkpoint lacks, such as num_heads; for all formats also `accept`, keys of
-        the JSON files to ignore, and `non_finite`, whether to accept weights that are not finite.
+        the JSON files to ignore, `non_finite`, whether to accept weights that are not finite, and `channels`,
+        the images' if the weights of a model of RGB images shall be adapted to them.
 
     Returns:
       (ModelConfig, our weights {path: float32 array}).
@@ -75,6 +77,7 @@ def read_checkpoint(
     format_, file = FORMATS[kind], _weights_file(kind, io.as_path(path))
     stored, options = unwrapped(read_tensors(file)), dict(options or {})
     accepted, non_finite = options.pop("accept", ()), options.pop("non_finite", False)
+    channels = options.pop("channels", None)
     for option in options:
         if option not in format_.options:
             known = ", ".join(format_.options) or "none"
@@ -83,9 +86,13 @@ def read_checkpoint(
     try:
         tensors = format_.prepare(stored, options)
         config = format_.config(tensors, files, options)
-        ours = rules.read(format_.rules(config), format_.ignored, tensors, architecture.shapes(config))
+        of_format = format_.rules(config)
+        config = image_channels.stated(config, of_format, tensors)
+        ours = rules.read(of_format, format_.ignored, tensors, architecture.shapes(config))
         if not non_finite:
             _check_finite(ours)
+        if channels is not None:
+            config, ours = image_channels.adapted(config, ours, channels)
     except Exception as error:  # of any kind: from modules and JAX too, for sizes and options they reject
         writer = f" of version {version.written_by(file.parent)}" if kind == "big_ssl" else ""
         raise WeightsError(f"{file}, as {kind}{writer}: {reason(error)}") from error
@@ -116,6 +123,8 @@ def write_checkpoint(kind: str, folder, config: ModelConfig, ours: Mapping[str, 
     if format_.encoders and encoders != format_.encoders:
         actual, required = (" and ".join(names) for names in (encoders, format_.encoders))
         raise WeightsError(f"{kind} is for models of {required}; this is one of {actual}")
+    if kind != "big_ssl" and (channels := config["encoders"]["image"].get("channels", 3)) != 3:
+        raise WeightsError(f"{kind} is for images of 3 channels; this model reads {channels}")
     described = format_.describe(architecture.with_defaults(config))
     if kind != "big_ssl":
         heads = tuple(map(dino_heads.PROJECTION.format, config.get("projections", {})))

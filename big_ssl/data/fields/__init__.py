@@ -46,6 +46,7 @@ def build(config: Mapping[str, Mapping], length: int) -> dict[str, Field]:
         except ValueError as error:
             raise ValueError(f"fields.{name}.{error}") from error
     images = {name: field for name, field in fields.items() if isinstance(field, Image)}
+    _check_channels(images)
     crops = {name: image.cropper for name, image in images.items()}
     for name, field in fields.items():
         if field.image_field():
@@ -59,6 +60,17 @@ def opened(fields: Mapping[str, Field], source, tokenizer) -> dict[str, Field]:
     """The same fields, able to load records of the source."""
     contexts = {name: f.context._replace(source=source, tokenizer=tokenizer) for name, f in fields.items()}
     return {name: dataclasses.replace(f, context=contexts[name]) for name, f in fields.items()}
+
+
+def _check_channels(images):
+    """Fields of one key share the decoded image."""
+    first: dict = {}
+    for name, image in images.items():
+        channels = first.setdefault(image.key, image).channels
+        if image.channels != channels:
+            raise ValueError(
+                f"fields.{name}.channels is {image.channels}; another field of {image.key!r} has {channels}"
+            )
 
 
 def _check_image(name, image, images):

@@ -17,7 +17,7 @@ from big_ssl.random_keys import named_key
 
 @dataclasses.dataclass(frozen=True)
 class Image(Field):
-    """uint8[H, W, 3], or [n, H, W, 3] of n crops; on the device float32, (x / 255 - mean) / std.
+    """uint8[H, W, C], or [n, H, W, C] of n crops; on the device float32, (x / 255 - mean) / std.
 
     Args:
       crop: the host's transform, see data/crops.py: kind, "random_crop" or "random_resized_crop", and its
@@ -32,6 +32,7 @@ class Image(Field):
       mask: options of data.masking.BlockMask, None for no masks of patches.
       mixup, cutmix, mix_group: see data/mixing.py; the last transform.
       downsample: the factor by which images are downsampled, except for high_res calls.
+      channels: C; if it is not 3, images are read as they are stored, see data.decode.decode_channels.
 
     Transforms are applied in this order. Raises ValueError for invalid options.
     """
@@ -51,6 +52,7 @@ class Image(Field):
     cutmix: float = 0.0
     mix_group: int = 0
     downsample: int = 1
+    channels: int = 3
 
     counter: ClassVar[str] = "replaced_images"
     load_order: ClassVar[int] = 1
@@ -66,6 +68,8 @@ class Image(Field):
             probs, count = getattr(self, name), len(self._per_crop)
             if probs and len(probs) != count:
                 raise ValueError(f"{name} is {tuple(probs)}; it must have a value for each of {count} crops")
+        if self.channels != 3 and (self.jitter or self.grayscale_prob):
+            raise ValueError(f"channels is {self.channels}; jitter and grayscale_prob are for 3")
         if self.mask is not None and len(shape) != 4:
             raise ValueError("mask: it needs crop.kind random_resized_crop")
         _ = self.block_mask
@@ -89,7 +93,7 @@ class Image(Field):
         return {name: value for name, value in options.items() if name not in ("context", "crop", "key")}
 
     def zeros(self):
-        return np.zeros(self.cropper.shape, np.uint8)
+        return np.zeros((*self.cropper.shape[:-1], self.channels), np.uint8)
 
     def load(self, record, draws):
         del record  # decoded once for all image fields of this key
@@ -121,14 +125,14 @@ class Image(Field):
         return jax.random.bernoulli(key, 0.5, shape) if self.flip else None
 
     def transform(self, images, key=None):
-        """uint8[B, H, W, 3] or [B, n, H, W, 3] -> float32 of the same shape; key None changes nothing."""
+        """uint8[B, H, W, C] or [B, n, H, W, C] -> float32 of the same shape; key None changes nothing."""
         x = images.astype(jnp.float32) / 255
         if key is not None:
             x = self._changed(x, key)
         return (x - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
     def downsampled(self, x):
-        """float32[..., H, W, 3] -> [..., H / downsample, W / downsample, 3], bicubic and antialiased."""
+        """float32[..., H, W, C] -> [..., H / downsample, W / downsample, C], bicubic and antialiased."""
         *leading, height, width, channels = x.shape
         shape = (*leading, height // self.downsample, width // self.downsample, channels)
         return jax.image.resize(x, shape, "cubic", antialias=True)
