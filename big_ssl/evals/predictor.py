@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -13,19 +12,25 @@ from big_ssl.data import preprocessing
 from big_ssl.evals import prompts, reading
 from big_ssl.evals.batched import in_batches, sharded
 from big_ssl.evals.capabilities import Trained, image_call, listed, methods, prediction
+from big_ssl.evals.layer_features import LayerFeatures
 from big_ssl.evals.model_inputs import checked_tokens, image_batch, is_text_list
 from big_ssl.losses.contrastive import l2_normalize
-from big_ssl.models import vit
 
-# {method: the missing part, as messages name it}.
+_WITHOUT_TEXTS = "text encoder: it embeds images alone"
+_WITHOUT_LAYERS = "transformer layers: its image encoder is {}"
+# {method: the missing part, as messages name it, with {} for the type of the image encoder}.
 _LACKS = dict(
     classify="classifier: none was trained",
-    encode_text="text encoder: it embeds images alone",
-    zero_shot="text encoder: it embeds images alone",
+    encode_text=_WITHOUT_TEXTS,
+    zero_shot=_WITHOUT_TEXTS,
+    image_tokens=_WITHOUT_LAYERS,
+    intermediate_layers=_WITHOUT_LAYERS,
+    attention_maps="attention maps: its image encoder is {}",
+    class_attention="class token that attends to patches: its image encoder is {}",
 )
 
 
-class Predictor:
+class Predictor(LayerFeatures):
     """A model with its weights. Its methods take and return NumPy arrays; if images come from several hosts,
     they take a batch that `split` has placed. Images may be anything that model_inputs.image_batch takes: a
     batch, a list of images of any sizes, a path.
@@ -126,29 +131,6 @@ class Predictor:
         self._require("classify")
         return self._images("classify", images, resize)
 
-    def patch_features(self, images: np.ndarray, resize: bool = True) -> np.ndarray:
-        """uint8[B, H, W, 3] -> float32[B, N, D] of a ViT, N row by row, after its final norm;
-        [B, H', W', C] of a convolutional encoder, its last map."""
-        self._require("patch_features")
-        return self.apply(_patches, self._preprocessed(images, resize))
-
-    def intermediate_layers(self, images: np.ndarray, count: int = 1, resize: bool = True) -> np.ndarray:
-        """Features of a ViT's last layers, after its final norm.
-
-        Args:
-          images: uint8[B, H, W, 3].
-          count: how many layers.
-          resize: as in encode_image.
-
-        Returns:
-          float32[B, count + 1, D]: the class tokens, the last layer's last, then the mean of its patches.
-
-        Raises:
-          ValueError: if the encoder has fewer layers or no class token.
-        """
-        self._require("intermediate_layers")
-        return self.apply(vit.layer_tokens, self._preprocessed(images, resize), count)
-
     def encode_text(self, texts, mask: np.ndarray | None = None, normalize: bool = True) -> np.ndarray:
         """Embeds texts.
 
@@ -197,21 +179,25 @@ class Predictor:
             return np.asarray(jax.nn.sigmoid(logits + scalars["logit_bias"]))
         return np.asarray(jax.nn.softmax(logits))
 
-    def apply(self, function: Callable, images, *options, size: int | None = None) -> np.ndarray:
+    def apply(self, function: Callable, images, *options, size: int | None = None) -> Any:
         """Applies a function to the image encoder, for example to read its layers.
 
         Args:
-          function: (module, its variables, float32[B, S, S, 3], *options) -> [B, ...]; compiled once for each
-            options.
-          images: uint8[N, S, S, 3], preprocessed.
+          function: (module, its variables, float32[B, H, W, 3], *options) -> [B, ...], an array or a tree of
+            arrays; compiled once for each options.
+          images: uint8[N, H, W, 3], preprocessed.
           *options: further arguments of the function, hashable.
           size: examples in a batch, None for the usual number.
 
         Returns:
-          float32[N, ...].
+          float32[N, ...], an array or such a tree.
         """
         probe = self._probe(function, *options)
         return self._in_batches(lambda batch: probe(self.variables, batch), images, size)
+
+    def _read(self, method, function, images, resize, *options):
+        self._require(method)
+        return self.apply(function, self._preprocessed(images, resize), *options)
 
     def _images(self, feature, images, resize):
         images = self._preprocessed(images, resize)
@@ -234,9 +220,11 @@ class Predictor:
         if not (self._whole_batches or isinstance(inputs, jax.Array)):
             size = min(size, len(jax.tree.leaves(inputs)[0]))
         outputs = in_batches(function, self._mesh, inputs, size)
-        if self._whole_batches and not np.isfinite(outputs).all():
-            bad = int((~np.isfinite(outputs.reshape(len(outputs), -1)).all(1)).sum())
-            raise ValueError(f"features of {bad} of {len(outputs)} examples are not finite")
+        if self._whole_batches:
+            arrays = jax.tree.leaves(outputs)
+            finite = np.all([np.isfinite(x.reshape(len(x), -1)).all(1) for x in arrays], axis=0)
+            if bad := int((~finite).sum()):
+                raise ValueError(f"features of {bad} of {len(finite)} examples are not finite")
         return outputs
 
     def _compute_image_features(self, variables, images):
@@ -269,9 +257,7 @@ class Predictor:
 
     def _require(self, method):
         if method not in self.methods:
-            raise ValueError(f"this model has no {_LACKS.get(method, method)}; it has {listed(self.methods)}")
-
-
-def _patches(model: nn.Module, variables, images):
-    outputs: Any = model.apply(variables, images)
-    return outputs["patches"]
+            lacks = _LACKS.get(method, method).format(type(self.encoder).__name__)
+            if self.encoder is None and method not in ("encode_text", "classify"):
+                lacks = "image encoder"
+            raise ValueError(f"this model has no {lacks}; it has {listed(self.methods)}")

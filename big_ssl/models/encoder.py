@@ -18,21 +18,23 @@ class Encoder(nn.Module):
     input: "image", __call__(images: float[B, H, W, 3], train), or "text", __call__(ids: int32[B, L],
       mask: bool[B, L], train).
     takes_several_sizes: whether `images` may be a tuple of batches of several sizes, for one run.
+    has_attention_maps: whether vit.attention_maps reads the layers.
     stacks: {regular expression of a layer's prefix: index of the first layer in the stack}, of a scanned
       encoder; see models/layer_layouts.py.
     """
 
     input: ClassVar[Literal["image", "text"]] = "image"
     takes_several_sizes: ClassVar[bool] = False
+    has_attention_maps: ClassVar[bool] = False
     stacks: ClassVar[Mapping[str, int]] = {}
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """The keys of the dict that __call__ returns.
 
-        pooled: float32[B, D]. cls: float32[B, D], the class token. patches: [B, N, D], or [B, H, W, D] for a
-        convolutional network. tokens: [B, L, D] of a text. layers: outputs of intermediate layers, only for
-        calls that request them.
+        pooled: float32[B, D]. cls: float32[B, D], the class token. registers: [B, R, D]. patches: [B, N, D],
+        or [B, H, W, D] for a convolutional network. tokens: [B, L, D] of a text. layers: outputs of
+        intermediate layers, only for calls that request them.
         """
         raise NotImplementedError
 
