@@ -98,6 +98,25 @@ def test_batches_are_put_together(folder, batch_size, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(dtype="float16"), "^dtype is 'float16'; use float32 or bfloat16$"),
+        (dict(batch_size=0), "^batch_size is 0; it must be at least 1$"),
+    ],
+)
+def test_options_of_load_that_are_errors(options, message, folder):
+    with pytest.raises(ValueError, match=message):
+        big_ssl.load(folder, **options)
+
+
+def test_features_in_bfloat16_are_float32_and_close(folder, model):
+    pictures = images()
+    coarse, exact = big_ssl.load(folder, "bfloat16").encode_image(pictures), model.encode_image(pictures)
+    assert coarse.dtype == np.float32
+    assert 0 < np.abs(coarse - exact).max() < 0.05
+
+
+@pytest.mark.parametrize(
     ("bad", "message"),
     [
         (
