@@ -39,7 +39,7 @@ _WORDS = {"true": True, "false": False}
 
 def evaluate(
     path,
-    kind: str,
+    kind,
     eval_options: Mapping,
     output,
     name: str = "",
@@ -127,8 +127,8 @@ def main(argv) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it looks for
     try:
-        eval_options, given = parse(argv[1:]), dict(source=FROM.value, options=model_options())
-        metrics = evaluate(_CHECKPOINT.value, _EVAL.value, eval_options, OUTPUT.value, _NAME.value, **given)
+        where = (_EVAL.value, parse(argv[1:]), OUTPUT.value, _NAME.value)
+        metrics = evaluate(_CHECKPOINT.value, *where, FROM.value, model_options())
     except (ConfigError, OSError, ValueError) as error:
         print(str(error).splitlines()[0], file=sys.stderr)
         sys.exit(2)

@@ -1,19 +1,23 @@
 """Tokens by name and attention of an image encoder's layers, as users of DINOv2 and timm read them."""
 
 import contextlib
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 
+from big_ssl.evals.model_inputs import Images
 from big_ssl.models import vit
 
 _NAMES = ("cls", "registers", "patches")
 
 
+@jax.tree_util.register_pytree_node_class
 class Tokens(dict[str, np.ndarray]):
-    """The tokens of one layer by name, those that the model has; another name is a KeyError that lists them.
+    """The tokens of a layer by name, those that the model has; another name is a KeyError that lists them.
 
     cls: float32[B, D], the class token. registers: float32[B, R, D]. patches: float32[B, N, D], N row by row,
     or float32[B, h, w, D], channels last, if they were requested as a grid.
@@ -22,14 +26,23 @@ class Tokens(dict[str, np.ndarray]):
     def __missing__(self, name):
         raise KeyError(f"this model has no {name}; its tokens are {', '.join(self)}")
 
+    def tree_flatten(self):
+        """(the arrays, their names), for jax.tree."""
+        return tuple(self.values()), tuple(self)
+
+    @classmethod
+    def tree_unflatten(cls, names, arrays):
+        """Tokens of what tree_flatten returns."""
+        return cls(zip(names, arrays, strict=True))
+
 
 class LayerFeatures:
     """The methods of a Predictor that read the layers of its image encoder.
 
-    They take images as all methods do. With resize=False a ViT gets them as they are, at any size, square or
-    not: an image of H x W pixels has a grid of h = H // patch by w = W // patch patches, N = h * w, and the
-    pixels that are left over at its right and bottom are not read. B images, D: the encoder's width, T: all
-    tokens, which are the class token and R registers, if the model has them, then N patches, row by row.
+    B images, D: the encoder's width; T: all tokens of a ViT, which are the class token and R registers, if it
+    has them, then N patches, row by row. An image of H x W pixels, as the encoder gets it, has a grid of
+    h = H // patch by w = W // patch patches, N = h * w; what is left over at its right and bottom is not
+    read. Positions are resized to any grid as the model's own code does.
     """
 
     encoder: Any
@@ -42,11 +55,11 @@ class LayerFeatures:
         """`apply`, of images as any method takes them. Raises ValueError if the model lacks the method."""
         raise NotImplementedError
 
-    def patch_features(self, images: np.ndarray, resize: bool = True) -> np.ndarray:
+    def patch_features(self, images: Images, resize: bool = True) -> np.ndarray:
         """The finest features of images.
 
         Args:
-          images: uint8[B, H, W, 3], or anything that model_inputs.image_batch takes.
+          images: uint8[B, H, W, 3], or other Images.
           resize: as in encode_image.
 
         Returns:
@@ -58,11 +71,11 @@ class LayerFeatures:
         """
         return self._read("patch_features", _patches, images, resize)
 
-    def image_tokens(self, images: np.ndarray, *, reshape: bool = False, resize: bool = True) -> Tokens:
+    def image_tokens(self, images: Images, *, reshape: bool = False, resize: bool = True) -> Tokens:
         """The tokens of a ViT's last layer, after its final norm.
 
         Args:
-          images: uint8[B, H, W, 3], or anything that model_inputs.image_batch takes.
+          images: uint8[B, H, W, 3], or other Images.
           reshape: whether patches come as a grid.
           resize: as in encode_image.
 
@@ -73,11 +86,11 @@ class LayerFeatures:
         Raises:
           ValueError: for anything but such images, and for a model without transformer layers of images.
         """
-        return Tokens(self._read("image_tokens", _last_tokens, images, resize, reshape))
+        return self._read("image_tokens", _last_tokens, images, resize, reshape)
 
     def intermediate_layers(
         self,
-        images: np.ndarray,
+        images: Images,
         n: int | Sequence[int] = 1,
         *,
         reshape: bool = False,
@@ -87,7 +100,7 @@ class LayerFeatures:
         """The tokens of some layers of a ViT.
 
         Args:
-          images: uint8[B, H, W, 3], or anything that model_inputs.image_batch takes.
+          images: uint8[B, H, W, 3], or other Images.
           n: how many of the last layers; or the indices of layers, negative ones from the end.
           reshape: whether patches come as a grid.
           norm: whether the tokens go through the encoder's final norm.
@@ -102,14 +115,14 @@ class LayerFeatures:
           ValueError: for anything but such images, layers that there are not, and a model without transformer
             layers of images.
         """
-        read = (_layers, images, resize, self._layer_indices("intermediate_layers", n), reshape, norm)
-        return [Tokens(layer) for layer in self._read("intermediate_layers", *read)]
+        options = (self._layer_indices("intermediate_layers", n), reshape, norm)
+        return self._read("intermediate_layers", _layers, images, resize, *options)
 
-    def attention_maps(self, images: np.ndarray, layer: int = -1, *, resize: bool = True) -> np.ndarray:
+    def attention_maps(self, images: Images, layer: int = -1, *, resize: bool = True) -> np.ndarray:
         """The attention weights of a ViT's layer: of every token to every token.
 
         Args:
-          images: uint8[B, H, W, 3], or anything that model_inputs.image_batch takes.
+          images: uint8[B, H, W, 3], or other Images.
           layer: its index, a negative one from the end.
           resize: as in encode_image.
 
@@ -123,11 +136,11 @@ class LayerFeatures:
         (layer,) = self._layer_indices("attention_maps", [layer])
         return self._read("attention_maps", vit.attention_maps, images, resize, layer)
 
-    def class_attention(self, images: np.ndarray, layer: int = -1, *, resize: bool = True) -> np.ndarray:
+    def class_attention(self, images: Images, layer: int = -1, *, resize: bool = True) -> np.ndarray:
         """How much the class token attends to each patch, in a ViT's layer.
 
         Args:
-          images: uint8[B, H, W, 3], or anything that model_inputs.image_batch takes.
+          images: uint8[B, H, W, 3], or other Images.
           layer: its index, a negative one from the end.
           resize: as in encode_image.
 
@@ -170,15 +183,14 @@ def _patches(model: nn.Module, variables, images):
 
 def _last_tokens(model, variables, images, reshape):
     outputs = model.apply(variables, images)
-    tokens = {name: outputs[name] for name in _NAMES if name in outputs}
-    return _reshaped(tokens, _grid(model, images)) if reshape else tokens
+    return _tokens(outputs, _grid(model, images) if reshape else None)
 
 
 def _layers(model, variables, images, indices, reshape, norm):
     with contextlib.nullcontext() if norm else nn.intercept_methods(_without_final_norm):
         layers = model.apply(variables, images, intermediate=indices)["layers"]
-    tokens = [{name: array[i] for name, array in layers.items()} for i in range(len(indices))]
-    return [_reshaped(each, _grid(model, images)) for each in tokens] if reshape else tokens
+    grid = _grid(model, images) if reshape else None
+    return [_tokens(jax.tree.map(operator.itemgetter(i), layers), grid) for i in range(len(indices))]
 
 
 def _without_final_norm(call, inputs, options, context):
@@ -186,9 +198,13 @@ def _without_final_norm(call, inputs, options, context):
     return inputs[0] if context.module.name == "final_norm" else call(*inputs, **options)
 
 
-def _reshaped(tokens, grid):
-    patches = tokens["patches"]
-    return tokens | dict(patches=patches.reshape(len(patches), *grid, -1))
+def _tokens(outputs, grid):
+    """Tokens of a ViT's outputs, patches as a grid unless that is None."""
+    tokens = Tokens({name: outputs[name] for name in _NAMES if name in outputs})
+    if grid is not None:
+        patches = tokens["patches"]
+        tokens["patches"] = patches.reshape(len(patches), *grid, -1)
+    return tokens
 
 
 def _grid(model, images):

@@ -13,7 +13,7 @@ from big_ssl.evals import prompts, reading
 from big_ssl.evals.batched import in_batches, sharded
 from big_ssl.evals.capabilities import Trained, image_call, listed, methods, prediction
 from big_ssl.evals.layer_features import LayerFeatures
-from big_ssl.evals.model_inputs import checked_tokens, image_batch, is_text_list
+from big_ssl.evals.model_inputs import Images, checked_tokens, image_batch, is_text_list
 from big_ssl.losses.contrastive import l2_normalize
 
 _WITHOUT_TEXTS = "text encoder: it embeds images alone"
@@ -31,9 +31,12 @@ _LACKS = dict(
 
 
 class Predictor(LayerFeatures):
-    """A model with its weights. Its methods take and return NumPy arrays; if images come from several hosts,
-    they take a batch that `split` has placed. Images may be anything that model_inputs.image_batch takes: a
-    batch, a list of images of any sizes, a path.
+    """A model with its weights. Its methods return NumPy arrays, float32 whatever the dtype of computation.
+
+    They take as images uint8[B, H, W, 3], or a list of images of any sizes, each uint8[H, W, 3], a path or an
+    image of Pillow, or one such image: model_inputs.Images. Images of several hosts are a batch that `split`
+    has placed. By default images are preprocessed as the model was evaluated; with resize=False the encoder
+    gets them unchanged, all of one size, which need be neither the model's nor square.
 
     system: encoders and heads. encoder: the image encoder's module, None without one. methods: those of
       METHODS that the model has. image_config: how images are preprocessed, in the keys of a
@@ -91,7 +94,10 @@ class Predictor(LayerFeatures):
 
     @functools.cached_property
     def tokenizer(self):
-        """The function from texts to token ids. Raises ValueError if its vocabulary is missing."""
+        """The function from a list of N texts to token ids, dict(ids: int32[N, L], mask: bool[N, L]).
+
+        Raises ValueError if its vocabulary is missing.
+        """
         return self._make_tokenizer()
 
     @property
@@ -100,11 +106,11 @@ class Predictor(LayerFeatures):
         self._require("classify")
         return self.system.terms[self.system.provider("classify")].objective.head.classes
 
-    def encode_image(self, images: np.ndarray, normalize: bool = True, resize: bool = True) -> np.ndarray:
+    def encode_image(self, images: Images, normalize: bool = True, resize: bool = True) -> np.ndarray:
         """Embeds images; without an embedding head the result is the encoder's pooled output.
 
         Args:
-          images: uint8[B, H, W, 3].
+          images: uint8[B, H, W, 3], or other Images.
           normalize: whether embeddings get length 1.
           resize: whether images are preprocessed to the model's image size; otherwise the encoder gets them
             unchanged.
@@ -113,20 +119,22 @@ class Predictor(LayerFeatures):
           float32[B, D].
 
         Raises:
-          ValueError: for anything but such images.
+          FileNotFoundError: for a path to no file.
+          ValueError: for anything else but such images, and for a model without an image encoder.
         """
         self._require("encode_image")
         return self._images("normalized" if normalize else "encode_image", images, resize)
 
-    def pooled_features(self, images: np.ndarray, resize: bool = True) -> np.ndarray:
-        """uint8[B, H, W, 3] -> float32[B, W]: the image encoder's pooled output, before any head."""
+    def pooled_features(self, images: Images, resize: bool = True) -> np.ndarray:
+        """uint8[B, H, W, 3], or other Images -> float32[B, W]: the image encoder's pooled output, before any
+        head. resize: as in encode_image."""
         self._require("encode_image")
         return self._images("pooled", images, resize)
 
-    def classify(self, images: np.ndarray, resize: bool = True) -> np.ndarray:
-        """uint8[B, H, W, 3] -> float32[B, C]: the logits of a trained classifier.
+    def classify(self, images: Images, resize: bool = True) -> np.ndarray:
+        """uint8[B, H, W, 3], or other Images -> float32[B, C]: the logits of a trained classifier.
 
-        Raises ValueError for a model without one.
+        resize: as in encode_image. Raises ValueError for a model without one.
         """
         self._require("classify")
         return self._images("classify", images, resize)
@@ -151,7 +159,7 @@ class Predictor(LayerFeatures):
         return self._in_batches(lambda batch: self._text_features(self.variables, batch)[feature], tokens)
 
     def zero_shot(
-        self, images: np.ndarray, class_names: Sequence[str], templates: str | Sequence[str] = ("{}",)
+        self, images: Images, class_names: Sequence[str], templates: str | Sequence[str] = ("{}",)
     ) -> np.ndarray:
         """The probability of each class name for each image.
 
@@ -159,7 +167,7 @@ class Predictor(LayerFeatures):
         a sigmoid for each name (SigLIP, arXiv 2303.15343, equation 1), so that rows need not sum to 1.
 
         Args:
-          images: uint8[B, H, W, 3].
+          images: uint8[B, H, W, 3], or other Images.
           class_names: C names.
           templates: with {} for the name, or "openai" for CLIP's 80; the embeddings of several are averaged.
 
@@ -167,8 +175,10 @@ class Predictor(LayerFeatures):
           float32[B, C].
 
         Raises:
-          ValueError: for anything but images and names, and for a template without {}.
+          ValueError: for anything but images and names, for a template without {}, and for a model without a
+            text encoder.
         """
+        self._require("zero_shot")
         if not is_text_list(class_names):
             raise ValueError("class_names must be a list of str, at least one")
         templates, images = prompts.templates(templates), self._preprocessed(images, resize=True)

@@ -1,10 +1,15 @@
 """Tokens and attention of layers by name, against the encoder's module and against NumPy."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 import big_ssl
+from big_ssl.inference import Model
+from big_ssl.models.layer_layouts import stack_layers
+from big_ssl.models.vit import ViT
 from big_ssl.weights import architecture
 from tests.parity import goldens
 from tests.parity.other_sizes import random_images
@@ -134,6 +139,23 @@ def test_attention_maps_are_the_softmax_of_queries_and_keys(dino):
         np.testing.assert_allclose(weights, expected, rtol=1e-3, atol=1e-5)
     assert np.ptp(expected) > 0.1
     assert np.abs(dino.attention_maps(images, 0, resize=False) - expected).max() > 0.01
+
+
+def test_a_scanned_encoder_has_the_same_layers_and_attention(dino):
+    """As a run with scanned layers stores it."""
+    encoders = dict(image=dino.config["encoders"]["image"] | dict(scan=True))
+    params = dino.variables["params"] | dict(
+        encoders=dict(image=stack_layers(image_params(dino), ViT.stacks))
+    )
+    scanned = Model(dino.config | dict(encoders=encoders), dino.variables | dict(params=params))
+    images = random_images(SIZE)
+    calls = (
+        lambda model: model.intermediate_layers(images, 2, norm=False, reshape=True, resize=False),
+        lambda model: model.attention_maps(images, 0, resize=False),
+        lambda model: model.class_attention(images, -1, resize=False),
+    )
+    for call in calls:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, **CLOSE), call(scanned), call(dino))
 
 
 @pytest.mark.parametrize(("kind", "registers"), [("hf_dinov2", 3), ("hf_clip", 0)])

@@ -121,6 +121,16 @@ def test_a_missing_method_is_one_line_with_the_methods_there_are(call, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_without_an_image_encoder_names_it():
+    system, variables = colour_system()
+    texts = dataclasses.replace(system, encoders=dict(text=system.encoders["text"]), terms={})
+    predictor = make_predictor(texts, variables)
+    assert predictor.methods == ()
+    for method in ("encode_image", "pooled_features", "patch_features", "image_tokens", "attention_maps"):
+        with pytest.raises(ValueError, match=r"^this model has no image encoder; it has nothing$"):
+            getattr(predictor, method)(images(1))
+
+
 def test_a_required_method_that_the_objectives_lack():
     """The message names what every objective provides."""
     system, variables = colour_system()
