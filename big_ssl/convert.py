@@ -18,12 +18,11 @@ from flax.traverse_util import flatten_dict
 
 from big_ssl import inference, io
 from big_ssl.command_line import OUTPUT
-from big_ssl.model_flags import FROM
+from big_ssl.model_flags import FROM, resolve_format
 from big_ssl.model_flags import options as model_options
 from big_ssl.weights import hf_tokenizers
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import WRITABLE, read_checkpoint, write_checkpoint
-from big_ssl.weights.guess import guess
 
 _TO = flags.DEFINE_enum("to", "big_ssl", list(WRITABLE), "The output's format.")
 _INPUT = flags.DEFINE_string("input", None, "The weights file, or the folder with it and its JSON files.")
@@ -88,9 +87,7 @@ def main(_) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax logs every backend that it looks for
     try:
-        source = FROM.value
-        if source == "auto" and (source := guess(_INPUT.value)) != "big_ssl":
-            print(f"read as {source}")
+        source = resolve_format(FROM.value, _INPUT.value)
         count = convert(source, _INPUT.value, _TO.value, OUTPUT.value, model_options())
     except (WeightsError, OSError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -6,7 +6,8 @@
     python -m big_ssl.evaluate --from=openai_clip --checkpoint=ViT-B-32.pt --eval=emoji --output=b32.json
 
 --eval names an evaluator, --eval.KEY=VALUE sets its options (docs/evaluate.md), --name what its results
-are filed under. Exit code 2, and one line, where something does not fit.
+are filed under. Without --from the format is guessed, and the guess printed. Exit code 2, and one line, where
+something does not fit.
 """
 
 import ast
@@ -24,7 +25,8 @@ from big_ssl import command_line, inference, io
 from big_ssl.command_line import OUTPUT
 from big_ssl.config import ConfigError, validate_evaluator
 from big_ssl.evals import suite
-from big_ssl.model_flags import FROM, options
+from big_ssl.model_flags import FROM, resolve_format
+from big_ssl.model_flags import options as model_options
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, a converted folder, or weights.")
 _EVAL = flags.DEFINE_enum("eval", None, list(suite.EVALUATORS), "The evaluator.")
@@ -35,19 +37,37 @@ _OPTION = re.compile(r"--?eval\.([\w.]+)(=?)(.*)", re.DOTALL)
 _WORDS = {"true": True, "false": False}
 
 
-def evaluate(path, kind, eval_options: Mapping, output, name: str = "", **source) -> dict[str, float]:
-    """Runs one evaluator on one model, and writes output, JSON with the keys checkpoint, eval, options
-    and metrics. Returns the metrics, {"eval/<kind>/<dataset>/<metric>": value}.
+def evaluate(
+    path,
+    kind,
+    eval_options: Mapping,
+    output,
+    name: str = "",
+    source: str = "auto",
+    options: Mapping | None = None,
+) -> dict[str, float]:
+    """Runs one evaluator on one model, and writes JSON with the keys checkpoint, eval, options and metrics.
 
-    eval_options: the evaluator's; name: the dataset in these keys; source: as in inference.read.
-    Raises ConfigError, OSError, and ValueError that names what does not fit.
+    Args:
+      path: of the model.
+      kind: the evaluator, a key of suite.EVALUATORS.
+      eval_options: the evaluator's.
+      output: the file to write.
+      name: the dataset in the metrics' keys; "" for that of `dataset`.
+      source, options: as in inference.read; a guessed format is printed.
+
+    Returns:
+      The metrics, {"eval/<kind>/<dataset>/<metric>": value}.
+
+    Raises:
+      ConfigError, OSError, and ValueError that names what does not fit.
     """
     validate_evaluator(dict(eval_options, kind=kind), "eval")
     output = io.as_path(output)
     io.make_folder(output.parent)
     name = name or dataset(eval_options)
     evaluator = suite.build({name: dict(eval_options, kind=kind)})[name]
-    config, weights = inference.read(path, **source)
+    config, weights = inference.read(path, resolve_format(source, path), options)
     model = inference.Model(config, weights)
     suite.check(kind, evaluator, model)
     predictor = model.for_evaluation(progress=_progress)
@@ -107,9 +127,8 @@ def main(argv) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it looks for
     try:
-        eval_options = parse(argv[1:])
-        source = dict(source=FROM.value, options=options())
-        metrics = evaluate(_CHECKPOINT.value, _EVAL.value, eval_options, OUTPUT.value, _NAME.value, **source)
+        where = (_EVAL.value, parse(argv[1:]), OUTPUT.value, _NAME.value)
+        metrics = evaluate(_CHECKPOINT.value, *where, FROM.value, model_options())
     except (ConfigError, OSError, ValueError) as error:
         print(str(error).splitlines()[0], file=sys.stderr)
         sys.exit(2)

@@ -31,24 +31,39 @@ VOCABULARIES = {
     "sentencepiece_gemma": _PIECES,
 }
 
-# Examples that go through an encoder at once, on each device.
-_BATCH = 64
+# Examples that go through an encoder at once, on each device, unless a caller chooses.
+BATCH_SIZE = 64
 
 
 class Model(Predictor):
     """A trained or converted model: an image encoder; with a text encoder and a head that embeds both; with a
-    classifier if one was trained. Its methods take and return NumPy arrays.
+    classifier if one was trained. Its methods are those of Predictor and LayerFeatures, on NumPy arrays.
     """
 
-    def __init__(self, config: ModelConfig, variables: Mapping, dtype: str = "float32", devices=None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        variables: Mapping,
+        dtype: str = "float32",
+        devices=None,
+        batch_size: int = BATCH_SIZE,
+    ):
         """Places the weights on the devices.
 
         Args:
           config: see weights.format.ModelConfig.
           variables: as training.state.evaluation_variables returns.
-          dtype: of the computation.
+          dtype: of the computation, float32 or bfloat16; norms and softmax are float32 in either.
           devices: each computes a part of every batch; all devices if None.
+          batch_size: examples that go through an encoder at once, on each device.
+
+        Raises:
+          ValueError: for another dtype or batch size.
         """
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype is {dtype!r}; use float32 or bfloat16")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), devices)
         self.config, system, statistics = config, _system(config, dtype), variables.get("encoders", {})
         # Weights of encoders without running statistics come without this part.
@@ -61,7 +76,7 @@ class Model(Predictor):
             mesh,
             config,
             functools.partial(_tokenizer, config),
-            _BATCH * mesh_lib.batch_shards(mesh),
+            batch_size * mesh_lib.batch_shards(mesh),
         )
 
 
@@ -92,19 +107,25 @@ def _tokenizer(config):
     return tokenizers.build(options)
 
 
-def load(path, dtype: str = "float32", source: str = "auto", options: Mapping | None = None) -> Model:
+def load(
+    path,
+    dtype: str = "float32",
+    batch_size: int = BATCH_SIZE,
+    source: str = "auto",
+    options: Mapping | None = None,
+) -> Model:
     """The model in a folder that `python -m big_ssl.convert` or a run wrote, or in public weights.
 
     Args:
       path: the folder, or the weights' file.
-      dtype: of the computation.
+      dtype, batch_size: as in Model.
       source, options: as in `read`.
 
     Raises:
       FileNotFoundError, or ValueError for anything else.
     """
     config, variables = read(path, source, options)
-    return Model(config, variables, dtype)
+    return Model(config, variables, dtype, batch_size=batch_size)
 
 
 def read(path, source: str = "auto", options: Mapping | None = None) -> tuple[ModelConfig, dict]:

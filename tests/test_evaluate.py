@@ -80,6 +80,18 @@ def test_emoji(loaded, checkpoint, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["metrics"] == found
 
 
+@pytest.mark.parametrize(("source", "printed"), [("auto", "read as hf_clip\n"), ("hf_clip", "")])
+def test_a_guessed_format_is_printed(source, printed, loaded, tmp_path, capsys):
+    path = goldens.write_checkpoint("hf_clip", tmp_path / "in")
+    evaluate.evaluate(path, "emoji", dict(styles=STYLES), tmp_path / "out.json", source=source)
+    assert capsys.readouterr().out == printed
+
+
+def test_our_own_format_is_no_guess(loaded, checkpoint, tmp_path, capsys):
+    evaluate.evaluate(checkpoint, "emoji", dict(styles=STYLES), tmp_path / "out.json")
+    assert capsys.readouterr().out == ""
+
+
 def test_retrieval(loaded, checkpoint, tmp_path):
     given = dict(data=dict(kind="emoji", styles=STYLES, concepts="unseen"), captions=("label", "name"))
     found = evaluate.evaluate(checkpoint, "retrieval", given, tmp_path / "out.json")

@@ -74,13 +74,46 @@ def test_images_of_any_size_are_resized_and_other_ones_not(model):
     assert np.isfinite(whole).all()
 
 
-def test_batches_are_put_together(model, monkeypatch):
-    monkeypatch.setattr(inference, "_BATCH", 3)
-    pictures = images(7)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_batches_are_put_together(folder, batch_size, monkeypatch):
+    """Never more than batch_size images at once on a device."""
+    model = big_ssl.load(folder, batch_size=batch_size)
+    whole, sizes = model.system.bound_encoder, []
+
+    def bound_encoder(variables, call, inputs):
+        sizes.append(len(inputs))
+        return whole(variables, call, inputs)
+
+    monkeypatch.setattr(type(model.system), "bound_encoder", lambda _, *options: bound_encoder(*options))
+    pictures = images(model._mesh.size * batch_size + 1)
+    tokens = model.image_tokens(pictures)
+    assert sizes == [model._mesh.size * batch_size]
+    apart = [model.image_tokens(pictures[[i]])["patches"] for i in (0, -1)]
+    np.testing.assert_allclose(tokens["patches"][[0, -1]], np.concatenate(apart), rtol=1e-5, atol=1e-6)
+    pictures = pictures[:7]
     together = model.encode_image(pictures)
     apart = np.concatenate([model.encode_image(pictures[[i, i, i]])[:1] for i in range(7)])
     np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-6)
     assert len(np.unique(together.round(4), axis=0)) == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(dtype="float16"), "^dtype is 'float16'; use float32 or bfloat16$"),
+        (dict(batch_size=0), "^batch_size is 0; it must be at least 1$"),
+    ],
+)
+def test_options_of_load_that_are_errors(options, message, folder):
+    with pytest.raises(ValueError, match=message):
+        big_ssl.load(folder, **options)
+
+
+def test_features_in_bfloat16_are_float32_and_close(folder, model):
+    pictures = images()
+    coarse, exact = big_ssl.load(folder, "bfloat16").encode_image(pictures), model.encode_image(pictures)
+    assert coarse.dtype == np.float32
+    assert 0 < np.abs(coarse - exact).max() < 0.05
 
 
 @pytest.mark.parametrize(
@@ -269,9 +302,8 @@ def test_the_number_of_devices_changes_nothing(talking):
         )
 
 
-def test_the_predictor_of_evaluators(talking, monkeypatch):
+def test_the_predictor_of_evaluators(talking):
     """The same embeddings, in batches of one size whatever their number."""
-    monkeypatch.setattr(inference, "_BATCH", 1)
     predictor, pictures = talking.for_evaluation(), images(11, (30, 40))
     prepared = predictor.preprocess(pictures)
     np.testing.assert_array_equal(prepared, preprocessing.resize(pictures, 24, "crop"))
@@ -285,8 +317,8 @@ def test_the_predictor_of_evaluators(talking, monkeypatch):
     np.testing.assert_allclose(
         projected, talking.encode_image(pictures, normalize=False), rtol=1e-4, atol=1e-5
     )
-    tokens, pooled = predictor.intermediate_layers(prepared, 1), predictor.pooled_features(prepared)
-    np.testing.assert_allclose(tokens[:, 0], pooled, **close)
+    tokens, pooled = predictor.image_tokens(prepared), predictor.pooled_features(prepared)
+    np.testing.assert_allclose(tokens["cls"], pooled, **close)
 
 
 def test_a_size_that_is_not_the_vocabularys_is_named(folder, tmp_path):

@@ -1,6 +1,7 @@
 """Applies compiled functions to any number of examples, in batches sharded over the mesh."""
 
 import functools
+import operator
 
 import jax
 import numpy as np
@@ -18,30 +19,34 @@ def sharded(function, mesh):
     return jax.jit(fsdp.within(mesh, function), out_shardings=replicated(mesh))
 
 
-def in_batches(function, mesh, inputs, size: int) -> np.ndarray:
+def in_batches(function, mesh, inputs, size: int):
     """Applies a compiled function batch by batch.
 
     The last batch is padded by repeating its first row, and the padding is cut off again, so that all batches
     share one compilation.
 
     Args:
-      function: batch -> array [size, ...].
+      function: batch -> an array or a tree of arrays [size, ...].
       mesh: batches are split over it.
       inputs: an array or a tree of arrays [N, ...]; or a batch that is on the devices, see evals.reading.
       size: of a batch, rounded up to a multiple of the mesh's batch shards.
 
     Returns:
-      float32[N, ...].
+      float32[N, ...], an array or such a tree.
     """
     if isinstance(inputs, jax.Array):
-        return np.asarray(function(inputs), np.float32)
+        return _on_host(function(inputs))
     shards, total, results = mesh_lib.batch_shards(mesh), len(jax.tree.leaves(inputs)[0]), []
     size = -(-size // shards) * shards
     for start in range(0, total, size):
         part = jax.tree.map(functools.partial(_padded_slice, start=start, size=size), inputs)
-        result = function(mesh_lib.from_every_host(mesh, part))
-        results.append(np.asarray(result, np.float32)[: total - start])
-    return np.concatenate(results)
+        result = _on_host(function(mesh_lib.from_every_host(mesh, part)))
+        results.append(jax.tree.map(operator.itemgetter(slice(total - start)), result))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def _on_host(outputs):
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), outputs)
 
 
 def _padded_slice(array, start, size):

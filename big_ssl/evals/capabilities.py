@@ -9,9 +9,17 @@ from big_ssl.models.encoder import Encoder
 from big_ssl.objectives.base import EncoderCall
 
 # The methods that a model may have, which evaluators require and the heads of objectives provide.
-METHODS = ("encode_image", "encode_text", "zero_shot", "patch_features", "intermediate_layers", "classify")
-# Methods that the image encoder has without any head: encode_image is then its pooled output.
-_WITHOUT_HEAD = ("encode_image", "patch_features")
+METHODS = (
+    "encode_image",
+    "encode_text",
+    "zero_shot",
+    "patch_features",
+    "image_tokens",
+    "intermediate_layers",
+    "attention_maps",
+    "class_attention",
+    "classify",
+)
 # Methods of one embedding space: their results are compared with one another.
 _EMBEDDINGS = ("encode_image", "encode_text", "zero_shot")
 
@@ -89,14 +97,19 @@ def image_call(system: Trained) -> EncoderCall | None:
 
 def methods(system: Trained) -> tuple[str, ...]:
     """The methods of METHODS that a model has."""
-    call, available = image_call(system), []
-    for method in METHODS:
-        by_encoder = call is not None and method in _WITHOUT_HEAD
-        if method == "intermediate_layers":
-            by_encoder = call is not None and {"cls", "layers"} <= set(system.encoders[call.encoder].outputs)
-        if by_encoder or system.provider(method):
-            available.append(method)
-    return tuple(available)
+    call = image_call(system)
+    by_encoder = () if call is None else _without_head(system.encoders[call.encoder])
+    return tuple(method for method in METHODS if method in by_encoder or system.provider(method))
+
+
+def _without_head(encoder: Encoder) -> set[str]:
+    """Methods that an image encoder has without any head: encode_image is then its pooled output."""
+    available = {"encode_image", "patch_features"}
+    if "layers" in encoder.outputs:
+        available |= {"image_tokens", "intermediate_layers"}
+    if encoder.has_attention_maps:
+        available |= {"attention_maps", "class_attention"} if "cls" in encoder.outputs else {"attention_maps"}
+    return available
 
 
 def requirement_error(predictor, requires: Sequence[str]) -> str:

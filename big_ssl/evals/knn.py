@@ -81,7 +81,7 @@ class Knn(Evaluator):
     def sections(self, predictor):
         """Attention maps and patches if the encoder has them; test images with their nearest neighbours."""
         sections = []
-        if "intermediate_layers" in predictor.methods:
+        if "class_attention" in predictor.methods:
             images = functools.partial(self.images, predictor.channels)
             sections += encoder_sections(predictor, images)
         return [*sections, neighbour_section(self.nearest(predictor, _SHOWN, _NEIGHBOURS))]

@@ -8,7 +8,8 @@ from big_ssl.data.sources import SourceConfig
 from big_ssl.evals.classification import logit_scores
 from big_ssl.evals.evaluator import Evaluator
 from big_ssl.evals.labelled_set import LabelledSet
-from big_ssl.models import vit
+from big_ssl.evals.linear_features import check_layers, linear_features
+from big_ssl.models.vit import ViT
 from big_ssl.weights.linear_heads import BLOCKS, read_head
 
 
@@ -59,12 +60,12 @@ class LinearHead(Evaluator):
         return {f"linear_head/{self._name}/{metric}": value for metric, value in metrics.items()}
 
 
-def head_input(model: vit.ViT, variables: Mapping, images, size: int):
+def head_input(model: ViT, variables: Mapping, images, size: int):
     """The input of a head that reads `size` numbers: float32[B, size], see weights.linear_heads.
 
-    images: as in vit.layer_tokens. Raises ValueError as `blocks` does.
+    images: as in linear_features. Raises ValueError as `blocks` does.
     """
-    return vit.layer_tokens(model, variables, images, blocks(model, size)).reshape(len(images), size)
+    return linear_features(model, variables, images, blocks(model, size)).reshape(len(images), size)
 
 
 def blocks(encoder: nn.Module, size: int) -> int:
@@ -72,7 +73,7 @@ def blocks(encoder: nn.Module, size: int) -> int:
 
     Raises ValueError if no such head was trained on this image encoder.
     """
-    vit.check_layers(encoder, min(BLOCKS))
+    check_layers(encoder, min(BLOCKS))
     sizes = {(count + 1) * encoder.width: count for count in BLOCKS}
     if size not in sizes:
         valid = " or ".join(f"{numbers} (blocks: {count})" for numbers, count in sizes.items())
@@ -80,5 +81,5 @@ def blocks(encoder: nn.Module, size: int) -> int:
             f"linear_head: the head reads {size} numbers; on this image encoder, of width {encoder.width}, "
             f"it must read {valid}"
         )
-    vit.check_layers(encoder, sizes[size])
+    check_layers(encoder, sizes[size])
     return sizes[size]

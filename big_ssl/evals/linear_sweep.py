@@ -25,7 +25,7 @@ from big_ssl.evals import ranking
 from big_ssl.evals.batched import in_batches
 from big_ssl.evals.evaluator import Evaluator
 from big_ssl.evals.labelled_set import LabelledSet, labelled_splits
-from big_ssl.models import vit
+from big_ssl.evals.linear_features import check_layers, linear_features
 from big_ssl.parallel import distributed
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
@@ -108,7 +108,7 @@ class LinearSweep(Evaluator):
 
     def check(self, predictor) -> None:
         """Raises ValueError if the image encoder does not have the outputs that the heads read."""
-        vit.check_layers(predictor.encoder, max(self._sweep.blocks))
+        check_layers(predictor.encoder, max(self._sweep.blocks))
 
     def metrics(self, predictor) -> dict[str, float]:
         """{"linear_sweep/<name>/<metric>": value}: top1, mean_per_class and chance on test; rate, blocks
@@ -127,9 +127,9 @@ class LinearSweep(Evaluator):
         return {f"linear_sweep/{self._name}/{metric}": value for metric, value in metrics.items()}
 
     def _features(self, predictor, split):
-        """(float32[N, blocks + 1, W], int[N]), see vit.layer_tokens."""
+        """(float32[N, blocks + 1, W], int[N]), see linear_features."""
         count = max(self._sweep.blocks)
-        function = lambda images: predictor.intermediate_layers(images, count)  # noqa: E731
+        function = lambda images: predictor.apply(linear_features, images, count)  # noqa: E731
         kind = f"tokens of {count} layers"
         return self._sets[split].extract_features(function, kind, predictor, f"{self._name}: {split}")
 
@@ -153,7 +153,7 @@ class LinearSweep(Evaluator):
                 images, labels = (
                     map(host.place, np.split(np.asarray(batch[key]), ends)) for key in ("image", "label")
                 )
-                features = [predictor.intermediate_layers(part, count) for part in images]
+                features = [predictor.apply(linear_features, part, count) for part in images]
                 yield np.concatenate(features), np.concatenate([host.collect(part) for part in labels])
 
 
@@ -199,7 +199,7 @@ def train_heads(sweep: Sweep, batches, mesh) -> list[dict]:
 
     Args:
       sweep: the heads.
-      batches: pairs of (float32[B, n + 1, W], see vit.layer_tokens; int[B]), n the largest number of blocks.
+      batches: pairs of (float32[B, n + 1, W], see linear_features; int[B]), n the largest number of blocks.
       mesh: batches are split over it.
 
     Returns:

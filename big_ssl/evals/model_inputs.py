@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -10,11 +11,14 @@ from PIL import Image
 from big_ssl import io
 from big_ssl.data import bands, decode
 
+# What a model's methods take as images, see `image_batch`.
+Images = np.ndarray | str | os.PathLike | Image.Image | Sequence[Any]
+
 _TEXTS = "a list of str or int32[B, L]"
 
 
 def image_batch(
-    images, preprocess: Callable[[np.ndarray], np.ndarray] | None, channels: int = 3
+    images: Images, preprocess: Callable[[np.ndarray], np.ndarray] | None, channels: int = 3
 ) -> np.ndarray:
     """The batch of images that a model is called with.
 

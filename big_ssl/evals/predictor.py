@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -13,22 +12,31 @@ from big_ssl.data import preprocessing
 from big_ssl.evals import prompts, reading
 from big_ssl.evals.batched import in_batches, sharded
 from big_ssl.evals.capabilities import Trained, image_call, listed, methods, prediction
-from big_ssl.evals.model_inputs import checked_tokens, image_batch, is_text_list
+from big_ssl.evals.layer_features import LayerFeatures
+from big_ssl.evals.model_inputs import Images, checked_tokens, image_batch, is_text_list
 from big_ssl.losses.contrastive import l2_normalize
-from big_ssl.models import vit
 
-# {method: the missing part, as messages name it}.
+_WITHOUT_TEXTS = "text encoder: it embeds images alone"
+_WITHOUT_LAYERS = "transformer layers: its image encoder is {}"
+# {method: the missing part, as messages name it, with {} for the type of the image encoder}.
 _LACKS = dict(
     classify="classifier: none was trained",
-    encode_text="text encoder: it embeds images alone",
-    zero_shot="text encoder: it embeds images alone",
+    encode_text=_WITHOUT_TEXTS,
+    zero_shot=_WITHOUT_TEXTS,
+    image_tokens=_WITHOUT_LAYERS,
+    intermediate_layers=_WITHOUT_LAYERS,
+    attention_maps="attention maps: its image encoder is {}",
+    class_attention="class token that attends to patches: its image encoder is {}",
 )
 
 
-class Predictor:
-    """A model with its weights. Its methods take and return NumPy arrays; if images come from several hosts,
-    they take a batch that `split` has placed. Images may be anything that model_inputs.image_batch takes: a
-    batch, a list of images of any sizes, a path.
+class Predictor(LayerFeatures):
+    """A model with its weights. Its methods return NumPy arrays, float32 whatever the dtype of computation.
+
+    They take as images uint8[B, H, W, 3], or a list of images of any sizes, each uint8[H, W, 3], a path or an
+    image of Pillow, or one such image: model_inputs.Images. Images of several hosts are a batch that `split`
+    has placed. By default images are preprocessed as the model was evaluated; with resize=False the encoder
+    gets them unchanged, all of one size, which need be neither the model's nor square.
 
     system: encoders and heads. encoder: the image encoder's module, None without one. methods: those of
       METHODS that the model has. image_config: how images are preprocessed, in the keys of a
@@ -87,7 +95,10 @@ class Predictor:
 
     @functools.cached_property
     def tokenizer(self):
-        """The function from texts to token ids. Raises ValueError if its vocabulary is missing."""
+        """The function from a list of N texts to token ids, dict(ids: int32[N, L], mask: bool[N, L]).
+
+        Raises ValueError if its vocabulary is missing.
+        """
         return self._make_tokenizer()
 
     @property
@@ -96,11 +107,11 @@ class Predictor:
         self._require("classify")
         return self.system.terms[self.system.provider("classify")].objective.head.classes
 
-    def encode_image(self, images: np.ndarray, normalize: bool = True, resize: bool = True) -> np.ndarray:
+    def encode_image(self, images: Images, normalize: bool = True, resize: bool = True) -> np.ndarray:
         """Embeds images; without an embedding head the result is the encoder's pooled output.
 
         Args:
-          images: uint8[B, H, W, 3].
+          images: uint8[B, H, W, 3], or other Images.
           normalize: whether embeddings get length 1.
           resize: whether images are preprocessed to the model's image size; otherwise the encoder gets them
             unchanged.
@@ -109,46 +120,25 @@ class Predictor:
           float32[B, D].
 
         Raises:
-          ValueError: for anything but such images.
+          FileNotFoundError: for a path to no file.
+          ValueError: for anything else but such images, and for a model without an image encoder.
         """
         self._require("encode_image")
         return self._images("normalized" if normalize else "encode_image", images, resize)
 
-    def pooled_features(self, images: np.ndarray, resize: bool = True) -> np.ndarray:
-        """uint8[B, H, W, 3] -> float32[B, W]: the image encoder's pooled output, before any head."""
+    def pooled_features(self, images: Images, resize: bool = True) -> np.ndarray:
+        """uint8[B, H, W, 3], or other Images -> float32[B, W]: the image encoder's pooled output, before any
+        head. resize: as in encode_image."""
         self._require("encode_image")
         return self._images("pooled", images, resize)
 
-    def classify(self, images: np.ndarray, resize: bool = True) -> np.ndarray:
-        """uint8[B, H, W, 3] -> float32[B, C]: the logits of a trained classifier.
+    def classify(self, images: Images, resize: bool = True) -> np.ndarray:
+        """uint8[B, H, W, 3], or other Images -> float32[B, C]: the logits of a trained classifier.
 
-        Raises ValueError for a model without one.
+        resize: as in encode_image. Raises ValueError for a model without one.
         """
         self._require("classify")
         return self._images("classify", images, resize)
-
-    def patch_features(self, images: np.ndarray, resize: bool = True) -> np.ndarray:
-        """uint8[B, H, W, 3] -> float32[B, N, D] of a ViT, N row by row, after its final norm;
-        [B, H', W', C] of a convolutional encoder, its last map."""
-        self._require("patch_features")
-        return self.apply(_patches, self._preprocessed(images, resize))
-
-    def intermediate_layers(self, images: np.ndarray, count: int = 1, resize: bool = True) -> np.ndarray:
-        """Features of a ViT's last layers, after its final norm.
-
-        Args:
-          images: uint8[B, H, W, 3].
-          count: how many layers.
-          resize: as in encode_image.
-
-        Returns:
-          float32[B, count + 1, D]: the class tokens, the last layer's last, then the mean of its patches.
-
-        Raises:
-          ValueError: if the encoder has fewer layers or no class token.
-        """
-        self._require("intermediate_layers")
-        return self.apply(vit.layer_tokens, self._preprocessed(images, resize), count)
 
     def encode_text(self, texts, mask: np.ndarray | None = None, normalize: bool = True) -> np.ndarray:
         """Embeds texts.
@@ -170,7 +160,7 @@ class Predictor:
         return self._in_batches(lambda batch: self._text_features(self.variables, batch)[feature], tokens)
 
     def zero_shot(
-        self, images: np.ndarray, class_names: Sequence[str], templates: str | Sequence[str] = ("{}",)
+        self, images: Images, class_names: Sequence[str], templates: str | Sequence[str] = ("{}",)
     ) -> np.ndarray:
         """The probability of each class name for each image.
 
@@ -178,7 +168,7 @@ class Predictor:
         a sigmoid for each name (SigLIP, arXiv 2303.15343, equation 1), so that rows need not sum to 1.
 
         Args:
-          images: uint8[B, H, W, 3].
+          images: uint8[B, H, W, 3], or other Images.
           class_names: C names.
           templates: with {} for the name, or "openai" for CLIP's 80; the embeddings of several are averaged.
 
@@ -186,8 +176,10 @@ class Predictor:
           float32[B, C].
 
         Raises:
-          ValueError: for anything but images and names, and for a template without {}.
+          ValueError: for anything but images and names, for a template without {}, and for a model without a
+            text encoder.
         """
+        self._require("zero_shot")
         if not is_text_list(class_names):
             raise ValueError("class_names must be a list of str, at least one")
         templates, images = prompts.templates(templates), self._preprocessed(images, resize=True)
@@ -198,21 +190,25 @@ class Predictor:
             return np.asarray(jax.nn.sigmoid(logits + scalars["logit_bias"]))
         return np.asarray(jax.nn.softmax(logits))
 
-    def apply(self, function: Callable, images, *options, size: int | None = None) -> np.ndarray:
+    def apply(self, function: Callable, images, *options, size: int | None = None) -> Any:
         """Applies a function to the image encoder, for example to read its layers.
 
         Args:
-          function: (module, its variables, float32[B, S, S, 3], *options) -> [B, ...]; compiled once for each
-            options.
-          images: uint8[N, S, S, 3], preprocessed.
+          function: (module, its variables, float32[B, H, W, 3], *options) -> [B, ...], an array or a tree of
+            arrays; compiled once for each options.
+          images: uint8[N, H, W, 3], preprocessed.
           *options: further arguments of the function, hashable.
           size: examples in a batch, None for the usual number.
 
         Returns:
-          float32[N, ...].
+          float32[N, ...], an array or such a tree.
         """
         probe = self._probe(function, *options)
         return self._in_batches(lambda batch: probe(self.variables, batch), images, size)
+
+    def _read(self, method, function, images, resize, *options):
+        self._require(method)
+        return self.apply(function, self._preprocessed(images, resize), *options)
 
     def _images(self, feature, images, resize):
         images = self._preprocessed(images, resize)
@@ -235,9 +231,11 @@ class Predictor:
         if not (self._whole_batches or isinstance(inputs, jax.Array)):
             size = min(size, len(jax.tree.leaves(inputs)[0]))
         outputs = in_batches(function, self._mesh, inputs, size)
-        if self._whole_batches and not np.isfinite(outputs).all():
-            bad = int((~np.isfinite(outputs.reshape(len(outputs), -1)).all(1)).sum())
-            raise ValueError(f"features of {bad} of {len(outputs)} examples are not finite")
+        if self._whole_batches:
+            arrays = jax.tree.leaves(outputs)
+            finite = np.all([np.isfinite(x.reshape(len(x), -1)).all(1) for x in arrays], axis=0)
+            if bad := int((~finite).sum()):
+                raise ValueError(f"features of {bad} of {len(finite)} examples are not finite")
         return outputs
 
     def _compute_image_features(self, variables, images):
@@ -270,9 +268,7 @@ class Predictor:
 
     def _require(self, method):
         if method not in self.methods:
-            raise ValueError(f"this model has no {_LACKS.get(method, method)}; it has {listed(self.methods)}")
-
-
-def _patches(model: nn.Module, variables, images):
-    outputs: Any = model.apply(variables, images)
-    return outputs["patches"]
+            lacks = _LACKS.get(method, method).format(type(self.encoder).__name__)
+            if self.encoder is None and method not in ("encode_text", "classify"):
+                lacks = "image encoder"
+            raise ValueError(f"this model has no {lacks}; it has {listed(self.methods)}")

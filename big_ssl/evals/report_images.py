@@ -7,8 +7,8 @@ import numpy as np
 
 from big_ssl.data import bands, preprocessing
 from big_ssl.evals import plots
+from big_ssl.evals.layer_features import class_attention
 from big_ssl.evals.report_sections import EvalSection
-from big_ssl.models import vit
 
 # A map with this many patches a side is readable; images are enlarged for it, up to four times.
 _FINE, _LARGEST = 24, 4
@@ -30,14 +30,6 @@ class NearestImages(NamedTuple):
     neighbours: Sequence[tuple[Sequence[np.ndarray], Sequence[str]]]
     cosines: np.ndarray
     candidates: int
-
-
-def class_attention(model: vit.ViT, variables, images):
-    """For Predictor.apply: float32[B, heads, N], the class token's attention to patches in the last layer.
-
-    That to itself and to registers is left out.
-    """
-    return vit.last_attention(model, variables, images)[:, :, 0, 1 + model.registers :]
 
 
 def encoder_sections(predictor, images: Callable[[int, Callable], np.ndarray]) -> list[EvalSection]:
@@ -62,10 +54,10 @@ def encoder_sections(predictor, images: Callable[[int, Callable], np.ndarray]) -
 
 
 def _attention(images, attention, size):
-    side, heads = _side(attention.swapaxes(1, 2)), attention.shape[1]
+    heads = attention.shape[1]
     shown = min(heads, _HEADS)
     rows = [
-        [plots.Tile(bands.visible(image)), *(plots.Tile(one.reshape(side, side)) for one in maps[:shown])]
+        [plots.Tile(bands.visible(image)), *(plots.Tile(one) for one in maps[:shown])]
         for image, maps in zip(images, attention, strict=True)
     ]
     titles = ["image", *(f"head {i + 1}" for i in range(shown))]

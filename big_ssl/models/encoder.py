@@ -19,6 +19,7 @@ class Encoder(nn.Module):
     input: "image", __call__(images: float[B, H, W, C], train), or "text", __call__(ids: int32[B, L],
       mask: bool[B, L], train).
     takes_several_sizes: whether `images` may be a tuple of batches of several sizes, for one run.
+    has_attention_maps: whether vit.attention_maps reads the layers.
     stacks: {regular expression of a layer's prefix: index of the first layer in the stack}, of a scanned
       encoder; see models/layer_layouts.py.
     channels: C of the images, an option of the encoders that can have other than three.
@@ -27,6 +28,7 @@ class Encoder(nn.Module):
 
     input: ClassVar[Literal["image", "text"]] = "image"
     takes_several_sizes: ClassVar[bool] = False
+    has_attention_maps: ClassVar[bool] = False
     stacks: ClassVar[Mapping[str, int]] = {}
     channels = 3  # without an annotation it is no field of a module; encoders with the option declare one
     first_kernel: ClassVar[str] = ""
@@ -35,9 +37,9 @@ class Encoder(nn.Module):
     def outputs(self) -> tuple[str, ...]:
         """The keys of the dict that __call__ returns.
 
-        pooled: float32[B, D]. cls: float32[B, D], the class token. patches: [B, N, D], or [B, H, W, D] for a
-        convolutional network. tokens: [B, L, D] of a text. layers: outputs of intermediate layers, only for
-        calls that request them.
+        pooled: float32[B, D]. cls: float32[B, D], the class token. registers: [B, R, D]. patches: [B, N, D],
+        or [B, H, W, D] for a convolutional network. tokens: [B, L, D] of a text. layers: outputs of
+        intermediate layers, only for calls that request them.
         """
         raise NotImplementedError
 

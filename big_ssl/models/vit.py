@@ -74,8 +74,8 @@ class ViT(TransformerEncoder):
     rope_base: a number for rotary embeddings instead of that table (models/rotary.py; 100 in DINOv3);
       rope_rescale: in training all positions are multiplied by a random factor in [1 / rope_rescale,
       rope_rescale].
-    registers: the number of learned tokens without a position after the class token; they are in no
-      output (Darcet et al. 2024, arXiv 2309.16588).
+    registers: the number of learned tokens without a position after the class token
+      (Darcet et al. 2024, arXiv 2309.16588).
     mask_token: whether there is one to replace masked patches (iBOT).
     activation, feed_forward, kernel_init: names in models.transformer; mlp_dim: None is 4 * width
       for "mlp", and by DINOv2's rule for "swiglu".
@@ -122,11 +122,13 @@ class ViT(TransformerEncoder):
 
     takes_several_sizes = True
     first_kernel = "patch_embedding/kernel"
+    has_attention_maps = True
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """See Encoder; "cls" only with a class token."""
-        return ("pooled", *(("cls",) if self.class_token else ()), "patches", "layers")
+        """See Encoder; "cls" only with a class token, "registers" only with registers."""
+        prefix = dict(cls=self.class_token, registers=self.registers)
+        return ("pooled", *(name for name, count in prefix.items() if count), "patches", "layers")
 
     def resize_params(self, name, array, shape):
         """The position table, whose first row is the class token's, if there is one."""
@@ -147,9 +149,9 @@ class ViT(TransformerEncoder):
 
         Returns:
           dict(pooled: float32[B, D], patches: dtype[B, N, D]), both after the final norm, N row by row, in
-          training without the dropped ones; cls: float32[B, D] if there is a class token; and with n
-          intermediate layers their outputs after the same norm: layers: dict(cls: float32[n, B, D] if there
-          is a class token, patches: [n, B, N, D]).
+          training without the dropped ones; cls: float32[B, D] if there is a class token; registers:
+          dtype[B, R, D] if there are any; and with n intermediate layers their outputs after the same norm:
+          layers: dict(cls: float32[n, B, D], registers: [n, B, R, D], patches: [n, B, N, D]), likewise.
 
         Raises:
           ValueError: for options, images and masks that do not fit.
@@ -283,11 +285,12 @@ class ViT(TransformerEncoder):
         return np.arange(self.depth)[list(intermediate)]
 
     def _split_tokens(self, x):
-        """[..., T, D] -> dict(cls: [..., D] if there is a class token, patches: [..., N, D])."""
-        patches = x[..., int(self.class_token) + self.registers :, :]
-        if not self.class_token:
-            return dict(patches=patches)
-        return dict(cls=x[..., 0, :].astype(jnp.float32), patches=patches)
+        """[..., T, D] -> dict(cls: [..., D] and registers: [..., R, D], if any, patches: [..., N, D])."""
+        first = int(self.class_token)
+        tokens = dict(cls=x[..., 0, :].astype(jnp.float32)) if self.class_token else {}
+        if self.registers:
+            tokens["registers"] = x[..., first : first + self.registers, :]
+        return tokens | dict(patches=x[..., first + self.registers :, :])
 
     def _drop_rates(self):
         if not self.drop_path:
@@ -333,47 +336,19 @@ def _after(tokens, x):
     return jnp.concatenate([jnp.broadcast_to(tokens, (len(x), *tokens.shape)), x], axis=1)
 
 
-def layer_tokens(model: ViT, variables: Mapping, images, count: int):
-    """The features that DINOv2's linear heads read.
-
-    Args:
-      model: a ViT with a class token.
-      variables: its variables.
-      images: float[B, H, W, 3], normalised.
-      count: how many of the last layers.
-
-    Returns:
-      float32[B, count + 1, D]: the class tokens of the last `count` layers, the last layer's last, then the
-      mean of its patches, all after the final norm. Raises ValueError as check_layers does.
-    """
-    check_layers(model, count)
-    outputs: Any = model.apply(variables, images, intermediate=range(-count, 0))
-    between = outputs["layers"]
-    mean = between["patches"][-1].astype(jnp.float32).mean(1)
-    return jnp.concatenate([between["cls"], mean[None]]).swapaxes(0, 1)
-
-
-def check_layers(model: nn.Module, count: int) -> None:
-    """Raises ValueError if a model does not have class tokens after its last `count` layers."""
-    if not {"cls", "layers"} <= set(model.outputs):
-        raise ValueError(
-            f"the image encoder, {type(model).__name__}, has no class token; it must be a ViT with one"
-        )
-    if count > model.num_layers:
-        raise ValueError(f"the last {count} layers are requested; the image encoder has {model.num_layers}")
-
-
-def last_attention(model: ViT, variables: Mapping, images):
-    """The attention weights of the last layer, recomputed from its queries and keys.
+def attention_maps(model: ViT, variables: Mapping, images, layer: int = -1, queries: int | None = None):
+    """The attention weights of a layer, recomputed from its queries and keys.
 
     Args:
       model: a ViT.
       variables: its variables.
       images: float[B, H, W, 3], normalised.
+      layer: its index, a negative one from the end.
+      queries: of how many first tokens the weights are computed; None for all.
 
     Returns:
-      float32[B, heads, T, T], rows that sum to one; T: the class token, the registers, the patches,
-      row by row, if the model has them.
+      float32[B, heads, T, T], or [B, heads, queries, T]; rows sum to one. T: the class token and the
+      registers, if the model has them, then the patches, row by row.
     """
 
     def is_query_or_key(module, _):
@@ -384,13 +359,13 @@ def last_attention(model: ViT, variables: Mapping, images):
     )[1]
     captured = captured["intermediates"]
     if model.scan:
-        layer = jax.tree.map(lambda x: x[-1], captured["layer_stack"])
+        modules = jax.tree.map(lambda x: x[layer], captured["layer_stack"])
     else:
-        layer = captured[f"layer{model.depth - 1}"]
-    query, key = (layer[name]["__call__"][0].astype(jnp.float32) for name in ("query", "key"))
+        modules = captured[f"layer{layer % model.depth}"]
+    query, key = (modules[name]["__call__"][0].astype(jnp.float32) for name in ("query", "key"))
     query, key = (x.reshape(*x.shape[:2], model.heads, -1) for x in (query, key))
     if model.rope_base is not None:
         grid = [side // model.patch for side in images.shape[1:3]]
         rope = rope_sincos(grid, query.shape[-1], model.rope_base)
         query, key = apply_rope(query, rope), apply_rope(key, rope)
-    return attention_weights(query, key)
+    return attention_weights(query[:, :queries], key)

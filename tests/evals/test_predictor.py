@@ -92,7 +92,8 @@ def without(*names):
 
 def test_methods_follow_from_encoders_and_heads(predictor):
     assert predictor.methods == capabilities.METHODS
-    of_the_encoder = ("encode_image", "patch_features", "intermediate_layers")
+    of_layers = ("image_tokens", "intermediate_layers", "attention_maps", "class_attention")
+    of_the_encoder = ("encode_image", "patch_features", *of_layers)
     assert without("pairs").methods == (*of_the_encoder, "classify")
     assert without("pairs", "colours").methods == of_the_encoder
 
@@ -120,6 +121,16 @@ def test_a_missing_method_is_one_line_with_the_methods_there_are(call, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_without_an_image_encoder_names_it():
+    system, variables = colour_system()
+    texts = dataclasses.replace(system, encoders=dict(text=system.encoders["text"]), terms={})
+    predictor = make_predictor(texts, variables)
+    assert predictor.methods == ()
+    for method in ("encode_image", "pooled_features", "patch_features", "image_tokens", "attention_maps"):
+        with pytest.raises(ValueError, match=r"^this model has no image encoder; it has nothing$"):
+            getattr(predictor, method)(images(1))
+
+
 def test_a_required_method_that_the_objectives_lack():
     """The message names what every objective provides."""
     system, variables = colour_system()
@@ -127,7 +138,8 @@ def test_a_required_method_that_the_objectives_lack():
     predictor = make_predictor(dataclasses.replace(system, terms=terms), variables)
     texts = Retrieval(dict(kind="emoji", styles=("fxemoji",)), captions=("label",), name="x")
     message = (
-        r"^evals\.x requires encode_text; the model has encode_image, patch_features, intermediate_layers, "
+        r"^evals\.x requires encode_text; the model has encode_image, patch_features, image_tokens, "
+        r"intermediate_layers, attention_maps, class_attention, "
         r"classify \(its objectives provide colours: classify; koleo: nothing\)$"
     )
     with pytest.raises(ValueError, match=message):
@@ -213,5 +225,7 @@ def test_fields_and_encoders_of_any_name(predictor):
     pixels = images(3)
     np.testing.assert_array_equal(other.encode_image(pixels), predictor.encode_image(pixels))
     np.testing.assert_array_equal(other.encode_text(["red"]), predictor.encode_text(["red"]))
-    layers = [each.intermediate_layers(pixels, 2) for each in (other, predictor)]
-    np.testing.assert_allclose(*layers, rtol=1e-5, atol=1e-6)
+    (one, two), expected = (each.intermediate_layers(pixels, 2) for each in (other, predictor))
+    for name in ("cls", "patches"):
+        np.testing.assert_allclose(one[name], expected[0][name], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(two[name], expected[1][name], rtol=1e-5, atol=1e-6)

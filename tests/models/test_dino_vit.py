@@ -116,11 +116,12 @@ def test_layer_scale_multiplies_a_branch():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_registers_are_read_and_are_in_no_output():
+def test_registers_are_read_and_returned_by_name():
     none = np.zeros((2, 6), bool)
     found = run(VARIABLES, PICTURES, none)
     assert found["patches"].shape == (2, 6, 8)
-    assert found.keys() == {"pooled", "cls", "patches", "layers"}
+    assert found.keys() == {"pooled", "cls", "registers", "patches", "layers"}
+    assert found["registers"].shape == (2, 2, 8)
     swapped = VARIABLES["params"] | dict(registers=VARIABLES["params"]["registers"][::-1])
     same = run({"params": swapped}, PICTURES, none)  # they have no place
     np.testing.assert_allclose(same["patches"], found["patches"], rtol=1e-4, atol=1e-4)
@@ -131,7 +132,7 @@ def test_registers_are_read_and_are_in_no_output():
 def test_the_class_token_is_there_where_it_is_not_pooled():
     model = vit.ViT(**(TINY | dict(pooling="mean", depth=0)))
     found = jax.jit(model.apply, **UNOPTIMISED)(drawn(model), PICTURES)
-    assert found.keys() == {"pooled", "cls", "patches"}
+    assert found.keys() == {"pooled", "cls", "registers", "patches"}
     assert (found["cls"].shape, found["cls"].dtype) == ((2, 8), jnp.float32)
     np.testing.assert_allclose(found["pooled"], found["patches"].mean(1), rtol=1e-5, atol=1e-5)
     # Nothing between embedding and norm, and so nothing that the images say.
@@ -142,9 +143,11 @@ def test_the_class_token_is_there_where_it_is_not_pooled():
 def test_layers_between_are_those_of_a_shallower_tower():
     found = run(VARIABLES, PICTURES, np.zeros((2, 6), bool))
     between = found["layers"]
-    assert (between["cls"].shape, between["patches"].shape) == ((2, 2, 8), (2, 2, 6, 8))
+    shapes = dict(cls=(2, 2, 8), registers=(2, 2, 2, 8), patches=(2, 2, 6, 8))
+    assert {name: array.shape for name, array in between.items()} == shapes
     np.testing.assert_array_equal(between["cls"][0], found["pooled"])
-    np.testing.assert_array_equal(between["patches"][0], found["patches"])
+    for name in ("registers", "patches"):
+        np.testing.assert_array_equal(between[name][0], found[name])
     shallow = vit.ViT(**(TINY | dict(depth=1)))
     expected = jax.jit(shallow.apply, **UNOPTIMISED)(VARIABLES, PICTURES)
     np.testing.assert_allclose(between["cls"][1], expected["pooled"], rtol=1e-5, atol=1e-5)
@@ -154,20 +157,6 @@ def test_layers_between_are_those_of_a_shallower_tower():
             jax.eval_shape(functools.partial(MODEL.apply, intermediate=[index]), VARIABLES, PICTURES)
 
 
-def test_layer_tokens_are_what_the_layers_give():
-    """Class tokens in order, then the mean of the last layer's patches, registers left out."""
-    found = jax.jit(functools.partial(vit.layer_tokens, MODEL, count=2), **UNOPTIMISED)(VARIABLES, PICTURES)
-    between = run(VARIABLES, PICTURES, np.zeros((2, 6), bool))["layers"]
-    assert (found.shape, found.dtype) == ((2, 3, 8), jnp.float32)
-    np.testing.assert_allclose(found[:, 0], between["cls"][1], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found[:, 1], between["cls"][0], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found[:, 2], between["patches"][0].mean(1), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="the last 3 layers are requested; the image encoder has 2"):
-        vit.check_layers(MODEL, 3)
-    with pytest.raises(ValueError, match="ViT, has no class token; it must be a ViT with one"):
-        vit.check_layers(MODEL.clone(class_token=False), 1)
-
-
 def test_scanned_is_unrolled():
     """Layers between and the last attention too; what is trained: test_scanned_towers.py."""
     model, stacked = MODEL.clone(scan=True, remat="full"), stack_layers(VARIABLES, vit.ViT.stacks)
@@ -175,7 +164,7 @@ def test_scanned_is_unrolled():
 
     @functools.partial(jax.jit, **UNOPTIMISED)
     def scanned(variables):
-        attention = vit.last_attention(model, variables, PICTURES)
+        attention = [vit.attention_maps(model, variables, PICTURES, layer) for layer in (-1, 0)]
         return model.apply(variables, PICTURES, mask=mask, intermediate=(-1, 0)), attention
 
     found, attention = scanned(stacked)
@@ -183,10 +172,13 @@ def test_scanned_is_unrolled():
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-    unrolled = jax.jit(functools.partial(vit.last_attention, MODEL), **UNOPTIMISED)(VARIABLES, PICTURES)
-    assert attention.shape == (2, 2, 9, 9)
-    np.testing.assert_allclose(attention.sum(-1), 1, rtol=1e-5)
-    np.testing.assert_allclose(attention, unrolled, rtol=1e-4, atol=1e-5)
+    assert np.abs(attention[0] - attention[1]).max() > 0.01
+    for layer, weights in zip((1, 0), attention, strict=True):
+        read = functools.partial(vit.attention_maps, MODEL, layer=layer)
+        unrolled = jax.jit(read, **UNOPTIMISED)(VARIABLES, PICTURES)
+        assert weights.shape == (2, 2, 9, 9)
+        np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+        np.testing.assert_allclose(weights, unrolled, rtol=1e-4, atol=1e-5)
 
 
 @functools.cache

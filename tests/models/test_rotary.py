@@ -58,7 +58,7 @@ def test_a_tower_without_a_table():
     table_free = TINY.clone(rope_base=None)
     assert "position_embedding" in jax.eval_shape(table_free.init, jax.random.key(0), PICTURES)["params"]
     assert not np.allclose(np.sort(straight, axis=1), np.sort(mirrored, axis=1), atol=1e-3)
-    attention = vit.last_attention(TINY, variables(), PICTURES)
+    attention = vit.attention_maps(TINY, variables(), PICTURES)
     np.testing.assert_allclose(attention.sum(-1), 1, rtol=1e-5)
     stretched = TINY.clone(rope_rescale=2.0)
     apply = functools.partial(stretched.apply, variables(), PICTURES, rngs=dict(dropout=jax.random.key(1)))

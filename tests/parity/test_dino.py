@@ -272,7 +272,7 @@ def test_attention_is_transformers_own(tmp_path):
     with torch.no_grad():
         expected = peer(dino_peers.pixels(images), output_attentions=True).attentions[-1].numpy()
     module, variables = tower("hf_dinov2", tmp_path)
-    found = vit.last_attention(module, variables, images)
+    found = vit.attention_maps(module, variables, images)
     assert found.shape == (2, 3, 22, 22)
     np.testing.assert_allclose(found, expected, **CLOSE)
 

@@ -50,6 +50,7 @@ def test_transformers_tokens(size, folder):
     for name, mask in (("masked", masks), ("tokens", np.zeros_like(masks))):
         found, expected = run(golden()[f"{size}_images"], mask), golden()[f"{size}_{name}"]
         np.testing.assert_allclose(found["pooled"], expected[:, 0], **CLOSE)
+        np.testing.assert_allclose(found["registers"], expected[:, 1:4], **CLOSE)
         np.testing.assert_allclose(found["patches"], expected[:, 4:], **CLOSE)
     assert np.abs(golden()[f"{size}_masked"] - golden()[f"{size}_tokens"]).max() > 0.1
 

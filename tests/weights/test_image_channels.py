@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from big_ssl import inference
+import big_ssl
 from big_ssl.models import efficientnet, resnet, vit
 from big_ssl.training.initial import fitted
 from big_ssl.weights.errors import WeightsError
@@ -29,17 +29,17 @@ def rgb(tmp_path):
 
 
 def test_a_grey_image_has_the_features_that_it_has_as_rgb(rgb):
-    expected = inference.load(rgb).encode_image(np.repeat(GREY, 3, -1))
-    found = inference.load(rgb, options=dict(channels=1)).encode_image(GREY)
+    expected = big_ssl.load(rgb).encode_image(np.repeat(GREY, 3, -1))
+    found = big_ssl.load(rgb, options=dict(channels=1)).encode_image(GREY)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_repeated_channels_have_the_features_of_rgb(rgb):
     """Six channels, of which the last three are the first again."""
     images = RNG.integers(0, 256, (2, 24, 24, 3), np.uint8)
-    model = inference.load(rgb, options=dict(channels=6))
+    model = big_ssl.load(rgb, options=dict(channels=6))
     found = model.encode_image(np.concatenate([images, images], -1))
-    np.testing.assert_allclose(found, inference.load(rgb).encode_image(images), atol=1e-5)
+    np.testing.assert_allclose(found, big_ssl.load(rgb).encode_image(images), atol=1e-5)
     with pytest.raises(
         ValueError, match=r"images are uint8\[2, 24, 24, 3\]; they must be uint8\[B, H, W, 6\]"
     ):
