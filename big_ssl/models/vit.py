@@ -129,7 +129,7 @@ class ViT(TransformerEncoder):
         """The position table, whose first row is the class token's, if there is one."""
         if name != "position_embedding":
             return None
-        return resize_square_table(array, shape, int(self.class_token))
+        return resize_square_table(array, shape, int(self.class_token), self.position_resize)
 
     @nn.compact
     def __call__(self, images, train: bool = False, mask=None, intermediate: Sequence[int] = ()):
