@@ -19,6 +19,8 @@ _MODEL_TYPES = dict(
     dinov2="hf_dinov2",
     dinov2_with_registers="hf_dinov2",
     dinov3_vit="hf_dinov3",
+    tipsv2="hf_tipsv2",
+    tipsv2_vision_model="hf_tipsv2",
     vit="hf_vit",
 )
 

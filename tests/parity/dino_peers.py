@@ -29,6 +29,18 @@ def hf_dinov3(seed=0, head_dim=16, **options):
     return randomise(transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**config)), seed)
 
 
+def hf_tipsv2(seed=0, text=False, **options):
+    """transformers' Tipsv2VisionModel; with text, in the Tipsv2Model around it."""
+    config = _SHAPE | dict(mlp_ratio=2.5, attn_implementation="eager") | options
+    config = transformers.Tipsv2VisionConfig(**config)
+    if not text:
+        return randomise(transformers.Tipsv2VisionModel(config), seed)
+    text_config = dict(vocab_size=20, hidden_size=24, intermediate_size=30, num_hidden_layers=1)
+    text_config |= dict(num_attention_heads=3)
+    config = transformers.Tipsv2Config(vision_config=config.to_dict(), text_config=text_config)
+    return randomise(transformers.Tipsv2Model(config), seed)
+
+
 # DINOv3's own names of the arrays that transformers renames and leaves as they are.
 _OFFICIAL_DINOV3 = [
     ("embeddings.register_tokens", "storage_tokens"),

@@ -2,10 +2,8 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
 
 from big_ssl.models.rotary import rope_periods
 from big_ssl.weights import architecture, rules
@@ -15,10 +13,6 @@ from big_ssl.weights.guess import guess
 from big_ssl.weights.tensor_files import write_safetensors
 from tests.parity import goldens
 
-# Two float32 networks that add in another order; outputs are of order one.
-CLOSE = dict(rtol=1e-4, atol=1e-4)
-# Halves the time to compile.
-UNOPTIMISED = dict(compiler_options={"xla_backend_optimization_level": 0})
 MASK = "blocks.1.attn.qkv.bias_mask"
 
 
@@ -41,16 +35,7 @@ def official(checkpoint):
 
 @pytest.mark.parametrize("size", ["native", "wide"])
 def test_transformers_tokens(size, checkpoint):
-    config, ours = checkpoint
-    module = architecture.modules(config).image
-    variables = architecture.encoder_variables(unflatten_dict(ours, sep="/"), "image")
-    run = jax.jit(lambda x, mask: module.apply(variables, x, mask=mask), **UNOPTIMISED)
-    arrays = goldens.golden("hf_dinov3")[1]
-    masks = arrays[f"{size}_masks"]
-    for name, mask in (("masked", masks), ("tokens", np.zeros_like(masks))):
-        found, expected = run(arrays[f"{size}_images"], mask), arrays[f"{size}_{name}"]
-        np.testing.assert_allclose(found["pooled"], expected[:, 0], **CLOSE)
-        np.testing.assert_allclose(found["patches"], expected[:, 5:], **CLOSE)
+    goldens.assert_tokens("hf_dinov3", size, *checkpoint)
 
 
 def read_official(names, folder, **options):
