@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import IMAGE, ModelConfig, count, grid_side, shape_of
 from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, Transform, fused, leading, linear, norm, within
 
@@ -35,8 +36,12 @@ _QKV_BIASES = {
 }
 # The linear layers of a SwiGLU; the first fuses gate and input, unless there are three.
 SWIGLU = ("mlp.w12", "mlp.w3")
-# Command line options of these formats.
+# Command line options of these formats; `network` of those that may hold a training run.
 OPTIONS = ("num_heads",)
+TRAINING_OPTIONS = (*OPTIONS, "network")
+_NETWORKS = ("teacher", "student")
+# Names of a training run's other network.
+OTHER_NETWORK = rf"({'|'.join(_NETWORKS)})\..*"
 
 
 def rules(
@@ -68,6 +73,27 @@ def rules(
     ]
     layer = [_QKV_WEIGHT, *_QKV_BIASES[image.get("qkv_bias", "qkv")], *feed_forward]
     return within("", IMAGE, [*_VIT, *within("blocks.{i}.", "layer{i}/", layer), *tokens])
+
+
+def select_network(tensors: Mapping, options: Mapping) -> dict:
+    """Removes the prefix of one network of a training run from its arrays' names.
+
+    Args:
+      tensors: {name: array}.
+      options: may contain network; by default it is the teacher, which the papers evaluate.
+
+    Returns:
+      {name: array}, the other network's with its prefix.
+
+    Raises:
+      WeightsError: if there is no such network.
+    """
+    network = options.get("network", _NETWORKS[0])
+    if network not in _NETWORKS:
+        raise WeightsError(f"network is {network!r}; there are {', '.join(_NETWORKS)}")
+    if "network" in options and not any(name.startswith(f"{network}.") for name in tensors):
+        raise WeightsError(f"network is {network!r}; the file holds a backbone alone")
+    return {name.removeprefix(f"{network}."): array for name, array in tensors.items()}
 
 
 def shape(tensors: Mapping, options: Mapping, last: str = "mlp.fc2") -> dict:

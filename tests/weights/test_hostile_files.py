@@ -10,7 +10,15 @@ from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import read_checkpoint, write_checkpoint
 from big_ssl.weights.tensor_files import INDEX, read_tensors, write_safetensors
 from tests.parity import goldens
-from tests.weights.test_tensor_files import Global, pickled, tensor, write_archive
+from tests.weights.test_tensor_files import (
+    TENSOR,
+    Global,
+    Name,
+    pickled,
+    tensor,
+    with_attributes,
+    write_archive,
+)
 
 X = dict(x=np.arange(6, dtype=np.float32))
 
@@ -117,6 +125,36 @@ def test_a_pickle_does_not_change_the_reader(tmp_path):
 def test_a_memo_number_beyond_the_instructions_is_refused(tmp_path):
     path = write_pickle(tmp_path / "a.pt", b"}r" + (2**31).to_bytes(4, "little"))
     assert "has a memo number of 2147483648 after 2 instructions" in refusal(read_tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("rebuild", "kind", "message"),
+    [
+        (Name("collections", "OrderedDict"), Name("torch", "Tensor"), "a tensor of the type Tensor"),
+        (TENSOR, Name("argparse", "Namespace"), "Module'>, which is not read"),
+        (Name("torch._utils", "_rebuild_wrapper_subclass"), Name("torch", "Tensor"), "no plain ones"),
+        (
+            TENSOR,
+            Name("torch.distributed.tensor", "DTensor"),
+            r"no plain ones (DTensor), such as a process's",
+        ),
+        (Name("os", "system"), Name("torch", "Tensor"), "os.system, which would run code"),
+    ],
+)
+def test_a_tensor_with_attributes_calls_nothing_else(rebuild, kind, message, tmp_path):
+    write_archive(tmp_path / "a.pth", {"a": with_attributes(rebuild, kind, X["x"].size)}, {"0": X["x"]})
+    assert message in refusal(read_tensors, tmp_path / "a.pth")
+
+
+def test_a_process_shards_are_refused_with_what_to_do(tmp_path):
+    """As torch.save of FSDP's LOCAL_STATE_DICT writes them: slices of flattened parameters."""
+    shard = Name("torch.distributed._shard.sharded_tensor.api", "ShardedTensor")
+    flat = with_attributes(Name("torch._utils", "_rebuild_wrapper_subclass"), shard)
+    content = dict(model={"student.norm.weight": tensor("0", (6,), (1,)), "student._flat_param": flat})
+    write_archive(tmp_path / "model_0.rank_0.pth", content, {"0": X["x"]})
+    message = refusal(read_tensors, tmp_path / "model_0.rank_0.pth")
+    assert f"{tmp_path}/model_0.rank_0.pth" in message
+    assert "save FSDP's FULL_STATE_DICT there, or read DINOv2's eval/*/teacher_checkpoint.pth" in message
 
 
 def test_dicts_that_contain_themselves_are_refused(tmp_path):
