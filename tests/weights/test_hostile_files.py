@@ -244,6 +244,10 @@ def change_config(folder, name="config.json", **changes):
             dict(layer_norm_eps=float("nan")),
             "layer_norm_eps is nan; it must be a number above 0",
         ),
+        ("hf_dinov3", dict(rope_theta=0), "rope_theta is 0; it must be a number above 0"),
+        ("hf_dinov3", dict(pos_embed_rescale="2"), "pos_embed_rescale is '2'; it must be a number above 0"),
+        ("hf_dinov3", dict(key_bias=0), "key_bias is 0; it must be true or false"),
+        ("hf_tipsv2", dict(mlp_ratio=-1), "mlp_ratio is -1; it must be a number above 0"),
         (
             "hf_align",
             dict(vision_config=dict(strides="1")),
