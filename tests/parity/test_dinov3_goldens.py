@@ -11,6 +11,7 @@ from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import FORMATS, read_checkpoint, write_checkpoint
 from big_ssl.weights.guess import guess
 from big_ssl.weights.tensor_files import write_safetensors
+from tests import commands
 from tests.parity import goldens
 
 MASK = "blocks.1.attn.qkv.bias_mask"
@@ -58,6 +59,18 @@ def test_the_official_layout_holds_the_same(checkpoint, official, tmp_path):
     assert (config["image_size"], config["resize"]) == (224, "stretch bilinear")
     half = {"rope_embed.periods": rope_periods(16, 100.0, "bfloat16")}
     assert read_official(official | half, tmp_path)[0]["encoders"]["image"]["rope_dtype"] == "bfloat16"
+
+
+def test_the_command_takes_the_base_of_the_positions(official, tmp_path):
+    names = official | {"rope_embed.periods": rope_periods(8, 50.0)}
+    write_safetensors(tmp_path / "dinov3.safetensors", names, {})
+    arguments = (f"--input={tmp_path / 'dinov3.safetensors'}", f"--output={tmp_path / 'out'}")
+    done = commands.run("big_ssl.convert", *arguments)
+    assert done.returncode == 2
+    assert "--model.rope_base gives another" in done.stderr
+    done = commands.run("big_ssl.convert", *arguments, "--model.rope_base=50")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert read_checkpoint("big_ssl", tmp_path / "out")[0]["encoders"]["image"]["rope_base"] == 50
 
 
 @pytest.mark.parametrize(
