@@ -100,8 +100,10 @@ def test_there_and_back_is_bit_identical(options, tmp_path):
         assert value == theirs[key] or key in ("_name_or_path", "image_size"), key
 
 
-def test_the_official_layout_can_be_exported_to_transformers(tmp_path):
-    peer = dino_peers.hf_dinov3()
+@pytest.mark.parametrize("options", [{}, dict(key_bias=True, num_register_tokens=0)])
+def test_the_official_layout_can_be_exported_to_transformers(options, tmp_path):
+    """Without registers too, for which transformers has an empty array, and our file none."""
+    peer = dino_peers.hf_dinov3(**options)
     torch.save(dino_peers.official_dinov3(peer), tmp_path / "dinov3.pth")
     convert("dinov3", tmp_path / "dinov3.pth", "hf_dinov3", tmp_path / "out", {})
     back = transformers.AutoModel.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()

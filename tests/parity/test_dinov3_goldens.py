@@ -80,7 +80,7 @@ def test_the_command_takes_the_base_of_the_positions(official, tmp_path):
             {MASK: np.ones(48, np.float32)},
             "attn.qkv.bias_mask is not one for queries and values",
         ),
-        ({MASK: None}, "1 layers have a attn.qkv.bias_mask, and others have none"),
+        ({MASK: None}, "attn.qkv.bias_mask is in 1 layers, and not in"),
         ({"rope_embed.periods": rope_periods(8, 50.0)}, "are not of the base 100.0; --model.rope_base gives"),
         (
             {"rope_embed.periods": np.ones(3, np.float32)},
