@@ -13,6 +13,7 @@ _UNSET = dict(
     text_num_heads=0,
     image_size=0,
     position_resize="",
+    rope_base=0.0,
     network="",
     accept=(),
     non_finite=False,

@@ -9,8 +9,9 @@
   | dinov2, ibot | DINO's interpolate_pos_encoding, by a factor | dinov2 |
   | dinov2 with registers | the same, with antialias=True, by size | bicubic_antialias |
   | timm_dinov2 | timm's resample_abs_pos_embed | bicubic_antialias |
+  | hf_tipsv2 | transformers' interpolate_pos_encoding | bilinear_antialias |
 
-hf_align has no positions of images. tests/parity/test_positions.py compares each with that code.
+hf_align, hf_dinov3 and dinov3 have no table. tests/parity/test_positions.py compares each with that code.
 """
 
 import math
@@ -22,6 +23,10 @@ import numpy as np
 
 def _bicubic_antialias(grid, shape):
     return jax.image.resize(grid, shape, "cubic", antialias=True)
+
+
+def _bilinear_antialias(grid, shape):
+    return jax.image.resize(grid, shape, "linear", antialias=True)
 
 
 def _bicubic(grid, shape):
@@ -57,6 +62,8 @@ RESIZES = {
     "dinov2": _dinov2,
     # By size.
     "bicubic": _bicubic,
+    # By size, antialiased.
+    "bilinear_antialias": _bilinear_antialias,
     # As scipy.ndimage.zoom of order 1: the grid's outermost positions stay the outermost.
     "bilinear_align_corners": _bilinear_align_corners,
 }
@@ -90,13 +97,16 @@ def resize_position_embedding(
     return jnp.concatenate([table[:prefix], grid.reshape(-1, width)])
 
 
-def resize_square_table(table: np.ndarray, shape: tuple[int, ...], prefix: int) -> np.ndarray | None:
+def resize_square_table(
+    table: np.ndarray, shape: tuple[int, ...], prefix: int, how: str = "bicubic_antialias"
+) -> np.ndarray | None:
     """Resizes a table of a square grid for another square grid.
 
     Args:
       table: [prefix + n * n, D].
       shape: the new shape, (prefix + m * m, D).
       prefix: how many rows before the grid stay unchanged.
+      how: a name in RESIZES.
 
     Returns:
       float32 of that shape; None if either shape is not of this form.
@@ -104,4 +114,4 @@ def resize_square_table(table: np.ndarray, shape: tuple[int, ...], prefix: int) 
     old, new = (round(math.sqrt(rows - prefix)) for rows in (len(table), shape[0]))
     if table.shape[1:] != shape[1:] or (prefix + old**2, prefix + new**2) != (len(table), shape[0]):
         return None
-    return np.asarray(resize_position_embedding(table, (old, old), (new, new)))
+    return np.asarray(resize_position_embedding(table, (old, old), (new, new), how))

@@ -17,7 +17,16 @@ class Rope(NamedTuple):
     sin: jax.Array
 
 
-def rope_sincos(grid: Sequence[int], head_dim: int, base: float, scale=1.0) -> Rope:
+def rope_periods(head_dim: int, base: float, dtype: str = "float32") -> np.ndarray:
+    """float32[d / 4]: base ** (4 i / d) for heads of width d, rounded to dtype, as a file of DINOv3 may store
+    them. Raises ValueError if four does not divide d."""
+    if head_dim % 4:
+        raise ValueError(f"vit: rope_base wants heads of a multiple of 4, and theirs is {head_dim}")
+    periods = base ** (np.arange(head_dim // 4) * 4 / head_dim)
+    return periods.astype(jnp.dtype(dtype)).astype(np.float32)
+
+
+def rope_sincos(grid: Sequence[int], head_dim: int, base: float, scale=1.0, dtype: str = "float32") -> Rope:
     """The angles of a grid of patches.
 
     A patch's position (y, x) is its centre, from -1 to 1 along either side whatever the size, times scale. A
@@ -26,18 +35,15 @@ def rope_sincos(grid: Sequence[int], head_dim: int, base: float, scale=1.0) -> R
     Args:
       grid: (h, w), patches along both sides.
       head_dim: d, a multiple of 4.
-      base: of the periods.
+      base, dtype: of the periods, see rope_periods.
       scale: a factor of the positions, a number or float32[].
 
     Returns:
       The Rope of N = h * w patches, row by row. Raises ValueError if four does not divide head_dim.
     """
-    if head_dim % 4:
-        raise ValueError(f"vit: rope_base wants heads of a multiple of 4, and theirs is {head_dim}")
-    periods = base ** (np.arange(head_dim // 4) * 4 / head_dim)
     positions = [(2 * np.arange(n) + 1) / n - 1 for n in grid]
     centres = np.stack(np.meshgrid(*positions, indexing="ij"), axis=-1)
-    turns = 2 * math.pi * centres[..., None] / periods
+    turns = 2 * math.pi * centres[..., None] / rope_periods(head_dim, base, dtype)
     angles = scale * jnp.asarray(turns.reshape(-1, head_dim // 2), jnp.float32)
     angles = jnp.concatenate([angles, angles], axis=-1)
     return Rope(jnp.cos(angles), jnp.sin(angles))

@@ -84,15 +84,18 @@ class LayerConfig(NamedTuple):
     feed_forward: str  # a name in FEED_FORWARDS
     layer_scale: float | None  # the start of LayerScale, None for none
     attention: str  # a name in attention.IMPLEMENTATIONS
+    qkv_bias: str  # the initials of the projections query, key and value that have a bias
 
 
-def layer_config(encoder, feed_forward: str = "mlp", layer_scale: float | None = None) -> LayerConfig:
+def layer_config(
+    encoder, feed_forward: str = "mlp", layer_scale: float | None = None, qkv_bias: str = "qkv"
+) -> LayerConfig:
     """The LayerConfig of an encoder's layers.
 
     Args:
       encoder: a module with the fields width, depth, heads, mlp_dim (None for feed_forward's default),
         activation, epsilon, kernel_init (a name in INITIALISERS), attention and dtype.
-      feed_forward, layer_scale: as in LayerConfig.
+      feed_forward, layer_scale, qkv_bias: as in LayerConfig.
 
     Raises:
       ValueError: for unknown names, and if heads does not divide width.
@@ -100,6 +103,8 @@ def layer_config(encoder, feed_forward: str = "mlp", layer_scale: float | None =
     if encoder.width % encoder.heads:
         raise ValueError(f"transformer: {encoder.heads} heads do not divide a width of {encoder.width}")
     lookup(ACTIVATIONS, encoder.activation, "activation")
+    if not set(qkv_bias) <= set("qkv"):
+        raise ValueError(f"transformer: qkv_bias is {qkv_bias!r}; it has letters of 'qkv'")
     default = lookup(FEED_FORWARDS, feed_forward, "feed_forward").default_dim
     mlp_dim = encoder.mlp_dim or default(encoder.width)
     init_std = lookup(INITIALISERS, encoder.kernel_init, "kernel_init")(encoder.width, mlp_dim, encoder.depth)
@@ -111,6 +116,7 @@ def layer_config(encoder, feed_forward: str = "mlp", layer_scale: float | None =
         feed_forward,
         layer_scale,
         attention=attention_lib.of_encoder(encoder),
+        qkv_bias=qkv_bias,
     )
 
 
@@ -127,7 +133,8 @@ def multi_head_attention(width: int, config: LayerConfig) -> Callable:
     value, out, which all calls of the function share.
     """
     names = ("query", "key", "value")
-    kernels = [dense(name, width, config.init_std.attention, config) for name in names]
+    deviation = config.init_std.attention
+    kernels = [dense(name, width, deviation, config, name[0] in config.qkv_bias) for name in names]
     out = dense("out", width, config.init_std.out, config)
 
     def attend(x, context, causal=False, rope=None):
@@ -178,10 +185,10 @@ def feed_forward(width: int, config: LayerConfig) -> Callable:
     return FEED_FORWARDS[config.feed_forward].make(width, config)
 
 
-def dense(name, features, deviation, config) -> nn.Dense:
-    """A linear layer whose kernel is normal with this standard deviation at the start, and a bias."""
+def dense(name, features, deviation, config, use_bias=True) -> nn.Dense:
+    """A linear layer whose kernel is normal with this standard deviation at the start."""
     init = nn.initializers.normal(deviation)
-    return nn.Dense(features, kernel_init=init, dtype=config.dtype, name=name)
+    return nn.Dense(features, use_bias=use_bias, kernel_init=init, dtype=config.dtype, name=name)
 
 
 class Layer(nn.Module):

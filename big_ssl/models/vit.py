@@ -1,5 +1,5 @@
 """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): the image encoders of CLIP and SigLIP,
-the backbones of iBOT and DINOv2."""
+the backbones of iBOT, DINOv2 and DINOv3."""
 
 import functools
 import math
@@ -54,6 +54,8 @@ SIGLIP = dict(class_token=False, activation="gelu_tanh", epsilon=1e-6, pooling="
 # DINO and, with its mask token, iBOT (arXiv 2111.07832); DINOv2 (arXiv 2304.07193).
 DINO = dict(epsilon=1e-6, pooling="cls", kernel_init="dino", mask_token=True, position_resize="dinov2")
 DINOV2 = DINO | dict(kernel_init="dinov2", layer_scale=1e-5, drop_path_mode="subset")
+# DINOv3 (arXiv 2508.10104): its public models' patches have rotary positions, its keys no bias.
+DINOV3 = DINOV2 | dict(qkv_bias="qv", registers=4, rope_base=100.0, rope_rescale=2.0, epsilon=1e-5)
 
 # Initial standard deviations of (the class token and registers, the position table), if they are not
 # width ** -0.5; a mask token starts at zero.
@@ -63,7 +65,7 @@ _PYTORCHS_PATCHES = ("torch", "dino", "dinov2")
 
 
 class ViT(TransformerEncoder):
-    """The transformer over an image's patches; VARIANTS, CLIP, SIGLIP, DINO, DINOV2 are published options.
+    """The transformer over an image's patches; VARIANTS, CLIP, SIGLIP, DINO... are published options.
 
     image_size: of the position table, in pixels of a square image; for images of another size it
       is resized by models.position_embedding.
@@ -72,13 +74,14 @@ class ViT(TransformerEncoder):
       position embedding (CLIP). patch_bias: of the patch embedding.
     position_resize: how, a name in models.position_embedding.RESIZES.
     rope_base: a number for rotary embeddings instead of that table (models/rotary.py; 100 in DINOv3);
-      rope_rescale: in training all positions are multiplied by a random factor in [1 / rope_rescale,
-      rope_rescale].
+      rope_dtype: what their periods are rounded to; rope_rescale: in training all positions are multiplied
+      by a random factor in [1 / rope_rescale, rope_rescale].
     registers: the number of learned tokens without a position after the class token
       (Darcet et al. 2024, arXiv 2309.16588).
     mask_token: whether there is one to replace masked patches (iBOT).
     activation, feed_forward, kernel_init: names in models.transformer; mlp_dim: None is 4 * width
       for "mlp", and by DINOv2's rule for "swiglu".
+    qkv_bias: the initials of the projections query, key and value that have a bias.
     layer_scale: the initial value of LayerScale; None for no LayerScale.
     pooling: "cls", the class token; "map", attention pooling (SigLIP); "mean", of the patches.
     drop_path, drop_path_mode: "linear", each example skips a branch of layer i of n with probability
@@ -103,10 +106,12 @@ class ViT(TransformerEncoder):
     position_resize: str = "bicubic_antialias"
     rope_base: float | None = None
     rope_rescale: float = 1.0
+    rope_dtype: str = "float32"
     registers: int = 0
     mask_token: bool = False
     activation: str = "gelu"
     feed_forward: str = "mlp"
+    qkv_bias: str = "qkv"
     layer_scale: float | None = None
     epsilon: float = 1e-6
     pooling: str = "cls"
@@ -134,7 +139,7 @@ class ViT(TransformerEncoder):
         """The position table, whose first row is the class token's, if there is one."""
         if name != "position_embedding":
             return super().resize_params(name, array, shape)
-        return resize_square_table(array, shape, int(self.class_token))
+        return resize_square_table(array, shape, int(self.class_token), self.position_resize)
 
     @nn.compact
     def __call__(self, images, train: bool = False, mask=None, intermediate: Sequence[int] = ()):
@@ -156,7 +161,7 @@ class ViT(TransformerEncoder):
         Raises:
           ValueError: for options, images and masks that do not fit.
         """
-        config = layer_config(self, self.feed_forward, self.layer_scale)
+        config = layer_config(self, self.feed_forward, self.layer_scale, self.qkv_bias)
         sizes = images if isinstance(images, tuple) else (images,)
         masks = mask if isinstance(mask, tuple) else (mask,) * len(sizes)
         if len(masks) != len(sizes):
@@ -233,7 +238,7 @@ class ViT(TransformerEncoder):
             key = self.make_rng("dropout")
             scale = jnp.exp(jax.random.uniform(key, minval=-limit, maxval=limit))
         grid = (shape[1] // self.patch, shape[2] // self.patch)
-        return rope_sincos(grid, self.width // self.heads, self.rope_base, scale)
+        return rope_sincos(grid, self.width // self.heads, self.rope_base, scale, self.rope_dtype)
 
     def _drop_patches(self, x, train):
         """x: [B, T, D] with a random subset of each example's patches; the class token stays."""
@@ -366,6 +371,6 @@ def attention_maps(model: ViT, variables: Mapping, images, layer: int = -1, quer
     query, key = (x.reshape(*x.shape[:2], model.heads, -1) for x in (query, key))
     if model.rope_base is not None:
         grid = [side // model.patch for side in images.shape[1:3]]
-        rope = rope_sincos(grid, query.shape[-1], model.rope_base)
+        rope = rope_sincos(grid, query.shape[-1], model.rope_base, dtype=model.rope_dtype)
         query, key = apply_rope(query, rope), apply_rope(key, rope)
     return attention_weights(query[:, :queries], key)

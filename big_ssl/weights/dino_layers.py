@@ -1,13 +1,15 @@
-"""The ViT in the checkpoints of DINO, iBOT, DINOv2 and timm: rules and architecture."""
+"""The ViT in the checkpoints of DINO, iBOT, DINOv2, DINOv3, TIPSv2 and timm: rules and architecture."""
 
 from collections.abc import Mapping
 
+import numpy as np
+
+from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import IMAGE, ModelConfig, count, grid_side, shape_of
-from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, fused, leading, linear, norm, within
+from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, Transform, fused, leading, linear, norm, within
 
 _LAYER = [
     *norm("norm1", "attention_norm"),
-    *fused("attn.qkv.", "query", "key", "value"),
     *linear("attn.proj", "out"),
     Rule("ls1.gamma", ("attention_scale",), SAME),
     *norm("norm2", "mlp_norm"),
@@ -21,17 +23,32 @@ _VIT = [
     *within("blocks.{i}.", "layer{i}/", _LAYER),
     *norm("norm", "final_norm"),
 ]
-# The linear layers of a SwiGLU; the first fuses gate and input.
+_QKV_WEIGHT, _QKV_BIAS = fused("attn.qkv.", "query", "key", "value")
+# [3 D] whose second third, the keys', has no effect, as the biases of query and value.
+_WITHOUT_KEY = Transform(
+    lambda x: np.split(x, 3)[::2], lambda xs: np.concatenate([xs[0], np.zeros_like(xs[0]), xs[1]])
+)
+# The bias of the fused projections, by the models' option qkv_bias.
+_QKV_BIASES = {
+    "qkv": [_QKV_BIAS],
+    "qv": [Rule("attn.qkv.bias", ("query/bias", "value/bias"), _WITHOUT_KEY)],
+    "": [],
+}
+# The linear layers of a SwiGLU; the first fuses gate and input, unless there are three.
 SWIGLU = ("mlp.w12", "mlp.w3")
-# Command line options of these formats.
+# Command line options of these formats; `network` of those that may hold a training run.
 OPTIONS = ("num_heads",)
+TRAINING_OPTIONS = (*OPTIONS, "network")
+_NETWORKS = ("teacher", "student")
+# Names of a training run's other network.
+OTHER_NETWORK = rf"({'|'.join(_NETWORKS)})\..*"
 
 
 def rules(
     config: ModelConfig,
     mask_token: str = "mask_token",
     registers: str = "register_tokens",
-    swiglu: tuple[str, str] = SWIGLU,
+    swiglu: tuple[str, ...] = SWIGLU,
 ) -> list[Rule]:
     """The rules for a backbone.
 
@@ -39,16 +56,44 @@ def rules(
       config: the model's ModelConfig.
       mask_token, registers, swiglu: the format's names of these arrays.
     """
-    if config["encoders"]["image"]["feed_forward"] == "swiglu":
-        first, last = swiglu
-        feed_forward = [*fused(f"{first}.", "mlp_gate", "mlp_in"), *linear(last, "mlp_out")]
+    image = config["encoders"]["image"]
+    if image["feed_forward"] == "swiglu":
+        *first, last = swiglu
+        gate_and_input = (
+            fused(f"{first[0]}.", "mlp_gate", "mlp_in")
+            if len(first) == 1
+            else [*linear(first[0], "mlp_gate"), *linear(first[1], "mlp_in")]
+        )
+        feed_forward = [*gate_and_input, *linear(last, "mlp_out")]
     else:
         feed_forward = [*linear("mlp.fc1", "mlp_in"), *linear("mlp.fc2", "mlp_out")]
     tokens = [
         Rule(mask_token, ("mask_token",), leading(1)),
         Rule(registers, ("registers",), leading(1)),
     ]
-    return within("", IMAGE, [*_VIT, *within("blocks.{i}.", "layer{i}/", feed_forward), *tokens])
+    layer = [_QKV_WEIGHT, *_QKV_BIASES[image.get("qkv_bias", "qkv")], *feed_forward]
+    return within("", IMAGE, [*_VIT, *within("blocks.{i}.", "layer{i}/", layer), *tokens])
+
+
+def select_network(tensors: Mapping, options: Mapping) -> dict:
+    """Removes the prefix of one network of a training run from its arrays' names.
+
+    Args:
+      tensors: {name: array}.
+      options: may contain network; by default it is the teacher, which the papers evaluate.
+
+    Returns:
+      {name: array}, the other network's with its prefix.
+
+    Raises:
+      WeightsError: if there is no such network.
+    """
+    network = options.get("network", _NETWORKS[0])
+    if network not in _NETWORKS:
+        raise WeightsError(f"network is {network!r}; there are {', '.join(_NETWORKS)}")
+    if "network" in options and not any(name.startswith(f"{network}.") for name in tensors):
+        raise WeightsError(f"network is {network!r}; the file holds a backbone alone")
+    return {name.removeprefix(f"{network}."): array for name, array in tensors.items()}
 
 
 def shape(tensors: Mapping, options: Mapping, last: str = "mlp.fc2") -> dict:

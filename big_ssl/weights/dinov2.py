@@ -2,6 +2,9 @@
 
 Layout: facebookresearch/dinov2, dinov2/models/vision_transformer.py. The files do not store how positions are
 resized; the published models with registers do it differently from those without.
+
+A training run's model_*.rank_*.pth is read if there was one process: `network` chooses the teacher or the
+student. Those of several processes hold slices of flattened parameters without their shapes, and are refused.
 """
 
 import re
@@ -38,17 +41,18 @@ def _config(tensors, files, options) -> ModelConfig:
 
 
 def _prepare(tensors: Mapping, options: Mapping) -> dict:
-    """Removes prefixes and FSDP's block chunks from names."""
-    del options
-    names = {name: name.removeprefix("teacher.").removeprefix("backbone.") for name in tensors}
-    return dino_heads.normalize_names(
-        {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", names[name]): x for name, x in tensors.items()}
-    )
+    """Selects one network; removes prefixes and FSDP's block chunks from names."""
+    prepared = {}
+    for name, array in dino_layers.select_network(tensors, options).items():
+        name = name.removeprefix("backbone.")
+        prepared[re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)] = array
+    return dino_heads.normalize_names(prepared)
 
 
 FORMAT = Format(
     config=_config,
     rules=lambda config: [*dino_layers.rules(config), *dino_heads.rules(config, HEADS)],
-    options=(*dino_layers.OPTIONS, "position_resize"),
+    ignored=(dino_layers.OTHER_NETWORK, r"(dino|ibot_patch)_loss\..*"),
+    options=(*dino_layers.TRAINING_OPTIONS, "position_resize"),
     prepare=_prepare,
 )

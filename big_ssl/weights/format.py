@@ -80,6 +80,10 @@ def one_side(value):
     return value[0] if isinstance(value, list) and value and set(value) == {value[0]} else value
 
 
+# Options of a ViT that has a position table, and biases in its attention.
+PLAIN_VIT = dict(qkv_bias="qkv", rope_base=None)
+
+
 def check_options(kind: str, part: str, options: Mapping, model: str, required: Mapping) -> None:
     """Checks that a model can be exported to a format whose model class fixes some options.
 

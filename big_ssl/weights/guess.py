@@ -18,6 +18,9 @@ _MODEL_TYPES = dict(
     align="hf_align",
     dinov2="hf_dinov2",
     dinov2_with_registers="hf_dinov2",
+    dinov3_vit="hf_dinov3",
+    tipsv2="hf_tipsv2",
+    tipsv2_vision_model="hf_tipsv2",
     vit="hf_vit",
 )
 
@@ -91,6 +94,9 @@ def _by_content(path):
     return [kind for kind, fits in _SIGNS.items() if fits(names)]
 
 
+_ROPE = r"rope_embed\.periods$"
+
+
 def _has(names: Set[str], pattern: str) -> bool:
     return any(re.search(pattern, name) for name in names)
 
@@ -103,14 +109,17 @@ def _is_vit(names):
     return _has(names, r"(^|\.)blocks\.(\d+\.)*attn\.qkv\.weight$")
 
 
+def _is_dinov2(names):
+    return _is_vit(names) and _has(names, r"ls1\.gamma$") and not _has(names, _ROPE)
+
+
 # OpenAI's archives state the resolution. The same arrays without it may be from either code, and their
 # activations differ.
 _SIGNS: dict[str, Callable[[Set[str]], bool]] = {
     "openai_clip": _is_clip,
     "open_clip": lambda names: _is_clip(names) and "input_resolution" not in names,
-    "dinov2": lambda names: _is_vit(names) and _has(names, r"ls1\.gamma$") and _has(names, r"mask_token$"),
-    "timm_dinov2": lambda names: (
-        _is_vit(names) and _has(names, r"ls1\.gamma$") and not _has(names, r"mask_token$")
-    ),
-    "ibot": lambda names: _is_vit(names) and not _has(names, r"ls1\.gamma$"),
+    "dinov3": lambda names: _is_vit(names) and _has(names, _ROPE),
+    "dinov2": lambda names: _is_dinov2(names) and _has(names, r"mask_token$"),
+    "timm_dinov2": lambda names: _is_dinov2(names) and not _has(names, r"mask_token$"),
+    "ibot": lambda names: _is_vit(names) and not _has(names, rf"ls1\.gamma$|{_ROPE}"),
 }

@@ -12,6 +12,7 @@ from big_ssl.weights.format import (
     HALF_PIXELS,
     HEAD,
     IMAGE,
+    PLAIN_VIT,
     TEXT,
     Format,
     ModelConfig,
@@ -117,7 +118,7 @@ def _check_is_clip(image, text, head):
     if kinds != ("vit", "text_transformer"):
         raise WeightsError(f"hf_clip holds a vit and a text_transformer, not {kinds[0]} and {kinds[1]}")
     required = {
-        "image": (image, dict(class_token=True, pre_norm=True, patch_bias=False, pooling="cls")),
+        "image": (image, dict(class_token=True, pre_norm=True, patch_bias=False, pooling="cls") | PLAIN_VIT),
         "text": (text, dict(causal=True, pooling="eot")),
         "head": (
             head,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from big_ssl.weights import hf_layers
-from big_ssl.weights.format import count, grid_side, json_file, shape_of
+from big_ssl.weights.format import PLAIN_VIT, count, grid_side, json_file, shape_of
 from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, leading, linear, norm
 
 EMBEDDINGS = [
@@ -21,7 +21,7 @@ ATTENTION = [
 ]
 MASK_TOKEN = "embeddings.mask_token"
 # Options that both model classes fix.
-FIXED = dict(class_token=True, pre_norm=False, patch_bias=True, pooling="cls")
+FIXED = dict(class_token=True, pre_norm=False, patch_bias=True, pooling="cls") | PLAIN_VIT
 
 
 def without_prefix(prefix: str) -> Callable[[Mapping, Mapping], dict]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from big_ssl.data.preprocessing import FILTERS, parse_resize
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import CLIP_PIXELS, HALF_PIXELS, ModelConfig
+from big_ssl.weights.format import CLIP_PIXELS, HALF_PIXELS, IMAGENET_PIXELS, ModelConfig
 
 FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -40,6 +40,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "BitImageProcessor": _CLIP,
     "SiglipImageProcessor": _SQUARE | dict(resample=3),
     "ViTImageProcessor": _SQUARE | dict(resample=2),
+    "DINOv3ViTImageProcessor": _SQUARE
+    | dict(resample=2, image_mean=IMAGENET_PIXELS["mean"], image_std=IMAGENET_PIXELS["std"]),
+    "Tipsv2ImageProcessor": _SQUARE | dict(size=dict(height=448, width=448), resample=2, do_normalize=False),
     "EfficientNetImageProcessor": _SQUARE
     | dict(size=dict(height=346, width=346), crop_size=289, rescale_offset=False, include_top=True),
 }

@@ -11,10 +11,8 @@ import numpy as np
 from big_ssl.models import vit
 from big_ssl.weights import dino_heads, dino_layers
 from big_ssl.weights.dino_heads import Names
-from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import Format, ModelConfig, image_config
 
-_NETWORKS = ("teacher", "student")
 # Patches always share the class tokens' MLP; last_layer2 exists even if they share the prototypes too.
 _HEADS = {"dino": Names("head.mlp", "head.last_layer"), "ibot": Names("head.mlp", "head.last_layer2")}
 
@@ -28,14 +26,9 @@ def _config(tensors, files, options) -> ModelConfig:
 
 def _prepare(tensors: Mapping, options: Mapping) -> dict:
     """Selects one network, removes prefixes from its names, and keeps shared prototypes once."""
-    network = options.get("network", _NETWORKS[0])
-    if network not in _NETWORKS:
-        raise WeightsError(f"network is {network!r}; there are {', '.join(_NETWORKS)}")
-    if "network" in options and not any(name.startswith(f"{network}.") for name in tensors):
-        raise WeightsError(f"network is {network!r}; the file holds a backbone alone")
     prepared = {}
-    for name, array in tensors.items():
-        for prefix in (f"{network}.", "state_dict.", "module.", "backbone."):
+    for name, array in dino_layers.select_network(tensors, options).items():
+        for prefix in ("state_dict.", "module.", "backbone."):
             name = name.removeprefix(prefix)
         prepared[name] = array
     return dino_heads.normalize_names(_without_shared_prototypes(prepared))
@@ -59,9 +52,8 @@ FORMAT = Format(
     ignored=(
         # Training state, which a ModelConfig does not describe.
         r"(optimizer|fp16_scaler|ibot_loss|dino_loss)\..*",
-        # The other network.
-        r"(student|teacher)\..*",
+        dino_layers.OTHER_NETWORK,
     ),
-    options=(*dino_layers.OPTIONS, "network"),
+    options=dino_layers.TRAINING_OPTIONS,
     prepare=_prepare,
 )

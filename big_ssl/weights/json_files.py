@@ -52,16 +52,18 @@ _KEYS = {
     _OBJECT: "text_config vision_config model_cfg vision_cfg text_cfg preprocess_cfg pretrained_cfg "
     "encoders image text head tokenizer views projections",
     _TEXT: "model_type hidden_act interpolation resize_mode kind activation feed_forward pooling "
-    "position_resize resize",
+    "position_resize resize rope_dtype",
     _COUNT: "hidden_size intermediate_size num_attention_heads max_position_embeddings projection_dim "
     "vocab_size embed_dim context_length heads head_width patch max_len mlp_dim length",
     _SIDES: "image_size patch_size",
     _INDEX: "num_register_tokens registers eot_id",
     _INDICES: "eos_token_id",
-    _POSITIVE: "width width_coefficient depth_coefficient mlp_ratio crop_pct layer_norm_eps epsilon",
+    _POSITIVE: "width width_coefficient depth_coefficient mlp_ratio crop_pct layer_norm_eps epsilon "
+    "rope_theta rope_base pos_embed_rescale rope_rescale",
     _DEPTH: "depth num_hidden_layers",
     _NUMBER: "layerscale_value layer_scale hidden_dropout_prob drop_connect_rate temperature logit_bias",
-    _FLAG: "do_resize do_center_crop do_rescale do_normalize do_convert_rgb quick_gelu",
+    _FLAG: "do_resize do_center_crop do_rescale do_normalize do_convert_rgb quick_gelu use_swiglu_ffn "
+    "use_gated_mlp query_bias key_bias value_bias",
     _FILTER: "resample",
     _NUMBERS: "image_mean image_std mean std strides",
 }

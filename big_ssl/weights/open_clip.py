@@ -15,6 +15,7 @@ from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import (
     CLIP_PIXELS,
     HEAD,
+    PLAIN_VIT,
     Format,
     ModelConfig,
     check_options,
@@ -108,7 +109,7 @@ _PLAIN: dict[str, dict[str, Any]] = {
 
 
 # The options that a plain CLIP fixes.
-_VIT = dict(class_token=True, pre_norm=True, patch_bias=False, pooling="cls")
+_VIT = dict(class_token=True, pre_norm=True, patch_bias=False, pooling="cls") | PLAIN_VIT
 
 
 def _config(tensors, files, options) -> ModelConfig:

@@ -100,7 +100,7 @@ class _Unpickler(pickle.Unpickler):
         self._archive, self._folder = archive, folder
 
     def find_class(self, module, name) -> Any:
-        if module == "torch" and name in _STORAGES:
+        if module == "torch" and name in (*_STORAGES, "Tensor"):
             return name
         # Some training checkpoints also store the run's arguments.
         if module.startswith("__torch__") or (module, name) == ("argparse", "Namespace"):
@@ -110,7 +110,14 @@ class _Unpickler(pickle.Unpickler):
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_parameter"): self._parameter,
+            ("torch._tensor", "_rebuild_from_type_v2"): self._with_attributes,
         }
+        if name == "_rebuild_wrapper_subclass" or module.startswith("torch.distributed."):
+            raise ValueError(
+                f"its tensors are no plain ones ({name}), such as a process's shards, which lack the shapes "
+                "of the weights; save FSDP's FULL_STATE_DICT there, or read DINOv2's "
+                "eval/*/teacher_checkpoint.pth"
+            )
         if (module, name) not in allowed:
             raise ValueError(
                 f"it pickles {module}.{name}, which would run code; only dicts of tensors are read"
@@ -123,6 +130,13 @@ class _Unpickler(pickle.Unpickler):
 
     def _parameter(self, data, *_):
         return data
+
+    def _with_attributes(self, rebuild, kind, arguments, attributes):
+        """A tensor to which its training has added attributes, as FSDP does."""
+        del attributes
+        if kind != "Tensor" or rebuild not in (self._tensor, self._parameter):
+            raise ValueError(f"it holds a tensor of the type {kind}, which is not read")
+        return rebuild(*arguments)
 
     def _tensor(self, storage, offset, size, stride, *_):
         # Other kinds of number could overflow in the check below.

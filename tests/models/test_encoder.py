@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from big_ssl.models import encoders
 from big_ssl.models.bert import Bert
 from big_ssl.models.efficientnet import EfficientNet
-from big_ssl.models.position_embedding import resize_position_embedding
+from big_ssl.models.position_embedding import RESIZES, resize_position_embedding
 from big_ssl.models.resnet import ModifiedResNet
 from big_ssl.models.text_transformer import TextTransformer
 from big_ssl.models.vit import ViT
@@ -134,6 +134,20 @@ def test_position_tables_keep_what_stands_before_the_grid():
         np.testing.assert_array_equal(encoder.resize_params(name, table, (before + 36, 5)), expected)
         assert encoder.resize_params(name, table, (before + 35, 5)) is None
         assert encoder.resize_params(name, table, (before + 36, 6)) is None
+
+
+@pytest.mark.parametrize("how", RESIZES)
+def test_resized_weights_act_as_the_weights_at_that_size(how):
+    """A model of another size, started from weights, sees what the weights' model sees at that size."""
+    small = ENCODERS["vit"].clone(depth=1, position_resize=how)
+    large = small.clone(image_size=48)
+    images = np.random.default_rng(0).normal(size=(1, 48, 48, 3)).astype(np.float32)
+    variables = small.init(jax.random.key(0), images)
+    table = variables["params"]["position_embedding"]
+    resized = large.resize_params("position_embedding", np.asarray(table), (37, table.shape[1]))
+    replaced = dict(params=variables["params"] | dict(position_embedding=resized))
+    patches = (module.apply(v, images)["patches"] for module, v in ((small, variables), (large, replaced)))
+    np.testing.assert_allclose(*patches, rtol=1e-5, atol=1e-5)
 
 
 def test_longer_texts_have_no_positions_to_cut():

@@ -9,7 +9,7 @@ import pytest
 
 from big_ssl.models import vit
 from big_ssl.models.layer_layouts import stack_layers
-from big_ssl.models.rotary import apply_rope, rope_sincos
+from big_ssl.models.rotary import apply_rope, rope_periods, rope_sincos
 
 RNG = np.random.default_rng(0)
 TINY = vit.ViT(**vit.DINOV2, patch=4, width=16, depth=2, heads=2, image_size=8, registers=1, rope_base=100.0)
@@ -72,6 +72,29 @@ def test_layers_in_a_loop_know_the_places():
     found = jax.jit(looped.apply)({"params": params}, PICTURES)
     expected = jax.jit(TINY.apply)(variables(), PICTURES)
     np.testing.assert_allclose(found["patches"], expected["patches"], rtol=1e-4, atol=1e-4)
+
+
+def test_projections_without_biases():
+    """DINOv3's keys have none; its largest model's queries and values neither."""
+    for qkv_bias in ("qv", ""):
+        model = TINY.clone(qkv_bias=qkv_bias)
+        layer = jax.eval_shape(model.init, jax.random.key(0), PICTURES)["params"]["layer0"]
+        biased = "".join(name[0] for name in ("query", "key", "value") if "bias" in layer[name])
+        assert biased == qkv_bias
+        assert "bias" in layer["out"]
+    with pytest.raises(ValueError, match="transformer: qkv_bias is 'qo'; it has letters of 'qkv'"):
+        jax.eval_shape(TINY.clone(qkv_bias="qo").init, jax.random.key(0), PICTURES)
+
+
+def test_rounded_periods():
+    """bfloat16 has three digits: of periods of 1, 3.16 and 31.6, the first is exact."""
+    exact, rounded = (rope_periods(16, 100.0, dtype) for dtype in ("float32", "bfloat16"))
+    np.testing.assert_allclose(exact, 100 ** np.array([0, 0.25, 0.5, 0.75]), rtol=1e-6)
+    np.testing.assert_array_equal(rounded, exact.astype(jnp.bfloat16).astype(np.float32))
+    assert rounded[0] == exact[0]
+    assert rounded[1] != exact[1]
+    ropes = [rope_sincos((1, 4), 16, 100.0, dtype=dtype).cos for dtype in ("float32", "bfloat16")]
+    assert 1e-4 < np.abs(ropes[0] - ropes[1]).max() < 0.05
 
 
 def test_what_does_not_go_together_is_named():

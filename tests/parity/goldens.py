@@ -3,12 +3,18 @@
 import functools
 import pathlib
 
+import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
-from big_ssl.weights import formats
+from big_ssl.weights import architecture, formats
 from big_ssl.weights.formats import read_checkpoint
 from big_ssl.weights.tensor_files import write_safetensors
 
+# Two float32 networks that add in another order; outputs are of order one.
+CLOSE = dict(rtol=1e-4, atol=1e-4)
+# Halves the time to compile.
+UNOPTIMISED = dict(compiler_options={"xla_backend_optimization_level": 0})
 DATA = pathlib.Path(__file__).parents[1] / "data"
 
 
@@ -34,6 +40,22 @@ def write_checkpoint(kind, folder, **changes):
         return folder / "model.safetensors"
     (folder / "config.json").write_text(str(arrays["config"]))
     return folder
+
+
+def assert_tokens(kind, size, config, ours):
+    """Compares the features of a ViT with all tokens in the file, "native" or "wide", masked and not."""
+    module = architecture.modules(config).image
+    variables = architecture.encoder_variables(unflatten_dict(ours, sep="/"), "image")
+    run = jax.jit(lambda x, mask: module.apply(variables, x, mask=mask), **UNOPTIMISED)
+    arrays = golden(kind)[1]
+    masks = arrays[f"{size}_masks"]
+    for name, mask in (("masked", masks), ("tokens", np.zeros_like(masks))):
+        found, expected = run(arrays[f"{size}_images"], mask), arrays[f"{size}_{name}"]
+        np.testing.assert_allclose(found["pooled"], expected[:, 0], **CLOSE)
+        if module.registers:
+            np.testing.assert_allclose(found["registers"], expected[:, 1 : 1 + module.registers], **CLOSE)
+        np.testing.assert_allclose(found["patches"], expected[:, 1 + module.registers :], **CLOSE)
+    assert np.abs(arrays[f"{size}_masked"] - arrays[f"{size}_tokens"]).max() > 0.1
 
 
 def write_talking(folder):

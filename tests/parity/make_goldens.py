@@ -51,14 +51,18 @@ def main(folder):
         write_clip(folder / f"golden_{name}.npz", peer, made_by)
     write_align(folder / "golden_hf_align.npz", align_peers.hf_align(align_peers.THIN, half=True), made_by)
     write_resnet(folder / "golden_clip_resnet.npz", clip_peers.openai_clip("resnet"), made_by)
-    write_dinov2(folder / "golden_hf_dinov2.npz", dino_peers.hf_dinov2(registers=3, swiglu=True), made_by)
+    write_dino(folder / "golden_hf_dinov2.npz", dino_peers.hf_dinov2(registers=3, swiglu=True), made_by)
+    small = dict(hidden_size=16, num_attention_heads=2)
+    gated = dict(intermediate_size=24, use_gated_mlp=True, hidden_act="silu")
+    write_dino(folder / "golden_hf_dinov3.npz", dino_peers.hf_dinov3(**small, **gated), made_by)
+    write_dino(folder / "golden_hf_tipsv2.npz", dino_peers.hf_tipsv2(**small), made_by)
     write_other_sizes(folder / "golden_other_sizes.npz", made_by)
     write_ids(folder)
 
 
-def write_dinov2(path, peer, made_by):
-    """transformers' DINOv2: its config.json, and all tokens that it makes of images of two sizes,
-    masked and not. Its names in memory are not those of its files."""
+def write_dino(path, peer, made_by):
+    """transformers' DINOv2, DINOv3 or TIPSv2: its config.json, and all tokens that it makes of images of two
+    sizes, masked and not. Its names in memory are not those of its files."""
     with tempfile.TemporaryDirectory() as saved:
         peer.save_pretrained(saved)
         weights = dict(read_tensors(pathlib.Path(saved) / "model.safetensors"))

@@ -18,6 +18,7 @@ from big_ssl.models.position_embedding import resize_position_embedding
 from big_ssl.weights import architecture
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import read_checkpoint
+from big_ssl.weights.guess import guess
 from big_ssl.weights.linear_heads import read_head, write_head
 from big_ssl.weights.tensor_files import write_safetensors
 
@@ -113,6 +114,7 @@ def test_dinov2_of_a_training(tmp_path):
     for head in ("dino_head", "ibot_head"):
         state |= {f"{head}.{name}": value for name, value in head_of_ones().items()}
     torch.save(dict(teacher=state), tmp_path / "teacher_checkpoint.pth")
+    assert guess(tmp_path / "teacher_checkpoint.pth") == "dinov2"
     module, variables = tower("dinov2", tmp_path / "teacher_checkpoint.pth", HEADS)
     assert module.depth == 4
     images = dino_peers.images((16, 16))
@@ -123,6 +125,42 @@ def test_dinov2_of_a_training(tmp_path):
     assert_same(ours, images, None, dino_peers.run_reference(peer, images)[-1])
     with pytest.raises(WeightsError, match="position_resize is 'cubic'; there are bicubic_antialias, dinov2"):
         tower("dinov2", tmp_path / "teacher_checkpoint.pth", dict(position_resize="cubic"))
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """PyTorch's group of one process."""
+    where = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=where, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")  # FSDP's of one process, and of state dicts that will go
+def test_dinov2_of_its_trainer(process_group, tmp_path):
+    """model_*.rank_0.pth under FSDP's LOCAL_STATE_DICT: whole for one process, otherwise without shapes."""
+    from torch.distributed import fsdp
+    from torch.distributed._shard.sharded_tensor import Shard, init_from_local_shards
+
+    networks = torch.nn.ModuleDict()
+    for seed, name in enumerate(("student", "teacher")):
+        networks[name] = torch.nn.ModuleDict(dict(backbone=dino_peers.reference(seed=seed)))
+    images = dino_peers.images((24, 48))
+    expected = {name: dino_peers.run_reference(networks[name]["backbone"], images)[-1] for name in networks}
+    wrapped = fsdp.FullyShardedDataParallel(networks, use_orig_params=True, device_id=torch.device("cpu"))
+    with fsdp.FullyShardedDataParallel.state_dict_type(wrapped, fsdp.StateDictType.LOCAL_STATE_DICT):
+        state = wrapped.state_dict()
+    path = tmp_path / "model_0000001.rank_0.pth"
+    torch.save(dict(model=state, optimizer={}, iteration=1), path)
+    assert guess(path) == "dinov2"
+    for network, tokens in expected.items():
+        assert_same(tower("dinov2", path, HEADS | dict(network=network)), images, None, tokens)
+    slices = [Shard.from_tensor_and_offsets(torch.ones(6), [0], 0)]
+    torch.save(dict(model=state | {"_flat_param": init_from_local_shards(slices, 6)}), path)
+    with pytest.raises(
+        WeightsError, match="such as a process's shards, which lack the shapes of the weights"
+    ):
+        tower("dinov2", path, HEADS)
 
 
 @pytest.mark.parametrize("blocks", [1, 4])

@@ -1,28 +1,17 @@
 """DINOv2 with registers and SwiGLU, from file to features, against what make_goldens.py has written down."""
 
-import functools
 import json
 
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
 
 import big_ssl
 from big_ssl.weights import architecture
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import read_checkpoint, write_checkpoint
 from tests.parity import goldens
-
-# Two float32 networks that add in another order; outputs are of order one.
-CLOSE = dict(rtol=1e-4, atol=1e-4)
-# Halves the time to compile.
-UNOPTIMISED = dict(compiler_options={"xla_backend_optimization_level": 0})
-
-
-@functools.cache
-def golden():
-    return goldens.golden("hf_dinov2")[1]
+from tests.parity.goldens import CLOSE, UNOPTIMISED
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +31,7 @@ def model(folder):
 @pytest.mark.parametrize("size", ["native", "wide"])
 def test_transformers_tokens(size, folder):
     """At the size of the position table and at another, with masked patches and without."""
-    config, ours = read_checkpoint("big_ssl", folder)
-    tower = architecture.modules(config).image
-    variables = architecture.encoder_variables(unflatten_dict(ours, sep="/"), "image")
-    run = jax.jit(lambda x, mask: tower.apply(variables, x, mask=mask), **UNOPTIMISED)
-    masks = golden()[f"{size}_masks"]
-    for name, mask in (("masked", masks), ("tokens", np.zeros_like(masks))):
-        found, expected = run(golden()[f"{size}_images"], mask), golden()[f"{size}_{name}"]
-        np.testing.assert_allclose(found["pooled"], expected[:, 0], **CLOSE)
-        np.testing.assert_allclose(found["registers"], expected[:, 1:4], **CLOSE)
-        np.testing.assert_allclose(found["patches"], expected[:, 4:], **CLOSE)
-    assert np.abs(golden()[f"{size}_masked"] - golden()[f"{size}_tokens"]).max() > 0.1
+    goldens.assert_tokens("hf_dinov2", size, *read_checkpoint("big_ssl", folder))
 
 
 def test_features_of_a_model_without_texts(model):

@@ -36,6 +36,8 @@ HF = dict(
     hf_siglip=clip_peers.hf_siglip,
     hf_vit=dino_peers.hf_vit,
     hf_dinov2=dino_peers.hf_dinov2,
+    hf_dinov3=dino_peers.hf_dinov3,
+    hf_tipsv2=dino_peers.hf_tipsv2,
 )
 
 
@@ -60,10 +62,11 @@ def test_transformers_models_at_seven_sizes(kind, tmp_path):
 
 
 def run_dino(peer, pixels):
-    """float32[B, N, D] after the final norm; DINOv2 always interpolates its positions."""
+    """float32[B, N, D] after the final norm; all but ViT always take images of other sizes."""
+    first = 1 + getattr(peer.config, "num_register_tokens", 0)
     options = dict(interpolate_pos_encoding=True) if isinstance(peer, transformers.ViTModel) else {}
     with torch.no_grad():
-        return peer(pixels, **options).last_hidden_state[:, 1:].numpy()
+        return peer(pixels, **options).last_hidden_state[:, first:].numpy()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from big_ssl.models.position_embedding import resize_position_embedding
+from big_ssl.models.position_embedding import RESIZES, resize_position_embedding
 from big_ssl.training import initial, requirements
 from big_ssl.training.state import TrainState
 from big_ssl.weights import architecture
@@ -58,12 +58,14 @@ def test_without_a_path_there_is_nothing(weights):
     assert initial.replace(state, None) is state
 
 
-def test_the_position_table_is_resized(weights):
+@pytest.mark.parametrize("how", RESIZES)
+def test_the_position_table_is_resized_in_the_encoders_way(how, weights):
     table = weights[2][TABLE]
     side = round((len(table) - 1) ** 0.5)
     patch = weights[1]["encoders"]["image"]["patch"]
-    found = read(weights, image_size=2 * side * patch)["params"]["encoders"]["image"]["position_embedding"]
-    expected = resize_position_embedding(table, (side, side), (2 * side, 2 * side))
+    params = read(weights, image_size=2 * side * patch, position_resize=how)["params"]
+    found = params["encoders"]["image"]["position_embedding"]
+    expected = resize_position_embedding(table, (side, side), (2 * side, 2 * side), how)
     np.testing.assert_array_equal(found, expected)
     assert len(found) == 1 + 4 * side**2
 

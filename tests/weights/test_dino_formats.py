@@ -8,6 +8,7 @@ import pytest
 from big_ssl.weights import rules
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import FORMATS, read_checkpoint
+from big_ssl.weights.guess import guess
 from big_ssl.weights.tensor_files import write_safetensors
 from tests.parity import goldens
 
@@ -49,6 +50,23 @@ def test_dinov2_in_chunks(dinov2, tmp_path):
         key: actual["encoders"]["image"][key] for key in image if key not in ("activation", "layer_scale")
     } == {key: image[key] for key in image if key not in ("activation", "layer_scale")}
     assert (actual["head"], actual["tokenizer"], actual["resize"]) == (None, None, "crop 256")
+
+
+def test_dinov2_has_two_networks_in_a_training_run(dinov2, tmp_path):
+    """As a trainer of one process saves it: names in chunks, losses' centers and the optimizer beside."""
+    config, ours = dinov2
+    teacher = rules.write(FORMATS["dinov2"].rules(config), ours)
+    whole = {f"model.teacher.backbone.{name}": value for name, value in teacher.items()}
+    whole |= {f"model.student.backbone.{name}": value + 1 for name, value in teacher.items()}
+    whole = {name.replace("blocks.1.", "blocks.1.1."): value for name, value in whole.items()}
+    whole |= {"model.dino_loss.center": np.zeros(1), "model.ibot_patch_loss.center": np.zeros(1)}
+    whole["optimizer.state.0.exp_avg"] = np.zeros(1)
+    assert_same(read("dinov2", whole, tmp_path)[1], ours)
+    assert guess(tmp_path / "model.safetensors") == "dinov2"
+    plus_one = {path: value + 1 for path, value in ours.items()}
+    assert_same(read("dinov2", whole, tmp_path, network="student")[1], plus_one)
+    with pytest.raises(WeightsError, match="network is 'student'; the file holds a backbone alone"):
+        read("dinov2", teacher, tmp_path, network="student")
 
 
 def test_position_resize_of_dinov2_depends_on_registers(dinov2, tmp_path):

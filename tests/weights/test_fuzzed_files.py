@@ -25,6 +25,8 @@ CONFIGS = [
     ("hf_siglip", "hf_siglip", "config.json"),
     ("hf_align", "hf_align", "config.json"),
     ("hf_dinov2", "hf_dinov2", "config.json"),
+    ("hf_dinov3", "hf_dinov3", "config.json"),
+    ("hf_tipsv2", "hf_tipsv2", "config.json"),
 ]
 # What a writer of malformed files tries first.
 VALUES = [

@@ -10,7 +10,15 @@ from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import read_checkpoint, write_checkpoint
 from big_ssl.weights.tensor_files import INDEX, read_tensors, write_safetensors
 from tests.parity import goldens
-from tests.weights.test_tensor_files import Global, pickled, tensor, write_archive
+from tests.weights.test_tensor_files import (
+    TENSOR,
+    Global,
+    Name,
+    pickled,
+    tensor,
+    with_attributes,
+    write_archive,
+)
 
 X = dict(x=np.arange(6, dtype=np.float32))
 
@@ -119,6 +127,36 @@ def test_a_memo_number_beyond_the_instructions_is_refused(tmp_path):
     assert "has a memo number of 2147483648 after 2 instructions" in refusal(read_tensors, path)
 
 
+@pytest.mark.parametrize(
+    ("rebuild", "kind", "message"),
+    [
+        (Name("collections", "OrderedDict"), Name("torch", "Tensor"), "a tensor of the type Tensor"),
+        (TENSOR, Name("argparse", "Namespace"), "Module'>, which is not read"),
+        (Name("torch._utils", "_rebuild_wrapper_subclass"), Name("torch", "Tensor"), "no plain ones"),
+        (
+            TENSOR,
+            Name("torch.distributed.tensor", "DTensor"),
+            r"no plain ones (DTensor), such as a process's",
+        ),
+        (Name("os", "system"), Name("torch", "Tensor"), "os.system, which would run code"),
+    ],
+)
+def test_a_tensor_with_attributes_calls_nothing_else(rebuild, kind, message, tmp_path):
+    write_archive(tmp_path / "a.pth", {"a": with_attributes(rebuild, kind, X["x"].size)}, {"0": X["x"]})
+    assert message in refusal(read_tensors, tmp_path / "a.pth")
+
+
+def test_a_process_shards_are_refused_with_what_to_do(tmp_path):
+    """As torch.save of FSDP's LOCAL_STATE_DICT writes them: slices of flattened parameters."""
+    shard = Name("torch.distributed._shard.sharded_tensor.api", "ShardedTensor")
+    flat = with_attributes(Name("torch._utils", "_rebuild_wrapper_subclass"), shard)
+    content = dict(model={"student.norm.weight": tensor("0", (6,), (1,)), "student._flat_param": flat})
+    write_archive(tmp_path / "model_0.rank_0.pth", content, {"0": X["x"]})
+    message = refusal(read_tensors, tmp_path / "model_0.rank_0.pth")
+    assert f"{tmp_path}/model_0.rank_0.pth" in message
+    assert "save FSDP's FULL_STATE_DICT there, or read DINOv2's eval/*/teacher_checkpoint.pth" in message
+
+
 def test_dicts_that_contain_themselves_are_refused(tmp_path):
     assert "RecursionError" in refusal(read_tensors, write_pickle(tmp_path / "a.pt", b"}q\0K\1h\0s"))
 
@@ -206,6 +244,10 @@ def change_config(folder, name="config.json", **changes):
             dict(layer_norm_eps=float("nan")),
             "layer_norm_eps is nan; it must be a number above 0",
         ),
+        ("hf_dinov3", dict(rope_theta=0), "rope_theta is 0; it must be a number above 0"),
+        ("hf_dinov3", dict(pos_embed_rescale="2"), "pos_embed_rescale is '2'; it must be a number above 0"),
+        ("hf_dinov3", dict(key_bias=0), "key_bias is 0; it must be true or false"),
+        ("hf_tipsv2", dict(mlp_ratio=-1), "mlp_ratio is -1; it must be a number above 0"),
         (
             "hf_align",
             dict(vision_config=dict(strides="1")),

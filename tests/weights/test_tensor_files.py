@@ -58,8 +58,15 @@ class Storage:
         self.id = ("storage", kind, key, "cpu", count)
 
 
+class Name:
+    """Pickled as the name of a class or function."""
+
+    def __init__(self, module, name):
+        self.path = f"{module}\n{name}"
+
+
 class Global:
-    """Pickled as the name of a class or function, called with `arguments` if they are not None."""
+    """Pickled as the name of a class or function, called with `arguments`."""
 
     def __init__(self, module, name, *arguments):
         self.path, self.arguments = f"{module}\n{name}", arguments
@@ -70,6 +77,8 @@ def pickled(value):
     if isinstance(value, Storage):
         kind = b"ctorch\n" + value.id[1].encode() + b"\n"
         return b"(" + pickled("storage") + kind + b"".join(map(pickled, value.id[2:])) + b"tQ"
+    if isinstance(value, Name):
+        return b"c" + value.path.encode() + b"\n"
     if isinstance(value, Global):
         return b"c" + value.path.encode() + b"\n(" + b"".join(map(pickled, value.arguments)) + b"tR"
     if isinstance(value, dict):
@@ -82,6 +91,14 @@ def pickled(value):
 def tensor(key, size, stride, offset=0, kind="FloatStorage", count=6):
     call = (Storage(key, kind, count), offset, size, stride, False)
     return Global("torch._utils", "_rebuild_tensor_v2", *call, Global("collections", "OrderedDict"))
+
+
+def with_attributes(rebuild, kind, *arguments):
+    """A tensor of a type, with attributes of Python."""
+    return Global("torch._tensor", "_rebuild_from_type_v2", rebuild, kind, arguments, dict(flag=1))
+
+
+TENSOR = Name("torch._utils", "_rebuild_tensor_v2")
 
 
 def write_archive(path, content, storages, folder="archive"):
@@ -98,6 +115,9 @@ def test_a_hand_written_torch_archive_is_read(tmp_path):
         "t": tensor("0", (3, 2), (1, 3)),
         "rest": tensor("0", (2,), (1,), offset=4),
         "half": tensor("1", (2,), (1,), kind="HalfStorage"),
+        "flagged": with_attributes(
+            TENSOR, Name("torch", "Tensor"), Storage("0", "FloatStorage", 6), 2, (2,), (1,), False, {}
+        ),
         "epoch": 3,
         "args": Global("argparse", "Namespace"),
         "p": Global("torch._utils", "_rebuild_parameter", tensor("0", (), ()), True, {}),
@@ -105,6 +125,7 @@ def test_a_hand_written_torch_archive_is_read(tmp_path):
     write_archive(tmp_path / "a.pt", content, {"0": ARRAYS["matrix"], "1": ARRAYS["half"]})
     matrix = ARRAYS["matrix"]
     expected = {"a.weight": matrix, "t": matrix.T, "rest": matrix.ravel()[4:], "half": ARRAYS["half"]}
+    expected["flagged"] = matrix.ravel()[2:4]
     assert_same(read_tensors(tmp_path / "a.pt"), expected | {"p": np.array(0, np.float32)})
 
 
