@@ -14,6 +14,7 @@ from big_ssl.evals.predictor import Predictor
 from big_ssl.losses.pairwise import Pairwise
 from big_ssl.objectives.classification import Classification
 from big_ssl.objectives.contrastive import Contrastive
+from big_ssl.objectives.embedding import Embedding
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
 from big_ssl.training import trained
@@ -36,8 +37,8 @@ _BATCH = 64
 
 
 class Model(Predictor):
-    """A trained or converted model: an image encoder; with a text encoder and a head that embeds both; with a
-    classifier if one was trained. Its methods take and return NumPy arrays.
+    """A trained or converted model: an image encoder, a text encoder, or both and a head that embeds both;
+    with a classifier if one was trained. Its methods take and return NumPy arrays.
     """
 
     def __init__(self, config: ModelConfig, variables: Mapping, dtype: str = "float32", devices=None):
@@ -51,9 +52,11 @@ class Model(Predictor):
         """
         mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), devices)
         self.config, system, statistics = config, _system(config, dtype), variables.get("encoders", {})
-        # Weights of encoders without running statistics come without this part.
-        variables = dict(variables) | dict(
-            encoders={name: statistics.get(name, {}) for name in system.encoders}
+        # Weights of encoders without running statistics, and of heads without parameters, come without these.
+        heads = {name: {} for name in system.terms} | variables["params"].get("heads", {})
+        variables = dict(
+            params=dict(variables["params"]) | dict(heads=heads),
+            encoders={name: statistics.get(name, {}) for name in system.encoders},
         )
         super().__init__(
             system,
@@ -71,13 +74,15 @@ def _system(config, dtype):
     objectives: dict[str, Any] = {}
     if modules.head is not None:
         objectives["contrastive"] = Contrastive(modules.head, Pairwise("dense", None))
+    if modules.embedding is not None:
+        objectives["embedding"] = Embedding(modules.embedding, *config["encoders"])
     if modules.classifier is not None:
         objectives["classification"] = Classification(modules.classifier)
     return System(
-        encoders={name: module for name, module in zip(("image", "text"), modules, strict=False) if module},
+        encoders={name: getattr(modules, name) for name in architecture.encoder_names(config)},
         fields={},
         terms={name: Term("", objective, lambda step: 1.0) for name, objective in objectives.items()},
-        eval_pixels=Pixels.of(config["views"]["image"]),
+        eval_pixels=Pixels.of(config["views"]["image"]) if modules.image is not None else Pixels(),
     )
 
 

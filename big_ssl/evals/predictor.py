@@ -21,6 +21,7 @@ from big_ssl.models import vit
 _LACKS = dict(
     classify="classifier: none was trained",
     encode_text="text encoder: it embeds images alone",
+    encode_image="image encoder: it embeds texts alone",
     zero_shot="text encoder: it embeds images alone",
 )
 
@@ -187,6 +188,8 @@ class Predictor:
         Raises:
           ValueError: for anything but images and names, and for a template without {}.
         """
+        self._require("encode_text")
+        self._require("encode_image")
         if not is_text_list(class_names):
             raise ValueError("class_names must be a list of str, at least one")
         templates, images = prompts.templates(templates), self._preprocessed(images, resize=True)

@@ -112,7 +112,7 @@ def write_checkpoint(kind: str, folder, config: ModelConfig, ours: Mapping[str, 
     format_, folder = FORMATS[kind], io.as_path(folder)
     if format_.describe is None:
         raise WeightsError(f"{kind} can only be read; writable formats: {', '.join(WRITABLE)}")
-    encoders = ("image",) if config["head"] is None else ("image", "text")
+    encoders = architecture.encoder_names(config)
     if format_.encoders and encoders != format_.encoders:
         actual, required = (" and ".join(names) for names in (encoders, format_.encoders))
         raise WeightsError(f"{kind} is for models of {required}; this is one of {actual}")

@@ -120,7 +120,7 @@ def _batch_norm(theirs, ours):
 
 def _config(tensors, files, options) -> ModelConfig:
     del options
-    text_config, vision_config = hf_layers.parts(files)
+    text_config, vision_config = hf_layers.parts(files, "align")
     text, image = _text(tensors, text_config), _image(vision_config)
     _check_shortcuts(image)
     head = dict(

@@ -43,16 +43,28 @@ _SHAPE = dict(width="hidden_size", depth="num_hidden_layers", mlp_dim="intermedi
 ACTIVATIONS = dict(quick_gelu="quick_gelu", gelu="gelu", gelu_pytorch_tanh="gelu_tanh")
 
 
-def parts(files: Mapping[str, dict]) -> tuple[dict, dict]:
+def parts(files: Mapping[str, dict], family: str) -> tuple[dict, dict]:
     """(text_config, vision_config) of config.json, which omits the classes' defaults, without nulls.
 
     Older files of CLIP have text_config_dict and vision_config_dict, which transformers reads in place of
-    these. The config of a vision tower alone is a vision_config. Raises WeightsError without config.json.
+    these. The config of a tower alone is one of the two.
+
+    Args:
+      files: {file name: JSON}.
+      family: the model_type of the whole model; older files leave it out.
+
+    Raises:
+      WeightsError: without config.json, or for one of another family.
     """
     config = json_file(files, "config.json")
-    if str(config.get("model_type")).endswith("_vision_model"):
-        return {}, stated(config)
-    suffixes = ("_dict", "") if config.get("model_type") == "clip" else ("",)
+    whole, text, vision = types = family, f"{family}_text_model", f"{family}_vision_model"
+    model_type = config.get("model_type") or whole
+    if model_type not in types:
+        raise WeightsError(f"config.json: model_type is {model_type!r}; it must be {', '.join(types)}")
+    if model_type != whole:
+        towers = {text: {}, vision: {}, model_type: stated(config)}
+        return towers[text], towers[vision]
+    suffixes = ("_dict", "") if family in ("clip", "metaclip_2") else ("",)
     text, vision = (
         next((config[name + suffix] for suffix in suffixes if config.get(name + suffix)), {})
         for name in ("text_config", "vision_config")
@@ -66,16 +78,17 @@ def stated(config: Mapping) -> dict:
 
 
 def prepare(tensors: Mapping, options: Mapping) -> Mapping:
-    """A Format's `prepare`: adds the prefix of a vision tower's names, which transformers 5 leaves out."""
+    """A Format's `prepare`: adds the prefix of a lone tower's names, which transformers 5 leaves out."""
     del options
-    if "embeddings.patch_embedding.weight" not in tensors:
-        return tensors
-    return {f"vision_model.{name}": array for name, array in tensors.items()}
+    for tower, table in dict(vision_model="patch_embedding", text_model="token_embedding").items():
+        if f"embeddings.{table}.weight" in tensors:
+            return {f"{tower}.{name}": array for name, array in tensors.items()}
+    return tensors
 
 
-def has_text(tensors: Mapping) -> bool:
-    """Whether there is a text model, and not a vision tower alone."""
-    return any(name.startswith("text_model.") for name in tensors)
+def has_tower(tensors: Mapping, tower: str) -> bool:
+    """Whether there is the tower "text_model" or "vision_model"; one may be published without the other."""
+    return any(name.startswith(f"{tower}.") for name in tensors)
 
 
 def layers(tensors: Mapping, model: str, width: int, config: Mapping, defaults: Mapping) -> dict:

@@ -10,8 +10,8 @@ import transformers
 from tests.parity import clip_reference
 
 _LAYERS = dict(hidden_size=16, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2)
-_TEXT = _LAYERS | dict(vocab_size=50, max_position_embeddings=9)
-_VISION = _LAYERS | dict(hidden_size=24, num_attention_heads=3, image_size=24, patch_size=8)
+TEXT = _LAYERS | dict(vocab_size=50, max_position_embeddings=9)
+VISION = _LAYERS | dict(hidden_size=24, num_attention_heads=3, image_size=24, patch_size=8)
 _IDS = dict(bos_token_id=48, pad_token_id=0)
 
 
@@ -19,8 +19,8 @@ def hf_clip(activation="quick_gelu", eos_token_id=49, seed=0):
     """transformers' CLIPModel."""
     common = dict(hidden_act=activation, projection_dim=12)
     config = transformers.CLIPConfig(
-        text_config=_TEXT | common | _IDS | dict(eos_token_id=eos_token_id),
-        vision_config=_VISION | common,
+        text_config=TEXT | common | _IDS | dict(eos_token_id=eos_token_id),
+        vision_config=VISION | common,
         projection_dim=12,
         attn_implementation="eager",
     )
@@ -30,8 +30,8 @@ def hf_clip(activation="quick_gelu", eos_token_id=49, seed=0):
 def hf_siglip(image_size=24, seed=0):
     """transformers' SiglipModel, whose image tower's width is its text head's."""
     config = transformers.SiglipConfig(
-        text_config=_TEXT | _IDS | dict(projection_size=24, eos_token_id=1),
-        vision_config=_VISION | dict(image_size=image_size),
+        text_config=TEXT | _IDS | dict(projection_size=24, eos_token_id=1),
+        vision_config=VISION | dict(image_size=image_size),
         attn_implementation="eager",
     )
     return randomise(transformers.SiglipModel(config), seed)
