@@ -29,7 +29,8 @@ VOCABULARIES = {
     "wordpiece": ("vocab.txt",),
     "clip_bpe": ("merges.txt", "tokenizer.json"),
     "sentencepiece": _PIECES,
-    "sentencepiece_gemma": _PIECES,
+    "sentencepiece_gemma": (*_PIECES, "tokenizer.json"),
+    "sentencepiece_xlm": ("tokenizer.json", "sentencepiece.bpe.model"),
 }
 
 # Examples that go through an encoder at once, on each device.

@@ -91,6 +91,7 @@ TOKENIZERS: dict[str, Callable[[str, int], Tokenizer]] = {
     "clip_bpe": clip_bpe.ClipBPE,
     "sentencepiece": functools.partial(SentencePiece, style=sentence_piece.SIGLIP),
     "sentencepiece_gemma": functools.partial(SentencePiece, style=sentence_piece.GEMMA),
+    "sentencepiece_xlm": functools.partial(SentencePiece, style=sentence_piece.XLM),
     "sentencepiece_bert": functools.partial(SentencePiece, style=sentence_piece.BERT),
 }
 
