@@ -58,8 +58,8 @@ class SentencePiece:
 
     Called with texts, returns ids: int32[B, L] and mask: bool[B, L]: the pieces, the end of text, also if
     they are truncated to L, then padding; see Style. The names of special pieces in a text are ordinary
-    characters, or unknown. Raises FileNotFoundError, or ValueError if the file is none that data.pieces reads,
-    or lacks a piece that the style needs.
+    characters, or unknown. Raises FileNotFoundError, or ValueError if data.pieces can't read the file, or it
+    lacks a piece that the style needs.
     """
 
     def __init__(self, path: str, length: int, *, style: Style):

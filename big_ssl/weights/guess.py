@@ -21,6 +21,7 @@ _MODEL_TYPES = dict(
     siglip_text_model="hf_siglip",
     siglip_vision_model="hf_siglip",
     align="hf_align",
+    bert="hf_bert",
     dinov2="hf_dinov2",
     dinov2_with_registers="hf_dinov2",
     vit="hf_vit",

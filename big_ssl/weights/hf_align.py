@@ -7,7 +7,7 @@ Batch norm's counts and BERT's pooler, which embeddings do not use, are ignored 
 from collections.abc import Iterator
 
 from big_ssl.models import efficientnet
-from big_ssl.weights import hf_layers, hf_preprocessing
+from big_ssl.weights import hf_bert, hf_layers, hf_preprocessing
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import (
     HALF_PIXELS,
@@ -18,29 +18,11 @@ from big_ssl.weights.format import (
     Format,
     ModelConfig,
     check_options,
-    count,
     one_side,
     shape_of,
 )
 from big_ssl.weights.rules import CONVOLUTION, DEPTHWISE, POINTWISE, SAME, Rule, linear, norm, within
 
-_LAYER = [
-    *linear("attention.self.query", "query"),
-    *linear("attention.self.key", "key"),
-    *linear("attention.self.value", "value"),
-    *linear("attention.output.dense", "out"),
-    *norm("attention.output.LayerNorm", "attention_norm"),
-    *linear("intermediate.dense", "mlp_in"),
-    *linear("output.dense", "mlp_out"),
-    *norm("output.LayerNorm", "mlp_norm"),
-]
-_TEXT = [
-    Rule("embeddings.word_embeddings.weight", ("word/embedding",), SAME),
-    Rule("embeddings.position_embeddings.weight", ("position/embedding",), SAME),
-    Rule("embeddings.token_type_embeddings.weight", ("token_type/embedding",), SAME),
-    *norm("embeddings.LayerNorm", "embedding_norm"),
-    *within("encoder.layer.{i}.", "layer{i}/", _LAYER),
-]
 _HEAD = [
     *linear("text_projection", f"{HEAD}text_projection"),
     Rule("temperature", (f"{HEAD}temperature",), SAME),
@@ -60,7 +42,7 @@ _BLOCK_NORMS = {
     "projection.project_bn": "project_bn",
 }
 
-# Options of AlignVisionConfig and AlignTextConfig that our modules fix.
+# Options of AlignVisionConfig that our module fixes.
 _STAGES = efficientnet.B0_STAGES
 _FIXED = dict(
     depth_divisor=8,
@@ -75,22 +57,12 @@ _FIXED = dict(
     pooling_type="mean",
     batch_norm_eps=1e-3,
 )
-_FIXED_TEXT = dict(hidden_act="gelu", layer_norm_eps=1e-12)
-# AlignTextConfig's defaults.
-_TEXT_DEFAULTS = _FIXED_TEXT | dict(
-    hidden_size=768,
-    intermediate_size=3072,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    vocab_size=30_522,
-    max_position_embeddings=512,
-)
 
 
 def _rules(config: ModelConfig) -> list[Rule]:
     stem = Rule("vision_model.embeddings.convolution.weight", (f"{IMAGE}stem",), CONVOLUTION)
     rules = [
-        *within("text_model.", TEXT, _TEXT),
+        *within("text_model.", TEXT, hf_bert.RULES),
         *_HEAD,
         stem,
         *_batch_norm("embeddings.batchnorm", "stem_bn"),
@@ -121,7 +93,8 @@ def _batch_norm(theirs, ours):
 def _config(tensors, files, options) -> ModelConfig:
     del options
     text_config, vision_config = hf_layers.parts(files, "align")
-    text, image = _text(tensors, text_config), _image(vision_config)
+    text = hf_bert.text_options(tensors, "text_model.", "text_config.", text_config)
+    image = _image(vision_config)
     _check_shortcuts(image)
     head = dict(
         embed_dim=shape_of(tensors, "text_projection.weight", 2)[0],
@@ -140,37 +113,13 @@ def _config(tensors, files, options) -> ModelConfig:
         encoders=dict(image=image, text=text),
         head=head,
         # AlignProcessor truncates texts to 64; the text encoder has positions for longer ones.
-        tokenizer=dict(
-            kind="wordpiece", vocabulary="", size=text["vocab_size"], length=min(64, text["max_len"])
-        ),
+        tokenizer=hf_bert.wordpiece(text, length=64),
         **hf_preprocessing.read(files, default, "EfficientNetImageProcessor"),
     )
 
 
-def _text(tensors, text_config):
-    embeddings = "text_model.embeddings.{}_embeddings.weight"
-    vocab_size, width = shape_of(tensors, embeddings.format("word"), 2)
-    _check_fixed("text_config", text_config, _FIXED_TEXT)
-    shape = dict(
-        width=width,
-        depth=count(tensors, r"text_model\.encoder\.layer\.(\d+)\."),
-        mlp_dim=shape_of(tensors, "text_model.encoder.layer.0.intermediate.dense.weight", 2)[0],
-    )
-    max_len = shape_of(tensors, embeddings.format("position"), 2)[0]
-    hf_layers.compare_shape("text_config.", _TEXT_DEFAULTS | text_config, shape)
-    hf_layers.compare_text(_TEXT_DEFAULTS | text_config, vocab_size, max_len)
-    return dict(
-        kind="bert",
-        vocab_size=vocab_size,
-        **shape,
-        heads=hf_layers.settings(text_config, _TEXT_DEFAULTS, width)["heads"],
-        max_len=max_len,
-        dropout=text_config.get("hidden_dropout_prob", 0.1),
-    )
-
-
 def _image(vision_config):
-    _check_fixed("vision_config", vision_config, _FIXED)
+    hf_bert.check_fixed("vision_config.", vision_config, _FIXED)
     strides = vision_config.get("strides", [stage.stride for stage in _STAGES])
     return dict(
         kind="efficientnet",
@@ -180,12 +129,6 @@ def _image(vision_config):
         padding="fixed",
         drop_connect=vision_config.get("drop_connect_rate", 0.2),
     )
-
-
-def _check_fixed(part, config, fixed):
-    for key, value in fixed.items():
-        if config.get(key, value) != value:
-            raise WeightsError(f"config.json: {part}.{key} is {config[key]!r}; only {value!r} is known")
 
 
 def _check_shortcuts(image):
@@ -211,7 +154,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
         hidden_dim=head["embed_dim"],
         drop_connect_rate=image["drop_connect"],
     )
-    text_config = _FIXED_TEXT | dict(
+    text_config = hf_bert.FIXED | dict(
         model_type="align_text_model",
         vocab_size=text["vocab_size"],
         hidden_size=text["width"],

@@ -139,7 +139,7 @@ def text_options(tensors: Mapping, config: Mapping, defaults: Mapping) -> dict:
     """Infers a text model's options: vocab_size, max_len, and those of `layers`; arguments as there."""
     vocab_size, width = shape_of(tensors, "text_model.embeddings.token_embedding.weight", 2)
     max_len = shape_of(tensors, "text_model.embeddings.position_embedding.weight", 2)[0]
-    compare_text({**defaults, **config}, vocab_size, max_len)
+    compare_text("text_config.", {**defaults, **config}, vocab_size, max_len)
     return dict(vocab_size=vocab_size, max_len=max_len) | layers(
         tensors, "text_model", width, config, defaults
     )
@@ -159,10 +159,10 @@ def vision_options(tensors: Mapping, config: Mapping, defaults: Mapping, class_t
     return dict(patch=patch, image_size=patch * side, position_resize="bicubic") | shape
 
 
-def compare_text(stated: Mapping, vocab_size: int, max_len: int) -> None:
-    """Compares text_config with the text model's tables of tokens and positions."""
+def compare_text(part: str, stated: Mapping, vocab_size: int, max_len: int) -> None:
+    """Compares a part of config.json with the text model's tables of tokens and positions."""
     actual = dict(vocab_size=vocab_size, max_position_embeddings=max_len)
-    compare("config.json: text_config.", stated, actual)
+    compare(f"config.json: {part}", stated, actual)
 
 
 def compare_image(part: str, stated: Mapping, patch: int, side: int) -> None:
