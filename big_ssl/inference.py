@@ -26,7 +26,7 @@ from big_ssl.weights.guess import guess
 # The vocabulary's file beside converted weights, by the tokenizer's kind.
 _PIECES = ("spiece.model", "tokenizer.model")
 VOCABULARIES = {
-    "wordpiece": ("vocab.txt",),
+    "wordpiece": ("vocab.txt", "tokenizer.json"),
     "clip_bpe": ("merges.txt", "tokenizer.json"),
     "sentencepiece": _PIECES,
     "sentencepiece_gemma": (*_PIECES, "tokenizer.json"),

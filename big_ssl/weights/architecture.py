@@ -83,9 +83,9 @@ def with_defaults(config: ModelConfig) -> ModelConfig:
 
 
 def _options(configured, module):
-    # An EfficientNet's stages are built from the option `strides`.
+    # An EfficientNet's stages are built from one of the options `strides` and `stages`.
     options = dict(kind=configured["kind"], **_fields(module, ("dtype", "remat", "attention", "stages")))
-    return {key: configured[key] for key in configured if key == "strides"} | options
+    return {key: configured[key] for key in configured if key in ("strides", "stages")} | options
 
 
 def _fields(module, without):

@@ -7,7 +7,7 @@ text encoder. The pooler and heads are ignored: our pooled output is the last la
 import re
 from collections.abc import Mapping
 
-from big_ssl.weights import hf_layers
+from big_ssl.weights import hf_layers, hf_tokenizer_config
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import TEXT, Format, ModelConfig, count, json_file, shape_of, text_model_config
 from big_ssl.weights.rules import SAME, Rule, linear, norm, within
@@ -104,7 +104,7 @@ def _config(tensors, files, options) -> ModelConfig:
     if config.get("model_type", "bert") != "bert":
         raise WeightsError(f"config.json: model_type is {config['model_type']!r}; it must be bert")
     text = text_options(tensors, "", "", config)
-    return text_model_config(text, wordpiece(text, text["max_len"]))
+    return text_model_config(text, hf_tokenizer_config.read(files, wordpiece(text, text["max_len"])))
 
 
 # Of names in files: the prefix below heads, and TensorFlow's names of norms in the first published files.
@@ -124,7 +124,7 @@ FORMAT = Format(
     # The pooler and the heads of pre-training and classification, which no embedding uses; a buffer.
     ignored=(r"(pooler|cls|classifier)\..*", r"embeddings\.position_ids"),
     weights=hf_layers.WEIGHTS,
-    files=("config.json",),
+    files=("config.json", hf_tokenizer_config.FILE),
     prepare=_prepare,
     encoders=("text",),
 )

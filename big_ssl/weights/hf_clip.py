@@ -6,7 +6,7 @@ Towers alone are read, too: CLIPVisionModel and CLIPTextModel, with a projection
 from collections.abc import Callable, Mapping
 
 from big_ssl.models import text_transformer, vit
-from big_ssl.weights import hf_layers, hf_preprocessing
+from big_ssl.weights import hf_layers, hf_preprocessing, hf_tokenizer_config
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import (
     CLIP_PIXELS,
@@ -82,6 +82,7 @@ def model_config(
     has_text = hf_layers.has_tower(tensors, "text_model")
     if has_text and not hf_layers.has_tower(tensors, "vision_model"):
         text, tokenizer = read_text(tensors, text_config)
+        tokenizer = hf_tokenizer_config.read(files, tokenizer)
         return text_model_config(text, tokenizer, _lone_projection(tensors, files, "text"))
     image, preprocessing = _read_image(tensors, files, vision_config)
     if not has_text:
@@ -89,7 +90,7 @@ def model_config(
         embedding = {} if dim is None else dict(embedding=dict(embed_dim=dim, bias=False))
         return image_config(image, **preprocessing, **embedding)
     text, tokenizer = read_text(tensors, text_config)
-    dim = _projection(tensors, files, "text")
+    dim, tokenizer = _projection(tensors, files, "text"), hf_tokenizer_config.read(files, tokenizer)
     return clip_config(dict(kind="vit") | image, text, dim, tokenizer=tokenizer, **preprocessing)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from big_ssl.weights import hf_preprocessing
+from big_ssl.weights import hf_preprocessing, hf_tokenizer_config
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import compare, count, grid_side, json_file, one_side, shape_of
 from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, linear, norm, within
@@ -36,7 +36,7 @@ VISION_MODEL = [
 # Buffers in older files, which later versions do not save.
 IGNORED = (r".*\.embeddings\.position_ids",)
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-FILES = ("config.json", *hf_preprocessing.FILES)
+FILES = ("config.json", *hf_preprocessing.FILES, hf_tokenizer_config.FILE)
 
 # Our options of a transformer's shape, and config.json's keys for them.
 _SHAPE = dict(width="hidden_size", depth="num_hidden_layers", mlp_dim="intermediate_size")

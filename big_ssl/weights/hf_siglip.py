@@ -2,7 +2,7 @@
 config.json, model.safetensors or pytorch_model.bin."""
 
 from big_ssl.models import text_transformer, vit
-from big_ssl.weights import hf_layers, hf_preprocessing
+from big_ssl.weights import hf_layers, hf_preprocessing, hf_tokenizer_config
 from big_ssl.weights.format import (
     EMBEDDING,
     HALF_PIXELS,
@@ -68,14 +68,17 @@ def _config(tensors, files, options) -> ModelConfig:
         text = _text(tensors, text_config)
         dim = shape_of(tensors, "text_model.head.weight", 2)[0]
         compare("config.json: ", dict(projection_size=text["width"]) | text_config, dict(projection_size=dim))
-        return text_model_config(text, siglip_tokenizer(text), dim, bias=True)
+        tokenizer = hf_tokenizer_config.read(files, siglip_tokenizer(text))
+        return text_model_config(text, tokenizer, dim, bias=True)
     image = vit.SIGLIP | hf_layers.vision_options(tensors, vision_config, _VISION_DEFAULTS, class_tokens=0)
     image_size = one_side(vision_config.get("image_size", 224))
     default = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize="stretch")
     preprocessing = hf_preprocessing.read(files, default, "SiglipImageProcessor")
     if not has_text:
         return image_config(image, **preprocessing)
-    return siglip_config(dict(kind="vit") | image, _text(tensors, text_config), **preprocessing)
+    text = _text(tensors, text_config)
+    tokenizer = hf_tokenizer_config.read(files, siglip_tokenizer(text))
+    return siglip_config(dict(kind="vit") | image, text, tokenizer=tokenizer, **preprocessing)
 
 
 def _text(tensors, text_config):

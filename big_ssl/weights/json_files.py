@@ -60,15 +60,16 @@ _KEYS = {
     _TEXTS: "architectures",
     _COUNT: "hidden_size intermediate_size num_attention_heads max_position_embeddings projection_dim "
     "projection_size vocab_size embed_dim context_length heads head_width patch max_len mlp_dim length",
-    _SIDES: "image_size patch_size",
+    _SIDES: "image_size patch_size kernel_sizes in_channels out_channels num_block_repeats expand_ratios "
+    "strides",
     _INDEX: "num_register_tokens registers eot_id",
-    _INDICES: "eos_token_id",
+    _INDICES: "eos_token_id depthwise_padding",
     _POSITIVE: "width width_coefficient depth_coefficient mlp_ratio crop_pct layer_norm_eps epsilon",
     _DEPTH: "depth num_hidden_layers",
     _NUMBER: "layerscale_value layer_scale hidden_dropout_prob drop_connect_rate temperature logit_bias",
     _FLAG: "do_resize do_center_crop do_rescale do_normalize do_convert_rgb quick_gelu bias",
     _FILTER: "resample",
-    _NUMBERS: "image_mean image_std mean std strides",
+    _NUMBERS: "image_mean image_std mean std",
 }
 _KINDS = {key: kind for kind, keys in _KEYS.items() for key in keys.split()}
 
