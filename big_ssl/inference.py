@@ -14,6 +14,7 @@ from big_ssl.evals.predictor import Predictor
 from big_ssl.losses.pairwise import Pairwise
 from big_ssl.objectives.classification import Classification
 from big_ssl.objectives.contrastive import Contrastive
+from big_ssl.objectives.embedding import Embedding
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import replicated
 from big_ssl.training import trained
@@ -25,10 +26,11 @@ from big_ssl.weights.guess import guess
 # The vocabulary's file beside converted weights, by the tokenizer's kind.
 _PIECES = ("spiece.model", "tokenizer.model")
 VOCABULARIES = {
-    "wordpiece": ("vocab.txt",),
+    "wordpiece": ("vocab.txt", "tokenizer.json"),
     "clip_bpe": ("merges.txt", "tokenizer.json"),
     "sentencepiece": _PIECES,
-    "sentencepiece_gemma": _PIECES,
+    "sentencepiece_gemma": (*_PIECES, "tokenizer.json"),
+    "sentencepiece_xlm": ("tokenizer.json", "sentencepiece.bpe.model"),
 }
 
 # Examples that go through an encoder at once, on each device, unless a caller chooses.
@@ -36,8 +38,9 @@ BATCH_SIZE = 64
 
 
 class Model(Predictor):
-    """A trained or converted model: an image encoder; with a text encoder and a head that embeds both; with a
-    classifier if one was trained. Its methods are those of Predictor and LayerFeatures, on NumPy arrays.
+    """A trained or converted model: an image encoder, a text encoder, or both and a head that embeds both;
+    with a classifier if one was trained. Its methods are those of Predictor and LayerFeatures, on NumPy
+    arrays.
     """
 
     def __init__(
@@ -66,9 +69,11 @@ class Model(Predictor):
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         mesh = mesh_lib.make_mesh(dict(data=-1, fsdp=1, tensor=1), devices)
         self.config, system, statistics = config, _system(config, dtype), variables.get("encoders", {})
-        # Weights of encoders without running statistics come without this part.
-        variables = dict(variables) | dict(
-            encoders={name: statistics.get(name, {}) for name in system.encoders}
+        # Weights of encoders without running statistics, and of heads without parameters, come without these.
+        heads = {name: {} for name in system.terms} | variables["params"].get("heads", {})
+        variables = dict(
+            params=dict(variables["params"]) | dict(heads=heads),
+            encoders={name: statistics.get(name, {}) for name in system.encoders},
         )
         super().__init__(
             system,
@@ -86,13 +91,15 @@ def _system(config, dtype):
     objectives: dict[str, Any] = {}
     if modules.head is not None:
         objectives["contrastive"] = Contrastive(modules.head, Pairwise("dense", None))
+    if modules.embedding is not None:
+        objectives["embedding"] = Embedding(modules.embedding, *config["encoders"])
     if modules.classifier is not None:
         objectives["classification"] = Classification(modules.classifier)
     return System(
-        encoders={name: module for name, module in zip(("image", "text"), modules, strict=False) if module},
+        encoders={name: getattr(modules, name) for name in architecture.encoder_names(config)},
         fields={},
         terms={name: Term("", objective, lambda step: 1.0) for name, objective in objectives.items()},
-        eval_pixels=Pixels.of(config["views"]["image"]),
+        eval_pixels=Pixels.of(config["views"]["image"]) if modules.image is not None else Pixels(),
     )
 
 

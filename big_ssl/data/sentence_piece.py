@@ -1,4 +1,5 @@
-"""SentencePiece model files (Kudo and Richardson 2018, arXiv 1808.06226), as SigLIP reads them, and BERT."""
+"""Tokenizers of SentencePiece's kind (Kudo and Richardson 2018, arXiv 1808.06226): how families of encoders
+clean texts and place special pieces, over the pieces of any file that data.pieces reads."""
 
 import io
 import itertools
@@ -9,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import sentencepiece
 
+from big_ssl.data import pieces as piece_files
 from big_ssl.data.unicode_text import well_formed
-from big_ssl.io import as_path
 
 # Training samples at most this many texts, with a new sample each time: it holds them in memory.
 _MOST_TEXTS = 10_000_000
@@ -32,13 +33,14 @@ class Style(NamedTuple):
 
     clean: text -> text, before it is cut into pieces; begins: whether the token <s> comes first;
     pads_with_end: whether padding is the end-of-text token, not the model's padding; masks: whether the
-    mask excludes the padding.
+    mask excludes the padding; fairseq: whether ids are fairseq's, see data.pieces.
     """
 
     clean: Callable[[str], str]
     begins: bool = False
     pads_with_end: bool = False
     masks: bool = False
+    fairseq: bool = False
 
 
 # SigLIP's text encoder sees all positions, also padding, and pools the last. Its texts end, and are padded,
@@ -47,34 +49,32 @@ SIGLIP = Style(canonical, pads_with_end=True)
 GEMMA = Style(lower)
 # Pooled at its first token; for ALIGN.
 BERT = Style(lower, begins=True, masks=True)
+# XLM-V's vocabulary of MetaCLIP 2 (arXiv 2507.22062), which tells upper from lower case.
+XLM = Style(well_formed, begins=True, masks=True, fairseq=True)
 
 
 class SentencePiece:
-    """A tokenizer over a SentencePiece model file.
+    """A tokenizer over the pieces of a file.
 
     Called with texts, returns ids: int32[B, L] and mask: bool[B, L]: the pieces, the end of text, also if
     they are truncated to L, then padding; see Style. The names of special pieces in a text are ordinary
-    characters. Raises FileNotFoundError, or ValueError if the file is no model or lacks a piece that the
-    style needs.
+    characters, or unknown. Raises FileNotFoundError, or ValueError if data.pieces can't read the file, or it
+    lacks a piece that the style needs.
     """
 
     def __init__(self, path: str, length: int, *, style: Style):
-        self._pieces, self._style, self._length = _load(path), style, length
+        self._pieces = piece_files.read(path, style.fairseq)
+        self._style, self._length, self.vocab_size = style, length, self._pieces.size
         self._first = [self._special_id("bos", path)] if style.begins else []
         self._end = self._special_id("eos", path)
         self._pad = self._end if style.pads_with_end else self._special_id("pad", path)
         self._special = {*self._first, self._end, self._pad}
-        # T5's sentinels at the end of some files have no place in SigLIP's tables.
-        size = self._pieces.get_piece_size()
-        while size and "<extra_id_" in self._pieces.id_to_piece(size - 1):
-            size -= 1
-        self.vocab_size = size
 
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         ids = np.full((len(texts), self._length), self._pad, np.int32)
         mask = np.full(ids.shape, not self._style.masks)
         for row, used, text in zip(ids, mask, texts, strict=True):
-            pieces = [*self._first, *self._cut(self._style.clean(text))][: self._length - 1]
+            pieces = [*self._first, *self._pieces.encode(self._style.clean(text))][: self._length - 1]
             row[: len(pieces) + 1] = [*pieces, self._end]
             used[: len(pieces) + 1] = True
         return dict(ids=ids, mask=mask)
@@ -84,25 +84,9 @@ class SentencePiece:
         return self._special.issuperset(ids.tolist())
 
     def _special_id(self, name, path):
-        special_id = getattr(self._pieces, f"{name}_id")()
-        if special_id < 0:
-            raise ValueError(f"SentencePiece model {path} has no {name} piece")
-        return special_id
-
-    def _cut(self, text):
-        unknown = self._pieces.unk_id()
-        return (i if i < self.vocab_size else unknown for i in self._pieces.encode(text))
-
-
-def _load(path):
-    data = as_path(path).read_bytes()
-    try:
-        pieces = sentencepiece.SentencePieceProcessor(model_proto=data) if data else None
-    except RuntimeError:  # its message names a line of its own code
-        pieces = None
-    if pieces is None:
-        raise ValueError(f"{path} is no SentencePiece model")
-    return pieces
+        if name not in self._pieces.special:
+            raise ValueError(f"the vocabulary {path} has no {name} piece")
+        return self._pieces.special[name]
 
 
 def train(texts: Iterable[str], vocab_size: int, *, style: Style) -> bytes:

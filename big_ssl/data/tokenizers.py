@@ -2,6 +2,7 @@
 
 import functools
 import importlib.resources
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -32,18 +33,15 @@ class Tokenizer(Protocol):
 
 
 class WordPiece:
-    """BERT's uncased WordPiece over a vocabulary file, one token a line.
+    """BERT's uncased WordPiece over a vocabulary file, one token a line, or a tokenizer.json of transformers.
 
     Called with texts, returns ids: int32[B, L] and mask: bool[B, L], True for tokens, False for padding;
     [CLS] first, [SEP] last, truncated to L. Raises FileNotFoundError, or ValueError if the
-    file is no text or lacks a special token.
+    file is no text, lacks a special token, or is for a cased tokenizer.
     """
 
     def __init__(self, path: str, length: int):
-        try:
-            words = io.as_path(path).read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"vocabulary {path} is no UTF-8 text: {error}") from error
+        words = read_words(path)
         missing = [token for token in SPECIAL if token not in words]
         if missing:
             raise ValueError(f"vocabulary {path} lacks the special token {missing[0]}")
@@ -62,6 +60,29 @@ class WordPiece:
     def is_empty(self, ids: np.ndarray) -> bool:
         """Whether ids: int32[L] have only special tokens: an empty text."""
         return self._special.issuperset(ids.tolist())
+
+
+def read_words(path: str) -> list[str]:
+    """The words of a vocabulary, in the order of their ids; see WordPiece for the file and the errors."""
+    file = io.as_path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"vocabulary {path} is no UTF-8 text: {error}") from error
+    if file.suffix != ".json":
+        return text.splitlines()
+    try:
+        content = json.loads(text)
+        model, normalizer = content["model"], content["normalizer"]
+        ids = {**model["vocab"], **{token["content"]: token["id"] for token in content["added_tokens"]}}
+        words = sorted(ids, key=ids.__getitem__)
+        if model["type"] != "WordPiece" or [ids[word] for word in words] != list(range(len(words))):
+            raise ValueError("its model is no WordPiece with one word for each id")
+        if not normalizer["lowercase"] or normalizer["strip_accents"] is False:
+            raise ValueError("it is cased; our WordPiece is not")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"vocabulary {path} is no tokenizer.json of BERT's: {error!r}") from error
+    return words
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int) -> list[str]:
@@ -91,6 +112,7 @@ TOKENIZERS: dict[str, Callable[[str, int], Tokenizer]] = {
     "clip_bpe": clip_bpe.ClipBPE,
     "sentencepiece": functools.partial(SentencePiece, style=sentence_piece.SIGLIP),
     "sentencepiece_gemma": functools.partial(SentencePiece, style=sentence_piece.GEMMA),
+    "sentencepiece_xlm": functools.partial(SentencePiece, style=sentence_piece.XLM),
     "sentencepiece_bert": functools.partial(SentencePiece, style=sentence_piece.BERT),
 }
 

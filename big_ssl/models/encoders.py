@@ -10,12 +10,13 @@ from big_ssl.models.encoder import Encoder
 from big_ssl.parallel.stacked import is_stacked
 
 
-def efficientnet_from(strides, **options) -> efficientnet.EfficientNet:
-    """EfficientNet with the published stages at these seven strides."""
-    stages = tuple(
+def efficientnet_from(strides=(), stages=(), **options) -> efficientnet.EfficientNet:
+    """EfficientNet with the published stages at these seven strides, or with other stages: the rows of
+    efficientnet.Stage."""
+    rows = tuple(efficientnet.Stage(*stage) for stage in stages) or tuple(
         stage._replace(stride=stride) for stage, stride in zip(efficientnet.B0_STAGES, strides, strict=True)
     )
-    return efficientnet.EfficientNet(stages=stages, **options)
+    return efficientnet.EfficientNet(stages=rows, **options)
 
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {

@@ -13,21 +13,25 @@ from big_ssl.models import encoders
 from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.classification import ClassifierHead
 from big_ssl.objectives.contrastive import ContrastiveHead
+from big_ssl.objectives.embedding import EmbeddingHead
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import ModelConfig
+
+ENCODERS = ("image", "text")
 
 
 class Modules(NamedTuple):
     """A model's modules.
 
-    image: the image encoder; text: the text encoder, None for image-only models; head: the contrastive head,
-    None for image-only models; classifier: None unless the model is one; projections:
-    {objective: self-distillation head}.
+    image, text: the encoders, None for one that the model lacks; head: the contrastive head, None for models
+    of one encoder; embedding: the head of such a model, None without one; classifier: None unless the model
+    is one; projections: {objective: self-distillation head}.
     """
 
-    image: nn.Module
+    image: nn.Module | None
     text: nn.Module | None
     head: ContrastiveHead | None
+    embedding: EmbeddingHead | None
     classifier: ClassifierHead | None
     projections: Mapping[str, ProjectionHead]
 
@@ -37,32 +41,51 @@ def modules(config: ModelConfig, dtype: str = "float32") -> Modules:
     try:
         tokenizer = config["tokenizer"] or dict(length=0, size=0)
         length, size = tokenizer["length"], tokenizer["size"]
-        image = encoders.build(config["encoders"]["image"], dtype, size, length)
-        classifier = ClassifierHead(config["classes"]) if config.get("classes") else None
-        projections = {k: ProjectionHead(**options) for k, options in config.get("projections", {}).items()}
-        if config["head"] is None:
-            return Modules(image, None, None, classifier, projections)
-        text = encoders.build(config["encoders"]["text"], dtype, size, length)
-        head = ContrastiveHead(**config["head"])
-        return Modules(image, text, head, classifier, projections)
+        built: dict[str, nn.Module | None] = dict.fromkeys(ENCODERS)
+        for name in encoder_names(config):
+            built[name] = encoders.build(config["encoders"][name], dtype, size, length)
+        return Modules(
+            **built,
+            head=None if config["head"] is None else ContrastiveHead(**config["head"]),
+            embedding=EmbeddingHead(**config["embedding"]) if config.get("embedding") else None,
+            classifier=ClassifierHead(config["classes"]) if config.get("classes") else None,
+            projections={
+                k: ProjectionHead(**options) for k, options in config.get("projections", {}).items()
+            },
+        )
     except (KeyError, TypeError) as error:
         raise WeightsError(f"config.json does not describe a model: {error}") from error
 
 
+def encoder_names(config: ModelConfig) -> tuple[str, ...]:
+    """The model's encoders: both with a contrastive head, else one. Raises WeightsError for others."""
+    names = tuple(name for name in ENCODERS if name in config["encoders"])
+    if len(names) != (1 if config["head"] is None else 2):
+        raise WeightsError(
+            f"config.json has the encoders {', '.join(names) or 'none'}; a model with a head has "
+            f"{' and '.join(ENCODERS)}, another one of them"
+        )
+    return names
+
+
 def with_defaults(config: ModelConfig) -> ModelConfig:
     """Fills in the modules' default options, except those that only affect how they are computed."""
-    image, text, head, *_ = modules(config)
-    encoder_options = dict(image=_options(config["encoders"]["image"], image))
-    if head is None:
-        return config | dict(encoders=encoder_options)
-    encoder_options["text"] = _options(config["encoders"]["text"], text)
-    return config | dict(encoders=encoder_options, head=_fields(head, ()))
+    built = modules(config)
+    complete = dict(
+        encoders={
+            name: _options(config["encoders"][name], getattr(built, name)) for name in encoder_names(config)
+        }
+    )
+    for key, head in dict(head=built.head, embedding=built.embedding).items():
+        if head is not None:
+            complete[key] = _fields(head, ())
+    return config | complete
 
 
 def _options(configured, module):
-    # An EfficientNet's stages are built from the option `strides`.
+    # An EfficientNet's stages are built from one of the options `strides` and `stages`.
     options = dict(kind=configured["kind"], **_fields(module, ("dtype", "remat", "attention", "stages")))
-    return {key: configured[key] for key in configured if key == "strides"} | options
+    return {key: configured[key] for key in configured if key in ("strides", "stages")} | options
 
 
 def _fields(module, without):
@@ -74,22 +97,24 @@ def _fields(module, without):
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """{path: shape} of all weights: params/encoders/..., params/heads/..., encoders/... for statistics."""
-    image, text, head, classifier, projections = modules(config)
-    # Convolutional networks have no image_size option: they take images of any size.
-    size = config["encoders"]["image"].get("image_size", config["image_size"])
-    shape = (1, size, size, image.channels)
-    key, images = jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32)
-    image_outputs, image_variables = jax.eval_shape(image.init_with_output, key, images)
-    variables, heads = dict(image=image_variables), {}
-    if classifier is not None:
-        heads["classification"] = jax.eval_shape(classifier.init, key, dict(image=image_outputs))["params"]
-    for name, projection in projections.items():
-        heads[name] = dict(projection=jax.eval_shape(projection.init, key, image_outputs["pooled"])["params"])
-    if head is not None and text is not None:
-        ids = jnp.zeros((1, 1), int)
-        text_outputs, variables["text"] = jax.eval_shape(text.init_with_output, key, ids, ids == 0)
-        inputs = dict(image=image_outputs, text=text_outputs)
-        heads["contrastive"] = jax.eval_shape(head.init, key, inputs)["params"]
+    built, key, ids = modules(config), jax.random.key(0), jnp.zeros((1, 1), int)
+    outputs, variables = {}, {}
+    if built.image is not None:
+        # Convolutional networks have no image_size option: they take images of any size.
+        size = config["encoders"]["image"].get("image_size", config["image_size"])
+        images = jax.ShapeDtypeStruct((1, size, size, built.image.channels), jnp.float32)
+        outputs["image"], variables["image"] = jax.eval_shape(built.image.init_with_output, key, images)
+    if built.text is not None:
+        outputs["text"], variables["text"] = jax.eval_shape(built.text.init_with_output, key, ids, ids == 0)
+    pooled = outputs.get("image", {}).get("pooled")
+    heads = {
+        name: dict(projection=jax.eval_shape(projection.init, key, pooled)["params"])
+        for name, projection in built.projections.items()
+    }
+    named = dict(contrastive=built.head, embedding=built.embedding, classification=built.classifier)
+    for name, head in named.items():
+        if head is not None:
+            heads[name] = jax.eval_shape(head.init, key, outputs).get("params", {})
     return _flat_shapes(_variables(variables, heads))
 
 

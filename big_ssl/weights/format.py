@@ -7,15 +7,18 @@ from typing import Any, NamedTuple
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.rules import Rule
 
-IMAGE, TEXT, HEAD = (f"params/{name}/" for name in ("encoders/image", "encoders/text", "heads/contrastive"))
+IMAGE, TEXT = "params/encoders/image/", "params/encoders/text/"
+HEAD, EMBEDDING = "params/heads/contrastive/", "params/heads/embedding/"
 IMAGE_STATISTICS = "encoders/image/batch_stats/"
 
 # The size of SigLIP 2's vocabulary (arXiv 2502.14786, section 2); SigLIP's have 32,000 and 250,000.
 GEMMA_SIZE = 256_000
 
 # The model's part of a config. Keys of a training config: encoders, views, tokenizer. Other keys: head,
-# options of objectives.contrastive.ContrastiveHead; image_size and resize, see data.preprocessing. Image-only
-# models have tokenizer and head None. Classifiers also have `classes`, their number. Models with
+# options of objectives.contrastive.ContrastiveHead; image_size and resize, see data.preprocessing. Models of
+# one encoder have head None, and those of images tokenizer None, those of texts views, image_size and resize
+# None; if a head embeds what the encoder pools, they also have `embedding`, options of
+# objectives.embedding.EmbeddingHead. Classifiers also have `classes`, their number. Models with
 # self-distillation heads also have `projections`: {objective: options of models.projection_head}.
 ModelConfig = dict[str, Any]
 
@@ -133,11 +136,33 @@ def image_config(image: dict, image_size: int, **changes) -> ModelConfig:
     )
 
 
+def text_model_config(
+    text: dict, tokenizer: dict, embed_dim: int | None = None, bias: bool = False
+) -> ModelConfig:
+    """The ModelConfig of a text encoder alone.
+
+    Args:
+      text: its options, with `kind`.
+      tokenizer: see ModelConfig.
+      embed_dim: the size of its projection, None without one.
+      bias: whether the projection has a bias.
+    """
+    return dict(
+        encoders=dict(text=text),
+        head=None,
+        embedding=dict(embed_dim=embed_dim, bias=bias),
+        views=None,
+        image_size=None,
+        resize=None,
+        tokenizer=tokenizer,
+    )
+
+
 def clip_config(image: dict, text: dict, embed_dim: int, image_size: int, **changes) -> ModelConfig:
     """CLIP's ModelConfig from the options of its two towers; changes: replaced keys."""
     return (
         dict(
-            encoders=dict(image=image, text=dict(kind="text_transformer", **text)),
+            encoders=dict(image=image, text=dict(kind="text_transformer") | text),
             head=dict(
                 embed_dim=embed_dim,
                 image_projection=image["kind"] == "vit",  # a ResNet's attention pool projects by itself
@@ -149,12 +174,21 @@ def clip_config(image: dict, text: dict, embed_dim: int, image_size: int, **chan
             views=dict(image=CLIP_PIXELS),
             image_size=image_size,
             resize="crop",
-            tokenizer=dict(
-                kind="clip_bpe", vocabulary="clip", size=text["vocab_size"], length=text["max_len"]
-            ),
+            tokenizer=clip_tokenizer(text),
         )
         | changes
     )
+
+
+def clip_tokenizer(text: dict) -> dict:
+    """The ModelConfig's tokenizer of CLIP's text encoder with these options."""
+    return dict(kind="clip_bpe", vocabulary="clip", size=text["vocab_size"], length=text["max_len"])
+
+
+def siglip_tokenizer(text: dict) -> dict:
+    """The ModelConfig's tokenizer of SigLIP's or SigLIP 2's text encoder with these options."""
+    kind = "sentencepiece_gemma" if text["vocab_size"] == GEMMA_SIZE else "sentencepiece"
+    return dict(kind=kind, vocabulary="", size=text["vocab_size"], length=text["max_len"])
 
 
 def siglip_config(image: dict, text: dict, image_size: int, **changes) -> ModelConfig:
@@ -163,9 +197,11 @@ def siglip_config(image: dict, text: dict, image_size: int, **changes) -> ModelC
     config["head"] |= dict(
         image_projection=False, text_projection_bias=True, temperature=0.1, logit_bias=-10.0
     )
-    gemma = text["vocab_size"] == GEMMA_SIZE
-    config["tokenizer"] |= dict(kind="sentencepiece_gemma" if gemma else "sentencepiece", vocabulary="")
-    return config | dict(views=dict(image=HALF_PIXELS), resize="stretch") | changes
+    return (
+        config
+        | dict(tokenizer=siglip_tokenizer(text), views=dict(image=HALF_PIXELS), resize="stretch")
+        | changes
+    )
 
 
 CLIP_PIXELS = dict(

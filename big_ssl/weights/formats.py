@@ -12,9 +12,11 @@ from big_ssl.weights import (
     dinov2,
     dinov3,
     hf_align,
+    hf_bert,
     hf_clip,
     hf_dinov2,
     hf_dinov3,
+    hf_metaclip2,
     hf_siglip,
     hf_tipsv2,
     hf_vit,
@@ -46,9 +48,11 @@ FORMATS: dict[str, Format] = {
     "openai_clip": openai_clip.FORMAT,
     "open_clip": open_clip.FORMAT,
     "hf_clip": hf_clip.FORMAT,
+    "hf_metaclip2": hf_metaclip2.FORMAT,
     "hf_siglip": hf_siglip.FORMAT,
     "siglip_npz": siglip_npz.FORMAT,
     "hf_align": hf_align.FORMAT,
+    "hf_bert": hf_bert.FORMAT,
     "dinov2": dinov2.FORMAT,
     "hf_dinov2": hf_dinov2.FORMAT,
     "dinov3": dinov3.FORMAT,
@@ -125,11 +129,11 @@ def write_checkpoint(kind: str, folder, config: ModelConfig, ours: Mapping[str, 
     format_, folder = FORMATS[kind], io.as_path(folder)
     if format_.describe is None:
         raise WeightsError(f"{kind} can only be read; writable formats: {', '.join(WRITABLE)}")
-    encoders = ("image",) if config["head"] is None else ("image", "text")
+    encoders = architecture.encoder_names(config)
     if format_.encoders and encoders != format_.encoders:
         actual, required = (" and ".join(names) for names in (encoders, format_.encoders))
         raise WeightsError(f"{kind} is for models of {required}; this is one of {actual}")
-    if kind != "big_ssl" and (channels := config["encoders"]["image"].get("channels", 3)) != 3:
+    if kind != "big_ssl" and (channels := config["encoders"].get("image", {}).get("channels", 3)) != 3:
         raise WeightsError(f"{kind} is for images of 3 channels; this model reads {channels}")
     described = format_.describe(architecture.with_defaults(config))
     if kind != "big_ssl":

@@ -12,10 +12,16 @@ from big_ssl.weights.tensor_files import INDEX, read_tensors
 # config.json's model_type.
 _MODEL_TYPES = dict(
     clip="hf_clip",
+    clip_text_model="hf_clip",
     clip_vision_model="hf_clip",
+    metaclip_2="hf_metaclip2",
+    metaclip_2_text_model="hf_metaclip2",
+    metaclip_2_vision_model="hf_metaclip2",
     siglip="hf_siglip",
+    siglip_text_model="hf_siglip",
     siglip_vision_model="hf_siglip",
     align="hf_align",
+    bert="hf_bert",
     dinov2="hf_dinov2",
     dinov2_with_registers="hf_dinov2",
     dinov3_vit="hf_dinov3",
@@ -76,6 +82,11 @@ def _of_config(file):
     model_type = config.get("model_type")
     if model_type is None:
         return []
+    if str(model_type).startswith("siglip2"):
+        raise WeightsError(
+            f"{file}: model_type {model_type!r}, of variable resolution (NaFlex), is not read; SigLIP 2 of "
+            "fixed resolution is stored as 'siglip'"
+        )
     if model_type not in _MODEL_TYPES:
         known = ", ".join(_MODEL_TYPES)
         raise WeightsError(f"{file}: model_type {model_type!r} is not read; there are {known}")

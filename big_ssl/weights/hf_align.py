@@ -6,8 +6,8 @@ Batch norm's counts and BERT's pooler, which embeddings do not use, are ignored 
 
 from collections.abc import Iterator
 
-from big_ssl.models import efficientnet
-from big_ssl.weights import hf_layers, hf_preprocessing
+from big_ssl.models import efficientnet, encoders
+from big_ssl.weights import hf_bert, hf_layers, hf_preprocessing, hf_tokenizer_config
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import (
     HALF_PIXELS,
@@ -24,23 +24,6 @@ from big_ssl.weights.format import (
 )
 from big_ssl.weights.rules import CONVOLUTION, DEPTHWISE, POINTWISE, SAME, Rule, linear, norm, within
 
-_LAYER = [
-    *linear("attention.self.query", "query"),
-    *linear("attention.self.key", "key"),
-    *linear("attention.self.value", "value"),
-    *linear("attention.output.dense", "out"),
-    *norm("attention.output.LayerNorm", "attention_norm"),
-    *linear("intermediate.dense", "mlp_in"),
-    *linear("output.dense", "mlp_out"),
-    *norm("output.LayerNorm", "mlp_norm"),
-]
-_TEXT = [
-    Rule("embeddings.word_embeddings.weight", ("word/embedding",), SAME),
-    Rule("embeddings.position_embeddings.weight", ("position/embedding",), SAME),
-    Rule("embeddings.token_type_embeddings.weight", ("token_type/embedding",), SAME),
-    *norm("embeddings.LayerNorm", "embedding_norm"),
-    *within("encoder.layer.{i}.", "layer{i}/", _LAYER),
-]
 _HEAD = [
     *linear("text_projection", f"{HEAD}text_projection"),
     Rule("temperature", (f"{HEAD}temperature",), SAME),
@@ -60,42 +43,35 @@ _BLOCK_NORMS = {
     "projection.project_bn": "project_bn",
 }
 
-# Options of AlignVisionConfig and AlignTextConfig that our modules fix.
-_STAGES = efficientnet.B0_STAGES
+# Options of AlignVisionConfig that our module fixes.
 _FIXED = dict(
     depth_divisor=8,
-    kernel_sizes=[stage.kernel for stage in _STAGES],
-    in_channels=[32, *(stage.channels for stage in _STAGES[:-1])],
-    out_channels=[stage.channels for stage in _STAGES],
     depthwise_padding=[],  # no blocks pad as for an odd map
-    num_block_repeats=[stage.repeats for stage in _STAGES],
-    expand_ratios=[stage.expand for stage in _STAGES],
     squeeze_expansion_ratio=0.25,
     hidden_act="swish",
     pooling_type="mean",
     batch_norm_eps=1e-3,
 )
-_FIXED_TEXT = dict(hidden_act="gelu", layer_norm_eps=1e-12)
-# AlignTextConfig's defaults.
-_TEXT_DEFAULTS = _FIXED_TEXT | dict(
-    hidden_size=768,
-    intermediate_size=3072,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    vocab_size=30_522,
-    max_position_embeddings=512,
+# Its columns of the table of stages, by ours.
+_COLUMNS = dict(
+    kernel="kernel_sizes",
+    channels="out_channels",
+    repeats="num_block_repeats",
+    stride="strides",
+    expand="expand_ratios",
 )
+_STEM = 32
 
 
 def _rules(config: ModelConfig) -> list[Rule]:
     stem = Rule("vision_model.embeddings.convolution.weight", (f"{IMAGE}stem",), CONVOLUTION)
     rules = [
-        *within("text_model.", TEXT, _TEXT),
+        *within("text_model.", TEXT, hf_bert.RULES),
         *_HEAD,
         stem,
         *_batch_norm("embeddings.batchnorm", "stem_bn"),
     ]
-    for i, ours in enumerate(_blocks(config["encoders"]["image"]["depth"])):
+    for i, ours in enumerate(_blocks(config["encoders"]["image"])):
         theirs = f"encoder.blocks.{i}."
         rules += within(f"vision_model.{theirs}", f"{IMAGE}{ours}/", _BLOCK)
         for name, our_name in _BLOCK_NORMS.items():
@@ -103,10 +79,14 @@ def _rules(config: ModelConfig) -> list[Rule]:
     return rules
 
 
-def _blocks(depth) -> Iterator[str]:
+def _stages(image) -> tuple[efficientnet.Stage, ...]:
+    return encoders.efficientnet_from(image.get("strides", ()), image.get("stages", ())).stages
+
+
+def _blocks(image) -> Iterator[str]:
     """Our names of the blocks; theirs are numbered throughout."""
-    for i, stage in enumerate(_STAGES):
-        for j in range(efficientnet.round_repeats(stage.repeats, depth)):
+    for i, stage in enumerate(_stages(image)):
+        for j in range(efficientnet.round_repeats(stage.repeats, image["depth"])):
             yield f"stage{i}_block{j}"
 
 
@@ -120,9 +100,9 @@ def _batch_norm(theirs, ours):
 
 def _config(tensors, files, options) -> ModelConfig:
     del options
-    text_config, vision_config = hf_layers.parts(files)
-    text, image = _text(tensors, text_config), _image(vision_config)
-    _check_shortcuts(image)
+    text_config, vision_config = hf_layers.parts(files, "align")
+    text = hf_bert.text_options(tensors, "text_model.", "text_config.", text_config)
+    image = _image(tensors, vision_config)
     head = dict(
         embed_dim=shape_of(tensors, "text_projection.weight", 2)[0],
         image_projection=False,
@@ -134,84 +114,103 @@ def _config(tensors, files, options) -> ModelConfig:
     image_size = one_side(vision_config.get("image_size", 600))  # AlignVisionConfig's default
     resize = f"stretch {max(346, image_size)} bilinear floor"
     default = dict(views=dict(image=HALF_PIXELS), image_size=image_size, resize=resize)
-    if files.get("tokenizer_config.json", {}).get("do_lower_case") is False:
-        raise WeightsError("tokenizer_config.json: do_lower_case is false; our WordPiece is uncased")
     return dict(
         encoders=dict(image=image, text=text),
         head=head,
         # AlignProcessor truncates texts to 64; the text encoder has positions for longer ones.
-        tokenizer=dict(
-            kind="wordpiece", vocabulary="", size=text["vocab_size"], length=min(64, text["max_len"])
-        ),
+        tokenizer=hf_tokenizer_config.read(files, hf_bert.wordpiece(text, length=64)),
         **hf_preprocessing.read(files, default, "EfficientNetImageProcessor"),
     )
 
 
-def _text(tensors, text_config):
-    embeddings = "text_model.embeddings.{}_embeddings.weight"
-    vocab_size, width = shape_of(tensors, embeddings.format("word"), 2)
-    _check_fixed("text_config", text_config, _FIXED_TEXT)
-    shape = dict(
-        width=width,
-        depth=count(tensors, r"text_model\.encoder\.layer\.(\d+)\."),
-        mlp_dim=shape_of(tensors, "text_model.encoder.layer.0.intermediate.dense.weight", 2)[0],
-    )
-    max_len = shape_of(tensors, embeddings.format("position"), 2)[0]
-    hf_layers.compare_shape("text_config.", _TEXT_DEFAULTS | text_config, shape)
-    hf_layers.compare_text(_TEXT_DEFAULTS | text_config, vocab_size, max_len)
-    return dict(
-        kind="bert",
-        vocab_size=vocab_size,
-        **shape,
-        heads=hf_layers.settings(text_config, _TEXT_DEFAULTS, width)["heads"],
-        max_len=max_len,
-        dropout=text_config.get("hidden_dropout_prob", 0.1),
-    )
-
-
-def _image(vision_config):
-    _check_fixed("vision_config", vision_config, _FIXED)
-    strides = vision_config.get("strides", [stage.stride for stage in _STAGES])
-    return dict(
+def _image(tensors, vision_config):
+    hf_bert.check_fixed("vision_config.", vision_config, _FIXED)
+    width = vision_config.get("width_coefficient", 2.0)
+    stages = _read_stages(vision_config, width)
+    strides = tuple(stage.stride for stage in stages)
+    are_published = [stage._replace(stride=0) for stage in stages] == [
+        stage._replace(stride=0) for stage in efficientnet.B0_STAGES
+    ]
+    image = dict(
         kind="efficientnet",
-        width=vision_config.get("width_coefficient", 2.0),
+        width=width,
         depth=vision_config.get("depth_coefficient", 3.1),
-        strides=tuple(strides),
+        **(dict(strides=strides) if are_published else dict(stages=stages)),
         padding="fixed",
         drop_connect=vision_config.get("drop_connect_rate", 0.2),
     )
+    _check_shortcuts(image)
+    _check_blocks(tensors, image)
+    return image
 
 
-def _check_fixed(part, config, fixed):
-    for key, value in fixed.items():
-        if config.get(key, value) != value:
-            raise WeightsError(f"config.json: {part}.{key} is {config[key]!r}; only {value!r} is known")
+def _read_stages(vision_config, width):
+    """The table of stages. Raises WeightsError for one that our EfficientNet can't express."""
+    columns = {ours: vision_config.get(theirs, _default(ours)) for ours, theirs in _COLUMNS.items()}
+    inputs = vision_config.get("in_channels", [_STEM, *_default("channels")[:-1]])
+    lengths = {len(column) if isinstance(column, list) else 0 for column in (inputs, *columns.values())}
+    if len(lengths) != 1 or 0 in lengths:
+        keys = ", ".join(("in_channels", *_COLUMNS.values()))
+        raise WeightsError(f"config.json: vision_config has {keys}, which must be lists of one length")
+    stages = tuple(efficientnet.Stage(*row) for row in zip(*columns.values(), strict=True))
+    for i, (channels, stage) in enumerate(zip(inputs, stages, strict=True)):
+        before = stages[i - 1].channels if i else _STEM
+        same = efficientnet.round_channels(channels, width) == efficientnet.round_channels(before, width)
+        for key, value, fits, required in (
+            ("in_channels", channels, same, before),
+            ("kernel_sizes", stage.kernel, stage.kernel % 2, "odd"),
+            ("strides", stage.stride, stage.stride in (1, 2), "1 or 2"),
+        ):
+            if not fits:
+                raise WeightsError(f"config.json: vision_config.{key}[{i}] is {value}; it must be {required}")
+    return stages
+
+
+def _default(column):
+    return [getattr(stage, column) for stage in efficientnet.B0_STAGES]
 
 
 def _check_shortcuts(image):
     """If a stage keeps size and width, our first block has a shortcut; theirs never has one."""
-    widths = [efficientnet.round_channels(c, image["width"]) for c in (32, *_FIXED["out_channels"])]
-    for i, stride in enumerate(image["strides"]):
-        if stride == 1 and widths[i] == widths[i + 1]:
+    stages = _stages(image)
+    channels = (_STEM, *(stage.channels for stage in stages))
+    widths = [efficientnet.round_channels(c, image["width"]) for c in channels]
+    for i, stage in enumerate(stages):
+        if stage.stride == 1 and widths[i] == widths[i + 1]:
             raise WeightsError(
                 f"hf_align: stage {i} keeps stride 1 and {widths[i]} channels; an AlignModel's first block "
                 "of a stage has no shortcut, ours has"
             )
 
 
+def _check_blocks(tensors, image):
+    stated, actual = len(list(_blocks(image))), count(tensors, r"vision_model\.encoder\.blocks\.(\d+)\.")
+    if stated != actual:
+        raise WeightsError(
+            "config.json: vision_config's num_block_repeats, times its depth_coefficient, are "
+            f"{stated} blocks; the weights have {actual}"
+        )
+
+
 def _describe(config: ModelConfig) -> dict[str, dict]:
     image, text, head = config["encoders"]["image"], config["encoders"]["text"], config["head"]
     _check_is_align(image, text, head)
-    vision_config = _FIXED | dict(
-        model_type="align_vision_model",
-        image_size=config["image_size"],
-        width_coefficient=image["width"],
-        depth_coefficient=image["depth"],
-        strides=list(image["strides"]),
-        hidden_dim=head["embed_dim"],
-        drop_connect_rate=image["drop_connect"],
+    stages = _stages(image)
+    columns = {theirs: [getattr(stage, ours) for stage in stages] for ours, theirs in _COLUMNS.items()}
+    vision_config = (
+        _FIXED
+        | columns
+        | dict(
+            model_type="align_vision_model",
+            image_size=config["image_size"],
+            width_coefficient=image["width"],
+            depth_coefficient=image["depth"],
+            in_channels=[_STEM, *columns["out_channels"][:-1]],
+            hidden_dim=head["embed_dim"],
+            drop_connect_rate=image["drop_connect"],
+        )
     )
-    text_config = _FIXED_TEXT | dict(
+    text_config = hf_bert.FIXED | dict(
         model_type="align_text_model",
         vocab_size=text["vocab_size"],
         hidden_size=text["width"],
@@ -252,6 +251,6 @@ FORMAT = Format(
     rules=_rules,
     ignored=(*hf_layers.IGNORED, r".*\.num_batches_tracked", r"text_model\.pooler\.dense\.(weight|bias)"),
     weights=hf_layers.WEIGHTS,
-    files=(*hf_layers.FILES, "tokenizer_config.json"),
+    files=hf_layers.FILES,
     describe=_describe,
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from big_ssl.weights import hf_preprocessing
+from big_ssl.weights import hf_preprocessing, hf_tokenizer_config
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import compare, count, grid_side, json_file, one_side, shape_of
 from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, linear, norm, within
@@ -36,23 +36,35 @@ VISION_MODEL = [
 # Buffers in older files, which later versions do not save.
 IGNORED = (r".*\.embeddings\.position_ids",)
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-FILES = ("config.json", *hf_preprocessing.FILES)
+FILES = ("config.json", *hf_preprocessing.FILES, hf_tokenizer_config.FILE)
 
 # Our options of a transformer's shape, and config.json's keys for them.
 _SHAPE = dict(width="hidden_size", depth="num_hidden_layers", mlp_dim="intermediate_size")
 ACTIVATIONS = dict(quick_gelu="quick_gelu", gelu="gelu", gelu_pytorch_tanh="gelu_tanh")
 
 
-def parts(files: Mapping[str, dict]) -> tuple[dict, dict]:
+def parts(files: Mapping[str, dict], family: str) -> tuple[dict, dict]:
     """(text_config, vision_config) of config.json, which omits the classes' defaults, without nulls.
 
     Older files of CLIP have text_config_dict and vision_config_dict, which transformers reads in place of
-    these. The config of a vision tower alone is a vision_config. Raises WeightsError without config.json.
+    these. The config of a tower alone is one of the two.
+
+    Args:
+      files: {file name: JSON}.
+      family: the model_type of the whole model; older files leave it out.
+
+    Raises:
+      WeightsError: without config.json, or for one of another family.
     """
     config = json_file(files, "config.json")
-    if str(config.get("model_type")).endswith("_vision_model"):
-        return {}, stated(config)
-    suffixes = ("_dict", "") if config.get("model_type") == "clip" else ("",)
+    whole, text, vision = types = family, f"{family}_text_model", f"{family}_vision_model"
+    model_type = config.get("model_type") or whole
+    if model_type not in types:
+        raise WeightsError(f"config.json: model_type is {model_type!r}; it must be {', '.join(types)}")
+    if model_type != whole:
+        towers = {text: {}, vision: {}, model_type: stated(config)}
+        return towers[text], towers[vision]
+    suffixes = ("_dict", "") if family in ("clip", "metaclip_2") else ("",)
     text, vision = (
         next((config[name + suffix] for suffix in suffixes if config.get(name + suffix)), {})
         for name in ("text_config", "vision_config")
@@ -66,16 +78,17 @@ def stated(config: Mapping) -> dict:
 
 
 def prepare(tensors: Mapping, options: Mapping) -> Mapping:
-    """A Format's `prepare`: adds the prefix of a vision tower's names, which transformers 5 leaves out."""
+    """A Format's `prepare`: adds the prefix of a lone tower's names, which transformers 5 leaves out."""
     del options
-    if "embeddings.patch_embedding.weight" not in tensors:
-        return tensors
-    return {f"vision_model.{name}": array for name, array in tensors.items()}
+    for tower, table in dict(vision_model="patch_embedding", text_model="token_embedding").items():
+        if f"embeddings.{table}.weight" in tensors:
+            return {f"{tower}.{name}": array for name, array in tensors.items()}
+    return tensors
 
 
-def has_text(tensors: Mapping) -> bool:
-    """Whether there is a text model, and not a vision tower alone."""
-    return any(name.startswith("text_model.") for name in tensors)
+def has_tower(tensors: Mapping, tower: str) -> bool:
+    """Whether there is the tower "text_model" or "vision_model"; one may be published without the other."""
+    return any(name.startswith(f"{tower}.") for name in tensors)
 
 
 def layers(tensors: Mapping, model: str, width: int, config: Mapping, defaults: Mapping) -> dict:
@@ -126,7 +139,7 @@ def text_options(tensors: Mapping, config: Mapping, defaults: Mapping) -> dict:
     """Infers a text model's options: vocab_size, max_len, and those of `layers`; arguments as there."""
     vocab_size, width = shape_of(tensors, "text_model.embeddings.token_embedding.weight", 2)
     max_len = shape_of(tensors, "text_model.embeddings.position_embedding.weight", 2)[0]
-    compare_text({**defaults, **config}, vocab_size, max_len)
+    compare_text("text_config.", {**defaults, **config}, vocab_size, max_len)
     return dict(vocab_size=vocab_size, max_len=max_len) | layers(
         tensors, "text_model", width, config, defaults
     )
@@ -146,10 +159,10 @@ def vision_options(tensors: Mapping, config: Mapping, defaults: Mapping, class_t
     return dict(patch=patch, image_size=patch * side, position_resize="bicubic") | shape
 
 
-def compare_text(stated: Mapping, vocab_size: int, max_len: int) -> None:
-    """Compares text_config with the text model's tables of tokens and positions."""
+def compare_text(part: str, stated: Mapping, vocab_size: int, max_len: int) -> None:
+    """Compares a part of config.json with the text model's tables of tokens and positions."""
     actual = dict(vocab_size=vocab_size, max_position_embeddings=max_len)
-    compare("config.json: text_config.", stated, actual)
+    compare(f"config.json: {part}", stated, actual)
 
 
 def compare_image(part: str, stated: Mapping, patch: int, side: int) -> None:

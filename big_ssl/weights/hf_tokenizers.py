@@ -53,7 +53,7 @@ def describe(tokenizer: Mapping, path: str) -> dict[str, str]:
         }
         settings |= _CLIP
     elif tokenizer["kind"] == "wordpiece":
-        files = {"vocab.txt": io.as_path(path).read_text(encoding="utf-8")}
+        files = {"vocab.txt": "".join(f"{word}\n" for word in tokenizers.read_words(path))}
         settings |= _BERT
     else:
         return {}

@@ -16,10 +16,10 @@ def stated(config: ModelConfig, rules: Sequence[Rule], tensors: Mapping[str, np.
 
     Raises WeightsError if the mean or standard deviation has another number of different values.
     """
-    image = config["encoders"].get("image")
-    if image is None or "channels" in image:
+    image = architecture.modules(config).image
+    if image is None or "channels" in config["encoders"]["image"]:
         return config
-    path = IMAGE + architecture.modules(config).image.first_kernel
+    path = IMAGE + image.first_kernel
     kernels = [
         r.transform.read(tensors[r.theirs])[0] for r in rules if r.ours == (path,) and r.theirs in tensors
     ]
@@ -39,7 +39,10 @@ def adapted(
     The mean and standard deviation are repeated as the kernel is; one channel has their averages. Raises
     WeightsError for weights that are not of three channels.
     """
-    path = IMAGE + architecture.modules(config).image.first_kernel
+    image = architecture.modules(config).image
+    if image is None:
+        raise WeightsError(f"channels is {channels}, and the weights have no image encoder")
+    path = IMAGE + image.first_kernel
     kernel = ours[path]
     changed = adapted_kernel(kernel, (*kernel.shape[:2], channels, kernel.shape[3]))
     if changed is None or channels < 1:

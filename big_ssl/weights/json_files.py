@@ -27,6 +27,10 @@ def _is_number(value):
 
 _OBJECT = _Kind("an object", lambda value: isinstance(value, dict))
 _TEXT = _Kind("a text", lambda value: isinstance(value, str))
+_TEXTS = _Kind(
+    "a list of texts",
+    lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+)
 _COUNT = _Kind("a whole number from 1", lambda value: type(value) is int and 0 < value < _LARGEST)
 _SIDES = _Kind(
     "a whole number from 1, or a list of them",
@@ -50,22 +54,24 @@ _NUMBERS = _Kind(
 # {kind: the keys that have it, in every format}; objects are looked into.
 _KEYS = {
     _OBJECT: "text_config vision_config model_cfg vision_cfg text_cfg preprocess_cfg pretrained_cfg "
-    "encoders image text head tokenizer views projections",
+    "encoders image text head embedding tokenizer views projections",
     _TEXT: "model_type hidden_act interpolation resize_mode kind activation feed_forward pooling "
     "position_resize resize rope_dtype",
+    _TEXTS: "architectures",
     _COUNT: "hidden_size intermediate_size num_attention_heads max_position_embeddings projection_dim "
-    "vocab_size embed_dim context_length heads head_width patch max_len mlp_dim length",
-    _SIDES: "image_size patch_size",
+    "projection_size vocab_size embed_dim context_length heads head_width patch max_len mlp_dim length",
+    _SIDES: "image_size patch_size kernel_sizes in_channels out_channels num_block_repeats expand_ratios "
+    "strides",
     _INDEX: "num_register_tokens registers eot_id",
-    _INDICES: "eos_token_id",
+    _INDICES: "eos_token_id depthwise_padding",
     _POSITIVE: "width width_coefficient depth_coefficient mlp_ratio crop_pct layer_norm_eps epsilon "
     "rope_theta rope_base pos_embed_rescale rope_rescale",
     _DEPTH: "depth num_hidden_layers",
     _NUMBER: "layerscale_value layer_scale hidden_dropout_prob drop_connect_rate temperature logit_bias",
     _FLAG: "do_resize do_center_crop do_rescale do_normalize do_convert_rgb quick_gelu use_swiglu_ffn "
-    "use_gated_mlp query_bias key_bias value_bias",
+    "use_gated_mlp query_bias key_bias value_bias bias",
     _FILTER: "resample",
-    _NUMBERS: "image_mean image_std mean std strides",
+    _NUMBERS: "image_mean image_std mean std",
 }
 _KINDS = {key: kind for kind, keys in _KEYS.items() for key in keys.split()}
 

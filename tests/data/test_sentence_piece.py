@@ -139,7 +139,7 @@ def test_sentinels_are_not_counted_and_never_given(tmp_path):
 )
 def test_a_special_piece_that_is_missing_is_named(ids, style, lacking, tmp_path):
     path = model(tmp_path / "m.model", **ids)
-    with pytest.raises(ValueError, match=rf"SentencePiece model {path} has no {lacking} piece"):
+    with pytest.raises(ValueError, match=rf"the vocabulary {path} has no {lacking} piece"):
         SentencePiece(path, LENGTH, style=style)
 
 

@@ -1,7 +1,10 @@
 """WordPiece: special tokens, padding, truncation, and texts that say nothing."""
 
+import json
+
 import numpy as np
 import pytest
+import tokenizers as library
 
 from big_ssl.data.tokenizers import SPECIAL, WordPiece, train_wordpiece, vocabulary_path
 
@@ -93,3 +96,33 @@ def test_a_trained_vocabulary_can_be_used(tmp_path):
     (tmp_path / "words.txt").write_text("\n".join(words))
     tokenizer = WordPiece(str(tmp_path / "words.txt"), 8)
     assert tokenizer(["red heart"])["mask"].sum() <= 8
+
+
+def tokenizer_json(path, **normalizer):
+    """The file that transformers 5 writes in place of vocab.txt; normalizer: changes of its settings."""
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    content = json.loads(library.BertWordPieceTokenizer(vocabulary, lowercase=True).to_str())
+    content["normalizer"] |= normalizer
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_a_tokenizer_json_gives_the_same_ids(tokenizer, tmp_path):
+    found = WordPiece(tokenizer_json(tmp_path / "tokenizer.json"), 6)
+    texts = ["Red hearts", "", "cat unknown face red red red"]
+    np.testing.assert_array_equal(found(texts)["ids"], tokenizer(texts)["ids"])
+    assert found.vocab_size == tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("normalizer", [dict(lowercase=False), dict(strip_accents=False)])
+def test_a_cased_tokenizer_json_is_refused(normalizer, tmp_path):
+    path = tokenizer_json(tmp_path / "tokenizer.json", **normalizer)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer\.json of BERT's: .*it is cased"):
+        WordPiece(path, 6)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"model": 1, "normalizer": 2}'])
+def test_a_file_that_is_no_tokenizer_json(content, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer\.json of BERT's"):
+        WordPiece(str(tmp_path / "tokenizer.json"), 6)

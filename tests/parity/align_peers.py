@@ -13,6 +13,17 @@ from tests.parity import clip_peers, peers
 THIN = dict(width_coefficient=0.2, depth_coefficient=0.25, strides=[2, 2, 2, 1, 1, 2, 1])
 # The published strides, and blocks with shortcuts.
 SMALL = dict(width_coefficient=0.5, depth_coefficient=0.5)
+# Four stages with other kernels, widths, strides, repeats and expansions.
+OTHER = dict(
+    width_coefficient=0.5,
+    depth_coefficient=0.7,
+    kernel_sizes=[5, 3, 7, 3],
+    in_channels=[32, 48, 64, 96],
+    out_channels=[48, 64, 96, 128],
+    strides=[1, 2, 2, 1],
+    num_block_repeats=[2, 1, 3, 2],
+    expand_ratios=[2, 4, 1, 6],
+)
 # kakaobrain/align-base: EfficientNet-B7, whose stem's and blocks' paddings make 289 pixels 9.
 BASE = dict(width_coefficient=2.0, depth_coefficient=3.1)
 # Halved five times with zeros after an odd map's last pixel this is 2; halved as by SAME it is 3.
@@ -29,7 +40,8 @@ TEXT = dict(
 
 def hf_align(shape, image_size=SIZE, text=TEXT, half=False, seed=0):
     """transformers' AlignModel; half: float16's weights, for small files."""
-    dim = max(8, int(320 * shape["width_coefficient"] + 4) // 8 * 8)
+    last = shape.get("out_channels", [320])[-1]
+    dim = max(8, int(last * shape["width_coefficient"] + 4) // 8 * 8)
     config = transformers.AlignConfig(
         text_config=text,
         vision_config=shape | dict(image_size=image_size, hidden_dim=dim),

@@ -10,8 +10,8 @@ import transformers
 from tests.parity import clip_reference
 
 _LAYERS = dict(hidden_size=16, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2)
-_TEXT = _LAYERS | dict(vocab_size=50, max_position_embeddings=9)
-_VISION = _LAYERS | dict(hidden_size=24, num_attention_heads=3, image_size=24, patch_size=8)
+TEXT = _LAYERS | dict(vocab_size=50, max_position_embeddings=9)
+VISION = _LAYERS | dict(hidden_size=24, num_attention_heads=3, image_size=24, patch_size=8)
 _IDS = dict(bos_token_id=48, pad_token_id=0)
 
 
@@ -19,19 +19,30 @@ def hf_clip(activation="quick_gelu", eos_token_id=49, seed=0):
     """transformers' CLIPModel."""
     common = dict(hidden_act=activation, projection_dim=12)
     config = transformers.CLIPConfig(
-        text_config=_TEXT | common | _IDS | dict(eos_token_id=eos_token_id),
-        vision_config=_VISION | common,
+        text_config=TEXT | common | _IDS | dict(eos_token_id=eos_token_id),
+        vision_config=VISION | common,
         projection_dim=12,
         attn_implementation="eager",
     )
     return randomise(transformers.CLIPModel(config), seed)
 
 
-def hf_siglip(image_size=24, seed=0):
+def hf_metaclip2(seed=0):
+    """transformers' MetaClip2Model, whose end of text is token 2, as in the published ones."""
+    config = transformers.MetaClip2Config(
+        text_config=TEXT | _IDS | dict(eos_token_id=2),
+        vision_config=VISION,
+        projection_dim=12,
+        attn_implementation="eager",
+    )
+    return randomise(transformers.MetaClip2Model(config), seed)
+
+
+def hf_siglip(image_size=24, seed=0, vocab_size=50):
     """transformers' SiglipModel, whose image tower's width is its text head's."""
     config = transformers.SiglipConfig(
-        text_config=_TEXT | _IDS | dict(projection_size=24, eos_token_id=1),
-        vision_config=_VISION | dict(image_size=image_size),
+        text_config=TEXT | _IDS | dict(vocab_size=vocab_size, projection_size=24, eos_token_id=1),
+        vision_config=VISION | dict(image_size=image_size),
         attn_implementation="eager",
     )
     return randomise(transformers.SiglipModel(config), seed)
@@ -96,7 +107,7 @@ HALF_VIEW = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
 def run_hf(peer, images, ids):
     """What transformers makes of them: image, text: float32[B, D], normalised; logits: float32[B, B],
     images by texts; patches: float32[B, N, D] after the final norm; and the loss."""
-    is_clip = isinstance(peer, transformers.CLIPModel)
+    is_clip = isinstance(peer, transformers.CLIPModel | transformers.MetaClip2Model)
     inputs = pixels(images, CLIP_VIEW if is_clip else HALF_VIEW)
     with torch.no_grad():
         found = peer(pixel_values=inputs, input_ids=torch.tensor(ids), return_loss=True)

@@ -8,7 +8,6 @@ import pytest
 from big_ssl.weights import open_clip
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import FORMATS, read_checkpoint, write_checkpoint
-from big_ssl.weights.guess import guess
 from big_ssl.weights.tensor_files import write_safetensors
 from tests.parity import goldens
 
@@ -296,31 +295,6 @@ def test_open_clips_defaults_stand_for_what_its_config_leaves_out(tmp_path):
 def test_a_feed_forwards_width_survives_open_clips_ratio(width, mlp_dim):
     ratio = open_clip._mlp_ratio(dict(width=width, mlp_dim=mlp_dim)).get("mlp_ratio", 4)
     assert int(width * ratio) == mlp_dim
-
-
-@pytest.mark.parametrize("prefix", ["vision_model.", ""])
-@pytest.mark.parametrize("kind", ["hf_clip", "hf_siglip"])
-def test_a_vision_tower_alone_is_an_image_encoder(kind, prefix, tmp_path):
-    """transformers 5 writes its names without their prefix."""
-    whole, expected = read_checkpoint(kind, goldens.write_checkpoint(kind, tmp_path))
-    tensors, _ = goldens.golden(kind)
-    tower = {
-        prefix + name.removeprefix("vision_model."): np.asarray(array)
-        for name, array in tensors.items()
-        if name.startswith("vision_model.")
-    }
-    write_safetensors(tmp_path / "model.safetensors", tower, {})
-    config = json.loads((tmp_path / "config.json").read_text())["vision_config"]
-    config["model_type"] = f"{kind.removeprefix('hf_')}_vision_model"
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    alone, ours = read_checkpoint(guess(tmp_path), tmp_path)
-    assert (alone["head"], alone["tokenizer"]) == (None, None)
-    assert alone["encoders"] == dict(image=whole["encoders"]["image"])
-    assert set(ours) == {path for path in expected if path.startswith("params/encoders/image/")}
-    assert all(np.array_equal(ours[path], expected[path]) for path in ours)
-    tower["visual_projection.weight"] = np.zeros((3, 3), np.float32)
-    write_safetensors(tmp_path / "model.safetensors", tower, {})
-    assert "visual_projection.weight is no weight of this architecture" in failure(kind, tmp_path)
 
 
 def test_an_image_need_not_be_whole_patches(tmp_path):

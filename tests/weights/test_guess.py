@@ -73,8 +73,12 @@ def test_what_fits_two_formats_or_none_is_an_error(tmp_path):
         guess(write(tmp_path / "other.safetensors", ["a"]))
     (tmp_path / "config.json").write_text(json.dumps(dict(model_type="blip")))
     with pytest.raises(
-        WeightsError, match="model_type 'blip' is not read; there are clip, clip_vision_model, siglip"
+        WeightsError,
+        match="model_type 'blip' is not read; there are clip, clip_text_model",
     ):
+        guess(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(dict(model_type="siglip2")))
+    with pytest.raises(WeightsError, match=r"'siglip2', of variable resolution \(NaFlex\), is not read"):
         guess(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(WeightsError, match=r"config\.json holds a JSON list; it must hold an object"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from big_ssl.inference import read
-from big_ssl.models import encoders
+from big_ssl.models import efficientnet, encoders
 from big_ssl.weights import architecture
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import read_checkpoint, write_checkpoint
@@ -101,13 +101,30 @@ def test_a_round_trip_is_exact(align, tmp_path):
             dict(vision_config__depthwise_padding=[5]),
             r"vision_config.depthwise_padding is \[5\]; only \[\] is known",
         ),
-        (dict(vision_config__kernel_sizes=[3] * 7), "vision_config.kernel_sizes is"),
+        (dict(vision_config__kernel_sizes=[3] * 7), r"depthwise_conv.weight is \[.*\]; the architecture has"),
+        (dict(vision_config__kernel_sizes=[3, 3, 5, 4, 5, 5, 3]), r"kernel_sizes\[3\] is 4; it must be odd"),
+        (dict(vision_config__strides=[2, 2, 3, 1, 1, 2, 1]), r"strides\[2\] is 3; it must be 1 or 2"),
+        (dict(vision_config__strides=[2, 2.5] * 3), "strides is .*; it must be a whole number from 1"),
+        (dict(vision_config__num_block_repeats=[1] * 6), "num_block_repeats, .* must be lists of one length"),
+        (dict(vision_config__num_block_repeats=5), "num_block_repeats, .* must be lists of one length"),
+        (
+            dict(vision_config__expand_ratios=[2] * 7),
+            r"weight is \[8, 1, 3, 3\]; the architecture has \[16, 1",
+        ),
+        (
+            dict(vision_config__in_channels=[32, 99, 24, 40, 80, 112, 192]),
+            r"in_channels\[1\] is 99; it must be 16",
+        ),
+        (
+            dict(vision_config__num_block_repeats=[9, 2, 2, 3, 3, 4, 1]),
+            "num_block_repeats, times its depth_coefficient, are 9 blocks; the weights have 7",
+        ),
         (dict(vision_config__pooling_type="max"), "pooling_type is 'max'; only 'mean' is known"),
         (dict(text_config__hidden_act="relu"), "text_config.hidden_act is 'relu'; only 'gelu' is known"),
         (dict(vision_config__strides=[1, 2, 2, 1, 1, 2, 1]), "stage 0 keeps stride 1 and 8 channels"),
         (
             dict(vision_config__depth_coefficient=1.0),
-            r"as hf_align: vision_model.encoder.blocks.\d+.*(is missing|; the architecture has)",
+            "num_block_repeats, times its depth_coefficient, are 16 blocks; the weights have 7",
         ),
         (dict(vision_config__width_coefficient=0.5), "embed_dim is 64 but the image encoder gives 160"),
     ],
@@ -144,7 +161,7 @@ def test_align_as_clip_and_clip_as_align_are_errors(align, tmp_path):
     clip = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", tmp_path / "clip"))
     with pytest.raises(WeightsError, match="hf_align holds an efficientnet and a bert, not vit"):
         write_checkpoint("hf_align", tmp_path / "out", *clip)
-    with pytest.raises(WeightsError, match=r"word_embeddings\.weight is missing; is it another format"):
+    with pytest.raises(WeightsError, match="model_type is 'clip'; it must be align"):
         read_checkpoint("hf_align", tmp_path / "clip")
 
 
@@ -159,3 +176,22 @@ def test_a_vocabulary_beside_the_weights_is_used(tmp_path):
     path = written(tmp_path)
     (path / "vocab.txt").write_text("[PAD]\n")
     assert read(path, "hf_align")[0]["tokenizer"]["vocabulary"] == str(path / "vocab.txt")
+
+
+def test_other_stages_than_the_published_ones_round_trip(tmp_path):
+    """Two stages whose repeats are other numbers, for the same seven blocks of the golden file."""
+    stages = [efficientnet.Stage(*row) for row in efficientnet.B0_STAGES]
+    repeats = [4, *(stage.repeats for stage in stages[1:])]
+    path = written(tmp_path / "in", vision_config__num_block_repeats=repeats)
+    config, ours = read_checkpoint("hf_align", path)
+    image = config["encoders"]["image"]
+    assert "strides" not in image
+    assert [stage[2] for stage in image["stages"]] == repeats
+    for kind in ("big_ssl", "hf_align"):
+        write_checkpoint(kind, tmp_path / kind, config, ours)
+        again, back = read_checkpoint(kind, tmp_path / kind)
+        assert list(map(tuple, again["encoders"]["image"]["stages"])) == list(image["stages"])
+        assert all(np.array_equal(back[name], ours[name]) for name in ours)
+    written_config = json.loads((tmp_path / "hf_align" / "config.json").read_text())["vision_config"]
+    assert written_config["num_block_repeats"] == repeats
+    assert written_config["strides"] == [2, 2, 2, 1, 1, 2, 1]

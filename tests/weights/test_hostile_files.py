@@ -251,7 +251,7 @@ def change_config(folder, name="config.json", **changes):
         (
             "hf_align",
             dict(vision_config=dict(strides="1")),
-            "vision_config.strides is '1'; it must be a number or a list of numbers",
+            "vision_config.strides is '1'; it must be a whole number from 1, or a list",
         ),
     ],
 )
