@@ -270,5 +270,5 @@ class Predictor(LayerFeatures):
         if method not in self.methods:
             lacks = _LACKS.get(method, method).format(type(self.encoder).__name__)
             if self.encoder is None and method not in ("encode_text", "classify"):
-                lacks = "image encoder"
+                lacks = "image encoder: it embeds texts alone"
             raise ValueError(f"this model has no {lacks}; it has {listed(self.methods)}")

@@ -1,10 +1,14 @@
 """Tokens and attention of layers by name, against the encoder's module and against NumPy."""
 
 import functools
+import json
+import pathlib
+import textwrap
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import big_ssl
 from big_ssl.inference import Model
@@ -270,6 +274,26 @@ def test_what_an_encoder_lacks_is_one_line(kind, method, message, models):
 def test_tokens_that_a_model_lacks_are_named(kind, name, tokens, models):
     with pytest.raises(KeyError, match=f"this model has no {name}; its tokens are {tokens}'$"):
         models(kind).image_tokens(random_images((24, 24)))[name]
+
+
+def test_the_example_of_the_documentation(tmp_path, monkeypatch):
+    """As it stands, but for the number of pixels."""
+    page = pathlib.Path(__file__).parents[2] / "docs" / "evaluate.md"
+    section = page.read_text(encoding="utf-8").partition("\n## Features\n")[2].partition("\n## ")[0]
+    example = textwrap.dedent("\n".join(line for line in section.split("\n") if line.startswith("    ")))
+    monkeypatch.chdir(tmp_path)
+    goldens.write_checkpoint("hf_dinov2", tmp_path / "dinov2")
+    processor = dict(size=dict(shortest_edge=32), crop_size=dict(height=24, width=24))
+    (tmp_path / "dinov2" / "preprocessor_config.json").write_text(json.dumps(processor))
+    for name in ("a.jpg", "b.png"):
+        Image.fromarray(random_images((40, 30), 1)[0]).save(name)
+    names: dict = {}
+    exec(example.replace("518", "56"), names)
+    shapes = {name: array.shape for name, array in names["tokens"].items()}
+    assert shapes == dict(cls=(2, 24), registers=(2, 3, 24), patches=(2, 9, 24))
+    assert [layer["patches"].shape for layer in names["layers"]] == [(2, 9, 24)] * 2
+    assert (names["weights"].shape, names["maps"].shape) == ((2, 3, 13, 13), (2, 3, 3, 3))
+    assert names["patches"].shape == (1, 7 * 7, 24)
 
 
 @pytest.mark.parametrize("kind", ["hf_align", "clip_resnet"])

@@ -127,7 +127,9 @@ def test_a_model_without_an_image_encoder_names_it():
     predictor = make_predictor(texts, variables)
     assert predictor.methods == ()
     for method in ("encode_image", "pooled_features", "patch_features", "image_tokens", "attention_maps"):
-        with pytest.raises(ValueError, match=r"^this model has no image encoder; it has nothing$"):
+        with pytest.raises(
+            ValueError, match=r"^this model has no image encoder: it embeds texts alone; it has nothing$"
+        ):
             getattr(predictor, method)(images(1))
 
 
