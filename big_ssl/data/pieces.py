@@ -15,8 +15,11 @@ class Pieces(Protocol):
     size: the number of ids. special: {"bos", "eos", "pad", "unk": its id}, without those that the file lacks.
     """
 
-    size: int
-    special: Mapping[str, int]
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def special(self) -> Mapping[str, int]: ...
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; names of special pieces in it are ordinary characters, or unknown."""

@@ -80,8 +80,9 @@ def text_options(tensors: Mapping, prefix: str, part: str, config: Mapping) -> d
         depth=count(tensors, rf"{re.escape(prefix)}encoder\.layer\.(\d+)\."),
         mlp_dim=shape_of(tensors, f"{prefix}encoder.layer.0.intermediate.dense.weight", 2)[0],
     )
-    hf_layers.compare_shape(part, _DEFAULTS | config, shape)
-    hf_layers.compare_text(part, _DEFAULTS | config, vocab_size, max_len)
+    complete = {**_DEFAULTS, **config}
+    hf_layers.compare_shape(part, complete, shape)
+    hf_layers.compare_text(part, complete, vocab_size, max_len)
     return dict(
         kind="bert",
         vocab_size=vocab_size,

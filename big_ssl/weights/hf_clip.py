@@ -85,18 +85,19 @@ def model_config(
         text, tokenizer = read_text(tensors, text_config)
         tokenizer = hf_tokenizer_config.read(files, tokenizer)
         return text_model_config(text, tokenizer, _lone_projection(tensors, files, "text"))
-    image, preprocessing = _read_image(tensors, files, vision_config)
+    image, others = _read_image(tensors, files, vision_config)
     if not has_text:
         dim = _lone_projection(tensors, files, "image")
-        embedding = {} if dim is None else dict(embedding=dict(embed_dim=dim, bias=False))
-        return image_config(image, **preprocessing, **embedding)
+        if dim is not None:
+            others |= dict(embedding=dict(embed_dim=dim, bias=False))
+        return image_config(image, **others)
     text, tokenizer = read_text(tensors, text_config)
     dim, tokenizer = _projection(tensors, files, "text"), hf_tokenizer_config.read(files, tokenizer)
-    return clip_config(dict(kind="vit") | image, text, dim, tokenizer=tokenizer, **preprocessing)
+    return clip_config(dict(kind="vit") | image, text, dim, tokenizer=tokenizer, **others)
 
 
 def _read_image(tensors, files, vision_config):
-    """(the image encoder's options, the ModelConfig's keys of the preprocessing)."""
+    """(the image encoder's options, other keys of the ModelConfig: the preprocessing)."""
     image = vit.CLIP | hf_layers.vision_options(tensors, vision_config, _VISION_DEFAULTS, class_tokens=1)
     image_size = one_side(vision_config.get("image_size", 224))
     default = dict(views=dict(image=CLIP_PIXELS), image_size=image_size, resize="crop floor")

@@ -57,13 +57,12 @@ def parts(files: Mapping[str, dict], family: str) -> tuple[dict, dict]:
       WeightsError: without config.json, or for one of another family.
     """
     config = json_file(files, "config.json")
-    whole, text, vision = types = family, f"{family}_text_model", f"{family}_vision_model"
-    model_type = config.get("model_type") or whole
+    types = family, f"{family}_text_model", f"{family}_vision_model"
+    model_type = config.get("model_type") or family
     if model_type not in types:
         raise WeightsError(f"config.json: model_type is {model_type!r}; it must be {', '.join(types)}")
-    if model_type != whole:
-        towers = {text: {}, vision: {}, model_type: stated(config)}
-        return towers[text], towers[vision]
+    if model_type != family:
+        return (stated(config), {}) if model_type == types[1] else ({}, stated(config))
     suffixes = ("_dict", "") if family in ("clip", "metaclip_2") else ("",)
     text, vision = (
         next((config[name + suffix] for suffix in suffixes if config.get(name + suffix)), {})
