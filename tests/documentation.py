@@ -15,6 +15,8 @@ _MARK = re.compile(r"<!-- not run by tests: *(.*?) *-->")
 _LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)")
 _SPAN = re.compile(r"`([^`]+)`")
 _VARIABLE = re.compile(r"([A-Z_]+)=(.*)", re.DOTALL)
+# What tests/test_docs_run.py runs, and all that begins a line of a block of commands.
+RUNNABLE = {"python", "make", "export", "launch/simulated.sh", "launch/local.sh"}
 PROGRAMS = {"python", "make", "pip", "sbatch", "docker", "export", "eval", ".ci/run"}
 
 

@@ -110,6 +110,10 @@ def test_a_block_is_run_or_marked(page):
             f"{block.place}: a mark without a reason"
         )
         assert block.kind or block.reason, f"{block.place}: no commands, no Python, and no mark"
+        if block.kind == "shell" and not block.reason:
+            programs = [documentation.command_words(line)[0] for line in block.commands]
+            others = [program for program in programs if program not in documentation.RUNNABLE]
+            assert not others, f"{block.place}: tests can't run {others[0]}; mark the block"
 
 
 @every_page
@@ -123,7 +127,8 @@ def test_commands_parse_and_their_configs_resolve(page, tmp_path):
         for line in block.commands
         if not (block.reason and PLACEHOLDER.search(line))
     ]
-    inline = [span for span in documentation.spans(text_of(page)) if span.startswith("python -m ")]
+    starts = ("python -m ", "pip install ", "make ")
+    inline = [span for span in documentation.spans(text_of(page)) if span.startswith(starts)]
     lines += [(page, span) for span in inline if not PLACEHOLDER.search(span)]
     problems = [f"{place}: {line}: {text}" for place, line in lines if (text := problem(line, folder))]
     assert not problems, "\n".join(problems)
@@ -164,6 +169,16 @@ def test_paths_in_sentences_exist(page, repository):
             assert module.get_config(argument), f"{page}: {span}"
 
 
+@every_page
+def test_files_in_blocks_exist(page, repository):
+    """The files that architecture.md lists."""
+    for block in blocks(page, text_of(page)):
+        if not block.kind:
+            for name in re.findall(r"[\w/]+\.(?:py|md)\b", block.text):
+                known = any(f"/{path}".endswith(f"/{name}") for path in repository)
+                assert known, f"{block.place}: no {name}"
+
+
 @pytest.fixture(scope="module")
 def config_keys():
     """All dotted paths of all recipes, and of their subtrees."""
@@ -201,6 +216,7 @@ def test_flags_in_sentences_exist(page, config_keys):
     [
         ("    L = a [, b] + c\n", "no commands, no Python, and no mark"),
         ("<!-- not run by tests: -->\n\n    make demo\n", "a mark without a reason"),
+        ("    pip install a\n", "tests can't run pip; mark the block"),
     ],
 )
 def test_a_block_that_is_neither_run_nor_marked_is_an_error(text, message, monkeypatch):
