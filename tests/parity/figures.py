@@ -1,6 +1,6 @@
 """The largest differences that the parity tests measure, as the table of docs/weights.md.
 
-A parity test adds one line after its assertion, with the two arrays that it compared:
+A parity test adds one line, with the two arrays that it compares:
 
     parity_figure("hf_clip", "architecture", found, expected)
 
