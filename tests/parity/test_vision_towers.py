@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import big_ssl
-from tests.parity.figures import parity_figure
 
 torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
 transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
@@ -31,4 +30,3 @@ def test_a_vision_tower_gives_transformers_features(family, tmp_path):
         expected = peer(torch.tensor(pixels.transpose(0, 3, 1, 2))).pooler_output.numpy()
     found = model.encode_image(images, normalize=False)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    parity_figure(f"hf_{family.lower()}", "architecture", found, expected)
