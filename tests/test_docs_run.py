@@ -37,7 +37,12 @@ WORDNET_IDS += ["n01498041", "n01514668", "n01514859", "n01518878"]
 TINY = (
     (r"(--config=configs/\w+\.py:[^\s,]+),demo\b", r"\1,tiny"),
     (r"(--config=configs/\w+\.py):demo\b", r"\1:tiny"),
-    (r"(--config=configs/dinov2_continue\.py):vitb14", r"\1:tiny"),  # one for all models
+    # One for all models, which is from scratch and on drawings.
+    (
+        r"(--config=configs/dinov2_continue\.py):vitb14",
+        r"""\1:tiny --config.init_from.exclude="('heads/',)" """
+        "--config.streams.images.data.source.kind=image_folder",
+    ),
     (r"(--config=configs/\w+\.py)(?=\s|$)", r"\1:tiny"),
     (r"(--config=configs/\w+\.py:v\w+)(?=\s|$)", r"\1,tiny"),
     (r"total_steps=\d+", "total_steps=8"),
