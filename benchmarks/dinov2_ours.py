@@ -51,7 +51,7 @@ def seer(setup, seed: int):
 
 
 def _by_view(system, batch, key):
-    return {view: given for (_, view), given in system._inputs(batch, key, train=True).items()}
+    return {view: given for (_, view), given in system._view_inputs(batch, key, train=True).items()}
 
 
 def recipe(config) -> dict:
