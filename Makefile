@@ -31,11 +31,11 @@ NONE_YET = || { code=$$?; [ $$code -eq 5 ] && echo "no test carries this marker 
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow soak smoke parity golden lint format clean
+.PHONY: help venv demo test test-slow soak smoke parity parity-table golden lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) \
-		| while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+		| while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 	@echo "variables: PYTHON=$(PYTHON) VENV=$(VENV) WORKDIR=$(WORKDIR)"
 
 venv: $(INSTALLED)  ## create the virtual environment and install big_ssl in it
@@ -68,6 +68,9 @@ smoke: $(INSTALLED)  ## run a minute's subset of the tests (CI: on the newest Py
 
 parity: $(INSTALLED_PARITY)  ## compare with the public PyTorch implementations (installs PyTorch)
 	@$(IN_VENV) -m pytest -m parity $(NONE_YET)
+
+parity-table: $(INSTALLED_PARITY)  ## write the figures of the parity tests into docs/weights.md
+	$(IN_VENV) -m pytest -m parity tests/parity --parity-table=docs/weights.md
 
 $(INSTALLED_PARITY): $(INSTALLED)
 	@echo "installing PyTorch, transformers and open_clip into $(VENV)"

@@ -26,13 +26,14 @@ def read(folder) -> tuple[dict, dict]:
 def state_of(setup, student, teacher, step: int = 0):
     """The state before a step, of these weights, {path: array}; moments and centers are zero."""
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), setup.abstract_state)
-    paths = flatten_dict(dict(params=zero.params), keep_empty_nodes=True, sep="/")
 
-    def placed(weights):
+    def placed(params, weights):
+        """The EMA lacks the objectives without parameters, which params has as empty dicts."""
+        paths = flatten_dict(dict(params=params), keep_empty_nodes=True, sep="/")
         return unflatten_dict(paths | {name: jnp.array(x) for name, x in weights.items()}, sep="/")["params"]
 
-    ema = zero.ema | dict(params=placed(teacher))
-    state = zero.replace(step=jnp.int32(step), params=placed(student), ema=ema)
+    ema = zero.ema | dict(params=placed(zero.ema["params"], teacher))
+    state = zero.replace(step=jnp.int32(step), params=placed(zero.params, student), ema=ema)
     # As a step leaves it: placed otherwise, its second call would compile again.
     return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state))
 
@@ -50,7 +51,7 @@ def seer(setup, seed: int):
 
 
 def _by_view(system, batch, key):
-    return {view: given for (_, view), given in system._inputs(batch, key, train=True).items()}
+    return {view: given for (_, view), given in system._view_inputs(batch, key, train=True).items()}
 
 
 def recipe(config) -> dict:

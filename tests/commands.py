@@ -69,44 +69,57 @@ class Process:
 
 
 def start(
-    command: Sequence[str], stdout: pathlib.Path, stderr: pathlib.Path, environment: Mapping[str, str]
+    command: Sequence[str],
+    stdout: pathlib.Path,
+    stderr: pathlib.Path,
+    environment: Mapping[str, str],
+    folder: pathlib.Path = ROOT,
 ) -> Process:
-    """Starts `python COMMAND...` in the root of the checkout.
+    """Starts `python COMMAND...`.
 
     Args:
       command: "-m", MODULE, ... or FILE, ...
       stdout, stderr: files, or one file for both.
       environment: variables to set; JAX's are also set as its options, since the warm process has already
         read them.
+      folder: the working directory.
 
     Returns:
       The running process.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*_PRELOADED])
-    process = context.Process(target=_become, args=([*command], stdout, stderr, dict(environment)))
+    process = context.Process(target=_become, args=([*command], stdout, stderr, dict(environment), folder))
     process.start()
     return Process(process)
 
 
 def run(module: str, *arguments: object, timeout: float = 300) -> Result:
     """Runs `python -m module arguments...` on one CPU device. Raises TimeoutError after `timeout` seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        stdout, stderr = (pathlib.Path(folder, name) for name in ("stdout", "stderr"))
-        process = start(["-m", module, *map(str, arguments)], stdout, stderr, dict(JAX_PLATFORMS="cpu"))
+    return execute(["-m", module, *map(str, arguments)], timeout)
+
+
+def execute(command: Sequence[str], timeout: float = 300, folder: pathlib.Path = ROOT, **variables) -> Result:
+    """Runs `python COMMAND...` on one CPU device in a folder, with environment variables.
+
+    Raises TimeoutError after `timeout` seconds.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        stdout, stderr = (pathlib.Path(scratch, name) for name in ("stdout", "stderr"))
+        process = start(command, stdout, stderr, dict(JAX_PLATFORMS="cpu") | variables, folder)
         code = process.wait(timeout)
         if code is None:
             process.kill()
-            raise TimeoutError(f"{module}: still running after {timeout} s: {stderr.read_text()}")
+            raise TimeoutError(f"{command}: still running after {timeout} s: {stderr.read_text()}")
         return Result(code, *(file.read_text(errors="replace") for file in (stdout, stderr)))
 
 
-def _become(command, stdout, stderr, environment):
+def _become(command, stdout, stderr, environment, folder):
     """Runs the command in the forked process."""
     for descriptor, file in ((1, stdout), (2, stderr)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     sys.stdout.reconfigure(line_buffering=True)
-    os.chdir(ROOT)
+    os.chdir(folder)
     os.environ.update(environment)
     for name, value in environment.items():
         if name.startswith("JAX_"):

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
 transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
 
 from tests.parity import align_peers, peers  # noqa: E402  (needs PyTorch)
+from tests.parity.figures import parity_figure  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -30,15 +31,15 @@ def assert_same(model, peer, images):
     image, text = model.encode_image(images, resize=False), model.encode_text(ids, mask)
     np.testing.assert_allclose(image, expected["image"], **CLOSE)
     np.testing.assert_allclose(text, expected["text"], **CLOSE)
-    print(
-        "largest differences:", np.abs(image - expected["image"]).max(), np.abs(text - expected["text"]).max()
-    )
+    parity_figure("hf_align", "architecture", image, expected["image"])
+    parity_figure("hf_align", "architecture", text, expected["text"])
     scale = expected["patches"].std()
     np.testing.assert_allclose(
         model.patch_features(images, resize=False) / scale, expected["patches"] / scale, **CLOSE
     )
     temperature = model.variables["params"]["heads"]["contrastive"]["temperature"]
     np.testing.assert_allclose(image @ text.T / temperature, expected["logits"], **CLOSE)
+    parity_figure("hf_align", "heads", image @ text.T / temperature, expected["logits"])
     assert np.abs(expected["image"][0] - expected["image"][1]).max() > 0.01
 
 
@@ -54,6 +55,7 @@ def test_a_small_one_and_back_is_bit_identical(shape, tmp_path):
     for name, value in expected.items():
         if not name.startswith("text_model.pooler."):  # unused, and so not written
             np.testing.assert_array_equal(found[name], value, err_msg=name)
+            parity_figure("hf_align", "export", found[name], value)
     images, texts = align_peers.images(), align_peers.texts()
     for key, value in align_peers.run(peer, images, *texts).items():
         np.testing.assert_array_equal(align_peers.run(back, images, *texts)[key], value)
@@ -96,6 +98,7 @@ def test_preprocessing_is_transformers_own(shape, tmp_path):
     found = (preprocessing.of(config)(images) / 255 - np.asarray(view["mean"])) / np.asarray(view["std"])
     # float32 of float64, near 1.
     np.testing.assert_allclose(found.transpose(0, 3, 1, 2), expected, rtol=0, atol=1e-6)
+    parity_figure("hf_align", "preprocessing", found.transpose(0, 3, 1, 2), expected)
     written = json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())
     back = EfficientNetImageProcessorPil(**written)(list(images), return_tensors="np")["pixel_values"]
     np.testing.assert_allclose(back, expected, rtol=0, atol=1e-6)

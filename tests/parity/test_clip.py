@@ -22,6 +22,7 @@ torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
 transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
 
 from tests.parity import clip_peers, clip_reference, peers  # noqa: E402  (needs PyTorch)
+from tests.parity.figures import REFERENCE, parity_figure  # noqa: E402
 from tests.parity.test_clip_goldens import loss, scale_and_bias  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -37,15 +38,19 @@ def ours(kind, path, options=None):
     return Model(config, unflatten_dict(weights, sep="/"))
 
 
-def assert_same(model, expected, images=IMAGES):
+def assert_same(kind, model, expected, images=IMAGES):
     """Features, patches, logits and loss; expected: as clip_peers.run_hf gives."""
     image, text = model.encode_image(images), model.encode_text(IDS)
     scale, bias = scale_and_bias(model)
     np.testing.assert_allclose(image, expected["image"], **CLOSE)
     np.testing.assert_allclose(text, expected["text"], **CLOSE)
-    np.testing.assert_allclose(model.patch_features(images), expected["patches"], **CLOSE)
-    np.testing.assert_allclose(scale * image @ text.T + bias, expected["logits"], **CLOSE)
+    patches, logits = model.patch_features(images), scale * image @ text.T + bias
+    np.testing.assert_allclose(patches, expected["patches"], **CLOSE)
+    np.testing.assert_allclose(logits, expected["logits"], **CLOSE)
     np.testing.assert_allclose(loss(model, image, text), expected["loss"], **CLOSE)
+    for name, found in (("image", image), ("text", text), ("patches", patches)):
+        parity_figure(kind, "architecture", found, expected[name])
+    parity_figure(kind, "heads", logits, expected["logits"])
 
 
 @pytest.mark.parametrize(("activation", "eos_token_id"), [("quick_gelu", 49), ("gelu", 2)])
@@ -53,7 +58,7 @@ def test_hf_clip(activation, eos_token_id, tmp_path):
     """2 is the mistaken id of the published files, which means the largest."""
     peer = clip_peers.hf_clip(activation, eos_token_id, seed=3)
     peer.save_pretrained(tmp_path)
-    assert_same(ours("hf_clip", tmp_path), clip_peers.run_hf(peer, IMAGES, IDS))
+    assert_same("hf_clip", ours("hf_clip", tmp_path), clip_peers.run_hf(peer, IMAGES, IDS))
 
 
 @pytest.mark.parametrize("image_size", [24, 27], ids=["whole", "remainder"])
@@ -61,7 +66,7 @@ def test_hf_siglip(image_size, tmp_path):
     """27 pixels are three patches of 8 and a rest, as 384 are 27 of 14 in So400m."""
     peer, images = clip_peers.hf_siglip(image_size, seed=3), clip_peers.images(image_size)
     peer.save_pretrained(tmp_path)
-    assert_same(ours("hf_siglip", tmp_path), clip_peers.run_hf(peer, images, IDS), images)
+    assert_same("hf_siglip", ours("hf_siglip", tmp_path), clip_peers.run_hf(peer, images, IDS), images)
 
 
 @pytest.mark.parametrize("end", ["safetensors", "bin"])
@@ -79,7 +84,7 @@ def test_hf_clip_in_shards(end, tmp_path):
         (tmp_path / "pytorch_model.bin.index.json").write_text(names)
         index.unlink()
     assert len(list(tmp_path.glob(f"*.{end}"))) > 2
-    assert_same(ours("hf_clip", tmp_path), clip_peers.run_hf(peer, IMAGES, IDS))
+    assert_same("hf_clip", ours("hf_clip", tmp_path), clip_peers.run_hf(peer, IMAGES, IDS))
 
 
 def test_hf_clip_and_back_is_bit_identical(tmp_path):
@@ -92,15 +97,18 @@ def test_hf_clip_and_back_is_bit_identical(tmp_path):
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+        parity_figure("hf_clip", "export", found[name], value)
     for key, value in clip_peers.run_hf(peer, IMAGES, IDS).items():
         np.testing.assert_array_equal(clip_peers.run_hf(back, IMAGES, IDS)[key], value)
-    assert_same(load(tmp_path / "ours"), clip_peers.run_hf(peer, IMAGES, IDS))
+    assert_same("hf_clip", load(tmp_path / "ours"), clip_peers.run_hf(peer, IMAGES, IDS))
 
 
-def assert_same_as_reference(model, peer, images):
-    image, text = clip_peers.run_openai(peer, images, IDS)
-    np.testing.assert_allclose(model.encode_image(images, normalize=False), image, **CLOSE)
-    np.testing.assert_allclose(model.encode_text(IDS, normalize=False), text, **CLOSE)
+def assert_same_as_reference(kind, model, peer, images):
+    expected = clip_peers.run_openai(peer, images, IDS)
+    found = (model.encode_image(images, normalize=False), model.encode_text(IDS, normalize=False))
+    for features, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(features, theirs, **CLOSE)
+        parity_figure(kind, "architecture", features, theirs, REFERENCE)
     with torch.no_grad():
         pixels = clip_peers.pixels(images, clip_peers.CLIP_VIEW)
         if isinstance(peer.visual, clip_reference.ResNet):
@@ -108,9 +116,9 @@ def assert_same_as_reference(model, peer, images):
         else:
             patches = peer.visual.tokens(pixels)[:, 1:]
     np.testing.assert_allclose(model.patch_features(images), patches, **CLOSE)
-    np.testing.assert_array_equal(
-        model.variables["params"]["heads"]["contrastive"]["logit_scale"], peer.logit_scale.detach()
-    )
+    scale = model.variables["params"]["heads"]["contrastive"]["logit_scale"]
+    np.testing.assert_array_equal(scale, peer.logit_scale.detach())
+    parity_figure(kind, "heads", scale, peer.logit_scale.detach(), REFERENCE)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
@@ -126,7 +134,8 @@ def test_openai_clip(kind, archive, tmp_path):
         example = clip_peers.pixels(images, clip_peers.CLIP_VIEW).half(), torch.tensor(IDS)
         torch.jit.trace(half, example).save(tmp_path / "clip.pt")
     options = HEADS if kind == "vit" else dict(text_num_heads=2)
-    assert_same_as_reference(ours("openai_clip", tmp_path / "clip.pt", options), peer, images)
+    model = ours("openai_clip", tmp_path / "clip.pt", options)
+    assert_same_as_reference("openai_clip", model, peer, images)
 
 
 MODEL_CFG = dict(
@@ -148,7 +157,7 @@ def test_open_clip(spelling, tmp_path):
     write_safetensors(tmp_path / "open_clip_model.safetensors", state, {})
     config = dict(model_cfg=MODEL_CFG, preprocess_cfg=dict(mean=clip_peers.CLIP_VIEW["mean"]))
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    assert_same_as_reference(ours("open_clip", tmp_path), peer, IMAGES)
+    assert_same_as_reference("open_clip", ours("open_clip", tmp_path), peer, IMAGES)
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
@@ -162,13 +171,14 @@ def test_openai_to_open_clip_has_the_same_arrays(kind, tmp_path):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+        parity_figure("open_clip", "export", found[name], value, REFERENCE)
     config = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())["model_cfg"]
     assert config["quick_gelu"]
     assert config["text_cfg"] == MODEL_CFG["text_cfg"]
     if kind == "vit":
         assert config["vision_cfg"] == MODEL_CFG["vision_cfg"]
     images = IMAGES if kind == "vit" else clip_peers.images(64)
-    assert_same_as_reference(ours("open_clip", tmp_path / "out"), peer, images)
+    assert_same_as_reference("open_clip", ours("open_clip", tmp_path / "out"), peer, images)
 
 
 def big_vision_arrays(state, heads):
@@ -240,7 +250,8 @@ def test_siglip_npz(layout, tmp_path):
             layers = [arrays.pop(name.replace("encoderblock_0", f"encoderblock_{i}")) for i in (0, 1)]
             arrays[name.replace("encoderblock_0", "encoderblock")] = np.stack(layers)
     np.savez(tmp_path / "siglip.npz", **arrays)
-    assert_same(ours("siglip_npz", tmp_path / "siglip.npz"), clip_peers.run_hf(peer, IMAGES, IDS))
+    expected = clip_peers.run_hf(peer, IMAGES, IDS)
+    assert_same("siglip_npz", ours("siglip_npz", tmp_path / "siglip.npz"), expected)
 
 
 @pytest.mark.parametrize("options", [{}, dict(scan=True, remat="full")], ids=["unrolled", "scanned"])

@@ -5,6 +5,7 @@ import pytest
 
 from big_ssl.data.clip_bpe import ClipBPE, installed_merges
 from tests.parity.clip_texts import TEXTS
+from tests.parity.figures import parity_figure
 from tests.parity.open_clip_tokenizer import simple_tokenizer
 
 pytestmark = pytest.mark.parity
@@ -25,6 +26,8 @@ def test_ids_are_open_clips(peer, length):
     expected = peer(TEXTS, length).numpy()
     for text, ids, theirs in zip(TEXTS, ours(TEXTS)["ids"], expected, strict=True):
         np.testing.assert_array_equal(ids, theirs, err_msg=ascii(text))
+        for format_ in ("openai_clip", "open_clip"):
+            parity_figure(format_, "tokenizer", ids, theirs, "open_clip_torch")
 
 
 def test_random_texts(peer):
@@ -46,3 +49,5 @@ def test_random_texts(peer):
     expected = peer(texts).numpy()
     for text, ids, theirs in zip(texts, ours(texts)["ids"], expected, strict=True):
         np.testing.assert_array_equal(ids, theirs, err_msg=ascii(text))
+        for format_ in ("openai_clip", "open_clip"):
+            parity_figure(format_, "tokenizer", ids, theirs, "open_clip_torch")

@@ -27,6 +27,7 @@ transformers = pytest.importorskip("transformers", reason="make parity installs 
 safetensors_torch = pytest.importorskip("safetensors.torch", reason="it comes with transformers")
 
 from tests.parity import dino_peers, dino_reference, peers  # noqa: E402  (needs PyTorch)
+from tests.parity.figures import REFERENCE, parity_figure  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -49,13 +50,15 @@ def compiled(module):
     return jax.jit(functools.partial(module.apply, intermediate=(0, 1)))
 
 
-def assert_same(ours, images, masks, expected, blocks=None):
+def assert_same(kind, ours, images, masks, expected, blocks=None, library=REFERENCE):
     """expected: [B, T, D], as dino_peers.run gives; blocks: the same of all of them, where they are known."""
     module, variables = ours
     found = compiled(module)(variables, images, mask=masks)
     first = 1 + module.registers
     np.testing.assert_allclose(found["pooled"], expected[:, 0], **CLOSE)
     np.testing.assert_allclose(found["patches"], expected[:, first:], **CLOSE)
+    column = "architecture" if images.shape[1:3] == SIZES[0] else "other sizes"
+    parity_figure(kind, column, found["patches"], expected[:, first:], library)
     if blocks is not None:
         np.testing.assert_allclose(found["layers"]["cls"], blocks[:, :, 0], **CLOSE)
         np.testing.assert_allclose(found["layers"]["patches"], blocks[:, :, first:], **CLOSE)
@@ -71,7 +74,8 @@ def test_hf_dinov2(registers, swiglu, tmp_path):
     for size in SIZES:
         images = dino_peers.images(size)
         for masks in (None, dino_peers.masks(size)):
-            assert_same(ours, images, masks, dino_peers.run(peer, images, masks))
+            expected = dino_peers.run(peer, images, masks)
+            assert_same("hf_dinov2", ours, images, masks, expected, library="transformers")
 
 
 @pytest.mark.parametrize("mask_token", [False, True])
@@ -81,7 +85,8 @@ def test_hf_vit(mask_token, tmp_path):
     ours = tower("hf_vit", tmp_path)
     for size in SIZES:
         images, masks = dino_peers.images(size), dino_peers.masks(size) if mask_token else None
-        assert_same(ours, images, masks, dino_peers.run(peer, images, masks))
+        expected = dino_peers.run(peer, images, masks)
+        assert_same("hf_vit", ours, images, masks, expected, library="transformers")
 
 
 @pytest.mark.parametrize("options", [{}, dict(swiglu=True), dict(registers=3, antialias=True, swiglu=True)])
@@ -92,7 +97,7 @@ def test_dinov2(options, tmp_path):
     for size in SIZES:
         images, masks = dino_peers.images(size), dino_peers.masks(size)
         blocks = dino_peers.run_reference(peer, images, masks)
-        assert_same(ours, images, masks, blocks[-1], blocks)
+        assert_same("dinov2", ours, images, masks, blocks[-1], blocks)
 
 
 def head_of_ones():
@@ -118,11 +123,12 @@ def test_dinov2_of_a_training(tmp_path):
     module, variables = tower("dinov2", tmp_path / "teacher_checkpoint.pth", HEADS)
     assert module.depth == 4
     images = dino_peers.images((16, 16))
-    assert_same((module, variables), images, None, dino_peers.run_reference(peer, images)[-1])
+    expected = dino_peers.run_reference(peer, images)[-1]
+    assert_same("dinov2", (module, variables), images, None, expected)
     options = HEADS | dict(position_resize="bicubic_antialias")
     peer.antialias = True
     ours = tower("dinov2", tmp_path / "teacher_checkpoint.pth", options)
-    assert_same(ours, images, None, dino_peers.run_reference(peer, images)[-1])
+    assert_same("dinov2", ours, images, None, dino_peers.run_reference(peer, images)[-1])
     with pytest.raises(WeightsError, match="position_resize is 'cubic'; there are bicubic_antialias, dinov2"):
         tower("dinov2", tmp_path / "teacher_checkpoint.pth", dict(position_resize="cubic"))
 
@@ -178,6 +184,7 @@ def test_a_linear_head(blocks, tmp_path):
     read = torch.cat([*tokens[4 - blocks :, :, 0], tokens[-1, :, 4:].mean(1)], 1)
     with torch.no_grad():
         np.testing.assert_allclose(found, linear(read), **CLOSE)
+        parity_figure("dinov2", "heads", found, linear(read), REFERENCE)
     write_head(tmp_path / "head.safetensors", weight + 1, bias)
     linear.load_state_dict(safetensors_torch.load_file(tmp_path / "head.safetensors"))
     np.testing.assert_array_equal(linear.weight.detach(), weight + 1)
@@ -199,7 +206,7 @@ def test_timm_dinov2(options, tmp_path):
     ours = tower("timm_dinov2", tmp_path, HEADS)
     for size in SIZES:
         images = dino_peers.images(size)
-        assert_same(ours, images, None, dino_peers.run_reference(peer, images)[-1])
+        assert_same("timm_dinov2", ours, images, None, dino_peers.run_reference(peer, images)[-1])
 
 
 def ibot_checkpoint(student, teacher):
@@ -241,7 +248,8 @@ def test_ibot(tmp_path):
         assert ours[0].mask_token == (peer is student)
         for size in SIZES[::2]:
             images, masks = dino_peers.images(size), dino_peers.masks(size) if peer is student else None
-            assert_same(ours, images, masks, dino_peers.run_reference(peer, images, masks)[-1])
+            expected = dino_peers.run_reference(peer, images, masks)[-1]
+            assert_same("ibot", ours, images, masks, expected)
     with pytest.raises(WeightsError, match="network is 'student'; the file holds a backbone alone"):
         tower("ibot", tmp_path / "checkpoint_teacher.pth", dict(network="student"))
     with pytest.raises(WeightsError, match="network is 'both'; there are teacher, student"):
@@ -276,6 +284,7 @@ def test_there_and_back_is_bit_identical(kind, make, tmp_path):
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+        parity_figure(kind, "export", found[name], value)
     for size in SIZES[1:3]:
         images = dino_peers.images(size)
         np.testing.assert_array_equal(dino_peers.run(back.eval(), images), dino_peers.run(peer, images))

@@ -6,6 +6,7 @@ import pytest
 import big_ssl
 from big_ssl.convert import convert
 from big_ssl.data import clip_bpe
+from tests.parity.figures import parity_figure
 
 torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
 transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
@@ -48,6 +49,8 @@ def test_clip(tmp_path):
     with torch.no_grad():
         theirs = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()(**inputs)
     ours = big_ssl.load(tmp_path / "ours")
+    parity_figure("hf_clip", "export", ours.encode_text(TEXTS), theirs.text_embeds)
+    parity_figure("hf_clip", "export", ours.encode_image(images), theirs.image_embeds)
     np.testing.assert_allclose(ours.encode_text(TEXTS), theirs.text_embeds, rtol=0, atol=1e-5)
     np.testing.assert_allclose(ours.encode_image(images), theirs.image_embeds, rtol=0, atol=1e-5)
 

@@ -7,12 +7,21 @@ import pytest
 
 from big_ssl.data import preprocessing
 from big_ssl.weights import hf_preprocessing
+from tests.parity.figures import parity_figure
 
 pytest.importorskip("torch", reason="make parity installs PyTorch")
 pytest.importorskip("transformers", reason="make parity installs transformers")
 
 pytestmark = pytest.mark.parity
 
+# The formats whose published files name these processors.
+READ_BY = dict(
+    CLIPImageProcessor=["hf_clip"],
+    BitImageProcessor=["hf_dinov2"],
+    SiglipImageProcessor=["hf_siglip"],
+    ViTImageProcessor=["hf_vit"],
+    EfficientNetImageProcessor=["hf_align"],
+)
 SHAPES = [(40, 60), (97, 31), (48, 48)]
 
 
@@ -74,3 +83,6 @@ def test_pixels_are_the_processors(kind, seed, tmp_path):
         found = (preprocessing.of(read)(images) / 255 - view["mean"]) / view["std"]
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() < 1e-6 * max(np.abs(expected).max(), 1)  # float32 of float64
+        scale = max(np.abs(expected).max(), 1)
+        for format_ in READ_BY[name]:
+            parity_figure(format_, "preprocessing", found / scale, expected / scale)

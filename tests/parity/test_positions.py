@@ -25,6 +25,7 @@ torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
 transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
 
 from tests.parity import clip_peers, dino_peers, peers  # noqa: E402  (needs PyTorch)
+from tests.parity.figures import parity_figure  # noqa: E402
 from tests.parity.test_clip import big_vision_arrays  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -59,6 +60,7 @@ def test_transformers_models_at_seven_sizes(kind, tmp_path):
             expected = run_dino(peer, clip_peers.pixels(images, ours.config["views"]["image"]))
         found = ours.patch_features(images, resize=False)
         np.testing.assert_allclose(found, expected, **CLOSE, err_msg=f"{kind} {size}")
+        parity_figure(kind, "other sizes", found, expected)
 
 
 def run_dino(peer, pixels):
@@ -90,7 +92,9 @@ def test_open_clip_resizes_tables_of_this_kind(grid, open_clips_resize):
     state = {"visual.positional_embedding": torch.tensor(table)}
     open_clips_resize(state, types.SimpleNamespace(visual=types.SimpleNamespace(grid_size=grid)))
     found = resize_position_embedding(jnp.asarray(table), (4, 4), grid, "bicubic_antialias")
-    np.testing.assert_allclose(found, state["visual.positional_embedding"], rtol=1e-5, atol=1e-5)
+    expected = state["visual.positional_embedding"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    parity_figure("open_clip", "other sizes", found, expected, "open_clip_torch")
 
 
 def test_big_vision_siglip_at_other_sizes(tmp_path):
@@ -108,4 +112,6 @@ def test_big_vision_siglip_at_other_sizes(tmp_path):
         large.load_state_dict(resized)
         images = random_images((8 * side, 8 * side))
         found = ours.patch_features(images, resize=False)
-        np.testing.assert_allclose(found, clip_peers.run_patches(large, images), **CLOSE)
+        expected = clip_peers.run_patches(large, images)
+        np.testing.assert_allclose(found, expected, **CLOSE)
+        parity_figure("siglip_npz", "other sizes", found, expected)

@@ -11,6 +11,7 @@ import sentencepiece
 
 from big_ssl.data.sentence_piece import GEMMA, SIGLIP, XLM, SentencePiece, train
 from tests.parity.clip_texts import TEXTS
+from tests.parity.figures import parity_figure
 
 transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
 
@@ -106,3 +107,5 @@ def gemma_tokenizer(path):
 def assert_same(ours, expected, texts=COMPARED):
     for text, ids, theirs in zip(texts, ours(texts)["ids"], expected, strict=True):
         np.testing.assert_array_equal(ids, theirs, err_msg=ascii(text))
+        for format_ in ("hf_siglip", "siglip_npz"):
+            parity_figure(format_, "tokenizer", ids, theirs)
