@@ -87,7 +87,9 @@ def test_a_text_tower_refuses_images_in_one_line(tmp_path):
     for method in (model.encode_image, model.pooled_features, lambda x: model.zero_shot(x, ["a"])):
         with pytest.raises(ValueError, match=message):
             method(images)
-    with pytest.raises(ValueError, match=r"^this model has no image encoder: it embeds texts alone; it has encode_text$"):
+    with pytest.raises(
+        ValueError, match=r"^this model has no image encoder: it embeds texts alone; it has encode_text$"
+    ):
         model.patch_features(images)
 
 
