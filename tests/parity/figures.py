@@ -21,9 +21,9 @@ COLUMNS = ("architecture", "preprocessing", "tokenizer", "other sizes", "heads",
 REFERENCE = "reference"
 LIBRARIES = ("transformers", "timm", "open_clip_torch", "safetensors", REFERENCE)
 
-_IMAGE_ONLY = {"dinov2", "hf_dinov2", "timm_dinov2", "ibot", "hf_vit"}
+_IMAGE_ONLY = {"dinov2", "hf_dinov2", "timm_dinov2", "dinov3", "hf_dinov3", "hf_tipsv2", "ibot", "hf_vit"}
 # Backbones that are published without heads.
-_HEADLESS = {"hf_dinov2", "timm_dinov2", "ibot", "hf_vit"}
+_HEADLESS = {"hf_dinov2", "timm_dinov2", "dinov3", "hf_dinov3", "hf_tipsv2", "ibot", "hf_vit", "hf_bert"}
 
 _BEGIN, _END = "<!-- parity table: begin -->", "<!-- parity table: end -->"
 

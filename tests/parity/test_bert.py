@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
 transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
 
 from tests.parity import peers  # noqa: E402  (needs PyTorch)
+from tests.parity.figures import parity_figure  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -21,5 +22,5 @@ def test_the_state_of_the_first_token(model, tmp_path):
     expected = peers.run_bert(getattr(peer, "bert", peer), ids, mask)[:, 0]
     found = big_ssl.load(tmp_path).encode_text(ids, mask, normalize=False)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    print("largest difference:", np.abs(found - expected).max(), "of", np.abs(expected).max())
+    parity_figure("hf_bert", "architecture", found, expected)
     assert expected.std() > 0.5

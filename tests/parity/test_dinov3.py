@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
 transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
 
 from tests.parity import dino_peers, peers  # noqa: E402  (needs PyTorch)
+from tests.parity.figures import parity_figure  # noqa: E402
 from tests.parity.test_dino import assert_same, tower  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -40,7 +41,8 @@ def test_transformers_files(options, tmp_path):
     for size in SIZES:
         images, masks = images_and_masks(size)
         for mask in (None, masks):
-            assert_same(ours, images, mask, dino_peers.run(peer, images, mask))
+            expected = dino_peers.run(peer, images, mask)
+            assert_same("hf_dinov3", ours, images, mask, expected, library="transformers")
 
 
 @pytest.mark.parametrize("options", PEERS.values(), ids=PEERS)
@@ -56,7 +58,8 @@ def test_files_of_the_official_layout(options, tmp_path):
     ours = tower("dinov3", tmp_path / "dinov3.pth", base)
     for size in SIZES:
         images, masks = images_and_masks(size)
-        assert_same(ours, images, masks, dino_peers.run(peer, images, masks))
+        expected = dino_peers.run(peer, images, masks)
+        assert_same("dinov3", ours, images, masks, expected, library="transformers")
 
 
 def test_a_teacher_with_rounded_periods(tmp_path):
@@ -75,7 +78,8 @@ def test_a_teacher_with_rounded_periods(tmp_path):
     assert ours[0].rope_dtype == "bfloat16"
     for size in SIZES:
         images, masks = images_and_masks(size)
-        assert_same(ours, images, masks, dino_peers.run(peer, images, masks))
+        expected = dino_peers.run(peer, images, masks)
+        assert_same("dinov3", ours, images, masks, expected, library="transformers")
     assert np.abs(dino_peers.run(peer, images_and_masks((32, 32))[0]) - exact).max() > 1e-3
 
 
@@ -93,6 +97,7 @@ def test_there_and_back_is_bit_identical(options, tmp_path):
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+        parity_figure("hf_dinov3", "export", found[name], value)
     images = dino_peers.images((24, 48))
     np.testing.assert_array_equal(dino_peers.run(back.eval(), images), dino_peers.run(peer, images))
     theirs = peer.config.to_dict()

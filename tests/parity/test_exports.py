@@ -78,6 +78,8 @@ def test_align(tmp_path):
     with torch.no_grad():
         theirs = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()(**inputs)
     ours = big_ssl.load(tmp_path / "ours")
+    parity_figure("hf_align", "export", ours.encode_text(TEXTS), theirs.text_embeds)
+    parity_figure("hf_align", "export", ours.encode_image(images), theirs.image_embeds)
     np.testing.assert_allclose(ours.encode_text(TEXTS), theirs.text_embeds, rtol=0, atol=1e-5)
     np.testing.assert_allclose(ours.encode_image(images), theirs.image_embeds, rtol=0, atol=1e-5)
 
@@ -120,5 +122,6 @@ def test_a_backbone(kind, tmp_path):
         theirs = peer.eval()(**inputs).last_hidden_state
     ours = big_ssl.load(tmp_path / "ours")
     found = ours.encode_image(images, normalize=False)
+    parity_figure(source, "export", found, theirs[:, 0])
     np.testing.assert_allclose(found, theirs[:, 0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(ours.patch_features(images), theirs[:, -16:], rtol=1e-4, atol=1e-4)

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
 transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
 
 from tests.parity import clip_peers  # noqa: E402  (needs PyTorch)
+from tests.parity.figures import parity_figure  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -37,10 +38,11 @@ def test_features_of_images_and_texts(tmp_path):
     model, images = big_ssl.load(tmp_path), clip_peers.images()
     assert model.config["tokenizer"]["kind"] == "sentencepiece_gemma"
     np.testing.assert_array_equal(model.tokenizer(TEXTS)["ids"], ids)
+    parity_figure("hf_siglip", "tokenizer", model.tokenizer(TEXTS)["ids"], ids)
     expected = clip_peers.run_hf(peer, images, ids)
     for name, found in dict(image=model.encode_image(images), text=model.encode_text(TEXTS)).items():
         np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-4)
-        print("largest difference:", np.abs(found - expected[name]).max(), "of", np.abs(found).max())
+        parity_figure("hf_siglip", "architecture", found, expected[name])
 
 
 def test_variable_resolution_is_refused_by_name(tmp_path):

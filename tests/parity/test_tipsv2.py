@@ -24,4 +24,5 @@ def test_transformers_files(options, tmp_path):
         images = dino_peers.images(size)
         masks = None if size == (27, 45) else dino_peers.masks(size)
         for mask in (None, masks):
-            assert_same(ours, images, mask, dino_peers.run(peer, images, mask))
+            expected = dino_peers.run(peer, images, mask)
+            assert_same("hf_tipsv2", ours, images, mask, expected, library="transformers")

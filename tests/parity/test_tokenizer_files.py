@@ -8,6 +8,7 @@ import pytest
 from big_ssl.data import clip_bpe, sentence_piece, tokenizers
 from big_ssl.weights import hf_tokenizer_config, json_files
 from big_ssl.weights.errors import WeightsError
+from tests.parity.figures import parity_figure
 
 transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
 
@@ -52,7 +53,11 @@ def read(folder, peer, kind):
     return tokenizers.build(hf_tokenizer_config.read(files, wanted))
 
 
-@pytest.mark.parametrize("make", [bert, clip, siglip, xlm])
+# The formats whose tokenizers these are.
+FORMATS = {bert: ("hf_align", "hf_bert"), clip: ("hf_clip",), siglip: ("hf_siglip",), xlm: ("hf_metaclip2",)}
+
+
+@pytest.mark.parametrize("make", FORMATS)
 def test_the_ids_are_theirs(make, tmp_path):
     peer, kind = make(tmp_path)
     peer.model_max_length = LENGTH
@@ -64,6 +69,8 @@ def test_the_ids_are_theirs(make, tmp_path):
     # CLIP's padding comes after the end of a text, where a causal encoder does not look.
     shown = mask if kind == "clip_bpe" else np.ones_like(mask)
     np.testing.assert_array_equal(found["ids"][shown], ids[shown])
+    for format_ in FORMATS[make]:
+        parity_figure(format_, "tokenizer", found["ids"][shown], ids[shown])
     if kind != "sentencepiece":  # which sees its padding
         np.testing.assert_array_equal(found["mask"], mask)
 

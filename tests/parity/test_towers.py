@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
 transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
 
 from tests.parity import clip_peers  # noqa: E402  (needs PyTorch)
+from tests.parity.figures import parity_figure  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -34,9 +35,9 @@ def with_end_2(ids):
     return np.where(ids == 49, 2, np.where(ids == 2, 49, ids))
 
 
-def assert_close(found, expected):
+def assert_close(family, found, expected):
     np.testing.assert_allclose(found, expected, **CLOSE)
-    print("largest difference:", np.abs(found - expected).max(), "of", np.abs(expected).max())
+    parity_figure(f"hf_{family.lower()}", "architecture", found, expected)
     assert expected.std() > 0.1
 
 
@@ -55,7 +56,7 @@ def test_a_vision_tower_gives_transformers_features(family, tower, output, tmp_p
     model = big_ssl.load(tmp_path)
     with torch.no_grad():
         expected = peer(clip_peers.pixels(images, model.config["views"]["image"]))[output].numpy()
-    assert_close(model.encode_image(images, normalize=False), expected)
+    assert_close(family, model.encode_image(images, normalize=False), expected)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_a_text_tower_gives_transformers_features(family, tower, output, eos_tok
     with torch.no_grad():
         expected = peer(torch.tensor(ids))[output].numpy()
     model = big_ssl.load(tmp_path)
-    assert_close(model.encode_text(ids, normalize=False), expected)
+    assert_close(family, model.encode_text(ids, normalize=False), expected)
     with pytest.raises(ValueError, match=r"no image encoder: it embeds texts alone; it has encode_text$"):
         model.encode_image(clip_peers.images())
 
@@ -87,11 +88,12 @@ def test_metaclip_2(tmp_path):
     model, images, ids = big_ssl.load(tmp_path), clip_peers.images(), with_end_2(IDS)
     expected = clip_peers.run_hf(peer, images, ids)
     image, text = model.encode_image(images), model.encode_text(ids)
-    assert_close(image, expected["image"])
-    assert_close(text, expected["text"])
-    assert_close(model.patch_features(images), expected["patches"])
+    assert_close("MetaClip2", image, expected["image"])
+    assert_close("MetaClip2", text, expected["text"])
+    assert_close("MetaClip2", model.patch_features(images), expected["patches"])
     scale = np.exp(model.variables["params"]["heads"]["contrastive"]["logit_scale"])
-    assert_close(scale * image @ text.T, expected["logits"])
+    np.testing.assert_allclose(scale * image @ text.T, expected["logits"], **CLOSE)
+    parity_figure("hf_metaclip2", "heads", scale * image @ text.T, expected["logits"])
     with pytest.raises(ValueError, match=r"put tokenizer\.json or sentencepiece\.bpe\.model beside them"):
         model.encode_text(["a photo"])
 
