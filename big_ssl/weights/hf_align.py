@@ -184,7 +184,8 @@ def _check_shortcuts(image):
 
 
 def _check_blocks(tensors, image):
-    stated, actual = len(list(_blocks(image))), count(tensors, r"vision_model\.encoder\.blocks\.(\d+)\.")
+    stated = sum(efficientnet.round_repeats(stage.repeats, image["depth"]) for stage in _stages(image))
+    actual = count(tensors, r"vision_model\.encoder\.blocks\.(\d+)\.")
     if stated != actual:
         raise WeightsError(
             "config.json: vision_config's num_block_repeats, times its depth_coefficient, are "

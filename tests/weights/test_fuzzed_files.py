@@ -20,6 +20,7 @@ CASES = 1000
 CONFIGS = [
     ("hf_clip", "hf_clip", "config.json"),
     ("hf_clip", "hf_clip", "preprocessor_config.json"),
+    ("hf_clip", "hf_clip", "tokenizer_config.json"),
     ("hf_clip", "open_clip", "open_clip_config.json"),
     ("hf_clip", "big_ssl", "config.json"),
     ("hf_siglip", "hf_siglip", "config.json"),
@@ -28,6 +29,15 @@ CONFIGS = [
     ("hf_dinov3", "hf_dinov3", "config.json"),
     ("hf_tipsv2", "hf_tipsv2", "config.json"),
 ]
+TOKENIZER_CONFIG = dict(
+    added_tokens_decoder={"48": dict(content="<|startoftext|>")},
+    additional_special_tokens=["<|startoftext|>"],
+    bos_token=dict(content="<|startoftext|>"),
+    eos_token="<|endoftext|>",
+    model_max_length=9,
+    padding_side="right",
+    tokenizer_class="CLIPTokenizer",
+)
 # What a writer of malformed files tries first.
 VALUES = [
     *(
@@ -222,6 +232,8 @@ def test_configs(model, kind, name, tmp_path):
     if (model, name) != (kind, "config.json"):
         write_checkpoint(kind, tmp_path / "written", *read_checkpoint(model, folder))
         folder = tmp_path / "written"
+    if name == "tokenizer_config.json":
+        (folder / name).write_text(json.dumps(TOKENIZER_CONFIG))
     path, config = folder / name, read_config(folder / name)
 
     def case(rng):
