@@ -19,7 +19,7 @@ COLUMNS = ("architecture", "preprocessing", "tokenizer", "other sizes", "heads",
 # What a figure can be measured against: a distribution, whose version the table gives, or PyTorch code of
 # ours that follows the published one (clip_reference.py, dino_reference.py).
 REFERENCE = "reference"
-LIBRARIES = ("transformers", "timm", "open_clip_torch", "safetensors", REFERENCE)
+LIBRARIES = ("transformers", "timm", "open_clip_torch", REFERENCE)
 
 _IMAGE_ONLY = {"dinov2", "hf_dinov2", "timm_dinov2", "dinov3", "hf_dinov3", "hf_tipsv2", "ibot", "hf_vit"}
 # Backbones that are published without heads.

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
 pytest.importorskip("transformers", reason="make parity installs transformers")
 
 from tests.parity import peers  # noqa: E402  (needs PyTorch)
+from tests.parity.figures import parity_figure  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -53,6 +54,9 @@ def test_efficientnet_in_evaluation(kind, options):
     found = jax.jit(ours.apply)(variables, images)
     np.testing.assert_allclose(found["patches"], expected, **CLOSE)
     assert 0.3 < expected.std() < 30
+    if kind == "align":
+        scale = expected.std()
+        parity_figure("hf_align", "other sizes", found["patches"] / scale, expected / scale)
 
 
 def test_align_pools_the_blocks_output():
