@@ -160,7 +160,7 @@ def test_dinov2_of_its_trainer(process_group, tmp_path):
     torch.save(dict(model=state, optimizer={}, iteration=1), path)
     assert guess(path) == "dinov2"
     for network, tokens in expected.items():
-        assert_same(tower("dinov2", path, HEADS | dict(network=network)), images, None, tokens)
+        assert_same("dinov2", tower("dinov2", path, HEADS | dict(network=network)), images, None, tokens)
     slices = [Shard.from_tensor_and_offsets(torch.ones(6), [0], 0)]
     torch.save(dict(model=state | {"_flat_param": init_from_local_shards(slices, 6)}), path)
     with pytest.raises(
