@@ -43,6 +43,10 @@ _SHAPE = dict(width="hidden_size", depth="num_hidden_layers", mlp_dim="intermedi
 ACTIVATIONS = dict(quick_gelu="quick_gelu", gelu="gelu", gelu_pytorch_tanh="gelu_tanh")
 
 
+# Two families whose arrays have the same names: model_type alone tells them apart.
+_SAME_ARRAYS = ("clip", "metaclip_2")
+
+
 def parts(files: Mapping[str, dict], family: str) -> tuple[dict, dict]:
     """(text_config, vision_config) of config.json, which omits the classes' defaults, without nulls.
 
@@ -59,11 +63,12 @@ def parts(files: Mapping[str, dict], family: str) -> tuple[dict, dict]:
     config = json_file(files, "config.json")
     types = family, f"{family}_text_model", f"{family}_vision_model"
     model_type = config.get("model_type") or family
-    if model_type not in types:
+    # CLIP's type over SigLIP's arrays, which have names of their own, is no contradiction that misleads.
+    if model_type not in types and (family, model_type) != ("siglip", "clip"):
         raise WeightsError(f"config.json: model_type is {model_type!r}; it must be {', '.join(types)}")
-    if model_type != family:
+    if model_type in types[1:]:
         return (stated(config), {}) if model_type == types[1] else ({}, stated(config))
-    suffixes = ("_dict", "") if family in ("clip", "metaclip_2") else ("",)
+    suffixes = ("_dict", "") if family in _SAME_ARRAYS else ("",)
     text, vision = (
         next((config[name + suffix] for suffix in suffixes if config.get(name + suffix)), {})
         for name in ("text_config", "vision_config")
