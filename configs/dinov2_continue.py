@@ -1,7 +1,7 @@
 """DINOv2's published models (Oquab et al. 2023, arXiv 2304.07193), trained on with your own images.
 
     python -m big_ssl.convert --from=hf_dinov2 --input=dinov2-base --output=dinov2_vitb14
-    python -m big_ssl.main --config=configs/dinov2_continue.py:vitb14 --workdir=runs/mine \
+    python -m big_ssl.main --config=configs/dinov2_continue.py:vitb14 --workdir=runs/continued \
         --config.init_from.path=dinov2_vitb14 --config.streams.images.data.source.path=my_images
 
 my_images is a folder of images, with subfolders or without; labels are not needed. Models: `vits14` (the
