@@ -19,6 +19,7 @@ CONFIG = config_flags.DEFINE_config_file(
 
 _STORED = str(pathlib.Path(__file__).with_name("stored_config.py"))
 _JSON = re.compile(r"(--?config=|)([^:=]*(?:://[^:=]*)?\.json(?::.*)?)")
+_CHANGE = re.compile(r"--?config\.([\w.]+)=.*", re.DOTALL)
 _KIND = re.compile(r"--?config\.([\w.]+)\.kind=.*", re.DOTALL)
 
 
@@ -33,8 +34,30 @@ def parse_flags(argv):
             change_kind(CONFIG.value, path, options)
         return arguments
     except Exception as error:  # a config file is a program, which can raise anything
-        print(one_line(error), file=sys.stderr)
+        print(_unknown_key(plain) or one_line(error), file=sys.stderr)
         sys.exit(2)
+
+
+def _unknown_key(argv):
+    """The first --config.PATH=VALUE of a path that the config lacks, for a message; "" without one.
+
+    ml_collections' own error names the last key alone, and leaves the config unloaded.
+    """
+    others = [argument for argument in argv if not _CHANGE.fullmatch(argument)]
+    with contextlib.suppress(Exception), _as_command_line(others):
+        flags.FLAGS(others)
+    config = flags.FLAGS["config"].value
+    paths = [match[1] for argument in argv if (match := _CHANGE.fullmatch(argument))]
+    for path in paths if isinstance(config, ConfigDict) else ():
+        node = config
+        for place, key in enumerate(keys := path.split(".")):
+            if not isinstance(node, ConfigDict):
+                break
+            if key not in node:
+                above = ".".join(["config", *keys[:place]])
+                return f"config.{path}: {above} has no {key!r}; it has {', '.join(map(str, node))}"
+            node = node[key]
+    return ""
 
 
 def config_file() -> str:

@@ -103,6 +103,16 @@ def test_the_error_names_a_path_missing_from_the_config():
         changed(ibot, "--config.streams.pairs.data.source.kind=emoji")
 
 
+def test_the_error_names_a_changed_path_that_the_config_lacks(capsys):
+    argv = ["x", "--config=configs/clip.py:tiny", "--config.streams.pairs.data.source.path=X"]
+    with pytest.raises(SystemExit):
+        command_line.parse_flags(argv)
+    assert capsys.readouterr().err == (
+        "config.streams.pairs.data.source.path: config.streams.pairs.data.source has no 'path'; "
+        "it has concepts, kind, styles\n"
+    )
+
+
 def test_other_flags_are_unchanged():
     arguments = ["main", "--workdir=x", "--config=a.py", "--config.seed=1", "--config.ema.kind=warmup"]
     rest, changes = command_line.split_kinds([*arguments, "--config.ema.momentum=0.9"])
