@@ -42,7 +42,7 @@ _RULES = tuple(
         (r"mask_group|downsample|max_boxes|num_classes|eval_transform\.(size|resize)", COUNT),
         (r"chunk|koleo_group|bn_group", NOT_NEGATIVE),
         # Of encoders.
-        (r"heads|patch|image_size|mlp_dim|pooled_dim|blocks|drop_path_groups", COUNT),
+        (r"(pooling_)?(heads|mlp_dim)|patch|image_size|pooled_dim|blocks|drop_path_groups|rope_side", COUNT),
         (r"width|depth|rope_base|rope_rescale", POSITIVE),
         (r"drop_path|drop_connect|dropout|patch_dropout", FRACTION),
         # Of fields.

@@ -1,5 +1,6 @@
 """Rotary positions of patches (Su et al. 2021, arXiv 2104.09864; over two axes, as in DINOv3, Siméoni et al.
-2025, arXiv 2508.10104, section 3.2). Attention depends on relative positions only."""
+2025, arXiv 2508.10104, section 3.2, and Perception Encoder, Bolya et al. 2025, arXiv 2504.13181). Attention
+depends on relative positions only."""
 
 import math
 from collections.abc import Sequence
@@ -26,27 +27,42 @@ def rope_periods(head_dim: int, base: float, dtype: str = "float32") -> np.ndarr
     return periods.astype(jnp.dtype(dtype)).astype(np.float32)
 
 
-def rope_sincos(grid: Sequence[int], head_dim: int, base: float, scale=1.0, dtype: str = "float32") -> Rope:
+def rope_sincos(
+    grid: Sequence[int],
+    head_dim: int,
+    base: float,
+    scale=1.0,
+    dtype: str = "float32",
+    side: int | None = None,
+) -> Rope:
     """The angles of a grid of patches.
 
-    A patch's position (y, x) is its centre, from -1 to 1 along either side whatever the size, times scale. A
-    quarter of a head's pairs is rotated by 2 pi y / base ** (4 i / d), the next quarter by the same of x.
+    A quarter of a head's pairs is rotated by y / base ** (4 i / d), the next quarter by the same of x; (y, x)
+    is the patch's position, see `_positions`, times scale.
 
     Args:
       grid: (h, w), patches along both sides.
       head_dim: d, a multiple of 4.
       base, dtype: of the periods, see rope_periods.
       scale: a factor of the positions, a number or float32[].
+      side: of the grid whose positions all others share, in patches; None for DINOv3's.
 
     Returns:
       The Rope of N = h * w patches, row by row. Raises ValueError if four does not divide head_dim.
     """
-    positions = [(2 * np.arange(n) + 1) / n - 1 for n in grid]
-    centres = np.stack(np.meshgrid(*positions, indexing="ij"), axis=-1)
-    turns = 2 * math.pi * centres[..., None] / rope_periods(head_dim, base, dtype)
-    angles = scale * jnp.asarray(turns.reshape(-1, head_dim // 2), jnp.float32)
+    positions = np.stack(np.meshgrid(*(_positions(n, side) for n in grid), indexing="ij"), axis=-1)
+    radians = positions[..., None] / rope_periods(head_dim, base, dtype)
+    angles = scale * jnp.asarray(radians.reshape(-1, head_dim // 2), jnp.float32)
     angles = jnp.concatenate([angles, angles], axis=-1)
     return Rope(jnp.cos(angles), jnp.sin(angles))
+
+
+def _positions(n, side):
+    """float[n]: of the patches along one side. DINOv3's are their centres from -2 pi to 2 pi, whatever n is;
+    with `side`, 1, 2, 3 ... of a grid of that side, which other grids divide (Perception Encoder)."""
+    if side is None:
+        return 2 * math.pi * ((2 * np.arange(n) + 1) / n - 1)
+    return (np.arange(n) + 1) * side / n
 
 
 def apply_rope(x, rope: Rope):

@@ -21,7 +21,7 @@ from big_ssl.models.position_embedding import (
     resize_square_table,
 )
 from big_ssl.models.random_subsets import random_subsets, take
-from big_ssl.models.rotary import apply_rope, rope_sincos
+from big_ssl.models.rotary import Rope, apply_rope, rope_sincos
 from big_ssl.models.transformer import (
     AttentionPooling,
     Layer,
@@ -75,7 +75,8 @@ class ViT(TransformerEncoder):
     position_resize: how, a name in models.position_embedding.RESIZES.
     rope_base: a number for rotary embeddings instead of that table (models/rotary.py; 100 in DINOv3);
       rope_dtype: what their periods are rounded to; rope_rescale: in training all positions are multiplied
-      by a random factor in [1 / rope_rescale, rope_rescale].
+      by a random factor in [1 / rope_rescale, rope_rescale]. rope_side: rotary embeddings of that reference
+      grid besides the table (Perception Encoder); None for DINOv3's.
     registers: the number of learned tokens without a position after the class token
       (Darcet et al. 2024, arXiv 2309.16588).
     mask_token: whether there is one to replace masked patches (iBOT).
@@ -83,7 +84,8 @@ class ViT(TransformerEncoder):
       for "mlp", and by DINOv2's rule for "swiglu".
     qkv_bias: the initials of the projections query, key and value that have a bias.
     layer_scale: the initial value of LayerScale; None for no LayerScale.
-    pooling: "cls", the class token; "map", attention pooling (SigLIP); "mean", of the patches.
+    pooling: "cls", the class token; "map", attention pooling (SigLIP), with pooling_heads and pooling_mlp_dim
+      if they are not the layers'; "mean", of the patches.
     drop_path, drop_path_mode: "linear", each example skips a branch of layer i of n with probability
       drop_path * i / (n - 1); "subset", all layers compute their branches for a fraction 1 - drop_path
       of the batch (DINOv2), chosen within each of drop_path_groups groups of neighbours: if the number of
@@ -107,6 +109,7 @@ class ViT(TransformerEncoder):
     rope_base: float | None = None
     rope_rescale: float = 1.0
     rope_dtype: str = "float32"
+    rope_side: int | None = None
     registers: int = 0
     mask_token: bool = False
     activation: str = "gelu"
@@ -115,6 +118,8 @@ class ViT(TransformerEncoder):
     layer_scale: float | None = None
     epsilon: float = 1e-6
     pooling: str = "cls"
+    pooling_heads: int | None = None
+    pooling_mlp_dim: int | None = None
     kernel_init: str = "glorot"
     drop_path: float = 0.0
     drop_path_mode: str = "linear"
@@ -212,8 +217,8 @@ class ViT(TransformerEncoder):
         return tuple(map(sequence, sizes, masks))
 
     def _table(self):
-        """Learned position embedding; None with RoPE."""
-        if self.rope_base is not None:
+        """Learned position embedding; None with DINOv3's RoPE."""
+        if self.rope_base is not None and self.rope_side is None:
             return None
         shape = (int(self.class_token) + (self.image_size // self.patch) ** 2, self.width)
         return self.param("position_embedding", nn.initializers.normal(self._init_std()[1]), shape)
@@ -224,7 +229,7 @@ class ViT(TransformerEncoder):
         return resize_position_embedding(table, (side, side), grid, self.position_resize)
 
     def _ropes(self, sizes, train):
-        """The patches' Rope for each size; None with a learned position embedding."""
+        """The patches' Rope for each size; None without rope_base."""
         if self.rope_base is None:
             return (None,) * len(sizes)
         if self.patch_dropout:
@@ -237,8 +242,13 @@ class ViT(TransformerEncoder):
             limit = math.log(self.rope_rescale)
             key = self.make_rng("dropout")
             scale = jnp.exp(jax.random.uniform(key, minval=-limit, maxval=limit))
+        return self.rope(shape, scale)
+
+    def rope(self, shape, scale=1.0) -> Rope:
+        """The patches' Rope for images of a shape [B, H, W, C]; scale: see rope_sincos."""
         grid = (shape[1] // self.patch, shape[2] // self.patch)
-        return rope_sincos(grid, self.width // self.heads, self.rope_base, scale, self.rope_dtype)
+        head_dim = self.width // self.heads
+        return rope_sincos(grid, head_dim, self.rope_base, scale, self.rope_dtype, self.rope_side)
 
     def _drop_patches(self, x, train):
         """x: [B, T, D] with a random subset of each example's patches; the class token stays."""
@@ -307,7 +317,8 @@ class ViT(TransformerEncoder):
         if self.pooling == "cls" and self.class_token:
             return lambda x, patches: x[:, 0]
         if self.pooling == "map":
-            pooling = AttentionPooling(config, name="pooling")
+            heads, mlp_dim = self.pooling_heads or config.heads, self.pooling_mlp_dim or config.mlp_dim
+            pooling = AttentionPooling(config._replace(heads=heads, mlp_dim=mlp_dim), name="pooling")
             return lambda x, patches: pooling(x)
         if self.pooling == "mean":
             return lambda x, patches: patches.astype(jnp.float32).mean(1)
@@ -370,7 +381,6 @@ def attention_maps(model: ViT, variables: Mapping, images, layer: int = -1, quer
     query, key = (modules[name]["__call__"][0].astype(jnp.float32) for name in ("query", "key"))
     query, key = (x.reshape(*x.shape[:2], model.heads, -1) for x in (query, key))
     if model.rope_base is not None:
-        grid = [side // model.patch for side in images.shape[1:3]]
-        rope = rope_sincos(grid, query.shape[-1], model.rope_base, dtype=model.rope_dtype)
+        rope = model.rope(images.shape)
         query, key = apply_rope(query, rope), apply_rope(key, rope)
     return attention_weights(query[:, :queries], key)

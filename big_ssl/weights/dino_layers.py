@@ -1,6 +1,6 @@
 """The ViT in the checkpoints of DINO, iBOT, DINOv2, DINOv3, TIPSv2 and timm: rules and architecture."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,9 +11,7 @@ from big_ssl.weights.rules import CONVOLUTION, SAME, Rule, Transform, fused, lea
 _LAYER = [
     *norm("norm1", "attention_norm"),
     *linear("attn.proj", "out"),
-    Rule("ls1.gamma", ("attention_scale",), SAME),
     *norm("norm2", "mlp_norm"),
-    Rule("ls2.gamma", ("mlp_scale",), SAME),
 ]
 _VIT = [
     Rule("cls_token", ("class_token",), leading(2)),
@@ -23,7 +21,7 @@ _VIT = [
     *within("blocks.{i}.", "layer{i}/", _LAYER),
     *norm("norm", "final_norm"),
 ]
-_QKV_WEIGHT, _QKV_BIAS = fused("attn.qkv.", "query", "key", "value")
+QKV_WEIGHT, _QKV_BIAS = fused("attn.qkv.", "query", "key", "value")
 # [3 D] whose second third, the keys', has no effect, as the biases of query and value.
 _WITHOUT_KEY = Transform(
     lambda x: np.split(x, 3)[::2], lambda xs: np.concatenate([xs[0], np.zeros_like(xs[0]), xs[1]])
@@ -49,12 +47,15 @@ def rules(
     mask_token: str = "mask_token",
     registers: str = "register_tokens",
     swiglu: tuple[str, ...] = SWIGLU,
+    layer_scales: tuple[str, str] = ("ls1.gamma", "ls2.gamma"),
+    qkv: Sequence[Rule] | None = None,
 ) -> list[Rule]:
     """The rules for a backbone.
 
     Args:
       config: the model's ModelConfig.
-      mask_token, registers, swiglu: the format's names of these arrays.
+      mask_token, registers, swiglu, layer_scales: the format's names of these arrays.
+      qkv: a layer's rules for query, key and value; None for those of the model's option qkv_bias.
     """
     image = config["encoders"]["image"]
     if image["feed_forward"] == "swiglu":
@@ -71,7 +72,9 @@ def rules(
         Rule(mask_token, ("mask_token",), leading(1)),
         Rule(registers, ("registers",), leading(1)),
     ]
-    layer = [_QKV_WEIGHT, *_QKV_BIASES[image.get("qkv_bias", "qkv")], *feed_forward]
+    scales = zip(layer_scales, ("attention_scale", "mlp_scale"), strict=True)
+    layer = [*(Rule(theirs, (ours,), SAME) for theirs, ours in scales), *feed_forward]
+    layer += qkv or [QKV_WEIGHT, *_QKV_BIASES[image.get("qkv_bias", "qkv")]]
     return within("", IMAGE, [*_VIT, *within("blocks.{i}.", "layer{i}/", layer), *tokens])
 
 
@@ -96,19 +99,25 @@ def select_network(tensors: Mapping, options: Mapping) -> dict:
     return {name.removeprefix(f"{network}."): array for name, array in tensors.items()}
 
 
-def shape(tensors: Mapping, options: Mapping, last: str = "mlp.fc2") -> dict:
+def out_features(tensors: Mapping, name: str) -> int:
+    """Of a linear layer. Raises WeightsError if its weight is missing or of another rank."""
+    return shape_of(tensors, f"{name}.weight", 2)[0]
+
+
+def shape(tensors: Mapping, options: Mapping, last: str = "mlp.fc2", class_tokens: int = 1) -> dict:
     """Infers a ViT's size options from its arrays.
 
     Args:
       tensors: {name: array}.
       options: may contain num_heads; files do not store it, and the published models have width / 64.
       last: the name of the feed-forward's last linear layer.
+      class_tokens: how many rows of the position table are not patches'.
 
     Returns:
       The options patch, width, depth, heads, mlp_dim and image_size.
     """
     width, _, _, patch = shape_of(tensors, "patch_embed.proj.weight", 4)
-    side = grid_side(shape_of(tensors, "pos_embed", 3)[1] - 1, "pos_embed")
+    side = grid_side(shape_of(tensors, "pos_embed", 3)[1] - class_tokens, "pos_embed")
     return dict(
         patch=patch,
         width=width,

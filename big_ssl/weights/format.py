@@ -83,7 +83,7 @@ def one_side(value):
     return value[0] if isinstance(value, list) and value and set(value) == {value[0]} else value
 
 
-# Options of a ViT that has a position table, and biases in its attention.
+# Options of a ViT that has a position table alone, and biases in its attention.
 PLAIN_VIT = dict(qkv_bias="qkv", rope_base=None)
 
 

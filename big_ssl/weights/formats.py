@@ -28,6 +28,9 @@ from big_ssl.weights import (
     rules,
     siglip_npz,
     timm_dinov2,
+    timm_dinov3,
+    timm_pe,
+    timm_vit,
 )
 from big_ssl.weights.errors import WeightsError, reason
 from big_ssl.weights.format import Format, ModelConfig, json_file
@@ -59,6 +62,9 @@ FORMATS: dict[str, Format] = {
     "hf_dinov3": hf_dinov3.FORMAT,
     "hf_tipsv2": hf_tipsv2.FORMAT,
     "timm_dinov2": timm_dinov2.FORMAT,
+    "timm_dinov3": timm_dinov3.FORMAT,
+    "timm_pe": timm_pe.FORMAT,
+    "timm_vit": timm_vit.FORMAT,
     "ibot": ibot.FORMAT,
     "hf_vit": hf_vit.FORMAT,
 }

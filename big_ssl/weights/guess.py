@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Set
 
 from big_ssl import io
-from big_ssl.weights import json_files
+from big_ssl.weights import json_files, timm_dinov2, timm_dinov3, timm_pe, timm_vit
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import FORMATS, unwrapped
 from big_ssl.weights.tensor_files import INDEX, read_tensors
@@ -29,6 +29,13 @@ _MODEL_TYPES = dict(
     tipsv2_vision_model="hf_tipsv2",
     vit="hf_vit",
 )
+# The architecture in timm's config.json.
+_ARCHITECTURES = {
+    timm_dinov2.ARCHITECTURE: "timm_dinov2",
+    timm_dinov3.ARCHITECTURE: "timm_dinov3",
+    timm_pe.ARCHITECTURE: "timm_pe",
+    timm_vit.ARCHITECTURE: "timm_vit",
+}
 
 
 def guess(path) -> str:
@@ -77,8 +84,9 @@ def _of_config(file):
     config = json_files.read_object(file)
     if "encoders" in config:
         return ["big_ssl"]
-    if "dinov2" in str(config.get("architecture")):
-        return ["timm_dinov2"]
+    architecture = str(config.get("architecture"))
+    if kinds := [kind for pattern, kind in _ARCHITECTURES.items() if re.fullmatch(pattern, architecture)]:
+        return kinds
     model_type = config.get("model_type")
     if model_type is None:
         return []
@@ -106,6 +114,7 @@ def _by_content(path):
 
 
 _ROPE = r"rope_embed\.periods$"
+_NO_PLAIN_VIT = rf"ls1\.gamma$|{_ROPE}|\.gamma_1$|^norm_pre\.|^attn_pool\."
 
 
 def _has(names: Set[str], pattern: str) -> bool:
@@ -124,6 +133,10 @@ def _is_dinov2(names):
     return _is_vit(names) and _has(names, r"ls1\.gamma$") and not _has(names, _ROPE)
 
 
+def _is_timm(names, marks: str) -> bool:
+    return _is_vit(names) and _has(names, rf"^({marks})$")
+
+
 # OpenAI's archives state the resolution. The same arrays without it may be from either code, and their
 # activations differ.
 _SIGNS: dict[str, Callable[[Set[str]], bool]] = {
@@ -132,5 +145,9 @@ _SIGNS: dict[str, Callable[[Set[str]], bool]] = {
     "dinov3": lambda names: _is_vit(names) and _has(names, _ROPE),
     "dinov2": lambda names: _is_dinov2(names) and _has(names, r"mask_token$"),
     "timm_dinov2": lambda names: _is_dinov2(names) and not _has(names, r"mask_token$"),
-    "ibot": lambda names: _is_vit(names) and not _has(names, rf"ls1\.gamma$|{_ROPE}"),
+    "timm_dinov3": lambda names: _is_timm(names, r"blocks\.0\.gamma_1"),
+    "timm_pe": lambda names: _is_timm(names, r"norm_pre\.weight") and _has(names, r"^attn_pool\.latent$"),
+    # Of plain ViTs, timm's alone have this classifier.
+    "timm_vit": lambda names: _is_timm(names, r"head\.weight") and not _has(names, _NO_PLAIN_VIT),
+    "ibot": lambda names: _is_vit(names) and not _has(names, rf"{_NO_PLAIN_VIT}|^head\.weight$"),
 }

@@ -111,7 +111,8 @@ def _activation(stated, gated):
 
 def _describe(config: ModelConfig) -> dict[str, dict]:
     image = config["encoders"]["image"]
-    check_options("hf_dinov3", "image", image, "DINOv3ViTModel", _FIXED | dict(rope_dtype="float32"))
+    rope = dict(rope_dtype="float32", rope_side=None)
+    check_options("hf_dinov3", "image", image, "DINOv3ViTModel", _FIXED | rope)
     for key in ("rope_base", "layer_scale"):
         if image[key] is None:
             raise WeightsError(f"hf_dinov3: image.{key} is None; a DINOv3ViTModel has one")

@@ -54,18 +54,19 @@ _NUMBERS = _Kind(
 # {kind: the keys that have it, in every format}; objects are looked into.
 _KEYS = {
     _OBJECT: "text_config vision_config model_cfg vision_cfg text_cfg preprocess_cfg pretrained_cfg "
-    "encoders image text head embedding tokenizer views projections",
+    "model_args encoders image text head embedding tokenizer views projections",
     _TEXT: "model_type hidden_act interpolation resize_mode kind activation feed_forward pooling "
-    "position_resize resize rope_dtype",
+    "position_resize resize rope_dtype architecture global_pool crop_mode",
     _TEXTS: "architectures",
     _COUNT: "hidden_size intermediate_size num_attention_heads max_position_embeddings projection_dim "
-    "projection_size vocab_size embed_dim context_length heads head_width patch max_len mlp_dim length",
-    _SIDES: "image_size patch_size kernel_sizes in_channels out_channels num_block_repeats expand_ratios "
-    "strides",
+    "projection_size vocab_size embed_dim context_length heads head_width patch max_len mlp_dim length "
+    "pooling_heads pooling_mlp_dim rope_side num_heads attn_pool_num_heads",
+    _SIDES: "image_size img_size ref_feat_shape patch_size kernel_sizes in_channels out_channels "
+    "num_block_repeats expand_ratios strides",
     _INDEX: "num_register_tokens registers eot_id",
     _INDICES: "eos_token_id depthwise_padding",
     _POSITIVE: "width width_coefficient depth_coefficient mlp_ratio crop_pct layer_norm_eps epsilon "
-    "rope_theta rope_base pos_embed_rescale rope_rescale",
+    "rope_theta rope_base pos_embed_rescale rope_rescale rope_temperature",
     _DEPTH: "depth num_hidden_layers",
     _NUMBER: "layerscale_value layer_scale hidden_dropout_prob drop_connect_rate temperature logit_bias",
     _FLAG: "do_resize do_center_crop do_rescale do_normalize do_convert_rgb quick_gelu use_swiglu_ffn "

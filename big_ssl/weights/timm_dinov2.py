@@ -4,37 +4,33 @@ Layout: timm/models/vision_transformer.py. In models with registers, timm has ad
 embedding to the class token.
 """
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from big_ssl.models import vit
-from big_ssl.weights import dino_layers
-from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import IMAGENET_PIXELS, Format, ModelConfig, image_config, shape_of
+from big_ssl.weights import dino_layers, timm_config
+from big_ssl.weights.format import Format, ModelConfig, image_config, shape_of
+
+ARCHITECTURE = r"vit_(?P<size>[a-z]+)_patch14_(reg4_)?dinov2"
+_SIZES = timm_config.SIZES | dict(giant=(40, 24))
 
 
 def _config(tensors, files, options) -> ModelConfig:
     first, last = (shape_of(tensors, f"blocks.0.mlp.fc{i}.weight", 2) for i in (1, 2))
+    stated = timm_config.arguments(files, ARCHITECTURE, _SIZES)
     shape = dino_layers.shape(tensors, options)
+    timm_config.check_shape(stated, shape)
+    shape["heads"] = timm_config.heads(stated, options, shape["width"])
     image = vit.DINOV2 | dict(
         **shape,
         feed_forward="swiglu" if first[0] == 2 * last[1] else "mlp",
         registers=shape_of(tensors, "reg_token", 3)[1] if "reg_token" in tensors else 0,
         position_resize="bicubic_antialias",
+        pooling=timm_config.pooling(files, dict(token="cls"), "cls"),
         mask_token=False,  # timm drops it
     )
-    settings = files.get("config.json", {}).get("pretrained_cfg", {})
-    if settings.get("interpolation", "bicubic") != "bicubic":
-        raise WeightsError(f"config.json: interpolation is {settings['interpolation']!r}; there is bicubic")
-    if settings.get("crop_mode", "center") != "center":
-        raise WeightsError(f"config.json: crop_mode is {settings['crop_mode']!r}; there is center")
-    size = settings.get("input_size", (3, shape["image_size"]))[1]
-    side = math.floor(size / settings.get("crop_pct", 1.0))
-    pixels = {key: tuple(settings.get(key, IMAGENET_PIXELS[key])) for key in ("mean", "std")}
-    views = dict(image=IMAGENET_PIXELS | pixels)
-    return image_config(image, size, views=views, resize="crop" if side == size else f"crop {side}")
+    return image_config(image, **timm_config.preprocessing(files, shape["image_size"]))
 
 
 def _prepare(tensors: Mapping, options: Mapping) -> dict:
@@ -51,7 +47,7 @@ FORMAT = Format(
     config=_config,
     rules=lambda config: dino_layers.rules(config, registers="reg_token", swiglu=("mlp.fc1", "mlp.fc2")),
     weights=("model.safetensors", "pytorch_model.bin"),
-    files=("config.json",),
+    files=timm_config.FILES,
     options=dino_layers.OPTIONS,
     prepare=_prepare,
 )
