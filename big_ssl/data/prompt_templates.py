@@ -2,7 +2,7 @@
 
 import functools
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from big_ssl import io
@@ -20,7 +20,10 @@ def _openai():
 
 
 # The named sets. UniCL trains and evaluates with OpenAI's and the bare name (microsoft/UniCL, data/imagenet).
-NAMED = {"openai": _openai, "unicl": lambda: ("{}.", *_openai())}
+NAMED: dict[str, Callable[[], tuple[str, ...]]] = {
+    "openai": _openai,
+    "unicl": lambda: ("{}.", *_openai()),
+}
 
 
 def templates(spec: str | Sequence[str]) -> tuple[str, ...]:
@@ -38,6 +41,12 @@ def templates(spec: str | Sequence[str]) -> tuple[str, ...]:
     if not spec:
         raise ValueError("templates: there are none; ('{}',) is the bare class name")
     return tuple(spec)
+
+
+def cleaned(name: str) -> str:
+    """A class's name as UniCL puts it into a template: without commas, plus signs as spaces
+    (microsoft/UniCL, data/language/prompt_engineering.py)."""
+    return name.replace(",", "").replace("+", " ")
 
 
 def read_lines(path: str) -> list[str]:
