@@ -136,6 +136,14 @@ def test_identities_are_soft_targets_without_padding(implementation):
     np.testing.assert_allclose(grads[2], alone_grads[2], rtol=1e-5)
 
 
+def test_identities_in_bfloat16_are_float32_inside():
+    image, text = (jnp.asarray(x, jnp.bfloat16) for x in embeddings(len(KEYS)))
+    loss, metrics = softmax_contrastive(image, text, jnp.float32(0.02), positives=KEYS, valid=REAL)
+    assert {x.dtype for x in (loss, *metrics.values())} == {jnp.dtype("float32")}
+    exact = [np.asarray(x, float)[REAL] for x in (image, text)]
+    np.testing.assert_allclose(loss, sum(soft_target_reference(*exact, 0.02, KEYS[REAL])), rtol=1e-5)
+
+
 def test_distinct_identities_are_clips_loss():
     """In value and gradient; a half of a key may be equal."""
     arguments = [np.float32(x) for x in (*embeddings(), TEMPERATURE)]
