@@ -222,7 +222,7 @@ def test_a_mixture_of_captions_and_classes_is_a_function_of_seed_and_step():
     ("options", "message"),
     [
         (dict(text=dict(kind="text", **CAPTION, **CLASS)), "text.class_key is 'kind'; with it captions must"),
-        (dict(text=dict(kind="text")), "text.captions: one of them must have a weight above 0, or class_key"),
+        (dict(text=dict(kind="text")), "text.captions is missing or empty; without class_key"),
         (dict(x=dict(kind="identity")), "x.text is 'text'; there are the text fields none"),
         (
             dict(a=dict(kind="text", **CAPTION), x=dict(kind="identity", text="b")),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import big_ssl
 from big_ssl.config import validate
 from big_ssl.data.fields.identity import Identity
 from big_ssl.data.fields.text import Text
@@ -120,6 +121,8 @@ def test_a_run_on_captions_and_classes_trains_and_is_evaluated(config, set_up, t
     ]
     assert evaluated["eval/zero_shot/categories/chance"] == 0.1
     assert result.state.counters["replaced_texts"] == 0
+    head = big_ssl.load(tmp_path).variables["params"]["heads"]["contrastive"]
+    assert 0.8 < head["logit_scale"] < 1.2  # from 1, in four steps
 
 
 def first_batch(config):
@@ -145,10 +148,22 @@ def test_a_later_stage_reads_the_same_descriptions_without_prompts(config):
     np.testing.assert_array_equal(with_prompts["same"]["key"], without["same"]["key"])
 
 
-def test_a_source_without_such_classes_is_named_before_anything_slow(config):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (dict(captions={}, class_key="name"), "text: emoji: 'name' is no label; there are label, category"),
+        (dict(captions={}, class_key="kind"), "text.class_key: the records have no 'kind'; there are image"),
+        (
+            dict(captions={}, class_key="category", label_set=["a"]),
+            "text: classes: there are 1 names for the 10",
+        ),
+        (dict(prompts=("a photo",)), "text: templates: 'a photo' has no {}, the place of the class name"),
+        (dict(prompts="nowhere.txt"), "text: .*nowhere.txt"),
+    ],
+)
+def test_texts_that_a_source_can_not_give_are_named_before_anything_slow(text, message, config):
     data = config["streams"]["pairs"]["data"]
-    wrong = dict(data, sources=(data["sources"][0], drawings("fxemoji", 1.0, captions={}, class_key="name")))
+    wrong = dict(data, sources=(data["sources"][0], drawings("fxemoji", 1.0, **text)))
     changed = config | dict(streams=dict(pairs=dict(config["streams"]["pairs"], data=wrong)))
-    message = r"^streams\.pairs\.data\.sources\.1\.fields\.text: emoji: 'name' is no label; there are label"
-    with pytest.raises(RequirementsError, match=message):
+    with pytest.raises(RequirementsError, match=rf"^streams\.pairs\.data\.sources\.1\.fields\.{message}"):
         streams.open_streams(changed, build.tokenizer(changed))

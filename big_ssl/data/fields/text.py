@@ -21,7 +21,8 @@ class Text(Field):
     Args:
       captions: {key: weight}; a key is drawn by its weight among those that the record has, then one of its
         texts. For the key "tags" it is a random subset of the texts in random order, joined to one text.
-      class_key: in place of captions, where a record has its class, by name or by number.
+      class_key: in place of captions, where a record has its class, by name or by number; the source must
+        know the names of all classes. A name that is a plain text can be a caption.
       label_set: the names of the source's classes, as in label_sets.build: "" for its own, "imagenet" or
         another of LABEL_SETS, a text file, or a list.
       prompts: as in prompt_templates.templates; one is drawn each time for a class's name, and for a caption
@@ -43,8 +44,10 @@ class Text(Field):
     def __post_init__(self):
         if self.class_key and self.captions:
             raise ValueError(f"class_key is {self.class_key!r}; with it captions must be dict()")
-        if not self.class_key and not any(self.captions.values()):
-            raise ValueError("captions: one of them must have a weight above 0, or class_key be set")
+        if not self.captions and not self.class_key:
+            raise ValueError("captions is missing or empty; without class_key it must name a key at least")
+        if self.captions and not any(self.captions.values()):
+            raise ValueError("captions: one of them must have a weight above 0")
 
     def check(self):
         _ = self._templates
