@@ -19,12 +19,14 @@ class Encoder(nn.Module):
       mask: bool[B, L], train).
     takes_several_sizes: whether `images` may be a tuple of batches of several sizes, for one run.
     stacks: {regular expression of a layer's prefix: index of the first layer in the stack}, of a scanned
-      encoder; see models/layer_layouts.py.
+      encoder; see models/layer_layouts.py. layers_per_entry: how many layers, as layer_id counts them, one
+      entry of a stack has.
     """
 
     input: ClassVar[Literal["image", "text"]] = "image"
     takes_several_sizes: ClassVar[bool] = False
     stacks: ClassVar[Mapping[str, int]] = {}
+    layers_per_entry: ClassVar[int] = 1
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -32,7 +34,7 @@ class Encoder(nn.Module):
 
         pooled: float32[B, D]. cls: float32[B, D], the class token. patches: [B, N, D], or [B, H, W, D] for a
         convolutional network. tokens: [B, L, D] of a text. layers: outputs of intermediate layers, only for
-        calls that request them.
+        calls that request them. pyramid: maps of growing strides, a tuple of [B, H_i, W_i, D_i].
         """
         raise NotImplementedError
 
@@ -48,7 +50,7 @@ class Encoder(nn.Module):
           path: the parameter's path within the encoder, such as ("layer3", "query", "kernel").
 
         Returns:
-          0 before the layers, i + 1 in layer i, num_layers + 1 after them; for a stack its first layer's id.
+          0 before the layers, i + 1 in layer i, num_layers + 1 after them; for a stack its first entry's id.
         """
         raise NotImplementedError
 
