@@ -17,6 +17,9 @@ from big_ssl.weights.format import IMAGE
 from tests.parity import dino_peers
 
 SHAPE = dict(embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4, image_size=32, patch_size=4)
+# Of the golden files; PADDED images have maps of 6 x 9 and 3 x 5 positions, for windows of 2.
+SMALL = dict(embed_dim=8, num_heads=(1, 2), window_size=2, mlp_ratio=2.0)
+PADDED = (21, 36)
 
 
 def swin(seed=0, mask_token=False, **options):
@@ -54,7 +57,7 @@ class CoSwin(torch.nn.Module):
             stage.downsample = None
 
     def forward(self, x):
-        """[B, 3, H, W] -> the maps after each stage, [B, C, H, W], and the tokens after the norm, [B, N, C]."""
+        """[B, 3, H, W] -> the maps after each stage, [B, C, H, W]; the tokens after the norm, [B, N, C]."""
         maps = []
         for embedding, stage in zip(self.embeddings, self.stages, strict=True):
             x = embedding(x)
@@ -63,6 +66,17 @@ class CoSwin(torch.nn.Module):
             x = tokens.transpose(1, 2).reshape(*x.shape)
             maps.append(x)
         return maps, self.norm(tokens)
+
+
+def coswin(seed=0, always=False, **options):
+    """A random CoSwin, by default of the golden file's size."""
+    return dino_peers.randomise(CoSwin(always, **options or SMALL), seed)
+
+
+def outputs(peer, images):
+    """{name: array} of what `run` returns, for a golden file."""
+    maps, tokens = run(peer, images)
+    return dict(tokens=tokens) | {f"map{i}": x for i, x in enumerate(maps)}
 
 
 def run(peer, images, mask=None, **options):
