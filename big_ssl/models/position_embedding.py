@@ -90,13 +90,16 @@ def resize_position_embedding(
     return jnp.concatenate([table[:prefix], grid.reshape(-1, width)])
 
 
-def resize_square_table(table: np.ndarray, shape: tuple[int, ...], prefix: int) -> np.ndarray | None:
+def resize_square_table(
+    table: np.ndarray, shape: tuple[int, ...], prefix: int, how: str = "bicubic_antialias"
+) -> np.ndarray | None:
     """Resizes a table of a square grid for another square grid.
 
     Args:
       table: [prefix + n * n, D].
       shape: the new shape, (prefix + m * m, D).
       prefix: how many rows before the grid stay unchanged.
+      how: a name in RESIZES.
 
     Returns:
       float32 of that shape; None if either shape is not of this form.
@@ -104,4 +107,4 @@ def resize_square_table(table: np.ndarray, shape: tuple[int, ...], prefix: int) 
     old, new = (round(math.sqrt(rows - prefix)) for rows in (len(table), shape[0]))
     if table.shape[1:] != shape[1:] or (prefix + old**2, prefix + new**2) != (len(table), shape[0]):
         return None
-    return np.asarray(resize_position_embedding(table, (old, old), (new, new)))
+    return np.asarray(resize_position_embedding(table, (old, old), (new, new), how))

@@ -115,10 +115,11 @@ def compare(part: str, stated: Mapping, actual: Mapping) -> None:
 
 
 def image_config(image: dict, image_size: int, **changes) -> ModelConfig:
-    """The ModelConfig of an image-only ViT, by default with DINO's preprocessing; changes: replaced keys."""
+    """The ModelConfig of an image-only model, by default a ViT with DINO's preprocessing; changes: replaced
+    keys."""
     return (
         dict(
-            encoders=dict(image=dict(kind="vit", **image)),
+            encoders=dict(image=dict(kind="vit") | image),
             head=None,
             views=dict(image=IMAGENET_PIXELS),
             image_size=image_size,

@@ -14,6 +14,7 @@ from big_ssl.weights import (
     hf_clip,
     hf_dinov2,
     hf_siglip,
+    hf_swin,
     hf_vit,
     ibot,
     image_channels,
@@ -51,6 +52,8 @@ FORMATS: dict[str, Format] = {
     "timm_dinov2": timm_dinov2.FORMAT,
     "ibot": ibot.FORMAT,
     "hf_vit": hf_vit.FORMAT,
+    "hf_swin": hf_swin.FORMAT,
+    "hf_swinv2": hf_swin.FORMAT_V2,
 }
 WRITABLE = tuple(name for name, format_ in FORMATS.items() if format_.describe)
 

@@ -19,6 +19,8 @@ _MODEL_TYPES = dict(
     dinov2="hf_dinov2",
     dinov2_with_registers="hf_dinov2",
     vit="hf_vit",
+    swin="hf_swin",
+    swinv2="hf_swinv2",
 )
 
 

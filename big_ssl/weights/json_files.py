@@ -40,6 +40,10 @@ _INDICES = _Kind(
 _NUMBER = _Kind("a number", _is_number)
 _POSITIVE = _Kind("a number above 0", lambda value: _is_number(value) and value > 0)
 _DEPTH = _Kind(f"a number from 0 to {_DEEPEST}", lambda value: _is_number(value) and 0 <= value <= _DEEPEST)
+_DEPTHS = _Kind(
+    f"a list of numbers from 0 to {_DEEPEST}",
+    lambda value: isinstance(value, list) and len(value) < _DEEPEST and all(map(_DEPTH.fits, value)),
+)
 _FLAG = _Kind("true or false", lambda value: isinstance(value, bool))
 _FILTER = _Kind("a text or a whole number", lambda value: type(value) in (str, int))
 _NUMBERS = _Kind(
@@ -52,16 +56,18 @@ _KEYS = {
     _OBJECT: "text_config vision_config model_cfg vision_cfg text_cfg preprocess_cfg pretrained_cfg "
     "encoders image text head tokenizer views projections",
     _TEXT: "model_type hidden_act interpolation resize_mode kind activation feed_forward pooling "
-    "position_resize resize",
+    "position_resize resize embedding",
     _COUNT: "hidden_size intermediate_size num_attention_heads max_position_embeddings projection_dim "
-    "vocab_size embed_dim context_length heads head_width patch max_len mlp_dim length",
-    _SIDES: "image_size patch_size",
+    "vocab_size embed_dim context_length head_width patch max_len mlp_dim length",
+    _SIDES: "image_size patch_size heads num_heads window window_size",
     _INDEX: "num_register_tokens registers eot_id",
-    _INDICES: "eos_token_id",
+    _INDICES: "eos_token_id pretrained_window pretrained_window_sizes",
     _POSITIVE: "width width_coefficient depth_coefficient mlp_ratio crop_pct layer_norm_eps epsilon",
-    _DEPTH: "depth num_hidden_layers",
+    _DEPTH: "depth num_hidden_layers version",
+    _DEPTHS: "depths",
     _NUMBER: "layerscale_value layer_scale hidden_dropout_prob drop_connect_rate temperature logit_bias",
-    _FLAG: "do_resize do_center_crop do_rescale do_normalize do_convert_rgb quick_gelu",
+    _FLAG: "do_resize do_center_crop do_rescale do_normalize do_convert_rgb quick_gelu "
+    "clamp_window mask_token qkv_bias use_absolute_embeddings",
     _FILTER: "resample",
     _NUMBERS: "image_mean image_std mean std strides",
 }
