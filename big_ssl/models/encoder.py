@@ -24,7 +24,6 @@ class Encoder(nn.Module):
       encoder; see models/layer_layouts.py. layers_per_entry: how many layers, as layer_id counts them, one
       entry of a stack has.
     channels: C of the images, an option of the encoders that can have other than three.
-    first_kernel: the path of the kernel that reads them, [h, w, C, D].
     """
 
     input: ClassVar[Literal["image", "text"]] = "image"
@@ -32,7 +31,6 @@ class Encoder(nn.Module):
     has_attention_maps: ClassVar[bool] = False
     stacks: ClassVar[Mapping[str, int]] = {}
     channels = 3  # without an annotation it is no field of a module; encoders with the option declare one
-    first_kernel: ClassVar[str] = ""
     layers_per_entry: ClassVar[int] = 1
 
     @property
@@ -45,6 +43,11 @@ class Encoder(nn.Module):
         [B, H_i, W_i, D_i].
         """
         raise NotImplementedError
+
+    @property
+    def first_kernel(self) -> str:
+        """The path of the kernel that reads the channels of images, [h, w, C, D]; "" without one."""
+        return ""
 
     @property
     def num_layers(self) -> int:

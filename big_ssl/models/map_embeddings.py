@@ -17,7 +17,7 @@ PATCH = 4
 class PatchNorm(nn.Module):
     """Swin's first map: patches of 4 x 4 pixels, linearly embedded, and a layer norm.
 
-    The image is padded with zeros at the right and the bottom to whole patches. images: [B, H, W, 3] ->
+    The image is padded with zeros at the right and the bottom to whole patches. images: [B, H, W, C] ->
     [B, H / 4, W / 4, width], both rounded up.
     """
 
@@ -28,7 +28,10 @@ class PatchNorm(nn.Module):
     @nn.compact
     def __call__(self, images):
         images = _padded(images, PATCH)
-        x = PatchEmbedding(PATCH, self.width, True, _conv_init, self.dtype, name="projection")(images)
+        embed = PatchEmbedding(
+            PATCH, self.width, True, images.shape[-1], _conv_init, self.dtype, name="projection"
+        )
+        x = embed(images)
         return _norm(self)(x)
 
 

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from big_ssl.models import layer_stack
+from big_ssl.models import input_channels, layer_stack
 from big_ssl.models import windows as windows_lib
 from big_ssl.models.attention import of_encoder
 from big_ssl.models.encoder import Encoder
@@ -122,7 +122,7 @@ class Swin(Encoder):
       pretrained_window: of Swin V2, the windows of the weights it was fine-tuned from, 0 for `window`; one
       number or one for each stage.
     embedding: "patch", Swin's; "conv", CvT's (CoSwin).
-    mask_token: whether there is one to replace masked patches.
+    channels: of the images. mask_token: whether there is one to replace masked patches.
     activation: a name in models.transformer. epsilon: of layer norms.
     drop_path: each example skips a branch of block i of n with probability drop_path * i / (n - 1).
     attention: its implementation, see models/attention.py; a fused kernel must take a bias. scan, remat: of
@@ -138,6 +138,7 @@ class Swin(Encoder):
     version: int = 1
     pretrained_window: int | Sequence[int] = 0
     embedding: str = "patch"
+    channels: int = 3
     mask_token: bool = False
     activation: str = "gelu"
     epsilon: float = 1e-5
@@ -154,6 +155,11 @@ class Swin(Encoder):
     def outputs(self) -> tuple[str, ...]:
         """All always."""
         return ("pooled", "patches", "pyramid")
+
+    @property
+    def first_kernel(self) -> str:
+        """See Encoder."""
+        return "patch_embedding/kernel" if self.embedding == "conv" else "patch_embedding/projection/kernel"
 
     @property
     def num_layers(self) -> int:
@@ -176,6 +182,8 @@ class Swin(Encoder):
 
     def resize_params(self, name, array, shape):
         """Position tables for other windows, as PyTorch's bicubic interpolation resizes them."""
+        if name == self.first_kernel:
+            return super().resize_params(name, array, shape)
         if not name.endswith("position_bias/table") or array.shape[:-2] != tuple(shape[:-2]):
             return None
         tables = array.reshape(-1, *array.shape[-2:])
@@ -187,7 +195,7 @@ class Swin(Encoder):
         """Encodes images of any size.
 
         Args:
-          images: float[B, H, W, 3], normalised.
+          images: float[B, H, W, C], normalised.
           train: whether to drop paths.
           mask: bool[B, N], which of the last map's positions, row by row, the mask token replaces: in the
             first map, all 8 x 8 that become one.
@@ -212,11 +220,7 @@ class Swin(Encoder):
 
     def _check(self, images):
         lookup(ACTIVATIONS, self.activation, "activation")
-        if images.shape[-1] != 3 or min(images.shape[1:3]) < PATCH:
-            raise ValueError(
-                f"swin: images are {list(images.shape)}; they must be [B, H, W, 3] with H and W "
-                f"at least {PATCH}"
-            )
+        input_channels.check_images("swin", images.shape, self.channels, PATCH)
         if self.embedding not in ("patch", "conv") or self.version not in (1, 2):
             raise ValueError(
                 f"swin: embedding is {self.embedding!r}, patch or conv; version is {self.version}, 1 or 2"
