@@ -82,8 +82,8 @@ setup(
             "data/embedded/*.parquet",
             "data/embedded/*.txt",
             "evals/templates/*.html",
-            "evals/labels/*.tsv",
-            "evals/labels/*.txt",
+            "data/labels/*.tsv",
+            "data/labels/*.txt",
         ]
     },
     install_requires=CORE,

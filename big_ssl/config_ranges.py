@@ -48,7 +48,7 @@ _RULES = tuple(
         # Of fields.
         (r"std|scale|crop\.ratio", POSITIVE),  # crop.ratio is width / height, which may be above 1
         (r"\w+_prob|share|ratio|replaced_fraction", PROBABILITY),
-        (r"captions\..+", NOT_NEGATIVE),
+        (r"captions\..+|prompt_words", NOT_NEGATIVE),
         (r"jitter|mixup|cutmix|mix_group|registers", NOT_NEGATIVE),
     )
 )

@@ -1,5 +1,7 @@
 """The embedded emoji drawings as a demo's data: shared by the demos of all recipes."""
 
+from collections.abc import Mapping
+
 TRAINING_STYLES = ("noto", "noto-v1", "emojitwo", "fluent3d", "fluent-flat", "fxemoji")
 
 
@@ -32,6 +34,30 @@ def pairs(fields: dict, resize: int, size: int) -> dict:
 def few_pairs(fields: dict, **sizes: int) -> dict:
     """The data of one style, for tests."""
     return pairs(fields, **sizes) | dict(source=dict(_FEW))
+
+
+def mixture(fields: dict, resize: int, size: int, drawings: Mapping = _DRAWINGS) -> dict:
+    """Drawings with their names as captions, and as many with one of 99 classes, the subcategories.
+
+    Items are drawings, not concepts: a batch has several drawings of a class, and some of a concept.
+
+    Args:
+      fields: those of the recipe: image keeps its device transforms, text its prompts, and the others all.
+      resize, size: as in `pairs`.
+      drawings: the source of both.
+    """
+    data = pairs(fields, resize, size)
+    captioned, labelled = (dict(source=dict(drawings), weight=1.0) for _ in range(2))
+    del data["source"]
+    data.update(fields=fields | data["fields"] | dict(text=fields["text"] | data["fields"]["text"]))
+    return data | dict(
+        sources=(captioned, labelled | dict(fields=dict(text=dict(captions={}, class_key="subcategory"))))
+    )
+
+
+def few_mixture(fields: dict, **sizes: int) -> dict:
+    """The data of one style, for tests."""
+    return mixture(fields, **sizes, drawings=_FEW)
 
 
 def images(fields: dict, size: int, local_size: int, local_count: int) -> dict:

@@ -117,7 +117,7 @@ class LoadExample(grain.transforms.RandomMap):
         """
         item = self._read(index, patient)
         record = item[rng.integers(len(item))] if isinstance(item, list) else item
-        draws, values = Draws(rng, {}, {}), {}
+        draws, values = Draws(rng, {}, {}, {}), {}
         for name, field in self._ordered:
             try:
                 if isinstance(field, Image) and name not in draws.prepared:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from big_ssl.data import chunks, decode, sources
+from big_ssl.data import chunks, decode, label_sets, sources
 from big_ssl.data.sources import SourceConfig
-from big_ssl.evals import label_sets, reading
+from big_ssl.evals import reading
 
 # The features that k-NN and the linear probe read, by the predictor's method that computes them.
 FEATURES = {"pooled": "pooled_features", "images": "encode_image"}

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from big_ssl.data import preprocessing
+from big_ssl.data import preprocessing, prompt_templates
 from big_ssl.evals import prompts, reading
 from big_ssl.evals.batched import in_batches, sharded
 from big_ssl.evals.capabilities import Trained, image_call, listed, methods, prediction
@@ -170,7 +170,8 @@ class Predictor(LayerFeatures):
         Args:
           images: uint8[B, H, W, 3], or other Images.
           class_names: C names.
-          templates: with {} for the name, or "openai" for CLIP's 80; the embeddings of several are averaged.
+          templates: with {} for the name, "openai" for CLIP's 80 or "unicl" for UniCL's 81; the embeddings of
+            several are averaged.
 
         Returns:
           float32[B, C].
@@ -182,7 +183,7 @@ class Predictor(LayerFeatures):
         self._require("zero_shot")
         if not is_text_list(class_names):
             raise ValueError("class_names must be a list of str, at least one")
-        templates, images = prompts.templates(templates), self._preprocessed(images, resize=True)
+        templates, images = prompt_templates.templates(templates), self._preprocessed(images, resize=True)
         classes = prompts.class_embeddings(self.encode_text, class_names, templates)
         scalars = self._scalars(self.variables, {})
         logits = self.encode_image(images, resize=False) @ classes.T / scalars["temperature"]

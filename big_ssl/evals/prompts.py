@@ -1,52 +1,14 @@
-"""Text embeddings of class names: prompt templates and their average."""
+"""Text embeddings of class names: the average over prompts."""
 
-import functools
-import importlib.resources
 import string
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from big_ssl import io
 from big_ssl.evals.reading import no_progress
 
 # Classes whose prompts are embedded together.
 _CLASSES = 32
-
-
-def labels_file(name: str) -> Path:
-    """A data file of this package's evaluations."""
-    return Path(str(importlib.resources.files("big_ssl.evals") / "labels" / name))
-
-
-@functools.cache
-def openai_templates() -> tuple[str, ...]:
-    """The 80 templates that CLIP was evaluated with on ImageNet."""
-    return tuple(labels_file("openai_templates.txt").read_text(encoding="utf-8").splitlines())
-
-
-def templates(spec: str | Sequence[str]) -> tuple[str, ...]:
-    """The templates of an option: "openai", one template, a text file with one per line, or a list.
-
-    Raises ValueError for a template without {}, the place of the class name, and for an empty list.
-    """
-    if spec == "openai":
-        return openai_templates()
-    if isinstance(spec, str):
-        spec = [spec] if "{}" in spec else read_lines(spec)
-    for template in spec:
-        if not isinstance(template, str) or "{}" not in template:
-            raise ValueError(f"templates: {template!r} has no {{}}, the place of the class name")
-    if not spec:
-        raise ValueError("templates: there are none; ('{}',) is the bare class name")
-    return tuple(spec)
-
-
-def read_lines(path: str) -> list[str]:
-    """The lines of a text file that are not empty."""
-    lines = io.as_path(path).read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()]
 
 
 def canonical(text: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from big_ssl.data import prompt_templates
 from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import prompts, ranking
 from big_ssl.evals.evaluator import Evaluator
@@ -13,7 +14,7 @@ from big_ssl.evals.labelled_set import LabelledSet
 class ZeroShot(Evaluator):
     """Classifies images by the nearest class name's embedding.
 
-    data, label, classes: as in LabelledSet; templates: as in prompts.templates; canonicalize:
+    data, label, classes: as in LabelledSet; templates: as in prompt_templates.templates; canonicalize:
     prompts in lower case without punctuation (SigLIP).
     """
 
@@ -30,7 +31,7 @@ class ZeroShot(Evaluator):
         name: str,
     ):
         self._data, self._name = LabelledSet(data, label, classes), name
-        self._templates, self._canonicalize = prompts.templates(templates), canonicalize
+        self._templates, self._canonicalize = prompt_templates.templates(templates), canonicalize
 
     def metrics(self, predictor) -> dict[str, float]:
         """{"zero_shot/<name>/<metric>": fraction}; see `scores`."""

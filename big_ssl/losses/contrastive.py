@@ -8,7 +8,7 @@ over a set of y is x . (the sum of the set).
 import jax
 import jax.numpy as jnp
 
-from big_ssl.losses.pairwise import Pairwise
+from big_ssl.losses.pairwise import Pairwise, is_mask
 
 
 def l2_normalize(x, epsilon: float = 1e-12):
@@ -23,7 +23,13 @@ def l2_normalize(x, epsilon: float = 1e-12):
 
 
 def softmax_contrastive(
-    image, text, temperature, label_smoothing: float = 0.0, positives=None, pairwise: Pairwise | None = None
+    image,
+    text,
+    temperature,
+    label_smoothing: float = 0.0,
+    positives=None,
+    pairwise: Pairwise | None = None,
+    valid=None,
 ):
     """Symmetric cross-entropy over all N x N image-text pairs (ALIGN, arXiv 2102.05918, equations 1 and 2).
 
@@ -33,69 +39,107 @@ def softmax_contrastive(
       image, text: float[N, D], L2-normalised.
       temperature: float[], divides the similarities.
       label_smoothing: e; targets are 1 - e on the positives plus e / N on each of the N.
-      positives: None pairs image i with text i; int[N], labels, or bool[N, N], images by texts, split a
-        row's 1 - e evenly over its positives (UniCL, arXiv 2204.03610, equations 3 and 4). Every row and
-        column needs one.
+      positives: None pairs image i with text i; int[N] or int[N, lanes], labels, or bool[N, N], images by
+        texts, split a row's 1 - e evenly over its positives (UniCL, arXiv 2204.03610, equations 3 and 4), and
+        a column's over its own. Every row and column needs one.
       pairwise: implementation of the pairwise reductions; defaults to the ring on one device.
+      valid: bool[N], False for padding, which is no example, no positive and no negative; None for none.
 
     Returns:
-      (loss: float32[], metrics: dict of float32[], accuracies in 0..1).
+      (loss: float32[], metrics: dict of float32[]: the loss of each direction, accuracies in 0..1 and, with
+      positives, the lower bound of the loss: a row of n positives contributes at least log n).
     """
-    image, text, scale = image.astype(jnp.float32), text.astype(jnp.float32), 1 / temperature
-    reduced = (pairwise or Pairwise()).logsumexp(image, text, scale, positives)
-    losses = dict(
-        image_to_text=reduced.rows.mean()
-        - scale * _expected_similarity(image, text, label_smoothing, positives),
-        text_to_image=reduced.columns.mean()
-        - scale * _expected_similarity(text, image, label_smoothing, _transposed(positives)),
-    )
-    return losses["image_to_text"] + losses["text_to_image"], losses | _accuracies(reduced)
+    image, text, valid = _without_padding(image, text, valid)
+    scale = 1 / temperature
+    reduced = (pairwise or Pairwise()).logsumexp(image, text, scale, positives, valid)
+    losses, bound = {}, jnp.zeros(())
+    for name, own, other, totals, which in (
+        ("image_to_text", image, text, reduced.rows, positives),
+        ("text_to_image", text, image, reduced.columns, _transposed(positives)),
+    ):
+        partners, counts = _positive_sum(other, which, valid)
+        expected = _expected_similarity(own, other, partners, counts, label_smoothing, valid)
+        losses[name] = _mean(totals, valid) - scale * expected
+        bound += _mean(jnp.log(counts), valid)
+    metrics = losses | _accuracies(reduced, valid)
+    metrics |= {} if positives is None else dict(lower_bound=bound)
+    return losses["image_to_text"] + losses["text_to_image"], metrics
 
 
-def sigmoid_contrastive(image, text, temperature, bias, positives=None, pairwise: Pairwise | None = None):
+def sigmoid_contrastive(
+    image, text, temperature, bias, positives=None, pairwise: Pairwise | None = None, valid=None
+):
     """SigLIP's loss (arXiv 2303.15343, equation 1): binary cross-entropy of every pair.
 
     Args:
-      image, text, temperature, positives, pairwise: as in softmax_contrastive.
+      image, text, temperature, positives, pairwise, valid: as in softmax_contrastive.
       bias: float[], added to every logit.
 
     Returns:
       (loss: float32[], the sum over all pairs divided by N, metrics: dict of float32[]).
     """
-    image, text, scale = image.astype(jnp.float32), text.astype(jnp.float32), 1 / temperature
-    reduced = (pairwise or Pairwise()).softplus(image, text, scale, bias, positives)
-    partners, counts = _positive_sum(text, positives)
+    image, text, valid = _without_padding(image, text, valid)
+    scale = 1 / temperature
+    reduced = (pairwise or Pairwise()).softplus(image, text, scale, bias, positives, valid)
+    partners, counts = _positive_sum(text, positives, valid)
     # -log sigmoid(l) = softplus(l) - l, so the positives' term is linear.
-    linear = scale * (image * partners).sum() + bias * counts.sum()
-    return (reduced.rows.sum() - linear) / len(image), _accuracies(reduced)
+    linear = scale * (image * partners).sum() + bias * _sum(counts, valid)
+    return (_sum(reduced.rows, valid) - linear) / _count(image, valid), _accuracies(reduced, valid)
 
 
-def _accuracies(reduced):
+def _without_padding(image, text, valid):
+    """float32 embeddings, zeros for padding, which then adds nothing to any sum; and valid."""
+    image, text = image.astype(jnp.float32), text.astype(jnp.float32)
+    if valid is None:
+        return image, text, None
+    return *(jnp.where(valid[:, None], x, 0) for x in (image, text)), valid
+
+
+def _count(x, valid):
+    """The number of rows that are no padding, at least 1."""
+    return len(x) if valid is None else jnp.maximum(valid.sum(), 1)
+
+
+def _sum(x, valid):
+    return (x if valid is None else jnp.where(valid, x, 0)).sum()
+
+
+def _mean(x, valid):
+    return x.mean() if valid is None else _sum(x, valid) / _count(x, valid)
+
+
+def _accuracies(reduced, valid):
     return dict(
-        image_to_text_accuracy=reduced.row_correct.mean(),
-        text_to_image_accuracy=reduced.column_correct.mean(),
+        image_to_text_accuracy=_mean(reduced.row_correct.astype(jnp.float32), valid),
+        text_to_image_accuracy=_mean(reduced.column_correct.astype(jnp.float32), valid),
     )
 
 
-def _expected_similarity(x, y, label_smoothing, positives):
+def _expected_similarity(x, y, partners, counts, label_smoothing, valid):
     """The similarity expected under each row's targets, averaged over rows: float32[]."""
-    partners, counts = _positive_sum(y, positives)
-    targets = (1 - label_smoothing) * partners / counts[:, None] + label_smoothing * y.mean(0)
-    return (x * targets).sum() / len(x)
+    count = _count(x, valid)
+    targets = (1 - label_smoothing) * partners / counts[:, None] + label_smoothing * (y.sum(0) / count)
+    return (x * targets).sum() / count
 
 
-def _positive_sum(y, positives):
-    """The sum of each row's positives, float32[N, D], and their number, float32[N]."""
+def _positive_sum(y, positives, valid):
+    """The sum of each row's positives, float32[N, D], and their number, float32[N].
+
+    Padding is zeros in y; for rows of padding the number is 1.
+    """
     count = len(y)
     if positives is None:
         return y, jnp.ones(count)
-    if positives.ndim == 2:
+    present = jnp.ones(count) if valid is None else valid.astype(jnp.float32)
+    if is_mask(positives):
         mask = positives.astype(jnp.float32)
-        return jnp.matmul(mask, y, precision="highest"), mask.sum(1)
-    _, label = jnp.unique(positives, size=count, return_inverse=True)
-    sums, counts = (jax.ops.segment_sum(values, label, num_segments=count) for values in (y, jnp.ones(count)))
-    return sums[label], counts[label]
+        sums, counts = (jnp.matmul(mask, x, precision="highest") for x in (y, present))
+    else:
+        _, label = jnp.unique(positives, axis=0, size=count, return_inverse=True)
+        label = label.ravel()
+        sums, counts = (jax.ops.segment_sum(x, label, num_segments=count)[label] for x in (y, present))
+    return sums, counts if valid is None else jnp.where(valid, counts, 1)
 
 
 def _transposed(positives):
-    return positives.T if positives is not None and positives.ndim == 2 else positives
+    return positives.T if is_mask(positives) else positives

@@ -22,6 +22,20 @@ def clip_loss(image, text, temperature):
     return (image_to_text + text_to_image) / 2
 
 
+def unicl_loss(image, text, temperature, labels):
+    """CLIP's loss with all pairs of equal label as positives: UniCL (arXiv 2204.03610), equations 2 to 4.
+
+    Arguments as in clip_loss; labels: int[N]. Returns float[], half of softmax_contrastive with these
+    positives. A row with n positives contributes at least log n.
+    """
+    logits = image @ text.T / temperature
+    positive = labels[:, None] == labels[None, :]  # symmetric, so rows and columns have equal targets
+    targets = positive / positive.sum(1, keepdims=True)
+    image_to_text = optax.softmax_cross_entropy(logits, targets).mean()
+    text_to_image = optax.softmax_cross_entropy(logits.T, targets).mean()
+    return (image_to_text + text_to_image) / 2
+
+
 def siglip_loss(image, text, temperature, bias):
     """The binary cross entropy of all pairs, summed and divided by N: SigLIP (arXiv 2303.15343), equation 1.
 

@@ -21,9 +21,9 @@ class Encoder(nn.Module):
     takes_several_sizes: whether `images` may be a tuple of batches of several sizes, for one run.
     has_attention_maps: whether vit.attention_maps reads the layers.
     stacks: {regular expression of a layer's prefix: index of the first layer in the stack}, of a scanned
-      encoder; see models/layer_layouts.py.
+      encoder; see models/layer_layouts.py. layers_per_entry: how many layers, as layer_id counts them, one
+      entry of a stack has.
     channels: C of the images, an option of the encoders that can have other than three.
-    first_kernel: the path of the kernel that reads them, [h, w, C, D].
     """
 
     input: ClassVar[Literal["image", "text"]] = "image"
@@ -31,7 +31,7 @@ class Encoder(nn.Module):
     has_attention_maps: ClassVar[bool] = False
     stacks: ClassVar[Mapping[str, int]] = {}
     channels = 3  # without an annotation it is no field of a module; encoders with the option declare one
-    first_kernel: ClassVar[str] = ""
+    layers_per_entry: ClassVar[int] = 1
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -39,9 +39,15 @@ class Encoder(nn.Module):
 
         pooled: float32[B, D]. cls: float32[B, D], the class token. registers: [B, R, D]. patches: [B, N, D],
         or [B, H, W, D] for a convolutional network. tokens: [B, L, D] of a text. layers: outputs of
-        intermediate layers, only for calls that request them.
+        intermediate layers, only for calls that request them. pyramid: maps of growing strides, a tuple of
+        [B, H_i, W_i, D_i].
         """
         raise NotImplementedError
+
+    @property
+    def first_kernel(self) -> str:
+        """The path of the kernel that reads the channels of images, [h, w, C, D]; "" without one."""
+        return ""
 
     @property
     def num_layers(self) -> int:
@@ -55,7 +61,7 @@ class Encoder(nn.Module):
           path: the parameter's path within the encoder, such as ("layer3", "query", "kernel").
 
         Returns:
-          0 before the layers, i + 1 in layer i, num_layers + 1 after them; for a stack its first layer's id.
+          0 before the layers, i + 1 in layer i, num_layers + 1 after them; for a stack its first entry's id.
         """
         raise NotImplementedError
 

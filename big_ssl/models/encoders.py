@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from big_ssl.models import bert, efficientnet, resnet, text_transformer, vit
+from big_ssl.models import bert, efficientnet, resnet, swin, text_transformer, vit
 from big_ssl.models.encoder import Encoder
 from big_ssl.parallel.stacked import is_stacked
 
@@ -23,22 +23,28 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "efficientnet": efficientnet_from,
     "resnet": resnet.ModifiedResNet,
     "vit": vit.ViT,
+    "swin": swin.Swin,
     "bert": bert.Bert,
     "text_transformer": text_transformer.TextTransformer,
 }
+
+
+# Names in the paths of matrices that are read in float32.
+_IN_FLOAT32 = {"position_embedding", "position_bias"}
 
 
 def compute_dtypes(params, dtype):
     """The dtype in which an encoder of compute dtype `dtype` reads each parameter, in a tree like params.
 
     Kernels, embeddings and tokens are cast to it before anything else. Scales and biases of norms are
-    read in float32, and so are position tables of images, which may be resized first.
+    read in float32, and so are position tables of images, which may be resized first, and biases by
+    position, which are added to scores in float32.
     """
 
     def read(path, leaf):
-        resized = str(getattr(path[-1], "key", "")) == "position_embedding"
+        names = {str(getattr(key, "key", "")) for key in path}
         vector = leaf.ndim - is_stacked(path) < 2
-        return leaf.dtype if vector or resized else jnp.dtype(dtype)
+        return leaf.dtype if vector or names & _IN_FLOAT32 else jnp.dtype(dtype)
 
     return jax.tree_util.tree_map_with_path(read, params)
 

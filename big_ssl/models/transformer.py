@@ -243,11 +243,14 @@ class Layer(nn.Module):
         return add_on_subset(x, branch, drop_rate, self.subset_groups, self.make_rng("dropout"))
 
     def _drop_path(self, y, drop_rate, train):
-        if drop_rate is None or not train:
-            return y
-        keep = 1 - drop_rate
-        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, (y.shape[0], 1, 1))
-        return y * (mask / keep).astype(y.dtype)
+        return y if drop_rate is None or not train else drop_path(y, drop_rate, self.make_rng("dropout"))
+
+
+def drop_path(y, drop_rate, key):
+    """y: [B, ...] with each example zero with this probability, and otherwise divided by the opposite one."""
+    keep = 1 - drop_rate
+    mask = jax.random.bernoulli(key, keep, (y.shape[0], *(1,) * (y.ndim - 1)))
+    return y * (mask / keep).astype(y.dtype)
 
 
 class AttentionPooling(nn.Module):

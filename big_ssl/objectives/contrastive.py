@@ -1,7 +1,8 @@
-"""Image-text contrastive learning: ALIGN, CLIP and SigLIP are settings of this one objective."""
+"""Image-text contrastive learning: ALIGN, CLIP, SigLIP and UniCL are settings of this one objective."""
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import flax.linen as nn
@@ -9,7 +10,15 @@ import jax.numpy as jnp
 
 from big_ssl.losses.contrastive import l2_normalize, sigmoid_contrastive, softmax_contrastive
 from big_ssl.losses.pairwise import IMPLEMENTATIONS, Pairwise
-from big_ssl.objectives.base import Context, EncoderCall, Inputs, Provided, StatelessObjective, Sum
+from big_ssl.objectives.base import (
+    BatchField,
+    Context,
+    EncoderCall,
+    Inputs,
+    Provided,
+    StatelessObjective,
+    Sum,
+)
 
 # The lower bound of the temperature after an update: logits within +-100, CLIP's cap.
 _MIN_TEMPERATURE = 0.01
@@ -80,18 +89,25 @@ class ContrastiveHead(nn.Module):
 @dataclasses.dataclass(frozen=True)
 class Contrastive(StatelessObjective):
     """The contrastive objective: sigmoid (SigLIP) where the head has a logit bias, else softmax, whose
-    weight 1 sums both directions (ALIGN) and 1/2 averages them (CLIP)."""
+    weight 1 sums both directions (ALIGN) and 1/2 averages them (CLIP, UniCL).
+
+    positives: the field of the batch whose equal values mark positives, "" for the pairs alone.
+    temperature_clamp: whether a softmax's temperature has a lower bound.
+    """
 
     head: ContrastiveHead
     pairwise: Pairwise
     label_smoothing: float = 0.0
+    positives: str = ""
+    temperature_clamp: bool = True
 
     scope: ClassVar[Literal["batch", "example"]] = "batch"
 
     @property
     def inputs(self) -> Inputs:
         """See objectives.base.Objective."""
-        return dict(image=EncoderCall("image", "image"), text=EncoderCall("text", "text"))
+        calls = dict(image=EncoderCall("image", "image"), text=EncoderCall("text", "text"))
+        return calls | (dict(positives=BatchField(self.positives)) if self.positives else {})
 
     @property
     def provides(self):
@@ -103,26 +119,41 @@ class Contrastive(StatelessObjective):
         )
 
     def loss(self, features, fields, state, step):
-        """See objectives.base.Objective."""
-        del fields, step
+        """See objectives.base.Objective.
+
+        fields: positives, if the config names them: int32[B], or dict(key: uint32[B, 2], valid: bool[B]).
+        """
+        del step
         scalars = {name: x for name, x in features.items() if name in ("temperature", "logit_bias")}
         image, text, temperature = (features[name] for name in ("image", "text", "temperature"))
+        options = dict(pairwise=self.pairwise) | self._relation(fields)
         if "logit_bias" in features:
             bias = features["logit_bias"]
-            loss, metrics = sigmoid_contrastive(image, text, temperature, bias, pairwise=self.pairwise)
+            loss, metrics = sigmoid_contrastive(image, text, temperature, bias, **options)
         else:
             smoothing = self.label_smoothing
-            loss, metrics = softmax_contrastive(image, text, temperature, smoothing, pairwise=self.pairwise)
+            loss, metrics = softmax_contrastive(image, text, temperature, smoothing, **options)
         # A loss over all pairs is no mean over examples: it is one value for the whole batch.
         return Sum(loss), {name: Sum(value) for name, value in (metrics | scalars).items()}, state
 
+    def _relation(self, fields):
+        """The positives and the padding that the losses take, from a label or an identity."""
+        value = fields.get("positives")
+        if isinstance(value, Mapping) and set(value) == {"key", "valid"}:
+            return dict(positives=value["key"], valid=value["valid"])
+        if self.positives and (isinstance(value, Mapping) or value.ndim != 1):
+            raise ValueError(
+                f"contrastive.positives is {self.positives!r}; it must be a field of kind label or identity"
+            )
+        return dict(positives=value)
+
     def project(self, head_params):
-        """Keeps a softmax's temperature at or above 0.01; SigLIP sets no bound.
+        """Keeps a softmax's temperature at or above 0.01; SigLIP and UniCL set no bound.
 
         After the update, not in the forward pass, where a clip would cut the gradient and the
         temperature could never come back.
         """
-        if "logit_bias" in head_params:
+        if "logit_bias" in head_params or not self.temperature_clamp:
             return head_params
         if "temperature" in head_params:
             return head_params | dict(temperature=jnp.maximum(head_params["temperature"], _MIN_TEMPERATURE))
@@ -139,10 +170,16 @@ def build(
     logit_bias: float | None = None,
     label_smoothing: float = 0.0,
     implementation: str = "ring",
+    positives: str = "",
+    temperature_clamp: bool = True,
     *,
     context: Context,
 ) -> Contrastive:
     """Image-text contrastive learning.
+
+    With `positives`, UniCL's (arXiv 2204.03610, equations 2 to 4): a row's targets are split evenly over its
+    positives, a column's over its own. UniCL's code averages examples and directions, weight 1/2; Florence's
+    equation 1 sums both (arXiv 2111.11432), which is the batch size as the weight.
 
     Args:
       embed_dim: width of the joint embedding; see ContrastiveHead for this and the options up to logit_bias.
@@ -153,6 +190,9 @@ def build(
       logit_bias: its initial value, which makes the loss SigLIP's; None for the softmax.
       label_smoothing: of the softmax's targets.
       implementation: of the reduction over all pairs, see losses.pairwise.
+      positives: the batch field, of kind identity or label, whose equal values mark positives; "" pairs each
+        image with its own text.
+      temperature_clamp: False sets no lower bound to a softmax's temperature (UniCL); a sigmoid's has none.
 
     Raises:
       ValueError: for an unknown implementation, or label smoothing without a softmax.
@@ -166,4 +206,5 @@ def build(
     head = ContrastiveHead(
         embed_dim, image_projection, text_projection_bias, temperature, temperature_form, logit_bias
     )
-    return Contrastive(head, Pairwise(implementation, context.mesh), label_smoothing)
+    pairwise = Pairwise(implementation, context.mesh)
+    return Contrastive(head, pairwise, label_smoothing, positives, temperature_clamp)

@@ -51,8 +51,8 @@ def system(config: Mapping, mesh: Mesh | None) -> System:
 def stream_fields(
     stream: str, config: Mapping, options: Mapping[str, Mapping] | None = None
 ) -> dict[str, Field]:
-    """The fields of a stream's batches: those that its objectives read, and the images that these belong to,
-    in the order of the config; not opened yet.
+    """The fields of a stream's batches: those that its objectives read, and the images and texts that these
+    belong to, in the order of the config; not opened yet.
 
     Args:
       stream: the stream's name.
@@ -72,7 +72,7 @@ def stream_fields(
                     f"streams.{stream}.objectives.{name} reads the field {field!r}; "
                     f"streams.{stream}.data.fields has {', '.join(known)}"
                 )
-            read |= {field, known[field].image_field()}
+            read |= {field, known[field].image_field(), known[field].text_field()}
     return {name: field for name, field in known.items() if name in read}
 
 

@@ -52,7 +52,8 @@ class LayerDecay:
             )
         layer = encoders[name].layer_id(place)
         if is_stacked(path):
-            factors = np.array([self.decay ** (last - layer - i) for i in range(len(leaf))], np.float32)
+            layers = layer + encoders[name].layers_per_entry * np.arange(len(leaf))
+            factors = (self.decay ** (last - layers)).astype(np.float32)
             return factors.reshape(-1, *(1,) * (leaf.ndim - 1))
         extra = self.patch_embedding if place[0] == "patch_embedding" else 1.0
         return extra * self.decay ** (last - layer)

@@ -47,7 +47,7 @@ def modules(config: ModelConfig, dtype: str = "float32") -> Modules:
         return Modules(
             **built,
             head=None if config["head"] is None else ContrastiveHead(**config["head"]),
-            embedding=EmbeddingHead(**config["embedding"]) if config.get("embedding") else None,
+            embedding=EmbeddingHead(**config["embedding_head"]) if config.get("embedding_head") else None,
             classifier=ClassifierHead(config["classes"]) if config.get("classes") else None,
             projections={
                 k: ProjectionHead(**options) for k, options in config.get("projections", {}).items()
@@ -76,7 +76,7 @@ def with_defaults(config: ModelConfig) -> ModelConfig:
             name: _options(config["encoders"][name], getattr(built, name)) for name in encoder_names(config)
         }
     )
-    for key, head in dict(head=built.head, embedding=built.embedding).items():
+    for key, head in dict(head=built.head, embedding_head=built.embedding).items():
         if head is not None:
             complete[key] = _fields(head, ())
     return config | complete

@@ -17,7 +17,7 @@ GEMMA_SIZE = 256_000
 # The model's part of a config. Keys of a training config: encoders, views, tokenizer. Other keys: head,
 # options of objectives.contrastive.ContrastiveHead; image_size and resize, see data.preprocessing. Models of
 # one encoder have head None, and those of images tokenizer None, those of texts views, image_size and resize
-# None; if a head embeds what the encoder pools, they also have `embedding`, options of
+# None; if a head embeds what the encoder pools, they also have `embedding_head`, options of
 # objectives.embedding.EmbeddingHead. Classifiers also have `classes`, their number. Models with
 # self-distillation heads also have `projections`: {objective: options of models.projection_head}.
 ModelConfig = dict[str, Any]
@@ -122,10 +122,11 @@ def compare(part: str, stated: Mapping, actual: Mapping) -> None:
 
 
 def image_config(image: dict, image_size: int, **changes) -> ModelConfig:
-    """The ModelConfig of an image-only ViT, by default with DINO's preprocessing; changes: replaced keys."""
+    """The ModelConfig of an image-only model, by default a ViT with DINO's preprocessing; changes: replaced
+    keys."""
     return (
         dict(
-            encoders=dict(image=dict(kind="vit", **image)),
+            encoders=dict(image=dict(kind="vit") | image),
             head=None,
             views=dict(image=IMAGENET_PIXELS),
             image_size=image_size,
@@ -150,7 +151,7 @@ def text_model_config(
     return dict(
         encoders=dict(text=text),
         head=None,
-        embedding=dict(embed_dim=embed_dim, bias=bias),
+        embedding_head=dict(embed_dim=embed_dim, bias=bias),
         views=None,
         image_size=None,
         resize=None,

@@ -18,6 +18,7 @@ from big_ssl.weights import (
     hf_dinov3,
     hf_metaclip2,
     hf_siglip,
+    hf_swin,
     hf_tipsv2,
     hf_vit,
     ibot,
@@ -67,6 +68,8 @@ FORMATS: dict[str, Format] = {
     "timm_vit": timm_vit.FORMAT,
     "ibot": ibot.FORMAT,
     "hf_vit": hf_vit.FORMAT,
+    "hf_swin": hf_swin.FORMAT,
+    "hf_swinv2": hf_swin.FORMAT_V2,
 }
 WRITABLE = tuple(name for name, format_ in FORMATS.items() if format_.describe)
 

@@ -28,6 +28,8 @@ _MODEL_TYPES = dict(
     tipsv2="hf_tipsv2",
     tipsv2_vision_model="hf_tipsv2",
     vit="hf_vit",
+    swin="hf_swin",
+    swinv2="hf_swinv2",
 )
 # The architecture in timm's config.json.
 _ARCHITECTURES = {

@@ -89,7 +89,7 @@ def model_config(
     if not has_text:
         dim = _lone_projection(tensors, files, "image")
         if dim is not None:
-            others |= dict(embedding=dict(embed_dim=dim, bias=False))
+            others |= dict(embedding_head=dict(embed_dim=dim, bias=False))
         return image_config(image, **others)
     text, tokenizer = read_text(tensors, text_config)
     dim, tokenizer = _projection(tensors, files, "text"), hf_tokenizer_config.read(files, tokenizer)

@@ -44,6 +44,10 @@ _INDICES = _Kind(
 _NUMBER = _Kind("a number", _is_number)
 _POSITIVE = _Kind("a number above 0", lambda value: _is_number(value) and value > 0)
 _DEPTH = _Kind(f"a number from 0 to {_DEEPEST}", lambda value: _is_number(value) and 0 <= value <= _DEEPEST)
+_DEPTHS = _Kind(
+    f"a list of numbers from 0 to {_DEEPEST}",
+    lambda value: isinstance(value, list) and len(value) < _DEEPEST and all(map(_DEPTH.fits, value)),
+)
 _FLAG = _Kind("true or false", lambda value: isinstance(value, bool))
 _FILTER = _Kind("a text or a whole number", lambda value: type(value) in (str, int))
 _NUMBERS = _Kind(
@@ -54,23 +58,24 @@ _NUMBERS = _Kind(
 # {kind: the keys that have it, in every format}; objects are looked into.
 _KEYS = {
     _OBJECT: "text_config vision_config model_cfg vision_cfg text_cfg preprocess_cfg pretrained_cfg "
-    "model_args encoders image text head embedding tokenizer views projections",
+    "model_args encoders image text head embedding_head tokenizer views projections",
     _TEXT: "model_type hidden_act interpolation resize_mode kind activation feed_forward pooling "
-    "position_resize resize rope_dtype architecture global_pool crop_mode",
+    "position_resize resize rope_dtype architecture global_pool crop_mode embedding",
     _TEXTS: "architectures",
     _COUNT: "hidden_size intermediate_size num_attention_heads max_position_embeddings projection_dim "
-    "projection_size vocab_size embed_dim context_length heads head_width patch max_len mlp_dim length "
-    "pooling_heads pooling_mlp_dim rope_side num_heads attn_pool_num_heads",
+    "projection_size vocab_size embed_dim context_length head_width patch max_len mlp_dim length "
+    "pooling_heads pooling_mlp_dim rope_side attn_pool_num_heads",
     _SIDES: "image_size img_size ref_feat_shape patch_size kernel_sizes in_channels out_channels "
-    "num_block_repeats expand_ratios strides",
+    "num_block_repeats expand_ratios strides heads num_heads window window_size",
     _INDEX: "num_register_tokens registers eot_id",
-    _INDICES: "eos_token_id depthwise_padding",
+    _INDICES: "eos_token_id depthwise_padding pretrained_window pretrained_window_sizes",
     _POSITIVE: "width width_coefficient depth_coefficient mlp_ratio crop_pct layer_norm_eps epsilon "
     "rope_theta rope_base pos_embed_rescale rope_rescale rope_temperature",
-    _DEPTH: "depth num_hidden_layers",
+    _DEPTH: "depth num_hidden_layers version",
+    _DEPTHS: "depths",
     _NUMBER: "layerscale_value layer_scale hidden_dropout_prob drop_connect_rate temperature logit_bias",
     _FLAG: "do_resize do_center_crop do_rescale do_normalize do_convert_rgb quick_gelu use_swiglu_ffn "
-    "use_gated_mlp query_bias key_bias value_bias bias",
+    "use_gated_mlp query_bias key_bias value_bias bias clamp_window mask_token use_absolute_embeddings",
     _FILTER: "resample",
     _NUMBERS: "image_mean image_std mean std",
 }

@@ -47,7 +47,7 @@ def _config(tensors, files, options) -> ModelConfig:
     embedding = {}
     if "head.weight" in tensors:
         dim = dino_layers.out_features(tensors, "head")
-        embedding = dict(embedding=dict(embed_dim=dim, bias=True))
+        embedding = dict(embedding_head=dict(embed_dim=dim, bias=True))
     return image_config(
         image, **timm_config.preprocessing(files, shape["image_size"], HALF_PIXELS), **embedding
     )

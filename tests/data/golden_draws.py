@@ -14,9 +14,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from big_ssl.data import mixing
+from big_ssl.data import fields, mixing, pipeline
 from big_ssl.data.fields import Image
 from big_ssl.data.masking import BlockMask
+from big_ssl.data.sources import EmojiPairs
+from big_ssl.data.tokenizers import WordPiece, vocabulary_path
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.parallel.sharding import path_name
 from big_ssl.training import batches, build, streams
@@ -85,10 +87,32 @@ def masks() -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def descriptions() -> dict[str, str]:
+    """{"step/field/array": its digest} of a mixture of captions and classes in prompts, with their keys."""
+    tokenizer, parts = WordPiece(vocabulary_path("emoji"), 16), []
+    for text in (dict(captions=dict(name=0.5, tags=0.5)), dict(class_key="category")):
+        text |= dict(kind="text", prompts="unicl")
+        source = EmojiPairs(["fxemoji"], "seen")
+        made = fields.build(dict(text=text, identity=dict(kind="identity", caption_by="pair")), 16)
+        load = pipeline.LoadExample(source, fields.opened(made, source, tokenizer))
+        parts.append(pipeline.Part(load, len(source), 1.0))
+    found = {}
+    for start in STARTS:
+        iterator = pipeline.batches(parts, 16, seed=0, start=start, threads=2)
+        batch = next(iterator)
+        iterator.close()
+        for field, name in (("text", "ids"), ("identity", "key")):
+            found[f"{start}/{field}/{name}"] = hashlib.sha256(batch[field][name].tobytes()).hexdigest()
+    return found
+
+
 def all_draws() -> dict:
     """What golden_draws.json holds."""
     return dict(
-        batches={name: batch_digests(name) for name in CONFIGS}, transforms=transforms(), masks=masks()
+        batches={name: batch_digests(name) for name in CONFIGS},
+        transforms=transforms(),
+        masks=masks(),
+        descriptions=descriptions(),
     )
 
 

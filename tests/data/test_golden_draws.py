@@ -22,3 +22,7 @@ def test_device_transforms():
 
 def test_masks():
     assert golden_draws.masks() == GOLDEN["masks"]
+
+
+def test_descriptions():
+    assert golden_draws.descriptions() == GOLDEN["descriptions"]

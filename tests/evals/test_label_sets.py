@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from big_ssl.evals import label_sets
+from big_ssl.data import label_sets
 from big_ssl.evals.labelled_set import LabelledSet
 from big_ssl.evals.zero_shot import ZeroShot
 
@@ -16,6 +16,15 @@ def test_imagenet_is_what_openai_named():
     np.testing.assert_array_equal(found.classes, np.arange(1000))
     expected = {0: "tench", 134: "crane bird", 517: "construction crane", 657: "missile", 744: "missile"}
     assert {i: found.names[i] for i in expected} == expected
+
+
+def test_unicl_names_two_of_imagenets_classes_otherwise():
+    found, openai = (label_sets.build(name, WNIDS) for name in ("imagenet_unicl", "imagenet"))
+    assert len(set(found.names)) == 1000
+    pairs = zip(openai.names, found.names, strict=True)
+    assert {a: b for a, b in pairs if a != b} == dict(missile="projectile", sunglasses="dark glasses")
+    np.testing.assert_array_equal(found.classes, openai.classes)
+    assert (found.names[657], found.names[836]) == ("missile", "sunglasses")
 
 
 @pytest.mark.parametrize(

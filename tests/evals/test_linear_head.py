@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from big_ssl.evals import label_sets
+from big_ssl.data import label_sets
 from big_ssl.evals.linear_head import LinearHead, head_input
 from big_ssl.evals.linear_sweep import LinearSweep
 from big_ssl.models import vit

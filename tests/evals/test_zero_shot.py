@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
+from big_ssl.data import prompt_templates
 from big_ssl.evals import prompts
 from big_ssl.evals.zero_shot import ZeroShot, class_ranks, scores
 
@@ -80,12 +81,18 @@ def test_canonical_texts():
 
 
 def test_the_templates_are_openais(tmp_path):
-    found = prompts.templates("openai")
+    found = prompt_templates.templates("openai")
     assert (len(found), len(set(found))) == (80, 80)
     assert {"itap of a {}.", "a photo of a {}.", "a tattoo of the {}."} < set(found)
     (tmp_path / "own.txt").write_text("a {}\n\nthe {}!\n")
-    assert prompts.templates(str(tmp_path / "own.txt")) == ("a {}", "the {}!")
-    assert prompts.templates("one {}") == ("one {}",)
+    assert prompt_templates.templates(str(tmp_path / "own.txt")) == ("a {}", "the {}!")
+    assert prompt_templates.templates("one {}") == ("one {}",)
+
+
+def test_unicls_templates_are_openais_and_the_bare_name():
+    found = prompt_templates.templates("unicl")
+    assert (len(found), len(set(found))) == (81, 81)
+    assert found == ("{}.", *prompt_templates.templates("openai"))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +101,7 @@ def test_the_templates_are_openais(tmp_path):
 )
 def test_bad_templates_are_named(spec, message):
     with pytest.raises(ValueError, match=message):
-        prompts.templates(spec)
+        prompt_templates.templates(spec)
 
 
 def test_a_folder_of_images(predictor, folder):

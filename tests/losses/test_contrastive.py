@@ -70,14 +70,18 @@ def test_the_fast_losses_equal_the_textbook_losses():
     tiles = Pairwise("ring", None, tile=4)
     arguments = [jnp.float32(x) for x in (*embeddings(), TEMPERATURE, -3.0)]
 
+    labels = jnp.array([3, 1, 3, 3, 0, 1])
+
     def fast(image, text, temperature, bias):
         softmax, _ = softmax_contrastive(image, text, temperature, pairwise=tiles)
+        labelled, _ = softmax_contrastive(image, text, temperature, positives=labels, pairwise=tiles)
         sigmoid, _ = sigmoid_contrastive(image, text, temperature, bias, pairwise=tiles)
-        return jnp.stack([softmax / 2, sigmoid])
+        return jnp.stack([softmax / 2, sigmoid, labelled / 2])
 
     def plain(image, text, temperature, bias):
         softmax = textbook.clip_loss(image, text, temperature)
-        return jnp.stack([softmax, textbook.siglip_loss(image, text, temperature, bias)])
+        labelled = textbook.unicl_loss(image, text, temperature, labels)
+        return jnp.stack([softmax, textbook.siglip_loss(image, text, temperature, bias), labelled])
 
     def value_and_gradients(losses):
         return jax.jit(lambda *args: (losses(*args), jax.jacrev(losses, (0, 1, 2, 3))(*args)))(*arguments)
@@ -85,6 +89,115 @@ def test_the_fast_losses_equal_the_textbook_losses():
     actual, expected = value_and_gradients(fast), value_and_gradients(plain)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), actual, expected)
     np.testing.assert_allclose(2 * expected[0][0], reference(*embeddings(), TEMPERATURE, 0), rtol=1e-6)
+
+
+# UniCL: positives by identity.
+
+# Some keys are equal in one of their halves; rows 2 and 7 are padding, and row 7 has the key of rows 0 and 5.
+KEYS = np.array(
+    [[1, 1], [1, 2], [1, 1], [2, 1], [2, 2], [1, 1], [2, 1], [1, 1], [2, 1]], np.uint32
+)  # fmt: skip
+REAL = ~np.isin(np.arange(len(KEYS)), [2, 7])
+
+
+def soft_target_reference(image, text, temperature, keys):
+    """Soft-target cross-entropy as loops, targets normalised by row, then by column."""
+    equal = [[all(a == b) for b in keys] for a in keys]
+    directions = []
+    for own, other in ((image, text), (text, image)):
+        total = 0.0
+        for i in range(len(own)):
+            logits = [own[i] @ row / temperature for row in other]
+            log_sum = np.log(sum(np.exp(z) for z in logits))
+            positives = [j for j in range(len(own)) if equal[i][j]]
+            total -= sum(logits[j] - log_sum for j in positives) / len(positives)
+        directions.append(total / len(own))
+    return directions
+
+
+@pytest.mark.parametrize("implementation", ["ring", "dense"])
+def test_identities_are_soft_targets_without_padding(implementation):
+    """Padding changes neither the loss, nor a gradient, nor a metric."""
+    image, text = (np.float32(x) for x in embeddings(len(KEYS)))
+    function = jax.jit(
+        jax.value_and_grad(softmax_contrastive, (0, 1, 2), has_aux=True), static_argnums=(3, 5)
+    )
+    pairwise = Pairwise(implementation, None, tile=3)
+    (loss, metrics), grads = function(image, text, TEMPERATURE, 0.0, KEYS, pairwise, REAL)
+    expected = soft_target_reference(*(np.float64(x[REAL]) for x in (image, text)), TEMPERATURE, KEYS[REAL])
+    np.testing.assert_allclose([metrics["image_to_text"], metrics["text_to_image"]], expected, rtol=1e-6)
+    np.testing.assert_allclose(loss, sum(expected), rtol=1e-6)
+    (_, alone), alone_grads = function(image[REAL], text[REAL], TEMPERATURE, 0.0, KEYS[REAL], pairwise, None)
+    for name, value in alone.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-6, err_msg=name)
+    for grad, alone_grad in zip(grads[:2], alone_grads[:2], strict=True):
+        np.testing.assert_allclose(grad[REAL], alone_grad, rtol=1e-5, atol=1e-7)
+        assert not grad[~REAL].any()
+    np.testing.assert_allclose(grads[2], alone_grads[2], rtol=1e-5)
+
+
+def test_identities_in_bfloat16_are_float32_inside():
+    image, text = (jnp.asarray(x, jnp.bfloat16) for x in embeddings(len(KEYS)))
+    loss, metrics = softmax_contrastive(image, text, jnp.float32(0.02), positives=KEYS, valid=REAL)
+    assert {x.dtype for x in (loss, *metrics.values())} == {jnp.dtype("float32")}
+    exact = [np.asarray(x, float)[REAL] for x in (image, text)]
+    np.testing.assert_allclose(loss, sum(soft_target_reference(*exact, 0.02, KEYS[REAL])), rtol=1e-5)
+
+
+def test_distinct_identities_are_clips_loss():
+    """In value and gradient; a half of a key may be equal."""
+    arguments = [np.float32(x) for x in (*embeddings(), TEMPERATURE)]
+    keys = np.stack([np.arange(N) // 2, np.arange(N) % 2], 1).astype(np.uint32)
+
+    def value_and_gradients(positives):
+        function = jax.value_and_grad(lambda *a: softmax_contrastive(*a, positives=positives)[0], (0, 1, 2))
+        return jax.jit(function)(*arguments)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        value_and_gradients(keys),
+        value_and_gradients(None),
+    )
+
+
+def test_one_source_of_labels_is_supervised_contrastive_learning():
+    """Khosla et al. 2020 (arXiv 2004.11362), the outer sum of equation 2, across the two modalities."""
+    labels = np.array([0, 1, 0, 2, 1, 0])
+    image, text = embeddings()
+    expected = 0.0
+    for own, other in ((image, text), (text, image)):
+        similarities = np.exp(own @ other.T / TEMPERATURE)
+        for anchor, label in enumerate(labels):
+            positives = np.flatnonzero(labels == label)
+            terms = -np.log(similarities[anchor, positives] / similarities[anchor].sum())
+            expected += terms.sum() / len(positives) / N
+    keys = np.stack([np.zeros(N), labels], 1).astype(np.uint32)
+    loss, _ = softmax_contrastive(np.float32(image), np.float32(text), TEMPERATURE, positives=keys)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_the_least_loss_with_duplicates_is_the_logarithm_of_their_number():
+    """Of one-hot classes at a low temperature; the classes' sizes are 3, 2 and 1."""
+    labels = np.array([0, 1, 0, 2, 1, 0])
+    x = jnp.eye(3)[labels]
+    loss, metrics = softmax_contrastive(x, x, 0.01, positives=labels)
+    bound = 2 * np.log([3, 2, 3, 1, 2, 3]).mean()
+    np.testing.assert_allclose([loss, metrics["lower_bound"]], bound, rtol=1e-5)
+    assert "lower_bound" not in softmax_contrastive(x, x, 0.01)[1]
+
+
+def test_a_batch_of_padding_has_no_loss_and_no_gradient():
+    image, text = (np.float32(x) for x in embeddings())
+    keys, nothing = np.zeros((N, 2), np.uint32), np.zeros(N, bool)
+
+    def losses(image, text):
+        softmax, _ = softmax_contrastive(image, text, TEMPERATURE, positives=keys, valid=nothing)
+        sigmoid, _ = sigmoid_contrastive(image, text, TEMPERATURE, -1.0, positives=keys, valid=nothing)
+        return softmax + sigmoid
+
+    loss, grads = jax.jit(jax.value_and_grad(losses, (0, 1)))(image, text)
+    assert loss == 0
+    assert not np.any(grads)
 
 
 def test_two_pairs_by_hand():

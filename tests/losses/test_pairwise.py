@@ -28,19 +28,27 @@ POSITIVES = dict(
     diagonal=None,
     labels=rng.integers(0, 12, N) * 1000 - 5000,  # any integers, negative ones too
     mask=np.eye(N, dtype=bool) | (rng.random((N, N)) < 0.1),  # not symmetric
+    # 64-bit keys, of which many are equal in one half alone.
+    identities=rng.integers(0, 4, (N, 2), np.uint32) + np.uint32(2**32 - 4),
 )
+# Padding, here the first tile and all rows of the third of eight devices; its embeddings are anything but 0.
+PADDING = np.isin(np.arange(N), [0, 1, 2, 8, 9, 10, 11, 17, 31])
+VALID = dict(identities=~PADDING)
 
 
 def mask_of(positives):
     if positives is None:
         return np.eye(N, dtype=bool)
-    return positives[:, None] == positives[None] if positives.ndim == 1 else positives
+    if positives.dtype == bool:
+        return positives
+    lanes = positives.reshape(N, -1)
+    return (lanes[:, None] == lanes[None]).all(-1)
 
 
 def softmax_reference(image, text, temperature, bias, mask):
     """Equations 3 and 4 of UniCL (arXiv 2204.03610) with smoothed targets, float64."""
     del bias
-    total = 0.0
+    total, N = 0.0, len(image)
     for own, other, positive in ((image, text, mask), (text, image, mask.T)):
         logits = own @ other.T / temperature
         log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
@@ -52,12 +60,12 @@ def softmax_reference(image, text, temperature, bias, mask):
 def sigmoid_reference(image, text, temperature, bias, mask):
     """Equation 1 of SigLIP (arXiv 2303.15343), float64."""
     logits = image @ text.T / temperature + bias
-    return np.log1p(np.exp(-np.where(mask, 1, -1) * logits)).sum() / N
+    return np.log1p(np.exp(-np.where(mask, 1, -1) * logits)).sum() / len(image)
 
 
-def softmax(image, text, temperature, bias, positives, pairwise):
+def softmax(image, text, temperature, bias, positives, pairwise, valid):
     del bias
-    return softmax_contrastive(image, text, temperature, SMOOTHING, positives, pairwise)
+    return softmax_contrastive(image, text, temperature, SMOOTHING, positives, pairwise, valid)
 
 
 LOSSES = dict(softmax=(softmax, softmax_reference), sigmoid=(sigmoid_contrastive, sigmoid_reference))
@@ -81,8 +89,13 @@ def numeric_gradients(reference, mask):
 @functools.cache
 def expected(loss, positives):
     """(value, gradients) of the reference."""
-    mask = mask_of(POSITIVES[positives])
-    reference = LOSSES[loss][1]
+    mask, valid = mask_of(POSITIVES[positives]), VALID.get(positives, np.ones(N, bool))
+    mask = mask[valid][:, valid]
+
+    def reference(image, text, *scalars):
+        """Padding is left out before the loss is computed."""
+        return LOSSES[loss][1](image[valid], text[valid], *scalars)
+
     return reference(IMAGE, TEXT, TEMPERATURE, BIAS, mask), list(numeric_gradients(reference, mask))
 
 
@@ -99,15 +112,15 @@ def gradient(loss, positives, implementation, devices, tile=3):
     mesh = make_mesh(sizes, jax.devices()[:devices])
     pairwise = Pairwise(implementation, mesh, tile)
 
-    def value(image, text, temperature, bias, positives, scale):
-        result, metrics = LOSSES[loss][0](image, text, temperature, bias, positives, pairwise)
+    def value(image, text, temperature, bias, positives, valid, scale):
+        result, metrics = LOSSES[loss][0](image, text, temperature, bias, positives, pairwise, valid)
         return scale * result, metrics
 
-    labels = POSITIVES[positives]
+    labels, valid = global_batch(mesh, (POSITIVES[positives], VALID.get(positives)))
     image, text = global_batch(mesh, (np.float32(IMAGE), np.float32(TEXT)))
-    labels = labels if labels is None else global_batch(mesh, labels)
+    scalars = jnp.float32(TEMPERATURE), jnp.float32(BIAS)
     compiled = jax.jit(jax.value_and_grad(value, (0, 1, 2, 3), has_aux=True))
-    return lambda scale: compiled(image, text, jnp.float32(TEMPERATURE), jnp.float32(BIAS), labels, scale)
+    return lambda scale: compiled(image, text, *scalars, labels, valid, scale)
 
 
 def assert_close(actual, expected):
@@ -129,6 +142,13 @@ def assert_close(actual, expected):
         ("diagonal", "ring", 2),
         ("mask", "gathered", 8),
         ("mask", "ring", 4),
+        ("identities", "dense", 1),
+        ("identities", "gathered", 8),
+        ("identities", "ring", 8),
+        *(
+            pytest.param("identities", implementation, devices, marks=pytest.mark.slow)
+            for implementation, devices in [("ring", 1), ("ring", 2), ("ring", 4), ("dense", 8)]
+        ),
     ],
 )
 def test_value_and_gradients_agree_with_the_equations(loss, positives, implementation, devices):
@@ -140,11 +160,13 @@ def test_value_and_gradients_agree_with_the_equations(loss, positives, implement
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_all_implementations_return_equal_metrics(loss):
-    (_, expected_metrics), _ = computed(loss, "labels", "dense", 1)
+@pytest.mark.parametrize("positives", ["labels", "identities"])
+def test_all_implementations_return_equal_metrics(loss, positives):
+    (_, expected_metrics), _ = computed(loss, positives, "dense", 1)
     assert 0 < expected_metrics["image_to_text_accuracy"] < 1
-    for implementation in IMPLEMENTATIONS:
-        (_, metrics), _ = computed(loss, "labels", implementation, 8)
+    # Dense on eight devices with identities is in the slow test above.
+    for implementation in IMPLEMENTATIONS if positives == "labels" else ("ring", "gathered"):
+        (_, metrics), _ = computed(loss, positives, implementation, 8)
         for name, value in expected_metrics.items():
             np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=f"{implementation} {name}")
 

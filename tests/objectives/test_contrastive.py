@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from big_ssl.losses.contrastive import sigmoid_contrastive, softmax_contrastive
 from big_ssl.objectives import build
-from big_ssl.objectives.base import Context, EncoderCall
+from big_ssl.objectives.base import BatchField, Context, EncoderCall
 
 B, WIDTH, DIM = 4, 5, 3
 
@@ -177,6 +178,56 @@ def test_a_logit_bias_makes_the_loss_siglips():
     # SigLIP's temperature has no bound.
     params["logit_scale"] += 7
     assert objective.project(params) == params
+
+
+IDENTITY = dict(
+    key=np.array([[7, 1], [7, 2], [7, 1], [7, 2]], np.uint32), valid=np.array([True, True, True, False])
+)
+LABEL = np.array([5, 3, 5, 3], np.int32)
+
+
+@pytest.mark.parametrize(
+    ("value", "relation"),
+    [(IDENTITY, dict(positives=IDENTITY["key"], valid=IDENTITY["valid"])), (LABEL, dict(positives=LABEL))],
+)
+@pytest.mark.parametrize("bias", [None, -1.0])
+def test_a_batch_field_marks_the_positives(value, relation, bias):
+    """Of the softmax, and of SigLIP's sigmoid."""
+    objective = make(positives="same", temperature=0.1, temperature_form="log", logit_bias=bias)
+    calls = dict(image=EncoderCall("image", "image"), text=EncoderCall("text", "text"))
+    assert objective.inputs == calls | dict(positives=BatchField("same"))
+    features = objective.head.apply(dict(params=init(objective, towers())), towers())
+    loss, metrics, _ = objective.loss(features, dict(positives=value), {}, 0)
+    arguments = [features[name] for name in ("image", "text", "temperature")]
+    expected, _ = (
+        softmax_contrastive(*arguments, **relation)
+        if bias is None
+        else sigmoid_contrastive(*arguments, bias, **relation)
+    )
+    np.testing.assert_allclose(loss.mean, expected, rtol=1e-6)
+    without, *_ = make(logit_bias=bias).loss(features, {}, {}, 0)
+    assert abs(loss.mean - without.mean) > 1e-2
+    assert ("lower_bound" in metrics) == (bias is None)
+
+
+@pytest.mark.parametrize("value", [dict(ids=LABEL, mask=LABEL), np.zeros((B, 8, 8, 3))])
+def test_a_field_that_marks_no_positives_is_named(value):
+    objective = make(positives="text")
+    features = objective.head.apply(dict(params=init(objective, towers())), towers())
+    message = "contrastive.positives is 'text'; it must be a field of kind label or identity"
+    with pytest.raises(ValueError, match=message):
+        objective.loss(features, dict(positives=value), {}, 0)
+
+
+@pytest.mark.parametrize(("form", "name"), [("raw", "temperature"), ("log", "logit_scale")])
+def test_without_a_clamp_the_temperature_has_no_bound(form, name):
+    """UniCL's logit scale begins at 1, a temperature of 1 / e."""
+    objective = make(temperature_form=form, temperature=math.exp(-1), temperature_clamp=False)
+    params = init(objective, towers())
+    np.testing.assert_allclose(params[name], math.exp(-1) if form == "raw" else 1.0, rtol=1e-6)
+    beyond = params | {name: jnp.float32(7.0 if form == "log" else 1e-4)}
+    assert objective.project(beyond) == beyond
+    assert make(temperature_form=form).project(beyond) != beyond
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ import numpy as np
 import tokenizers
 import torch
 import transformers
+from flax.traverse_util import flatten_dict
 
 from big_ssl.data.clip_bpe import clean
 from big_ssl.weights.tensor_files import read_tensors
-from tests.parity import align_peers, clip_peers, dino_peers, goldens, other_sizes, peers
+from tests.parity import align_peers, clip_peers, dino_peers, goldens, other_sizes, peers, swin_peers
 from tests.parity.clip_texts import TEXTS
 from tests.parity.open_clip_tokenizer import simple_tokenizer
 
@@ -56,6 +57,9 @@ def main(folder):
     gated = dict(intermediate_size=24, use_gated_mlp=True, hidden_act="silu")
     write_dino(folder / "golden_hf_dinov3.npz", dino_peers.hf_dinov3(**small, **gated), made_by)
     write_dino(folder / "golden_hf_tipsv2.npz", dino_peers.hf_tipsv2(**small), made_by)
+    write_swin(folder / "golden_hf_swin.npz", swin_peers.swin(**swin_peers.SMALL, mask_token=True), made_by)
+    write_swin(folder / "golden_hf_swinv2.npz", swin_peers.swinv2(**swin_peers.SMALL), made_by)
+    write_coswin(folder / "golden_coswin.npz", swin_peers.coswin(), made_by)
     write_other_sizes(folder / "golden_other_sizes.npz", made_by)
     write_ids(folder)
 
@@ -73,6 +77,24 @@ def write_dino(path, peer, made_by):
             arrays[f"{name}_tokens"] = dino_peers.run(peer, images)
             arrays[f"{name}_masked"] = dino_peers.run(peer, images, masks)
         write_arrays(path, weights, made_by, **arrays)
+
+
+def write_swin(path, peer, made_by):
+    """transformers' Swin or Swin V2: its config.json, and the maps and tokens that it makes of images whose
+    maps are padded to whole windows."""
+    with tempfile.TemporaryDirectory() as saved:
+        peer.save_pretrained(saved)
+        weights = dict(read_tensors(pathlib.Path(saved) / "model.safetensors"))
+        config = (pathlib.Path(saved) / "config.json").read_text()
+    images = dino_peers.images(swin_peers.PADDED)
+    write_arrays(path, weights, made_by, config=config, images=images, **swin_peers.outputs(peer, images))
+
+
+def write_coswin(path, peer, made_by):
+    """The CoSwin of tests/parity/swin_peers.py, with our names."""
+    images = dino_peers.images(swin_peers.PADDED)
+    weights = flatten_dict(swin_peers.coswin_params(peer), sep="/")
+    write_arrays(path, weights, made_by, images=images, **swin_peers.outputs(peer, images))
 
 
 def write_clip(path, peer, made_by):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
-import big_ssl
 from big_ssl.weights import architecture
 from big_ssl.weights.formats import read_checkpoint
 from big_ssl.weights.guess import guess
@@ -59,7 +58,9 @@ def run(peer, images):
     """(all tokens after the final norm, the pooled output before the head, and after it)."""
     with torch.no_grad():
         tokens = peer.forward_features(dino_peers.pixels(images))
-        return tuple(x.numpy() for x in (tokens, peer.forward_head(tokens, pre_logits=True), peer.forward_head(tokens)))
+        return tuple(
+            x.numpy() for x in (tokens, peer.forward_head(tokens, pre_logits=True), peer.forward_head(tokens))
+        )
 
 
 @functools.cache
@@ -83,7 +84,15 @@ def test_features(kind, name, options, tmp_path):
         ours = compiled(modules.image)(image_variables, images)
         np.testing.assert_allclose(ours["patches"], tokens[:, peer.num_prefix_tokens :], **CLOSE)
         np.testing.assert_allclose(ours["pooled"], pooled, **CLOSE)
-        print(kind, name, size, *(np.abs(a - b).max() for a, b in ((ours["patches"], tokens[:, peer.num_prefix_tokens :]), (ours["pooled"], pooled))))
+        print(
+            kind,
+            name,
+            size,
+            *(
+                np.abs(a - b).max()
+                for a, b in ((ours["patches"], tokens[:, peer.num_prefix_tokens :]), (ours["pooled"], pooled))
+            ),
+        )
         if head is not None:
             (params,) = variables["params"]["heads"].values()
             (found,) = head.apply(dict(params=params), dict(image=ours)).values()

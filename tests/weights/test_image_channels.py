@@ -2,11 +2,13 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import big_ssl
-from big_ssl.models import efficientnet, resnet, vit
+from big_ssl.models import efficientnet, resnet, swin, vit
 from big_ssl.training.initial import fitted
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import read_checkpoint, write_checkpoint
@@ -85,6 +87,8 @@ def test_public_weights_of_four_channels_are_read_as_they_are(rgb):
 ENCODERS = dict(
     vit=vit.ViT(patch=8, width=16, depth=1, heads=2, image_size=16, channels=5),
     resnet=resnet.ModifiedResNet(width=8, blocks=(1, 1, 1, 1), image_size=32, channels=5),
+    swin=swin.Swin(width=8, depths=(2,), heads=(2,), window=2, channels=5),
+    coswin=swin.Swin(width=8, depths=(2,), heads=(2,), window=2, channels=5, embedding="conv"),
     efficientnet=efficientnet.EfficientNet(width=0.1, depth=0.1, channels=5),
 )
 
@@ -94,6 +98,8 @@ def test_init_from_rgb_weights(kind):
     """Every encoder's first kernel, as timm's adapt_input_conv fits it."""
     module = ENCODERS[kind]
     kernel = RNG.normal(size=(3, 3, 3, 8)).astype(np.float32)
+    params = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 32, 32, 5)))["params"]
+    assert flatten_dict(params, sep="/")[module.first_kernel].shape[2] == 5
     found = fitted(f"params/encoders/image/{module.first_kernel}", kernel, (3, 3, 5, 8), dict(image=module))
     expected = np.concatenate([kernel, kernel[:, :, :2]], 2) * 0.6
     np.testing.assert_allclose(found, expected, rtol=1e-6)

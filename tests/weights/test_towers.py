@@ -40,7 +40,7 @@ def test_a_vision_tower_alone_is_an_image_encoder(kind, prefix, tmp_path):
     """transformers 5 writes its names without their prefix."""
     whole, expected = write_tower(kind, "vision", tmp_path, prefix)
     alone, ours = read_checkpoint(guess(tmp_path), tmp_path)
-    assert (alone["head"], alone["tokenizer"], "embedding" in alone) == (None, None, False)
+    assert (alone["head"], alone["tokenizer"], "embedding_head" in alone) == (None, None, False)
     assert alone["encoders"] == dict(image=whole["encoders"]["image"])
     assert set(ours) == {path for path in expected if path.startswith("params/encoders/image/")}
     assert all(np.array_equal(ours[path], expected[path]) for path in ours)

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from big_ssl.data.fields.base import Context, Draws, Field
+from big_ssl.data.fields.identity import Identity
 from big_ssl.data.fields.image import Image
 from big_ssl.data.fields.label import Label, MultiLabel
 from big_ssl.data.fields.spatial import Boxes, Depth, Mask
@@ -23,6 +24,7 @@ KINDS: dict[str, type[Field]] = {
     "mask": Mask,
     "depth": Depth,
     "answers": Answers,
+    "identity": Identity,
 }
 
 __all__ = ["KINDS", "Context", "Draws", "Field", "Image", "build", "opened"]
@@ -48,7 +50,11 @@ def build(config: Mapping[str, Mapping], length: int) -> dict[str, Field]:
     images = {name: field for name, field in fields.items() if isinstance(field, Image)}
     _check_channels(images)
     crops = {name: image.cropper for name, image in images.items()}
+    texts = [name for name, field in fields.items() if isinstance(field, Text)]
     for name, field in fields.items():
+        if (text := field.text_field()) and text not in texts:
+            known = ", ".join(texts) or "none"
+            raise ValueError(f"fields.{name}.text is {text!r}; there are the text fields {known}")
         if field.image_field():
             _check_image(name, field.image_field(), images)
             context = field.context._replace(crops=crops)

@@ -25,16 +25,29 @@ class Context(NamedTuple):
     source: Any = None
 
 
+class Description(NamedTuple):
+    """What a text field drew, before any prompt.
+
+    text: the caption, or the class's name. class_id: the class's number and label in its source; "" for a
+    caption.
+    """
+
+    text: str
+    class_id: str = ""
+
+
 class Draws(NamedTuple):
     """The random draws for loading a record once, shared by its fields.
 
-    rng: NumPy's. prepared: {image field: Prepared}. geometries: {image field: the boxes of its crops}. Both
-    are filled when image fields are loaded, before the fields that belong to them.
+    rng: NumPy's. prepared: {image field: Prepared}. geometries: {image field: the boxes of its crops}.
+    descriptions: {text field: Description}. These are filled when image and text fields are loaded, before
+    the fields that belong to them.
     """
 
     rng: np.random.Generator
     prepared: dict[str, Prepared]
     geometries: dict[str, Sequence[Geometry]]
+    descriptions: dict[str, Description]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +71,10 @@ class Field:
 
     def image_field(self) -> str:
         """The image field whose geometric transforms this field shares; "" for none."""
+        return ""
+
+    def text_field(self) -> str:
+        """The text field whose drawn text this field describes; "" for none."""
         return ""
 
     def zeros(self) -> Any:

@@ -1,50 +1,112 @@
 """Texts: one of a record's captions, drawn at random, and the answers to its question."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from big_ssl.data import records
-from big_ssl.data.fields.base import Field
-from big_ssl.data.records import BadValue
+from big_ssl.data import label_sets, prompt_templates, records, sources
+from big_ssl.data.fields.base import Description, Field
+from big_ssl.data.label_sets import LabelSet
+from big_ssl.data.records import BadValue, Labels
 
 
 @dataclasses.dataclass(frozen=True)
 class Text(Field):
-    """ids: int32[L] and mask: bool[L], True for tokens, False for padding: one of a record's captions.
+    """ids: int32[L] and mask: bool[L], True for tokens, False for padding: one of a record's captions, or the
+    name of its class.
 
-    captions: {key: weight}; a key is drawn by its weight among those that the record has, then one of its
-    texts. For the key "tags" it is a random subset of the texts in random order, joined to one text.
+    Args:
+      captions: {key: weight}; a key is drawn by its weight among those that the record has, then one of its
+        texts. For the key "tags" it is a random subset of the texts in random order, joined to one text.
+      class_key: in place of captions, where a record has its class, by name or by number; the source must
+        know the names of all classes. A name that is a plain text can be a caption.
+      label_set: the names of the source's classes, as in label_sets.build: "" for its own, "imagenet" or
+        another of LABEL_SETS, a text file, or a list.
+      prompts: as in prompt_templates.templates; one is drawn each time for a class's name, and for a caption
+        of at most `prompt_words` words (Florence, arXiv 2111.11432, section 2.1). () for no prompts.
+      prompt_words: words are separated by white space.
+      augment: False reads all texts without prompts, for a later stage.
     """
 
-    captions: Mapping[str, float]
+    captions: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    class_key: str = ""
+    label_set: str | Sequence[str] = ""
+    prompts: str | Sequence[str] = ()
+    prompt_words: int = 2
+    augment: bool = True
 
     counter: ClassVar[str] = "replaced_texts"
     needs_tokenizer: ClassVar[bool] = True
 
     def __post_init__(self):
-        if not self.captions or not any(self.captions.values()):
+        if self.class_key and self.captions:
+            raise ValueError(f"class_key is {self.class_key!r}; with it captions must be dict()")
+        if not self.captions and not self.class_key:
+            raise ValueError("captions is missing or empty; without class_key it must name a key at least")
+        if self.captions and not any(self.captions.values()):
             raise ValueError("captions: one of them must have a weight above 0")
+
+    def check(self):
+        _ = self._templates
+        if self.class_key:
+            _ = self._classes
 
     def zeros(self):
         return _empty(self.context.length)
 
     def load(self, record, draws):
-        return _tokens(self.context.tokenizer, draw_caption(record, self.captions, draws.rng))
+        description = self._describe(record, draws.rng)
+        draws.descriptions[self.context.name] = description
+        # A prompt must not hide that there is no text.
+        tokens = _tokens(self.context.tokenizer, description.text)
+        prompt = self._prompt(description, draws.rng)
+        return tokens if prompt == description.text else _tokens(self.context.tokenizer, prompt)
 
     def keys(self):
+        if self.class_key:
+            return dict(class_key=self.class_key)
         return {f"captions.{key}": key for key, weight in self.captions.items() if weight}
 
     def missing_keys(self, present):
-        """All keys, only if none of them is present: one suffices."""
+        """Captions' keys only if none of them is present: one suffices."""
         missing = super().missing_keys(present)
+        if self.class_key:
+            return missing
         return {"captions": ", ".join(missing.values())} if len(missing) == len(self.keys()) else {}
 
     def encoder_inputs(self, value, key, train):
         del key, train
         return dict(value)
+
+    def _describe(self, record, rng) -> Description:
+        if not self.class_key:
+            return Description(draw_caption(record, self.captions, rng))
+        number = self._labels.number(record)
+        label, place = self._labels.names[number], self._classes.classes[number]
+        if place < 0:
+            raise BadValue(f"the class {label!r} is none of {self.label_set}")
+        return Description(prompt_templates.cleaned(self._classes.names[place]), f"{number} {label}")
+
+    def _prompt(self, description, rng) -> str:
+        short = len(description.text.split()) <= self.prompt_words
+        if not self._templates or not (description.class_id or short):
+            return description.text
+        return self._templates[rng.integers(len(self._templates))].replace("{}", description.text)
+
+    @functools.cached_property
+    def _templates(self) -> tuple[str, ...]:
+        return prompt_templates.templates(self.prompts) if self.prompts and self.augment else ()
+
+    @functools.cached_property
+    def _labels(self) -> Labels:
+        return sources.labels(self.context.source, self.class_key)
+
+    @functools.cached_property
+    def _classes(self) -> LabelSet:
+        return label_sets.build(self.label_set, self._labels.names)
 
 
 @dataclasses.dataclass(frozen=True)

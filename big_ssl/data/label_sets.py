@@ -1,8 +1,9 @@
 """The classes of a labelled set, and the class of each of its labels.
 
-The rules of ImageNet's test sets: ImageNet-V2 names its folders by number, to be read as integers;
-ImageNet-A and -R are classified into the 200 classes that they show, not into all 1000; ObjectNet
-into the 113 classes that it shares with ImageNet, under ObjectNet's names; its other images are left out.
+Training and evaluation name classes by the same rules. ImageNet's test sets have rules of their own:
+ImageNet-V2 names its folders by number, to be read as integers; ImageNet-A and -R are classified into the 200
+classes that they show, not into all 1000; ObjectNet into the 113 classes that it shares with ImageNet, under
+ObjectNet's names; its other images are left out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from big_ssl.evals.prompts import labels_file, read_lines
+from big_ssl.data.prompt_templates import labels_file, read_lines
 
 
 class LabelSet(NamedTuple):
@@ -79,6 +80,13 @@ def _imagenet():
     return _Named(names, keys | {str(i): i for i in range(len(ids))})
 
 
+def _imagenet_unicl():
+    """All 1000 under the names that UniCL was evaluated with (microsoft/UniCL, data/imagenet/constants.py):
+    OpenAI's but for the second of the two classes that these call "missile", and of "sunglasses"."""
+    imagenet, other = _imagenet(), {744: "projectile", 837: "dark glasses"}
+    return imagenet._replace(names=[other.get(i, name) for i, name in enumerate(imagenet.names)])
+
+
 def _imagenet_part(file):
     """Some of the 1000, in their order; labels as for all of them."""
     imagenet = _imagenet()
@@ -103,4 +111,5 @@ LABEL_SETS: dict[str, Callable[[], _Named]] = {
     "imagenet_a": lambda: _imagenet_part("imagenet_a.txt"),
     "imagenet_r": lambda: _imagenet_part("imagenet_r.txt"),
     "objectnet": _objectnet,
+    "imagenet_unicl": _imagenet_unicl,
 }

@@ -1,0 +1,136 @@
+"""Swin, Swin V2 and CoSwin against transformers' modules, all parameters random."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from big_ssl.models.map_embeddings import ConvEmbedding
+from big_ssl.models.swin import Swin
+from big_ssl.weights import architecture
+from big_ssl.weights.formats import read_checkpoint
+from tests.parity.other_sizes import CLOSE
+
+torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
+transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
+
+from tests.parity import dino_peers, swin_peers  # noqa: E402  (needs PyTorch)
+
+pytestmark = pytest.mark.parity
+
+
+def converted(kind, peer, folder):
+    """(our module, its variables) of a peer that transformers has saved."""
+    peer.save_pretrained(folder)
+    config, ours = read_checkpoint(kind, folder)
+    module = architecture.modules(config).image
+    return module, architecture.encoder_variables(unflatten_dict(ours, sep="/"), "image")
+
+
+def check(module, variables, images, expected, **options):
+    maps, tokens = expected
+    result = jax.jit(module.apply)(variables, images, **options)
+    assert len(result["pyramid"]) == len(maps)
+    for ours, theirs in zip(result["pyramid"], maps, strict=True):
+        scale = theirs.std()
+        np.testing.assert_allclose(ours / scale, theirs / scale, **CLOSE)
+    np.testing.assert_allclose(result["patches"], tokens, **CLOSE)
+    np.testing.assert_allclose(result["pooled"], tokens.mean(1), **CLOSE)
+
+
+# For windows of 4 on maps of strides 4 and 8: the second clamps, and with another side; whole windows; both
+# maps are padded, and are odd; no whole patches. transformers takes no map that is smaller than its table.
+@pytest.mark.parametrize("size", [(32, 32), (32, 80), (64, 96), (44, 60), (51, 70)])
+def test_swin(size, tmp_path):
+    """A fresh peer for each size: it keeps the windows of the first one that it has seen."""
+    peer, images = swin_peers.swin(), dino_peers.images(size)
+    module, variables = converted("hf_swin", peer, tmp_path)
+    check(module, variables, images, swin_peers.run(peer, images))
+
+
+def test_masked_swin(tmp_path):
+    """Its mask is of the first map, ours of the last."""
+    peer, images = swin_peers.swin(mask_token=True), dino_peers.images((44, 60))
+    module, variables = converted("hf_swin", peer, tmp_path)
+    mask = np.random.default_rng(3).random((2, 6, 8)) < 0.5
+    fine = mask.repeat(2, 1).repeat(2, 2)[:, :11, :15].reshape(2, -1)
+    expected = swin_peers.run(peer, images, fine)
+    assert np.abs(expected[1] - swin_peers.run(peer, images)[1]).max() > 0.1
+    check(module, variables, images, expected, mask=mask.reshape(2, -1))
+
+
+def test_swin_of_three_stages_at_another_resolution(tmp_path):
+    """Weights for 48 pixels, windows of 3, in a model for 96 pixels and windows of 6: tables as PyTorch's
+    interpolation resizes them."""
+    shape = dict(depths=(2, 2, 2), num_heads=(1, 2, 4), window_size=3, image_size=48)
+    module, variables = converted("hf_swin", swin_peers.swin(**shape), tmp_path)
+    large = swin_peers.swin(**shape | dict(window_size=6, image_size=96))
+    state = swin_peers.swin(**shape).state_dict()
+    for name, table in state.items():
+        if name.endswith("relative_position_bias_table"):
+            grid = table.T.reshape(1, -1, 5, 5)
+            grid = torch.nn.functional.interpolate(grid, (11, 11), mode="bicubic", align_corners=False)
+            state[name] = grid.reshape(-1, 121).T
+    large.load_state_dict(state)
+    module = module.clone(window=6)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))["params"]
+    flat, resized = flatten_dict(variables["params"], sep="/"), 0
+    for name, leaf in flatten_dict(shapes, sep="/").items():
+        if flat[name].shape != leaf.shape:
+            flat[name] = module.resize_params(name, flat[name], leaf.shape)
+            resized += 1
+    assert resized == 6
+    images = dino_peers.images((96, 96))
+    expected = swin_peers.run(large, images)
+    check(module, dict(params=unflatten_dict(flat, sep="/")), images, expected)
+
+
+# For windows of 4: whole windows, padded ones, odd maps, no whole patches.
+@pytest.mark.parametrize("size", [(64, 64), (44, 60), (70, 51)])
+@pytest.mark.parametrize("pretrained", [(0, 0), (6, 3)])
+def test_swin_v2(size, pretrained, tmp_path):
+    peer = swin_peers.swinv2(image_size=64, pretrained_window_sizes=pretrained)
+    module, variables = converted("hf_swinv2", peer, tmp_path)
+    images = dino_peers.images(size)
+    check(module, variables, images, swin_peers.run(peer, images))
+
+
+def test_swin_v2_with_clamped_windows(tmp_path):
+    """Of 8 on maps of 8 and 4 positions."""
+    peer = swin_peers.swinv2(window_size=8)
+    module, variables = converted("hf_swinv2", peer, tmp_path)
+    assert list(module.window) == [8, 4]
+    images = dino_peers.images((32, 32))
+    check(module, variables, images, swin_peers.run(peer, images))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(7, 4, 2), (3, 2, 1)])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47)])
+def test_conv_embedding(kernel, stride, padding, size):
+    """CvtModel's, at the strides and paddings of its first and its other stages."""
+    peer = dino_peers.randomise(
+        transformers.models.cvt.modeling_cvt.CvtConvEmbeddings(kernel, 3, 6, stride, padding), 0
+    )
+    state = {name: value.numpy() for name, value in peer.state_dict().items()}
+    params = dict(
+        kernel=state["projection.weight"].transpose(2, 3, 1, 0),
+        bias=state["projection.bias"],
+        norm=dict(scale=state["normalization.weight"], bias=state["normalization.bias"]),
+    )
+    module = ConvEmbedding(kernel, stride, padding, 1e-5, jnp.float32, 6)
+    images = dino_peers.images(size)
+    with torch.no_grad():
+        expected = peer(dino_peers.pixels(images)).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(module.apply(dict(params=params), images), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("clamp", [True, False])
+@pytest.mark.parametrize("size", [(32, 32), (44, 61)])
+def test_coswin(size, clamp):
+    """As put together in swin_peers of transformers' parts, with clamped windows and as detection does."""
+    peer = swin_peers.coswin(always=not clamp, **swin_peers.SHAPE)
+    module = Swin(width=16, depths=(2, 2), heads=(2, 4), window=4, clamp_window=clamp, embedding="conv")
+    params = swin_peers.coswin_params(peer)
+    images = dino_peers.images(size)
+    check(module, dict(params=params), images, swin_peers.run(peer, images))
