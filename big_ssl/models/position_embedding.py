@@ -10,7 +10,8 @@
   | dinov2 with registers | the same, with antialias=True, by size | bicubic_antialias |
   | timm_dinov2 | timm's resample_abs_pos_embed | bicubic_antialias |
 
-hf_align has no positions of images. tests/parity/test_positions.py compares each with that code.
+Tables of relative positions, of all formats with a Swin, are resized by "bicubic". hf_align has no positions
+of images. tests/parity/test_positions.py and test_swin.py compare each with that code.
 """
 
 import math

@@ -22,7 +22,9 @@ from big_ssl.weights import (
     openai_clip,
     rules,
     siglip_npz,
+    swin,
     timm_dinov2,
+    unicl,
 )
 from big_ssl.weights.errors import WeightsError, reason
 from big_ssl.weights.format import Format, ModelConfig, json_file
@@ -51,8 +53,10 @@ FORMATS: dict[str, Format] = {
     "timm_dinov2": timm_dinov2.FORMAT,
     "ibot": ibot.FORMAT,
     "hf_vit": hf_vit.FORMAT,
+    "swin": swin.FORMAT,
     "hf_swin": hf_swin.FORMAT,
     "hf_swinv2": hf_swin.FORMAT_V2,
+    "unicl": unicl.FORMAT,
 }
 WRITABLE = tuple(name for name, format_ in FORMATS.items() if format_.describe)
 

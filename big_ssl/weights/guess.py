@@ -70,8 +70,11 @@ def _of_config(file):
     config = json_files.read_object(file)
     if "encoders" in config:
         return ["big_ssl"]
-    if "dinov2" in str(config.get("architecture")):
+    architecture = str(config.get("architecture"))
+    if "dinov2" in architecture:
         return ["timm_dinov2"]
+    if re.match(r"swin(v2)?_(tiny|small|base|large)_", architecture):
+        return ["swin"]
     model_type = config.get("model_type")
     if model_type is None:
         return []
@@ -105,6 +108,10 @@ def _is_vit(names):
     return _has(names, r"(^|\.)blocks\.(\d+\.)*attn\.qkv\.weight$")
 
 
+def _is_swin(names):
+    return _has(names, r"layers\.0\.blocks\.0\.attn\.(relative_position_bias_table|logit_scale)$")
+
+
 # OpenAI's archives state the resolution. The same arrays without it may be from either code, and their
 # activations differ.
 _SIGNS: dict[str, Callable[[Set[str]], bool]] = {
@@ -114,5 +121,9 @@ _SIGNS: dict[str, Callable[[Set[str]], bool]] = {
     "timm_dinov2": lambda names: (
         _is_vit(names) and _has(names, r"ls1\.gamma$") and not _has(names, r"mask_token$")
     ),
-    "ibot": lambda names: _is_vit(names) and not _has(names, r"ls1\.gamma$"),
+    "ibot": lambda names: (
+        _is_vit(names) and not _has(names, r"ls1\.gamma$") and not _has(names, r"(^|\.)layers\.")
+    ),
+    "swin": lambda names: _is_swin(names) and "logit_scale" not in names,
+    "unicl": lambda names: _is_swin(names) and "logit_scale" in names,
 }

@@ -4,15 +4,13 @@ Layout: timm/models/vision_transformer.py. In models with registers, timm has ad
 embedding to the class token.
 """
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from big_ssl.models import vit
-from big_ssl.weights import dino_layers
-from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import IMAGENET_PIXELS, Format, ModelConfig, image_config, shape_of
+from big_ssl.weights import dino_layers, timm_files
+from big_ssl.weights.format import Format, ModelConfig, image_config, shape_of
 
 
 def _config(tensors, files, options) -> ModelConfig:
@@ -25,16 +23,7 @@ def _config(tensors, files, options) -> ModelConfig:
         position_resize="bicubic_antialias",
         mask_token=False,  # timm drops it
     )
-    settings = files.get("config.json", {}).get("pretrained_cfg", {})
-    if settings.get("interpolation", "bicubic") != "bicubic":
-        raise WeightsError(f"config.json: interpolation is {settings['interpolation']!r}; there is bicubic")
-    if settings.get("crop_mode", "center") != "center":
-        raise WeightsError(f"config.json: crop_mode is {settings['crop_mode']!r}; there is center")
-    size = settings.get("input_size", (3, shape["image_size"]))[1]
-    side = math.floor(size / settings.get("crop_pct", 1.0))
-    pixels = {key: tuple(settings.get(key, IMAGENET_PIXELS[key])) for key in ("mean", "std")}
-    views = dict(image=IMAGENET_PIXELS | pixels)
-    return image_config(image, size, views=views, resize="crop" if side == size else f"crop {side}")
+    return image_config(image, **timm_files.preprocessing(files, shape["image_size"]))
 
 
 def _prepare(tensors: Mapping, options: Mapping) -> dict:

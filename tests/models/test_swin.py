@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from big_ssl.models import encoders, swin, windows
-from big_ssl.models.layer_layouts import stack_layers
+from big_ssl.models.layer_layouts import stack_layers, unstack_layers
 from big_ssl.models.position_embedding import resize_position_embedding
 from big_ssl.models.swin import VARIANTS, Swin
 from big_ssl.models.windows import Windows
@@ -254,6 +254,40 @@ def test_paths_are_dropped_linearly_over_all_blocks(monkeypatch):
     rates.clear()
     jax.eval_shape(model.apply, drawn(model), IMAGES)
     assert not rates
+
+
+def trained(model, variables):
+    """(outputs, gradients) of a random projection of all outputs in training, pairs unstacked."""
+
+    def loss(variables):
+        rngs = dict(dropout=KEY)
+        outputs = jax.tree.leaves(model.apply(variables, IMAGES, train=True, rngs=rngs))
+        return sum((jnp.cos(jnp.arange(x.size)) * x.ravel()).sum() for x in outputs), outputs
+
+    with compiling.quickly():
+        grads, outputs = jax.jit(jax.grad(loss, has_aux=True))(variables)
+    return outputs, unstack_layers(grads, Swin.stacks)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_scanned_and_recomputed_is_unrolled(version, monkeypatch):
+    # Chance put aside, the rate of each block shows in the outputs.
+    monkeypatch.setattr(swin, "drop_path", lambda y, rate, key: y * (1 - rate))
+    model = Swin(**TINY, version=version, drop_path=0.4)
+    variables = drawn(model)
+    outputs, grads = trained(model, variables)
+    scanned = model.clone(scan=True, remat="full")
+    results = trained(scanned, stack_layers(variables, Swin.stacks))
+    results = [results, trained(model.clone(remat="dots"), variables)] if version == 1 else [results]
+    grads = flatten_dict(grads)
+    for other_outputs, other_grads in results:
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), other_outputs, outputs
+        )
+        for path, grad in flatten_dict(other_grads).items():
+            # A softmax does not see its keys' bias, whose gradient is rounding alone.
+            largest = 1 if path[-2:] == ("key", "bias") else max(1e-2, np.abs(grads[path]).max())
+            np.testing.assert_allclose(grad, grads[path], rtol=1e-4, atol=1e-4 * largest, err_msg=str(path))
 
 
 def test_paths_are_dropped_for_whole_examples():
