@@ -130,7 +130,7 @@ def coswin_params(peer):
         params["patch_embedding" if i == 0 else f"merging{i - 1}"] = dict(
             kernel=state[f"{theirs}projection.weight"].transpose(2, 3, 1, 0),
             bias=state[f"{theirs}projection.bias"],
-            norm=dict(
+            patch_norm=dict(
                 scale=state[f"{theirs}normalization.weight"], bias=state[f"{theirs}normalization.bias"]
             ),
         )
