@@ -1,7 +1,7 @@
 """UniCL's files (.pth): a Swin and CLIP's causal text encoder, of width / 64 heads.
 
 Layout: microsoft/UniCL, model/model.py, in which older files have other prefixes. The temperature starts at
-exp(-1), and layer norms of texts have an epsilon of 1e-12.
+exp(-1).
 """
 
 import math
@@ -33,9 +33,7 @@ _HEAD = [
     Rule("text_projection", (f"{HEAD}text_projection/kernel",), SAME),
     Rule("logit_scale", (f"{HEAD}logit_scale",), SAME),
 ]
-# Of the text encoder; the other options are CLIP's.
-EPSILON = 1e-12
-TEMPERATURE = math.exp(-1)
+_TEMPERATURE = math.exp(-1)
 
 
 def _rules(config: ModelConfig) -> list[Rule]:
@@ -52,21 +50,20 @@ def _config(tensors, files, options) -> ModelConfig:
     image, size = swin.image_options(encoder, files)
     dim = shape_of(tensors, "text_projection", 2)[1]
     config = clip_config(image, _text(tensors, options), dim, **swin.preprocessing(size))
-    config["head"] |= dict(image_projection=True, temperature=TEMPERATURE)
+    config["head"] |= dict(image_projection=True, temperature=_TEMPERATURE)
     return config
 
 
 def _text(tensors, options):
     blocks = f"{_TEXT_ENCODER}{_BLOCKS}"
     vocab_size, width = shape_of(tensors, f"{_TEXT_ENCODER}token_embedding.weight", 2)
-    return text_transformer.CLIP | dict(
+    return text_transformer.UNICL | dict(
         vocab_size=vocab_size,
         max_len=shape_of(tensors, f"{_TEXT_ENCODER}positional_embedding", 2)[0],
         width=width,
         depth=count(tensors, blocks.replace(".", r"\.") + r"(\d+)\."),
         heads=options.get("text_num_heads") or max(1, width // 64),
         mlp_dim=shape_of(tensors, f"{blocks}0.mlp.c_fc.weight", 2)[0],
-        epsilon=EPSILON,
     )
 
 

@@ -68,6 +68,15 @@ def test_coswin_is_as_large_as_reconstructed(name, millions):
     assert parameters(Swin(**VARIANTS[name], scan=True)) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "billions"), [("swin_t", 224, 4.5), ("swin_s", 224, 8.7), ("swin_b", 224, 15.4)]
+)
+def test_as_many_multiplications_as_published(name, size, billions):
+    """In table 1 of the paper. Ours add those that look up the biases, once for all images."""
+    flops = Swin(**VARIANTS[name], scan=True).flops(64, size, size, 3) / 64
+    assert flops / 2e9 == pytest.approx(billions, abs=0.08)
+
+
 @pytest.mark.parametrize("shift", [0, 1])
 def test_windows_are_put_together_again(shift):
     grid = windows.split(5, 7, 3, clamp=True)

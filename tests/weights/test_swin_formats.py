@@ -66,6 +66,7 @@ def test_microsofts_files(model, tmp_path):
     if config["encoders"]["image"]["version"] == 2:
         assert config["encoders"]["image"]["pretrained_window"] == 2
     wrapped = {f"encoder.{name}": value for name, value in official(model).items()}
+    wrapped["decoder.0.weight"] = np.zeros((3, 16, 1, 1), np.float32)
     assert_same(read("swin", wrapped, tmp_path)[1], model[1])  # SimMIM's
     mask = {"layers.0.blocks.1.attn_mask": np.zeros((25, 4, 4), np.float32)}
     assert read("swin", official(model) | mask, tmp_path)[0]["image_size"] == 4 * 2 * 5
@@ -133,8 +134,8 @@ def test_files_that_do_not_fit(model, tmp_path):
 def unicl_model(tmp_path):
     """(ModelConfig, our weights, UniCL's) of the golden Swin and a random text encoder."""
     golden, image = read_checkpoint("hf_swin", goldens.write_checkpoint("hf_swin", tmp_path / "golden"))
-    size = dict(vocab_size=20, max_len=6, width=64, depth=2, heads=1, mlp_dim=256, epsilon=1e-12)
-    config = clip_config(golden["encoders"]["image"], text_transformer.CLIP | size, 8, 16)
+    size = dict(vocab_size=20, max_len=6, width=64, depth=2, heads=1, mlp_dim=256)
+    config = clip_config(golden["encoders"]["image"], text_transformer.UNICL | size, 8, 16)
     config["head"]["image_projection"] = True
     rng = np.random.default_rng(0)
     shapes = {path: shape for path, shape in architecture.shapes(config).items() if path not in image}
