@@ -42,14 +42,17 @@ _RULES = tuple(
         (r"mask_group|downsample|max_boxes|num_classes|eval_transform\.(size|resize)", COUNT),
         (r"chunk|koleo_group|bn_group", NOT_NEGATIVE),
         # Of encoders.
-        (r"(pooling_)?(heads|mlp_dim)|patch|image_size|pooled_dim|blocks|drop_path_groups|rope_side", COUNT),
-        (r"width|depth|rope_base|rope_rescale", POSITIVE),
+        (
+            r"(pooling_)?(heads|mlp_dim)|patch|image_size|pooled_dim|blocks|drop_path_groups|rope_side|depths|window",
+            COUNT,
+        ),
+        (r"width|depth|rope_base|rope_rescale|mlp_ratio", POSITIVE),
         (r"drop_path|drop_connect|dropout|patch_dropout", FRACTION),
         # Of fields.
         (r"std|scale|crop\.ratio", POSITIVE),  # crop.ratio is width / height, which may be above 1
         (r"\w+_prob|share|ratio|replaced_fraction", PROBABILITY),
         (r"captions\..+|prompt_words", NOT_NEGATIVE),
-        (r"jitter|mixup|cutmix|mix_group|registers", NOT_NEGATIVE),
+        (r"jitter|mixup|cutmix|mix_group|registers|pretrained_window", NOT_NEGATIVE),
     )
 )
 _INSIDE = re.compile(r"\.(?:peak|start|final|values\.\d+\.1|\d+)$")

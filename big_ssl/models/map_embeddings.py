@@ -94,4 +94,4 @@ def _padded(x, multiple):
 
 
 def _norm(module):
-    return nn.LayerNorm(epsilon=module.epsilon, dtype=module.dtype, name="norm")
+    return nn.LayerNorm(epsilon=module.epsilon, dtype=module.dtype, name="patch_norm")

@@ -11,7 +11,8 @@
   | timm_dinov2 | timm's resample_abs_pos_embed | bicubic_antialias |
   | hf_tipsv2 | transformers' interpolate_pos_encoding | bilinear_antialias |
 
-hf_align, hf_dinov3 and dinov3 have no table. tests/parity/test_positions.py compares each with that code.
+Tables of relative positions, of all formats with a Swin, are resized by "bicubic". hf_align, hf_dinov3 and
+dinov3 have no table. tests/parity/test_positions.py and test_swin.py compare each with that code.
 """
 
 import math

@@ -37,7 +37,8 @@ _L = dict(width=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48))
 # Published: Swin's section 3.3 and Swin V2's section 4.1, with the windows for 224 pixels, 256 pixels, and
 # 192 pixels of swinv2_l; Swin's B and L have windows of 12 at 384 pixels. Of CoSwin its paper states the
 # blocks, the embeddings and the size of H: 637M parameters. T, B and L have Swin's sizes. H is reconstructed,
-# not published: of the sizes tried the one of that many parameters (636.5M with a projection to 1,024).
+# not published: of the sizes tried the one of that many parameters (636.5M with a projection to 1,024). Its
+# windows of 12 pad maps of 224 pixels by half; windows of 7 there, resized for 384, cost a third less.
 VARIANTS: dict[str, dict[str, Any]] = {
     "swin_t": _T,
     "swin_s": _S,
@@ -111,7 +112,7 @@ class Pair(nn.Module):
 
 
 class Swin(Encoder):
-    """Swin, Swin V2 and CoSwin; VARIANTS are the published sizes and one that is not.
+    """Swin, Swin V2 and CoSwin; VARIANTS are their sizes, of which CoSwin's are not all published.
 
     width: of the first stage, twice as much in each next one. depths: blocks in each stage, even numbers;
     heads: in each stage. mlp_ratio: hidden units of an MLP by the width.

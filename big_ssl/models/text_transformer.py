@@ -11,6 +11,8 @@ from big_ssl.models.transformer import Layer, layer_config, layer_norm
 
 # Options of all encoders of a family; widths, depths and heads: CLIP's Tables 19 and 20.
 CLIP = dict(causal=True, pooling="eot", activation="quick_gelu", epsilon=1e-5, kernel_init="clip")
+# Yang et al. 2022, arXiv 2204.03610, model/text_encoder/transformer.py of its code.
+UNICL = CLIP | dict(epsilon=1e-12)
 SIGLIP = dict(causal=False, pooling="last", activation="gelu_tanh", epsilon=1e-6, kernel_init="glorot")
 
 

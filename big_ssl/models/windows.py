@@ -75,9 +75,9 @@ def shift_bias(windows: Windows, shift: int):
         (np.arange(size) >= size - side).astype(np.int8) + (np.arange(size) >= size - shift)
         for size in (height, width)
     )
-    parts = 3 * rows[:, None] + columns
-    parts = parts.reshape(height // side, side, width // side, side).transpose(0, 2, 1, 3)
-    parts = jnp.asarray(parts.reshape(-1, 1, side**2))
+    grid = 3 * rows[:, None] + columns
+    grid = grid.reshape(height // side, side, width // side, side).transpose(0, 2, 1, 3)
+    parts = jnp.asarray(grid.reshape(-1, 1, side**2))
     return jnp.where(parts[..., :, None] == parts[..., None, :], 0.0, _MASKED)
 
 

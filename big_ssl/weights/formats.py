@@ -28,10 +28,12 @@ from big_ssl.weights import (
     openai_clip,
     rules,
     siglip_npz,
+    swin,
     timm_dinov2,
     timm_dinov3,
     timm_pe,
     timm_vit,
+    unicl,
 )
 from big_ssl.weights.errors import WeightsError, reason
 from big_ssl.weights.format import Format, ModelConfig, json_file
@@ -68,8 +70,10 @@ FORMATS: dict[str, Format] = {
     "timm_vit": timm_vit.FORMAT,
     "ibot": ibot.FORMAT,
     "hf_vit": hf_vit.FORMAT,
+    "swin": swin.FORMAT,
     "hf_swin": hf_swin.FORMAT,
     "hf_swinv2": hf_swin.FORMAT_V2,
+    "unicl": unicl.FORMAT,
 }
 WRITABLE = tuple(name for name, format_ in FORMATS.items() if format_.describe)
 

@@ -89,6 +89,8 @@ def _of_config(file):
     architecture = str(config.get("architecture"))
     if kinds := [kind for pattern, kind in _ARCHITECTURES.items() if re.fullmatch(pattern, architecture)]:
         return kinds
+    if re.match(r"swin(v2)?_(tiny|small|base|large)_", architecture):
+        return ["swin"]
     model_type = config.get("model_type")
     if model_type is None:
         return []
@@ -116,7 +118,7 @@ def _by_content(path):
 
 
 _ROPE = r"rope_embed\.periods$"
-_NO_PLAIN_VIT = rf"ls1\.gamma$|{_ROPE}|\.gamma_1$|^norm_pre\.|^attn_pool\."
+_NO_PLAIN_VIT = rf"ls1\.gamma$|{_ROPE}|\.gamma_1$|^norm_pre\.|^attn_pool\.|(^|\.)layers\."
 
 
 def _has(names: Set[str], pattern: str) -> bool:
@@ -139,6 +141,10 @@ def _is_timm(names, marks: str) -> bool:
     return _is_vit(names) and _has(names, rf"^({marks})$")
 
 
+def _is_swin(names):
+    return _has(names, r"layers\.0\.blocks\.0\.attn\.(relative_position_bias_table|logit_scale)$")
+
+
 # OpenAI's archives state the resolution. The same arrays without it may be from either code, and their
 # activations differ.
 _SIGNS: dict[str, Callable[[Set[str]], bool]] = {
@@ -152,4 +158,6 @@ _SIGNS: dict[str, Callable[[Set[str]], bool]] = {
     # Of plain ViTs, timm's alone have this classifier.
     "timm_vit": lambda names: _is_timm(names, r"head\.weight") and not _has(names, _NO_PLAIN_VIT),
     "ibot": lambda names: _is_vit(names) and not _has(names, rf"{_NO_PLAIN_VIT}|^head\.weight$"),
+    "swin": lambda names: _is_swin(names) and "logit_scale" not in names,
+    "unicl": lambda names: _is_swin(names) and "logit_scale" in names,
 }

@@ -31,14 +31,14 @@ from big_ssl.weights.rules import (
     within,
 )
 
-_LAYER = [
+LAYER = [
     *norm("ln_1", "attention_norm"),
     *qkv("attn", ""),
     *norm("ln_2", "mlp_norm"),
     *linear("mlp.c_fc", "mlp_in"),
     *linear("mlp.c_proj", "mlp_out"),
 ]
-_LAYERS = within("transformer.resblocks.{i}.", "layer{i}/", _LAYER)
+_LAYERS = within("transformer.resblocks.{i}.", "layer{i}/", LAYER)
 _TEXT = [
     Rule("token_embedding.weight", ("token/embedding",), SAME),
     Rule("positional_embedding", ("position_embedding",), SAME),

@@ -37,7 +37,7 @@ def rules(image: Mapping, names: Names, block: Sequence[Rule]) -> list[Rule]:
     result = [
         Rule(f"{names.projection}.weight", ("patch_embedding/projection/kernel",), CONVOLUTION),
         Rule(f"{names.projection}.bias", ("patch_embedding/projection/bias",), SAME),
-        *norm(names.patch_norm, "patch_embedding/norm"),
+        *norm(names.patch_norm, "patch_embedding/patch_norm"),
         Rule(names.mask_token, ("mask_token",), leading(2)),
         *norm(names.final_norm, "final_norm"),
     ]
@@ -47,7 +47,7 @@ def rules(image: Mapping, names: Names, block: Sequence[Rule]) -> list[Rule]:
             result += within(f"{names.stages}{stage}.blocks.{i}.", ours, block)
     merging = f"{names.stages}{{i}}.downsample."
     result.append(Rule(f"{merging}reduction.weight", ("merging{i}/reduction/kernel",), LINEAR))
-    return within("", IMAGE, [*result, *norm(f"{merging}norm", "merging{i}/norm")])
+    return within("", IMAGE, [*result, *norm(f"{merging}norm", "merging{i}/patch_norm")])
 
 
 def shape(tensors: Mapping, names: Names) -> dict:

@@ -19,6 +19,10 @@ CASES = dict(
                   IMAGES),
     resnet=(dict(kind="resnet", width=8, blocks=(1, 2, 1, 1), pooled_dim=8, image_size=64, scan=True),
             IMAGES),
+    swin=(dict(kind="swin", width=16, depths=(2, 2), heads=(1, 2), window=2, mask_token=True), IMAGES),
+    swin_v2=(dict(kind="swin", width=16, depths=(2, 2), heads=(1, 2), window=2, version=2, scan=True),
+             IMAGES),
+    coswin=(dict(kind="swin", width=16, depths=(2, 2), heads=(1, 2), window=2, embedding="conv"), IMAGES),
     bert=(dict(kind="bert", width=16, depth=2, heads=2, scan=True), TEXT),
     text_transformer=(dict(kind="text_transformer", width=16, depth=2, heads=2), TEXT),
 )  # fmt: skip

@@ -5,6 +5,7 @@ Every parameter is random, for the reason that tests/parity/peers.py gives.
 """
 
 import itertools
+import re
 
 import numpy as np
 import torch
@@ -129,8 +130,93 @@ def coswin_params(peer):
         params["patch_embedding" if i == 0 else f"merging{i - 1}"] = dict(
             kernel=state[f"{theirs}projection.weight"].transpose(2, 3, 1, 0),
             bias=state[f"{theirs}projection.bias"],
-            norm=dict(
+            patch_norm=dict(
                 scale=state[f"{theirs}normalization.weight"], bias=state[f"{theirs}normalization.bias"]
             ),
         )
     return params
+
+
+# transformers' names in memory, and the official ones.
+_OFFICIAL = (
+    (r"^embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
+    (r"^embeddings\.norm", "patch_embed.norm"),
+    (r"^embeddings\.mask_token", "mask_token"),
+    (r"^encoder\.", ""),
+    (r"^layernorm\.", "norm."),
+    (r"layernorm_before", "norm1"),
+    (r"layernorm_after", "norm2"),
+    (r"attention\.(o_proj|output\.dense)", "attn.proj"),
+    (r"attention\.relative_position_bias\.", "attn."),
+    (r"attention\.self\.continuous_position_bias_mlp", "attn.cpb_mlp"),
+    (r"attention\.self\.", "attn."),
+    (r"intermediate\.dense", "mlp.fc1"),
+    (r"(?<=\d)\.output\.dense", ".mlp.fc2"),
+    (r"attention\.", "attn."),
+)
+
+
+def official(peer):
+    """{name: array} as Microsoft's code saves a Swin or Swin V2 of transformers, without its buffers."""
+    state = {}
+    for name, value in peer.state_dict().items():
+        for pattern, replacement in _OFFICIAL:
+            name = re.sub(pattern, replacement, name)
+        state[name] = value.numpy()
+    for name in [name for name in state if name.endswith((".attn.q_proj.weight", ".attn.query.weight"))]:
+        block, kind = name.rsplit(".", 2)[0], ("query", "key", "value")
+        if name.endswith("q_proj.weight"):
+            kind = ("q_proj", "k_proj", "v_proj")
+            state[f"{block}.qkv.bias"] = np.concatenate([state.pop(f"{block}.{k}.bias") for k in kind])
+        else:
+            state[f"{block}.q_bias"] = state.pop(f"{block}.query.bias")
+            state[f"{block}.v_bias"] = state.pop(f"{block}.value.bias")
+        state[f"{block}.qkv.weight"] = np.concatenate([state.pop(f"{block}.{k}.weight") for k in kind])
+    return state
+
+
+def clip_text(seed=0):
+    """transformers' CLIPTextModel with UniCL's epsilon, small."""
+    config = transformers.CLIPTextConfig(
+        vocab_size=50,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        max_position_embeddings=12,
+        layer_norm_eps=1e-12,
+        hidden_act="quick_gelu",
+        bos_token_id=48,
+        eos_token_id=49,
+        attn_implementation="eager",
+    )
+    return dino_peers.randomise(transformers.CLIPTextModel(config), seed)
+
+
+# transformers' names of a text encoder, and UniCL's.
+_TEXT = (
+    (r"^text_model\.", ""),
+    (r"^embeddings\.token_embedding", "token_embedding"),
+    (r"^embeddings\.position_embedding\.weight", "positional_embedding"),
+    (r"^encoder\.layers\.", "resblocks."),
+    (r"^final_layer_norm", "ln_final"),
+    (r"layer_norm(\d)", r"ln_\1"),
+    (r"self_attn\.out_proj", "attn.out_proj"),
+    (r"mlp\.fc1", "mlp.c_fc"),
+    (r"mlp\.fc2", "mlp.c_proj"),
+)
+
+
+def unicl_text(peer):
+    """{name: array} of a CLIPTextModel with UniCL's names."""
+    state = {}
+    for name, value in peer.state_dict().items():
+        for pattern, replacement in _TEXT:
+            name = re.sub(pattern, replacement, name)
+        state[name] = value.numpy()
+    for name in [name for name in state if name.endswith("self_attn.q_proj.weight")]:
+        block = name.removesuffix("self_attn.q_proj.weight")
+        for kind in ("weight", "bias"):
+            parts = [state.pop(f"{block}self_attn.{x}_proj.{kind}") for x in "qkv"]
+            state[f"{block}attn.in_proj_{kind}"] = np.concatenate(parts)
+    return state

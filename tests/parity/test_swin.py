@@ -1,15 +1,20 @@
 """Swin, Swin V2 and CoSwin against transformers' modules, all parameters random."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from big_ssl.inference import Model
 from big_ssl.models.map_embeddings import ConvEmbedding
 from big_ssl.models.swin import Swin
 from big_ssl.weights import architecture
-from big_ssl.weights.formats import read_checkpoint
+from big_ssl.weights.formats import read_checkpoint, write_checkpoint
+from big_ssl.weights.guess import guess
+from big_ssl.weights.tensor_files import write_safetensors
 from tests.parity.other_sizes import CLOSE
 
 torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
@@ -116,7 +121,7 @@ def test_conv_embedding(kernel, stride, padding, size):
     params = dict(
         kernel=state["projection.weight"].transpose(2, 3, 1, 0),
         bias=state["projection.bias"],
-        norm=dict(scale=state["normalization.weight"], bias=state["normalization.bias"]),
+        patch_norm=dict(scale=state["normalization.weight"], bias=state["normalization.bias"]),
     )
     module = ConvEmbedding(kernel, stride, padding, 1e-5, jnp.float32, 6)
     images = dino_peers.images(size)
@@ -134,3 +139,128 @@ def test_coswin(size, clamp):
     params = swin_peers.coswin_params(peer)
     images = dino_peers.images(size)
     check(module, dict(params=params), images, swin_peers.run(peer, images))
+
+
+def read(kind, path):
+    """(our image encoder, its variables) of a file."""
+    config, ours = read_checkpoint(kind, path)
+    module = architecture.modules(config).image
+    return module, architecture.encoder_variables(unflatten_dict(ours, sep="/"), "image")
+
+
+def with_buffers(state):
+    """With those that Microsoft's code stores."""
+    extra = {}
+    for name in state:
+        if name.endswith("attn.proj.weight"):
+            block = name.removesuffix("proj.weight")
+            extra[f"{block}relative_position_index"] = np.zeros((16, 16), np.int64)
+    return state | extra
+
+
+def test_official_swin(tmp_path):
+    peer, images = swin_peers.swin(mask_token=True), dino_peers.images((44, 60))
+    state = {name: torch.tensor(x) for name, x in with_buffers(swin_peers.official(peer)).items()}
+    state |= {"head.weight": torch.zeros(3, 32), "layers.0.blocks.1.attn_mask": torch.zeros(4, 16, 16)}
+    torch.save(dict(model=state, epoch=3), tmp_path / "swin.pth")
+    assert guess(tmp_path / "swin.pth") == "swin"
+    assert read_checkpoint("swin", tmp_path / "swin.pth")[0]["image_size"] == 32
+    check(*read("swin", tmp_path / "swin.pth"), images, swin_peers.run(peer, images))
+
+
+@pytest.mark.parametrize("pretrained", [(0, 0), (6, 3)])
+def test_official_swin_v2(pretrained, tmp_path):
+    """Its windows are in a buffer: of 8 and, clamped, of 4."""
+    peer = swin_peers.swinv2(window_size=8, pretrained_window_sizes=pretrained)
+    state = with_buffers(swin_peers.official(peer))
+    for i, layer in enumerate(peer.encoder.layers):
+        for j, block in enumerate(layer.blocks):
+            name = f"layers.{i}.blocks.{j}.attn.relative_coords_table"
+            state[name] = block.attention.self.relative_coords_table.numpy()
+    torch.save(dict(model={name: torch.tensor(x) for name, x in state.items()}), tmp_path / "swinv2.pth")
+    assert guess(tmp_path / "swinv2.pth") == "swin"
+    module, variables = read("swin", tmp_path / "swinv2.pth")
+    assert list(module.window) == [8, 4]
+    images = dino_peers.images((32, 32))
+    check(module, variables, images, swin_peers.run(peer, images))
+
+
+TIMM = dict(embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4, img_size=64, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("model", "architecture_name", "options"),
+    [
+        ("SwinTransformer", "swin_tiny_patch4_window4_64", {}),
+        ("SwinTransformerV2", "swinv2_tiny_window4_64", {}),
+        ("SwinTransformerV2", "swinv2_tiny_window2to4_32to64", dict(pretrained_window_sizes=(2, 2))),
+    ],
+)
+def test_timm(model, architecture_name, options, tmp_path):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    peer = dino_peers.randomise(getattr(timm.models, model)(**TIMM, **options), 0)
+    state = {name: value.numpy().copy() for name, value in peer.state_dict().items()}
+    write_safetensors(tmp_path / "model.safetensors", state, {})
+    settings = dict(input_size=[3, 64, 64], crop_pct=0.9, interpolation="bicubic", mean=[0.1, 0.2, 0.3])
+    described = dict(architecture=architecture_name, num_classes=3, pretrained_cfg=settings)
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert guess(tmp_path) == "swin"
+    config, _ = read_checkpoint("swin", tmp_path)
+    assert (config["image_size"], config["resize"]) == (64, "crop 71")
+    assert config["views"]["image"]["mean"] == (0.1, 0.2, 0.3)
+    images = dino_peers.images((64, 64))
+    with torch.no_grad():
+        tokens = peer.forward_features(dino_peers.pixels(images)).flatten(1, 2).numpy()
+    module, variables = read("swin", tmp_path)
+    result = jax.jit(module.apply)(variables, images)
+    np.testing.assert_allclose(result["patches"], tokens, **CLOSE)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_unicl(older, tmp_path):
+    """Both layouts of its keys; its embeddings of images and texts, and the temperature."""
+    image, text, rng = swin_peers.swin(), swin_peers.clip_text(), np.random.default_rng(4)
+    state = {f"image_encoder.{name}": x for name, x in with_buffers(swin_peers.official(image)).items()}
+    state |= {f"text_encoder.{name}": x for name, x in swin_peers.unicl_text(text).items()}
+    state["image_encoder.head.weight"] = np.zeros((3, 32), np.float32)
+    state["image_projection"] = rng.normal(size=(32, 24)).astype(np.float32)
+    state["text_projection"] = rng.normal(size=(64, 24)).astype(np.float32)
+    state["logit_scale"] = np.float32(5.5)
+    if older:
+        state["vision_projection"] = state.pop("image_projection")
+        prefixes = (("image_encoder.", "visual."), ("text_encoder.", "text."))
+        for new, old in prefixes:
+            state = {name.replace(new, old): x for name, x in state.items()}
+    torch.save(dict(model={name: torch.tensor(x) for name, x in state.items()}), tmp_path / "unicl.pth")
+    assert guess(tmp_path / "unicl.pth") == "unicl"
+    config, ours = read_checkpoint("unicl", tmp_path / "unicl.pth")
+    assert (config["image_size"], config["resize"]) == (32, "crop 36")
+    assert config["views"]["image"]["mean"] == (0.485, 0.456, 0.406)
+    assert config["tokenizer"]["kind"] == "clip_bpe"
+    assert config["encoders"]["text"]["epsilon"] == 1e-12
+    model = Model(config, unflatten_dict(ours, sep="/"))
+    images = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    ids = np.array([[48, 3, 4, 49, 49, 49], [48, 5, 49, 49, 49, 49]])
+    view = config["views"]["image"]
+    pixels = ((images / 255 - view["mean"]) / view["std"]).astype(np.float32)
+    pooled = swin_peers.run(image, pixels)[1].mean(1)
+    with torch.no_grad():
+        tokens = text(torch.tensor(ids)).last_hidden_state.numpy()
+    u = pooled @ state.get("image_projection", state.get("vision_projection"))
+    v = tokens[[0, 1], [3, 2]] @ state["text_projection"]
+    u, v = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (u, v))
+    np.testing.assert_allclose(model.encode_image(images, resize=False), u, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(model.encode_text(ids), v, rtol=0, atol=1e-5)
+    assert ours["params/heads/contrastive/logit_scale"] == 5.5
+
+
+def test_transformers_takes_an_export(tmp_path):
+    """A SwinModel of what we write has our features."""
+    peer, images = swin_peers.swin(), dino_peers.images((44, 60))
+    peer.save_pretrained(tmp_path / "in")
+    write_checkpoint("hf_swin", tmp_path / "out", *read_checkpoint("hf_swin", tmp_path / "in"))
+    again, report = transformers.SwinModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    expected, result = (swin_peers.run(model.eval(), images)[1] for model in (peer, again))
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)

@@ -163,7 +163,16 @@ def test_our_format_without_a_models_config_is_an_error(tmp_path):
 
 def test_the_writable_formats():
     for name, format_ in FORMATS.items():
-        written = ("big_ssl", "open_clip", "hf_clip", "hf_align", "hf_dinov2", "hf_dinov3", "hf_vit")
+        written = (
+            "big_ssl",
+            "open_clip",
+            "hf_clip",
+            "hf_align",
+            "hf_dinov2",
+            "hf_dinov3",
+            "hf_vit",
+            "hf_swin",
+        )
         assert bool(format_.describe) == (name in written)
 
 

@@ -13,6 +13,7 @@ from tests import commands
 from tests.parity import goldens
 
 CLIP_NAMES = ("logit_scale", "visual.conv1.weight", "token_embedding.weight")
+SWIN_NAME = "layers.0.blocks.0.attn.relative_position_bias_table"
 VIT_NAMES = ("blocks.0.attn.qkv.weight", "pos_embed")
 
 
@@ -21,7 +22,7 @@ def write(path, names):
     return path
 
 
-@pytest.mark.parametrize("kind", ["hf_clip", "hf_siglip", "hf_align", "hf_dinov2"])
+@pytest.mark.parametrize("kind", ["hf_clip", "hf_siglip", "hf_align", "hf_dinov2", "hf_swin", "hf_swinv2"])
 def test_the_config_of_a_folder_tells(kind, tmp_path):
     folder = goldens.write_checkpoint(kind, tmp_path)
     assert guess(folder) == guess(folder / "model.safetensors") == kind
@@ -52,6 +53,9 @@ def test_our_folders_and_open_clips(tmp_path):
         ((*VIT_NAMES, "blocks.0.ls1.gamma", "reg_token"), "timm_dinov2"),
         ((*VIT_NAMES, "masked_embed"), "ibot"),
         (("state_dict.module.blocks.0.attn.qkv.weight",), "ibot"),
+        ((f"model.{SWIN_NAME}", f"model.{SWIN_NAME.replace('table', 'index')}"), "swin"),
+        (("layers.0.blocks.0.attn.logit_scale", "layers.0.blocks.0.attn.qkv.weight"), "swin"),
+        ((f"model.visual.{SWIN_NAME}", "model.logit_scale", "model.text.ln_final.bias"), "unicl"),
     ],
 )
 def test_the_names_of_the_arrays_tell(names, expected, tmp_path):
