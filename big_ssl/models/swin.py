@@ -293,6 +293,7 @@ class Swin(Encoder):
             feed_forward="mlp",
             layer_scale=None,
             attention=of_encoder(self),
+            qkv_bias="qkv",
         )
 
     def _drop_rates(self):
