@@ -13,12 +13,12 @@ from big_ssl.weights import dino_layers, timm_config
 from big_ssl.weights.format import Format, ModelConfig, image_config, shape_of
 
 ARCHITECTURE = r"vit_(?P<size>[a-z]+)_patch14_(reg4_)?dinov2"
-_SIZES = timm_config.SIZES | dict(giant=(40, 24))
+SIZES = timm_config.SIZES | dict(giant=(40, 24))
 
 
 def _config(tensors, files, options) -> ModelConfig:
     first, last = (shape_of(tensors, f"blocks.0.mlp.fc{i}.weight", 2) for i in (1, 2))
-    stated = timm_config.arguments(files, ARCHITECTURE, _SIZES)
+    stated = timm_config.arguments(files, ARCHITECTURE, SIZES)
     shape = dino_layers.shape(tensors, options)
     timm_config.check_shape(stated, shape)
     shape["heads"] = timm_config.heads(stated, options, shape["width"])

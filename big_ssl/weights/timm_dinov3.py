@@ -9,7 +9,7 @@ from big_ssl.weights.format import Format, ModelConfig, count, image_config, sha
 from big_ssl.weights.rules import SAME, Rule
 
 ARCHITECTURE = r"vit_(?P<size>[a-z0-9]+)(_plus)?_patch16_dinov3(_qkvb)?"
-_SIZES = timm_config.SIZES | {"huge": (32, 20), "7b": (40, 32)}
+SIZES = timm_config.SIZES | {"huge": (32, 20), "7b": (40, 32)}
 _SWIGLU = ("mlp.fc1_g", "mlp.fc1_x", "mlp.fc2")
 _REGISTERS = "reg_token"
 _QKV = [
@@ -20,7 +20,7 @@ _QKV = [
 
 
 def _config(tensors, files, options) -> ModelConfig:
-    stated = timm_config.arguments(files, ARCHITECTURE, _SIZES, ("rope_temperature",))
+    stated = timm_config.arguments(files, ARCHITECTURE, SIZES, ("rope_temperature",))
     width, _, _, patch = shape_of(tensors, "patch_embed.proj.weight", 4)
     gated = f"blocks.0.{_SWIGLU[0]}.weight" in tensors
     shape = dict(

@@ -14,7 +14,7 @@ from big_ssl.weights.format import EMBEDDING, HALF_PIXELS, IMAGE, Format, ModelC
 from big_ssl.weights.rules import Rule, Transform, fused, leading, linear, norm, within
 
 ARCHITECTURE = r"vit_pe_core_(?P<size>[a-z]+)_patch(?P<patch>\d+)_(?P<side>\d+)"
-_SIZES = timm_config.SIZES | dict(gigantic=(50, 16))
+SIZES = timm_config.SIZES | dict(gigantic=(50, 16))
 _HEEDED = ("attn_pool_num_heads", "attn_pool_mlp_ratio", "ref_feat_shape", "rope_temperature")
 _PE = vit.CLIP | dict(activation="gelu", feed_forward="mlp", pooling="map")
 _POOLING = [
@@ -29,7 +29,7 @@ _POOLING = [
 
 
 def _config(tensors, files, options) -> ModelConfig:
-    stated = timm_config.arguments(files, ARCHITECTURE, _SIZES, _HEEDED)
+    stated = timm_config.arguments(files, ARCHITECTURE, SIZES, _HEEDED)
     timm_config.pooling(files, dict(map="map"), "map")
     class_token = "cls_token" in tensors
     shape = dino_layers.shape(tensors, options, class_tokens=int(class_token))

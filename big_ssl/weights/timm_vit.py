@@ -8,10 +8,11 @@ from big_ssl.weights.format import Format, ModelConfig, image_config
 from big_ssl.weights.rules import linear
 
 ARCHITECTURE = r"(vit|deit)_(?P<size>[a-z]+)_patch\d+_\d+"
+SIZES = timm_config.SIZES
 
 
 def _config(tensors, files, options) -> ModelConfig:
-    stated = timm_config.arguments(files, ARCHITECTURE, timm_config.SIZES)
+    stated = timm_config.arguments(files, ARCHITECTURE, SIZES)
     shape = dino_layers.shape(tensors, options)
     timm_config.check_shape(stated, shape)
     shape["heads"] = timm_config.heads(stated, options, shape["width"])

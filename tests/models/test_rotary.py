@@ -31,6 +31,14 @@ def test_pairs_turn_as_complex_numbers():
             np.testing.assert_allclose(found[:, token, :, 4:], expected.imag, rtol=1e-4, atol=1e-5)
 
 
+def test_positions_of_a_reference_grid():
+    """y is 3 and 6, x is 2, 4 and 6, of a grid of 2 x 3 whose positions are those of one of 6 x 6."""
+    found = rope_sincos((2, 3), 8, 100.0, side=6)
+    angles = np.array([[y, y / 10, x, x / 10] * 2 for y in (3, 6) for x in (2, 4, 6)])
+    np.testing.assert_allclose(found.cos, np.cos(angles), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.sin, np.sin(angles), rtol=1e-5, atol=1e-6)
+
+
 def test_products_depend_on_relative_positions_only():
     query, key = (np.tile(RNG.normal(size=(1, 1, 1, 8)), (1, 4, 1, 1)) for _ in range(2))
     by = rope_sincos((1, 4), 8, 100.0)

@@ -58,6 +58,21 @@ def assert_tokens(kind, size, config, ours):
     assert np.abs(arrays[f"{size}_masked"] - arrays[f"{size}_tokens"]).max() > 0.1
 
 
+def assert_outputs(config, ours, images, expected):
+    """Compares patches and pooled of an image encoder alone, and `output`, its head's or pooled."""
+    modules, variables = architecture.modules(config), unflatten_dict(ours, sep="/")
+    run = jax.jit(modules.image.apply, **UNOPTIMISED)
+    found = run(architecture.encoder_variables(variables, "image"), images)
+    head = modules.embedding or modules.classifier
+    output = found["pooled"]
+    if head is not None:
+        (params,) = variables["params"]["heads"].values()
+        (output,) = head.apply(dict(params=params), dict(image=found)).values()
+    for name, value in (dict(found) | dict(output=output)).items():
+        if name in expected:
+            np.testing.assert_allclose(value, expected[name], err_msg=name, **CLOSE)
+
+
 def write_talking(folder):
     """Writes to folder, as ours, the golden CLIP with a text tower as large as the tiny merges beside it:
     one that takes texts, too."""

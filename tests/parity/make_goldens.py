@@ -2,7 +2,7 @@
 
     python -m tests.parity.make_goldens [FOLDER]
 
-needs PyTorch (`make parity` installs it) and, for the ids, open_clip_torch with ftfy and regex; it is
+needs PyTorch (`make parity` installs it), timm and, for the ids, open_clip_torch with ftfy and regex; it is
 run from the repository's root. The files of models hold their published names, so that the mapping
 of names is tested with them.
 """
@@ -13,6 +13,7 @@ import sys
 import tempfile
 
 import numpy as np
+import timm
 import tokenizers
 import torch
 import transformers
@@ -20,7 +21,16 @@ from flax.traverse_util import flatten_dict
 
 from big_ssl.data.clip_bpe import clean
 from big_ssl.weights.tensor_files import read_tensors
-from tests.parity import align_peers, clip_peers, dino_peers, goldens, other_sizes, peers, swin_peers
+from tests.parity import (
+    align_peers,
+    clip_peers,
+    dino_peers,
+    goldens,
+    other_sizes,
+    peers,
+    swin_peers,
+    timm_peers,
+)
 from tests.parity.clip_texts import TEXTS
 from tests.parity.open_clip_tokenizer import simple_tokenizer
 
@@ -60,6 +70,9 @@ def main(folder):
     write_swin(folder / "golden_hf_swin.npz", swin_peers.swin(**swin_peers.SMALL, mask_token=True), made_by)
     write_swin(folder / "golden_hf_swinv2.npz", swin_peers.swinv2(**swin_peers.SMALL), made_by)
     write_coswin(folder / "golden_coswin.npz", swin_peers.coswin(), made_by)
+    for name, (architecture, options) in timm_peers.GOLDEN.items():
+        path = folder / f"golden_{name}.npz"
+        write_timm(path, architecture, options, f"timm {timm.__version__}, torch {torch.__version__}")
     write_other_sizes(folder / "golden_other_sizes.npz", made_by)
     write_ids(folder)
 
@@ -95,6 +108,18 @@ def write_coswin(path, peer, made_by):
     images = dino_peers.images(swin_peers.PADDED)
     weights = flatten_dict(swin_peers.coswin_params(peer), sep="/")
     write_arrays(path, weights, made_by, images=images, **swin_peers.outputs(peer, images))
+
+
+def write_timm(path, architecture, options, made_by):
+    """timm's model in its own names, its config.json, and what it makes of images of two sizes."""
+    with tempfile.TemporaryDirectory() as saved:
+        peer = timm_peers.saved(architecture, options, saved)
+        arrays = dict(config=(pathlib.Path(saved) / "config.json").read_text())
+    for name, size in (("native", (32, 32)), ("wide", (24, 48))):
+        images = dino_peers.images(size)
+        arrays[f"{name}_images"] = images
+        arrays |= {f"{name}_{key}": value for key, value in timm_peers.run(peer, images).items()}
+    write(path, peer, made_by, **arrays)
 
 
 def write_clip(path, peer, made_by):

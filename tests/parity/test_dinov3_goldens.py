@@ -130,6 +130,7 @@ def test_there_and_back_is_bit_identical(checkpoint, tmp_path):
     ("kind", "changes", "message"),
     [
         ("hf_dinov3", dict(rope_dtype="bfloat16"), "image.rope_dtype is 'bfloat16'; a DINOv3ViTModel has"),
+        ("hf_dinov3", dict(rope_side=4), "image.rope_side is 4; a DINOv3ViTModel has None"),
         ("hf_dinov3", dict(rope_base=None), "image.rope_base is None; a DINOv3ViTModel has one"),
         ("hf_dinov2", {}, "image.qkv_bias is 'qv'; a Dinov2WithRegistersModel has 'qkv'"),
         ("hf_dinov2", dict(qkv_bias="qkv"), "image.rope_base is 100.0; a Dinov2WithRegistersModel has None"),

@@ -55,7 +55,7 @@ def test_a_converted_model_embeds_images(kind, tmp_path):
     assert model.encode_image(images).shape == (2, 16)
     assert model.patch_features(images, resize=False).shape == (2, 5 * 4, 16)
     assert (model.config["image_size"], model.config["resize"]) == (32, "stretch")
-    with pytest.raises(ValueError, match="intermediate_layers"):
+    with pytest.raises(ValueError, match="no transformer layers: its image encoder is Swin"):
         model.intermediate_layers(images)
 
 

@@ -1,28 +1,29 @@
 """ViTs of timm on random weights, through the folders that timm writes. Needs timm."""
 
-import functools
+import json
+import re
 
-import jax
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
 
-from big_ssl.weights import architecture
+import big_ssl
+from big_ssl.data import preprocessing
+from big_ssl.weights import timm_config, timm_dinov2, timm_dinov3, timm_pe, timm_vit
 from big_ssl.weights.formats import read_checkpoint
 from big_ssl.weights.guess import guess
+from tests.parity import goldens
 
 torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
-timm = pytest.importorskip("timm", reason="parity with timm needs it")
+timm = pytest.importorskip("timm", reason="these tests need timm")
 
-from tests.parity import dino_peers  # noqa: E402  (needs PyTorch)
+from PIL import Image  # noqa: E402
+
+from tests.parity import dino_peers, timm_peers  # noqa: E402  (needs PyTorch)
 
 pytestmark = pytest.mark.parity
 
-# Two float32 networks that add in another order; outputs are of order one.
-CLOSE = dict(rtol=1e-4, atol=1e-4)
-SMALL = dict(img_size=64, embed_dim=64, depth=2, num_heads=4, dynamic_img_size=True)
-# The table's or the architecture's size, a larger one, and ones that are not square.
-SIZES = [(64, 64), (96, 96), (32, 80), (80, 48)]
+# The table's size, a larger one, and ones that are not square, in patches.
+GRIDS = [(4, 4), (6, 6), (2, 5), (5, 3)]
 PEERS = {
     "timm_pe": [
         ("vit_pe_core_base_patch16_224", dict(num_classes=12, attn_pool_num_heads=2)),
@@ -37,7 +38,7 @@ PEERS = {
     ],
     "timm_dinov2": [
         ("vit_small_patch14_dinov2", dict(img_size=56)),
-        ("vit_giant_patch14_reg4_dinov2", dict(img_size=56)),
+        ("vit_giant_patch14_reg4_dinov2", dict(img_size=56, mlp_ratio=3.0)),
     ],
     "timm_vit": [
         ("vit_base_patch16_224", dict(num_classes=7)),
@@ -45,55 +46,65 @@ PEERS = {
     ],
 }
 CASES = {name: (kind, name, options) for kind, peers in PEERS.items() for name, options in peers}
-
-
-def saved(name, options, folder):
-    """timm's model of that architecture, small and random, and its folder as timm writes it."""
-    peer = dino_peers.randomise(timm.create_model(name, **SMALL | options), seed=3)
-    timm.models.save_for_hf(peer, folder, safe_serialization=True)
-    return peer.eval()
-
-
-def run(peer, images):
-    """(all tokens after the final norm, the pooled output before the head, and after it)."""
-    with torch.no_grad():
-        tokens = peer.forward_features(dino_peers.pixels(images))
-        return tuple(
-            x.numpy() for x in (tokens, peer.forward_head(tokens, pre_logits=True), peer.forward_head(tokens))
-        )
-
-
-@functools.cache
-def compiled(module):
-    return jax.jit(module.apply)
+MODULES = (timm_pe, timm_dinov3, timm_dinov2, timm_vit)
 
 
 @pytest.mark.parametrize(("kind", "name", "options"), CASES.values(), ids=CASES)
 def test_features(kind, name, options, tmp_path):
-    peer = saved(name, options, tmp_path)
-    assert guess(tmp_path) == kind
-    config, weights = read_checkpoint(kind, tmp_path)
-    modules, variables = architecture.modules(config), unflatten_dict(weights, sep="/")
-    image_variables = architecture.encoder_variables(variables, "image")
-    head = modules.embedding or modules.classifier
-    assert (head is None) == (peer.num_classes == 0)
-    for size in SIZES:
-        size = tuple(side // 16 * peer.patch_embed.patch_size[0] for side in size)
-        images = dino_peers.images(size)
-        tokens, pooled, projected = run(peer, images)
-        ours = compiled(modules.image)(image_variables, images)
-        np.testing.assert_allclose(ours["patches"], tokens[:, peer.num_prefix_tokens :], **CLOSE)
-        np.testing.assert_allclose(ours["pooled"], pooled, **CLOSE)
-        print(
-            kind,
-            name,
-            size,
-            *(
-                np.abs(a - b).max()
-                for a, b in ((ours["patches"], tokens[:, peer.num_prefix_tokens :]), (ours["pooled"], pooled))
-            ),
-        )
-        if head is not None:
-            (params,) = variables["params"]["heads"].values()
-            (found,) = head.apply(dict(params=params), dict(image=ours)).values()
-            np.testing.assert_allclose(found, projected, **CLOSE)
+    peer = timm_peers.saved(name, options, tmp_path)
+    assert guess(tmp_path) == guess(tmp_path / "model.safetensors") == kind
+    checkpoint = read_checkpoint(kind, tmp_path)
+    patch = peer.patch_embed.patch_size[0]
+    for rows, columns in GRIDS:
+        images = dino_peers.images((patch * rows, patch * columns))
+        goldens.assert_outputs(*checkpoint, images, timm_peers.run(peer, images))
+    assert (peer.num_classes == 0) == (not {"embedding", "classes"} & checkpoint[0].keys())
+
+
+def test_what_the_names_of_published_architectures_mean():
+    """Depth, heads, and what the formats take for granted, of all architectures that they read."""
+    for name in timm.list_models():
+        for module in (module for module in MODULES if re.fullmatch(module.ARCHITECTURE, name)):
+            files = {"config.json": dict(architecture=name)}
+            stated = timm_config.arguments(files, module.ARCHITECTURE, module.SIZES)
+            with torch.device("meta"):
+                peer = timm.create_model(name)
+            actual = dict(depth=len(peer.blocks), num_heads=peer.blocks[0].attn.num_heads)
+            assert stated == actual, name
+            assert peer.norm.eps == (1e-5 if module in (timm_pe, timm_dinov3) else 1e-6)
+            if module is timm_pe:
+                assert (peer.attn_pool.num_heads, peer.rope.temperature) == (8, 10_000)
+                assert peer.rope.ref_feat_shape == peer.patch_embed.grid_size
+            if module is timm_dinov3:
+                assert peer.rope.temperature == 100
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(crop_pct=0.9),
+        dict(crop_pct=1.0, crop_mode="squash", interpolation="bilinear"),
+        dict(crop_pct=0.8, crop_mode="squash", mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6]),
+    ],
+)
+def test_pictures_are_preprocessed_as_by_timm(changes, tmp_path):
+    peer = timm_peers.saved("vit_base_patch16_224", {}, tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    config["pretrained_cfg"] |= changes
+    file.write_text(json.dumps(config))
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(changes, model=peer))
+    picture = np.random.default_rng(0).integers(0, 256, (1, 90, 131, 3), np.uint8)
+    ours = read_checkpoint("timm_vit", tmp_path)[0]
+    view = ours["views"]["image"]
+    found = (preprocessing.of(ours)(picture)[0] / 255 - view["mean"]) / view["std"]
+    expected = transform(Image.fromarray(picture[0])).numpy().transpose(1, 2, 0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_loaded_folder_embeds_pictures(tmp_path):
+    peer = timm_peers.saved("vit_pe_core_base_patch16_224", dict(num_classes=12), tmp_path)
+    picture = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    expected = timm_peers.run(peer, (picture / 255 - 0.5) / 0.5)["output"]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(big_ssl.load(tmp_path).encode_images(picture), expected, **goldens.CLOSE)

@@ -104,8 +104,8 @@ def test_timm_adds_the_class_tokens_position_to_the_token(dinov2, tmp_path):
     (tmp_path / "config.json").write_text(settings)
     actual = read("timm_dinov2", names, tmp_path)[0]
     assert (actual["image_size"], actual["resize"]) == (28, "crop 32")
-    (tmp_path / "config.json").write_text(settings.replace("bicubic", "bilinear"))
-    with pytest.raises(WeightsError, match="interpolation is 'bilinear'; there is bicubic"):
+    (tmp_path / "config.json").write_text(settings.replace("bicubic", "hamming"))
+    with pytest.raises(WeightsError, match="interpolation is 'hamming'; there is bicubic, bilinear"):
         read("timm_dinov2", names, tmp_path)
 
 
