@@ -38,7 +38,7 @@ def test_a_file_without_its_config(tmp_path):
     image = config["encoders"]["image"]
     assert (image["heads"], image["pooling_heads"], image["rope_side"], image["rope_base"]) == (4, 8, 4, 1e4)
     assert (config["resize"], config["views"]["image"]["mean"]) == ("crop", (0.5,) * 3)
-    assert config["embedding"] == dict(embed_dim=5, bias=True)
+    assert config["embedding_head"] == dict(embed_dim=5, bias=True)
     write_safetensors(tmp_path / "dinov3.safetensors", goldens.golden("timm_dinov3")[0], {})
     image = read_checkpoint("timm_dinov3", tmp_path / "dinov3.safetensors")[0]["encoders"]["image"]
     assert (image["heads"], image["pooling"], image["qkv_bias"]) == (1, "cls", "qv")
