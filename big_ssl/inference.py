@@ -139,10 +139,14 @@ def read(path, source: str = "auto", options: Mapping | None = None) -> tuple[Mo
     """The ModelConfig and the variables of such a folder, see `load`, or of public weights.
 
     source: a format in weights.formats.FORMATS; "auto" for the one that weights.guess finds. options: as in
-    weights.formats.read_checkpoint.
+    weights.formats.read_checkpoint. Raises ValueError for options of a run, which lacks no setting.
     """
     folder, source = io.as_path(path), guess(path) if source == "auto" else source
     if source == "big_ssl" and (folder / "checkpoints").exists():
+        if options:
+            raise ValueError(
+                f"{folder} is a run, which states all of its settings: drop {', '.join(options)}"
+            )
         return trained.read(folder)
     config, ours = formats.read_checkpoint(source, folder, options)
     if beside := vocabulary_beside(config, folder):

@@ -85,7 +85,7 @@ def decode_rgb(encoded: bytes, then: Callable[[Image.Image], T], options: Option
 def decode_channels(
     encoded: bytes, then: Callable[[Any], T], options: Options = TRAINING, channels: int = 3
 ) -> T:
-    """Decodes an image of any number of channels: with 3 as decode_rgb does, otherwise as it is stored.
+    """Decodes an image of any number of channels: files of 3 as decode_rgb does, others as they are stored.
 
     Args:
       encoded: the bytes of a file that Pillow reads, or of a .npy with uint8[H, W, C].
@@ -97,26 +97,25 @@ def decode_channels(
       The result of `then`.
 
     Raises:
-      BadImage: as decode_rgb, and for another number of channels.
+      BadImage: as decode_rgb, and for another number of channels, or several frames.
     """
-    if channels == 3:
-        return decode_rgb(encoded, then, options)
     if bands.is_npy(encoded):
         with _errors_named():
             return then(bands.from_npy(encoded, channels))
+    if channels == 3:
+        return decode_rgb(encoded, then, options)
     return _decode(encoded, lambda image: then(_stored(image, channels)), options)
 
 
-def pillow_rgb(image: Image.Image, options: Options = EVALUATION) -> np.ndarray:
-    """uint8[H, W, 3] of an image that the caller has opened, by the same rule; `image` is unchanged.
+def pillow_pixels(image: Image.Image, channels: int = 3) -> np.ndarray:
+    """uint8[H, W, channels] of an image that the caller has opened, by evaluation's rule; it is unchanged.
 
-    Raises BadImage as decode_rgb does.
+    Raises BadImage as decode_channels does.
     """
     with _errors_named():
-        image = image.copy()
-        if options.orientation == "exif":
-            _turn_upright(image)
-        return np.asarray(_rgb(image, options.alpha))
+        # No copy is made before: it would lose the tags of TIFF, which tell the range of its values.
+        rgb = channels == 3
+        return np.asarray(_rgb(image, EVALUATION.alpha) if rgb else _stored(image, channels))
 
 
 def decode_array(encoded: bytes, options: Options = TRAINING) -> np.ndarray:
@@ -183,8 +182,9 @@ def resized(image: Image.Image, size: int, resize_mode: str) -> tuple[np.ndarray
 def _rgb(image, alpha):
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bits(image)
-    if alpha == "drop":
-        image.info.pop("transparency", None)  # of which Pillow warns
+    if alpha == "drop" and "transparency" in image.info:
+        image = image.copy()
+        del image.info["transparency"]  # of which Pillow warns
     if alpha == "drop" or not image.has_transparency_data:  # the same pixels in a hundredth of the time
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -194,6 +194,8 @@ def _rgb(image, alpha):
 
 
 def _stored(image, channels):
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise BadImage(f"it has {frames} frames; an image of {channels} channels has one")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bits(image)
     return bands.from_pillow(image, channels)

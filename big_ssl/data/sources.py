@@ -94,18 +94,21 @@ class TfdsPairs(Sequence[Record]):
 class ImageFolder(Sequence[Record]):
     """A folder of images, at any depth. The top-level subfolder of an image is its label. Images beside
     subfolders have no label, and then the folder has no classes. Hidden files and folders are ignored, and
-    links to a folder that contains them. orientation, alpha: see decode.Options. suffixes: ends of names that
-    are images' too, such as ".npy", see decode.decode_channels.
+    links to a folder that contains them. orientation, alpha: see decode.Options. suffixes: one or several
+    ends of names that are images' too, such as ".npy", see decode.decode_channels.
 
     Classes are in the order of their names; if all are integers (ImageNet-V2), in numeric order.
     Raises FileNotFoundError if there is no such folder, ValueError if it has no images.
     """
 
-    def __init__(self, path: str, orientation: str = "", alpha: str = "", suffixes: Sequence[str] = ()):
+    def __init__(self, path: str, orientation: str = "", alpha: str = "", suffixes: str | Sequence[str] = ()):
         self.decode_options = decode.Options(orientation, alpha)
         if not path:
             raise ValueError("image_folder: path is not set")
-        self._suffixes = {*_IMAGE_SUFFIXES, *suffixes}
+        suffixes = [suffixes] if isinstance(suffixes, str) else suffixes
+        if wrong := [suffix for suffix in suffixes if not suffix.startswith(".")]:
+            raise ValueError(f"image_folder: suffixes has {wrong[0]!r}; it must begin with a dot, like .npy")
+        self._suffixes = {*_IMAGE_SUFFIXES, *(suffix.lower() for suffix in suffixes)}
         self._left_out: collections.Counter[str] = collections.Counter()
         root = io.as_path(path)
         self._beside, folders = self._listed(root, ())

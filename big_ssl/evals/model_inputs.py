@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from big_ssl import io
-from big_ssl.data import bands, decode
+from big_ssl.data import decode
 
 # What a model's methods take as images, see `image_batch`.
 Images = np.ndarray | str | os.PathLike | Image.Image | Sequence[Any]
@@ -40,9 +40,11 @@ def image_batch(
     )
     images = [images] if one else images
     if isinstance(images, list | tuple):
-        images = [_opened(image, channels) for image in images]
-        if preprocess is not None and len({np.shape(image) for image in images}) > 1:
-            return np.concatenate([preprocess(_checked([image], channels)) for image in images])
+        opened = (_opened(image, channels) for image in images)
+        if preprocess is not None and len(images):
+            # One at a time: thousands of photographs would not fit in memory before they are resized.
+            return np.concatenate([preprocess(_checked([image], channels)) for image in opened])
+        images = list(opened)
     images = _checked(images, channels)
     return images if preprocess is None else preprocess(images)
 
@@ -50,7 +52,7 @@ def image_batch(
 def _opened(image, channels):
     """A path or an image of Pillow as uint8[H, W, C]; anything else as it is."""
     if isinstance(image, Image.Image):
-        return decode.pillow_rgb(image) if channels == 3 else np.asarray(bands.from_pillow(image, channels))
+        return decode.pillow_pixels(image, channels)
     if not isinstance(image, str | os.PathLike):
         return image
     try:

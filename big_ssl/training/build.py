@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from big_ssl.data import fields, preprocessing, tokenizers
 from big_ssl.data.fields import Field, Image
 from big_ssl.data.tokenizers import Tokenizer
-from big_ssl.evals.capabilities import listed
+from big_ssl.evals.capabilities import image_call, listed
 from big_ssl.models import encoders
 from big_ssl.models.encoder import Encoder
 from big_ssl.objectives import build as objectives
@@ -41,11 +41,24 @@ def system(config: Mapping, mesh: Mesh | None) -> System:
     for name, term in terms.items():
         for call in term.calls.values():
             _check_encoder_call(name, call, modules)
-            _check_call(f"streams.{term.stream}", name, call, read[term.stream][call.view])
+            field, encoder = read[term.stream][call.view], modules[call.encoder]
+            _check_call(f"streams.{term.stream}", name, call, field, encoder)
     pixels = preprocessing.Pixels.of(config["eval_transform"])
     system = System(modules, read, terms, pixels, predictors=config["predictors"])
     _check_predictors(system)
+    _check_eval_channels(system, config["eval_transform"])
     return system
+
+
+def _check_eval_channels(system, transform):
+    """Raises ValueError if eval_transform is not for the channels of the encoder that evaluation reads."""
+    call = image_call(system)
+    channels = 3 if call is None else system.encoders[call.encoder].channels
+    for key in ("mean", "std"):
+        if len(values := transform[key]) not in (1, channels):
+            raise ValueError(
+                f"eval_transform.{key} is {tuple(values)}; encoders.{call.encoder} reads {channels} channels"
+            )
 
 
 def stream_fields(
@@ -113,8 +126,12 @@ def _check_predictors(system):
         system.provider(method)
 
 
-def _check_call(path, name, call, field):
+def _check_call(path, name, call, field, encoder):
     key = f"{path}.data.fields.{call.view}"
+    if isinstance(field, Image) and field.channels != encoder.channels:
+        raise ValueError(
+            f"{key}.channels is {field.channels}; encoders.{call.encoder}.channels is {encoder.channels}"
+        )
     if call.masked and not (isinstance(field, Image) and field.mask):
         raise ValueError(f"{name} reads {call.view} masked; {key}.mask is missing")
     if call.high_res and not (isinstance(field, Image) and field.downsample > 1):

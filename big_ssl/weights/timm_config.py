@@ -71,7 +71,7 @@ def check_shape(stated: Mapping, shape: Mapping) -> None:
     actual = dict(depth=shape["depth"], embed_dim=shape["width"])
     if "image_size" in shape:
         actual["img_size"] = shape["image_size"]
-        stated = stated | {key: one_side(stated[key]) for key in ("img_size",) if key in stated}
+        stated = dict(stated) | {key: one_side(stated[key]) for key in ("img_size",) if key in stated}
     compare("config.json: ", stated, actual)
 
 
@@ -85,7 +85,7 @@ def pooling(files: Mapping[str, dict], kinds: Mapping[str, str], default: str) -
     stated = files.get("config.json", {}).get("global_pool")
     if stated is not None and stated not in kinds:
         raise WeightsError(f"config.json: global_pool is {stated!r}; there is {', '.join(kinds)}")
-    return kinds.get(stated, default)
+    return default if stated is None else kinds[stated]
 
 
 def preprocessing(files: Mapping[str, dict], size: int, pixels: Mapping = IMAGENET_PIXELS) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Layout: timm/models/eva.py. The projection into the embeddings that images share
 """
 
 import re
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def _config(tensors, files, options) -> ModelConfig:
         rope_side=_reference_side(files, stated, shape),
     )
     _check_heads(image)
-    embedding = {}
+    embedding: dict[str, Any] = {}
     if "head.weight" in tensors:
         dim = dino_layers.out_features(tensors, "head")
         embedding = dict(embedding_head=dict(embed_dim=dim, bias=True))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from big_ssl.data import bands, chunks, decode, fields, preprocessing
+from big_ssl.data import bands, chunks, decode, fields, preprocessing, sources
+from big_ssl.evals import model_inputs
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 4), np.uint8)
 CROP = dict(kind="random_resized_crop", size=16, scale=(0.4, 1.0), count=2)
@@ -25,6 +26,13 @@ def npy(pixels):
     return buffer.getvalue()
 
 
+def two_pages():
+    buffer = io.BytesIO()
+    page = Image.fromarray(PIXELS[..., 0])
+    page.save(buffer, "TIFF", save_all=True, append_images=[page])
+    return buffer.getvalue()
+
+
 def decoded(encoded, channels):
     return decode.decode_channels(encoded, np.asarray, channels=channels)
 
@@ -37,6 +45,7 @@ def decoded(encoded, channels):
         (png(PIXELS[..., 0].astype(np.uint16) * 257), PIXELS[..., :1]),
         (npy(PIXELS[..., :2]), PIXELS[..., :2]),
         (npy(np.tile(PIXELS, (1, 1, 3))), np.tile(PIXELS, (1, 1, 3))),
+        (npy(PIXELS[..., :3]), PIXELS[..., :3]),
     ],
 )
 def test_channels_are_read_as_they_are_stored(encoded, expected):
@@ -60,6 +69,7 @@ def test_three_channels_are_rgb_as_ever():
         (npy(PIXELS), 5, r"it is uint8\[30, 40, 4\]; it must be uint8\[H, W, 5\]"),
         (npy(PIXELS.astype(np.float32)), 4, r"it is float32\[30, 40, 4\]; it must be uint8"),
         (npy(PIXELS)[:200], 4, "ValueError"),
+        (two_pages(), 1, "it has 2 frames; an image of 1 channels has one"),
         (npy(np.array([None], object)), 4, "Object arrays"),
     ],
 )
@@ -95,6 +105,8 @@ def test_an_image_field_of_four_channels():
     ("changes", "message"),
     [
         (dict(channels=4, jitter=(0.4, 0.4, 0.2, 0.1)), "channels is 4; jitter and grayscale_prob are for 3"),
+        (dict(channels=4, mean=(0.4, 0.5, 0.6)), "mean is .0.4, 0.5, 0.6.; it must have one value or 4"),
+        (dict(channels=1, std=(0.4, 0.5, 0.6)), "std is .0.4, 0.5, 0.6.; it must have one value or 1"),
         (dict(channels=4, key="image"), "fields.other.channels is 3; another field of 'image' has 4"),
     ],
 )
@@ -107,3 +119,39 @@ def test_options_that_do_not_fit(changes, message):
 def test_pictures_show_the_first_three_channels():
     np.testing.assert_array_equal(bands.visible(PIXELS), PIXELS[..., :3])
     np.testing.assert_array_equal(bands.visible(PIXELS[..., :2]), np.repeat(PIXELS[..., :1], 3, -1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("white_is", [0, 1])
+def test_an_opened_image_has_the_pixels_of_its_file(channels, white_is, tmp_path):
+    """16 bits of grey, also with white as 0, which the tags of a TIFF tell."""
+    grey = np.arange(0, 65536, 256, np.uint16).reshape(16, 16)
+    tags = {262: 0} if white_is == 0 else {}
+    Image.fromarray(grey).save(tmp_path / "grey.tif", tiffinfo=tags)
+    image = Image.open(tmp_path / "grey.tif")
+    found = model_inputs.image_batch([image], None, channels)
+    np.testing.assert_array_equal(found, model_inputs.image_batch(tmp_path / "grey.tif", None, channels))
+    np.testing.assert_array_equal(np.asarray(image), grey)
+    assert abs(int(found[0, -1, -1, 0]) - (0 if white_is == 0 else 255)) <= 1
+
+
+def test_a_transparent_image_is_left_as_it_was():
+    image = Image.fromarray(PIXELS[..., 0]).convert("P")
+    image.info["transparency"] = 0
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    opened = Image.open(buffer)
+    decode.pillow_pixels(opened)
+    assert opened.info["transparency"] == 0
+
+
+@pytest.mark.parametrize(("suffixes", "count"), [(".npy", 3), ((".NPY",), 3), ((".npy", ".raw"), 4), ((), 1)])
+def test_files_with_other_suffixes(suffixes, count, tmp_path):
+    for name in ("a.npy", "b.NPY", "c.raw", "d.png"):
+        (tmp_path / name).write_bytes(b"")
+    assert len(sources.ImageFolder(str(tmp_path), suffixes=suffixes)) == count
+
+
+def test_a_suffix_without_a_dot(tmp_path):
+    with pytest.raises(ValueError, match=r"suffixes has .npy.; it must begin with a dot, like \.npy"):
+        sources.ImageFolder(str(tmp_path), suffixes=("npy",))

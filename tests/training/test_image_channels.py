@@ -8,6 +8,7 @@ from PIL import Image
 
 import big_ssl
 from big_ssl import main
+from big_ssl.training import build
 from configs import ibot
 
 CLASSES, SIDE = ("fields", "water"), 40
@@ -24,6 +25,25 @@ def folder(tmp_path):
             pixels[..., 3] = pixels[..., 3] // 4 + 180 * number
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
     return tmp_path / "images"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "fields.global_crops.channels is 3; encoders.image.channels is 4"),
+        (
+            dict(channels=4, mean=(0.5,), std=(0.5,)),
+            "eval_transform.mean is .*; encoders.image reads 4 channels",
+        ),
+    ],
+)
+def test_channels_that_do_not_fit_together(changes, message):
+    config = ibot.get_config("tiny").to_dict()
+    config["encoders"]["image"]["channels"] = 4
+    for field in config["streams"]["images"]["data"]["fields"].values():
+        field.update(changes)
+    with pytest.raises(ValueError, match=message):
+        build.system(config, None)
 
 
 @pytest.mark.slow
@@ -46,6 +66,8 @@ def test_a_run_on_four_channels(folder, tmp_path):
     assert [key for line in lines for key in line if key.startswith("eval/knn/bands")]
     assert {"attention.png", "patches.png"} <= {path.name for path in (tmp_path / "run" / "report").iterdir()}
     model = big_ssl.load(tmp_path / "run")
+    with pytest.raises(ValueError, match="is a run, which states all of its settings: drop channels"):
+        big_ssl.load(tmp_path / "run", options=dict(channels=4))
     features = model.encode_image([folder / name / "0.png" for name in CLASSES])
     assert features.shape == (2, 32)
     # The fourth channel alone changes the features: it was not laid over white, nor dropped.

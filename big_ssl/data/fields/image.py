@@ -68,6 +68,9 @@ class Image(Field):
             probs, count = getattr(self, name), len(self._per_crop)
             if probs and len(probs) != count:
                 raise ValueError(f"{name} is {tuple(probs)}; it must have a value for each of {count} crops")
+        for name in ("mean", "std"):
+            if len(values := getattr(self, name)) not in (1, self.channels):
+                raise ValueError(f"{name} is {tuple(values)}; it must have one value or {self.channels}")
         if self.channels != 3 and (self.jitter or self.grayscale_prob):
             raise ValueError(f"channels is {self.channels}; jitter and grayscale_prob are for 3")
         if self.mask is not None and len(shape) != 4:
