@@ -43,7 +43,7 @@ def test_clip(tmp_path):
     convert("hf_clip", tmp_path / "theirs", "big_ssl", tmp_path / "ours", {})
     convert("big_ssl", tmp_path / "ours", "hf_clip", tmp_path / "out", {})
     images = np.random.default_rng(0).integers(0, 256, (2, 41, 56, 3), np.uint8)
-    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out", backend="pil")
     assert processor.tokenizer.model_max_length == 16
     inputs = processor(text=TEXTS, images=list(images), padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_align(tmp_path):
     convert("hf_align", tmp_path / "theirs", "big_ssl", tmp_path / "ours", {})
     convert("big_ssl", tmp_path / "ours", "hf_align", tmp_path / "out", {})
     images = np.random.default_rng(0).integers(0, 256, (2, 81, 96, 3), np.uint8)
-    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out", backend="pil")
     inputs = processor(text=TEXTS, images=list(images), return_tensors="pt")
     with torch.no_grad():
         theirs = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()(**inputs)
@@ -115,7 +115,7 @@ def test_a_backbone(kind, tmp_path):
     convert(source, tmp_path / "theirs", "big_ssl", tmp_path / "ours", {})
     convert("big_ssl", tmp_path / "ours", source, tmp_path / "out", {})
     images = np.random.default_rng(0).integers(0, 256, (2, 41, 56, 3), np.uint8)
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
     inputs = processor(list(images), return_tensors="pt")
     with torch.no_grad():
         peer = transformers.AutoModel.from_pretrained(tmp_path / "out")

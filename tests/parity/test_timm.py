@@ -58,7 +58,7 @@ def test_features(kind, name, options, tmp_path):
     for rows, columns in GRIDS:
         images = dino_peers.images((patch * rows, patch * columns))
         goldens.assert_outputs(*checkpoint, images, timm_peers.run(peer, images))
-    assert (peer.num_classes == 0) == (not {"embedding", "classes"} & checkpoint[0].keys())
+    assert (peer.num_classes == 0) == (not {"embedding_head", "classes"} & checkpoint[0].keys())
 
 
 def test_what_the_names_of_published_architectures_mean():
