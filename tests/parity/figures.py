@@ -21,9 +21,12 @@ COLUMNS = ("architecture", "preprocessing", "tokenizer", "other sizes", "heads",
 REFERENCE = "reference"
 LIBRARIES = ("transformers", "timm", "open_clip_torch", REFERENCE)
 
-_IMAGE_ONLY = {"dinov2", "hf_dinov2", "timm_dinov2", "dinov3", "hf_dinov3", "hf_tipsv2", "ibot", "hf_vit"}
+_TOWERS = {"timm_dinov2", "hf_dinov2", "dinov3", "hf_dinov3", "timm_dinov3", "hf_tipsv2", "ibot", "hf_vit"}
+_TOWERS |= {"swin", "hf_swin", "hf_swinv2"}
+_IMAGE_ONLY = _TOWERS | {"dinov2", "timm_pe", "timm_vit"}
 # Backbones that are published without heads.
-_HEADLESS = {"hf_dinov2", "timm_dinov2", "dinov3", "hf_dinov3", "hf_tipsv2", "ibot", "hf_vit", "hf_bert"}
+_HEADLESS = _TOWERS | {"hf_bert"}
+_TEXT_ONLY = {"hf_bert"}
 
 _BEGIN, _END = "<!-- parity table: begin -->", "<!-- parity table: end -->"
 
@@ -78,7 +81,8 @@ def _cell(figures, name, column):
     texts = [f"{_number(value)} {library}" for library, value in measured if value is not None]
     if texts:
         return ", ".join(texts)
-    absent = {"tokenizer": name in _IMAGE_ONLY, "heads": name in _HEADLESS, "export": name not in WRITABLE}
+    absent = dict.fromkeys(("preprocessing", "other sizes"), name in _TEXT_ONLY)
+    absent |= {"tokenizer": name in _IMAGE_ONLY, "heads": name in _HEADLESS, "export": name not in WRITABLE}
     return "–" if absent.get(column) else ""
 
 

@@ -59,7 +59,8 @@ def assert_tokens(kind, size, config, ours):
 
 
 def assert_outputs(config, ours, images, expected):
-    """Compares patches and pooled of an image encoder alone, and `output`, its head's or pooled."""
+    """Compares patches and pooled of an image encoder alone, and `output`, its head's or pooled; returns its
+    outputs."""
     modules, variables = architecture.modules(config), unflatten_dict(ours, sep="/")
     run = jax.jit(modules.image.apply, **UNOPTIMISED)
     found = run(architecture.encoder_variables(variables, "image"), images)
@@ -71,6 +72,7 @@ def assert_outputs(config, ours, images, expected):
     for name, value in (dict(found) | dict(output=output)).items():
         if name in expected:
             np.testing.assert_allclose(value, expected[name], err_msg=name, **CLOSE)
+    return found
 
 
 def write_talking(folder):

@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
 transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
 
 from tests.parity import dino_peers, swin_peers  # noqa: E402  (needs PyTorch)
+from tests.parity.figures import parity_figure  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -33,7 +34,7 @@ def converted(kind, peer, folder):
     return module, architecture.encoder_variables(unflatten_dict(ours, sep="/"), "image")
 
 
-def check(module, variables, images, expected, **options):
+def check(kind, module, variables, images, expected, **options):
     maps, tokens = expected
     result = jax.jit(module.apply)(variables, images, **options)
     assert len(result["pyramid"]) == len(maps)
@@ -42,6 +43,9 @@ def check(module, variables, images, expected, **options):
         np.testing.assert_allclose(ours / scale, theirs / scale, **CLOSE)
     np.testing.assert_allclose(result["patches"], tokens, **CLOSE)
     np.testing.assert_allclose(result["pooled"], tokens.mean(1), **CLOSE)
+    if kind:
+        column = "architecture" if images.shape[1:3] in ((32, 32), (64, 64)) else "other sizes"
+        parity_figure(kind, column, result["patches"], tokens)
 
 
 # For windows of 4 on maps of strides 4 and 8: the second clamps, and with another side; whole windows; both
@@ -51,7 +55,7 @@ def test_swin(size, tmp_path):
     """A fresh peer for each size: it keeps the windows of the first one that it has seen."""
     peer, images = swin_peers.swin(), dino_peers.images(size)
     module, variables = converted("hf_swin", peer, tmp_path)
-    check(module, variables, images, swin_peers.run(peer, images))
+    check("hf_swin", module, variables, images, swin_peers.run(peer, images))
 
 
 def test_masked_swin(tmp_path):
@@ -62,7 +66,7 @@ def test_masked_swin(tmp_path):
     fine = mask.repeat(2, 1).repeat(2, 2)[:, :11, :15].reshape(2, -1)
     expected = swin_peers.run(peer, images, fine)
     assert np.abs(expected[1] - swin_peers.run(peer, images)[1]).max() > 0.1
-    check(module, variables, images, expected, mask=mask.reshape(2, -1))
+    check("hf_swin", module, variables, images, expected, mask=mask.reshape(2, -1))
 
 
 def test_swin_of_three_stages_at_another_resolution(tmp_path):
@@ -88,7 +92,7 @@ def test_swin_of_three_stages_at_another_resolution(tmp_path):
     assert resized == 6
     images = dino_peers.images((96, 96))
     expected = swin_peers.run(large, images)
-    check(module, dict(params=unflatten_dict(flat, sep="/")), images, expected)
+    check("hf_swin", module, dict(params=unflatten_dict(flat, sep="/")), images, expected)
 
 
 # For windows of 4: whole windows, padded ones, odd maps, no whole patches.
@@ -98,7 +102,7 @@ def test_swin_v2(size, pretrained, tmp_path):
     peer = swin_peers.swinv2(image_size=64, pretrained_window_sizes=pretrained)
     module, variables = converted("hf_swinv2", peer, tmp_path)
     images = dino_peers.images(size)
-    check(module, variables, images, swin_peers.run(peer, images))
+    check("hf_swinv2", module, variables, images, swin_peers.run(peer, images))
 
 
 def test_swin_v2_with_clamped_windows(tmp_path):
@@ -107,7 +111,7 @@ def test_swin_v2_with_clamped_windows(tmp_path):
     module, variables = converted("hf_swinv2", peer, tmp_path)
     assert list(module.window) == [8, 4]
     images = dino_peers.images((32, 32))
-    check(module, variables, images, swin_peers.run(peer, images))
+    check("hf_swinv2", module, variables, images, swin_peers.run(peer, images))
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(7, 4, 2), (3, 2, 1)])
@@ -138,7 +142,7 @@ def test_coswin(size, clamp):
     module = Swin(width=16, depths=(2, 2), heads=(2, 4), window=4, clamp_window=clamp, embedding="conv")
     params = swin_peers.coswin_params(peer)
     images = dino_peers.images(size)
-    check(module, dict(params=params), images, swin_peers.run(peer, images))
+    check("", module, dict(params=params), images, swin_peers.run(peer, images))
 
 
 def read(kind, path):
@@ -165,7 +169,7 @@ def test_official_swin(tmp_path):
     torch.save(dict(model=state, epoch=3), tmp_path / "swin.pth")
     assert guess(tmp_path / "swin.pth") == "swin"
     assert read_checkpoint("swin", tmp_path / "swin.pth")[0]["image_size"] == 32
-    check(*read("swin", tmp_path / "swin.pth"), images, swin_peers.run(peer, images))
+    check("swin", *read("swin", tmp_path / "swin.pth"), images, swin_peers.run(peer, images))
 
 
 @pytest.mark.parametrize("pretrained", [(0, 0), (6, 3)])
@@ -182,7 +186,7 @@ def test_official_swin_v2(pretrained, tmp_path):
     module, variables = read("swin", tmp_path / "swinv2.pth")
     assert list(module.window) == [8, 4]
     images = dino_peers.images((32, 32))
-    check(module, variables, images, swin_peers.run(peer, images))
+    check("swin", module, variables, images, swin_peers.run(peer, images))
 
 
 TIMM = dict(embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4, img_size=64, num_classes=3)
@@ -214,6 +218,7 @@ def test_timm(model, architecture_name, options, tmp_path):
     module, variables = read("swin", tmp_path)
     result = jax.jit(module.apply)(variables, images)
     np.testing.assert_allclose(result["patches"], tokens, **CLOSE)
+    parity_figure("swin", "architecture", result["patches"], tokens, "timm")
 
 
 @pytest.mark.parametrize("older", [False, True])
@@ -251,6 +256,8 @@ def test_unicl(older, tmp_path):
     u, v = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (u, v))
     np.testing.assert_allclose(model.encode_image(images, resize=False), u, rtol=0, atol=1e-5)
     np.testing.assert_allclose(model.encode_text(ids), v, rtol=0, atol=1e-5)
+    parity_figure("unicl", "architecture", model.encode_image(images, resize=False), u)
+    parity_figure("unicl", "architecture", model.encode_text(ids), v)
     assert ours["params/heads/contrastive/logit_scale"] == 5.5
 
 
@@ -264,3 +271,4 @@ def test_transformers_takes_an_export(tmp_path):
     assert not report["unexpected_keys"]
     expected, result = (swin_peers.run(model.eval(), images)[1] for model in (peer, again))
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
+    parity_figure("hf_swin", "export", result, expected)

@@ -19,6 +19,7 @@ timm = pytest.importorskip("timm", reason="these tests need timm")
 from PIL import Image  # noqa: E402
 
 from tests.parity import dino_peers, timm_peers  # noqa: E402  (needs PyTorch)
+from tests.parity.figures import parity_figure  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -57,7 +58,10 @@ def test_features(kind, name, options, tmp_path):
     patch = peer.patch_embed.patch_size[0]
     for rows, columns in GRIDS:
         images = dino_peers.images((patch * rows, patch * columns))
-        goldens.assert_outputs(*checkpoint, images, timm_peers.run(peer, images))
+        expected = timm_peers.run(peer, images)
+        found = goldens.assert_outputs(*checkpoint, images, expected)
+        column = "architecture" if rows == columns else "other sizes"
+        parity_figure(kind, column, found["patches"], expected["patches"], "timm")
     assert (peer.num_classes == 0) == (not {"embedding_head", "classes"} & checkpoint[0].keys())
 
 
@@ -100,11 +104,14 @@ def test_pictures_are_preprocessed_as_by_timm(changes, tmp_path):
     found = (preprocessing.of(ours)(picture)[0] / 255 - view["mean"]) / view["std"]
     expected = transform(Image.fromarray(picture[0])).numpy().transpose(1, 2, 0)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    parity_figure("timm_vit", "preprocessing", found, expected, "timm")
 
 
 def test_a_loaded_folder_embeds_pictures(tmp_path):
     peer = timm_peers.saved("vit_pe_core_base_patch16_224", dict(num_classes=12), tmp_path)
     picture = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
-    expected = timm_peers.run(peer, (picture / 255 - 0.5) / 0.5)["output"]
+    expected = timm_peers.run(peer, ((picture / 255 - 0.5) / 0.5).astype(np.float32))["output"]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(big_ssl.load(tmp_path).encode_images(picture), expected, **goldens.CLOSE)
+    np.testing.assert_allclose(
+        big_ssl.load(tmp_path).encode_image(picture, resize=False), expected, **goldens.CLOSE
+    )
