@@ -1,13 +1,15 @@
-"""Which of its objectives a demo owes its numbers to: the same run with some of them at weight 0.
+"""Which of its objectives a demo owes its numbers to: the same run with some of them at weight 0, or changed.
 
     python -m benchmarks.ablation --table=ibot --output=DIR [--steps=400] [--seeds=0,1,2]
     python -m benchmarks.ablation --table=hybrid --output=DIR
+    python -m benchmarks.ablation --table=unicl --output=DIR --steps=700
 
 Tables: `ibot` (both terms, DINO's alone, masked patches alone, each with KoLeo), `dinov2` (beside iBOT, with
-KoLeo and without) and `hybrid` (CLIP's objective, DINOv2's three, all four). All variants of a table have
-equal steps, pictures and batches; `untrained` is the network at its start. DIR gets results.json, table.md
-and a folder for each run; the same command again goes on after the runs that are there. To see that all
-works: --preset=tiny --steps=4 --seeds=0. Exit code 2, and one line, where something does not fit.
+KoLeo and without), `hybrid` (CLIP's objective, DINOv2's three, all four) and `unicl` (its positives, and
+CLIP's loss on the same captions and classes). All variants of a table have equal steps, pictures and batches;
+`untrained` is the network at its start. DIR gets results.json, table.md and a folder for each run; the same
+command again goes on after the runs that are there. To see that all works: --preset=tiny --steps=4 --seeds=0.
+Exit code 2, and one line, where something does not fit.
 """
 
 import importlib
@@ -26,11 +28,13 @@ from big_ssl.config import validate
 
 
 class Variant(NamedTuple):
-    """recipe: a module in configs; preset: what follows demo or tiny; weights: of objectives."""
+    """recipe: a module in configs; preset: what follows demo or tiny; weights: of objectives; options: of
+    objectives, too, other than in the recipe."""
 
     recipe: str
     preset: str = ""
     weights: Mapping[str, float] = {}
+    options: Mapping[str, Mapping] = {}
 
 
 TABLES: dict[str, dict[str, Variant]] = {
@@ -49,6 +53,10 @@ TABLES: dict[str, dict[str, Variant]] = {
         "self-supervised": Variant("hybrid_clip_dinov2", "_self_supervised"),
         "both": Variant("hybrid_clip_dinov2"),
     },
+    "unicl": {
+        "UniCL": Variant("unicl"),
+        "CLIP's loss": Variant("unicl", options=dict(unicl=dict(positives=""))),
+    },
 }
 # The columns, by the ends of their keys, of those that a run has.
 _METRICS = (
@@ -56,6 +64,7 @@ _METRICS = (
     "pixel_k20_top1",
     "twemoji_heads/top1",
     "zero_shot/twemoji/top1",
+    "zero_shot/twemoji_unseen/top1",
     "image_to_text_r1",
     "image_to_text_r10",
     "koleo_distance",
@@ -80,6 +89,8 @@ def run_config(variant: Variant, seed: int, steps: int) -> dict:
     for name, weight in variant.weights.items():
         if name in stream["objectives"]:  # the smallest preset of iBOT has no KoLeo
             stream["objectives"][name]["weight"] = weight
+    for name, options in variant.options.items():
+        stream["objectives"][name].update(options)
     validate(config)
     return config
 

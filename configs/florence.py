@@ -150,6 +150,7 @@ def _stages(peak):
             learning_rate=larger,
             streams=dict(pairs=dict(data=dict(fields=sharper))),
             eval_transform=dict(size=384, resize=438),
+            grad_accum=2,  # GradCache: without it this stage does not fit 512 chips of v4
         ),
     )
 
@@ -276,7 +277,7 @@ def _shorten(config, steps, size, peak):
 def tiny(model: str) -> dict:
     """All three stages of the demo with narrower encoders and small batches, in seconds."""
     config = demo(model)
-    config.update(name=f"florence_{model}_tiny", log_every=2, eval_every=6)
+    config.update(name=f"florence_{model}_tiny", log_every=2, eval_every=6, grad_accum=2)
     config["checkpoint"].update(every=6)
     config["learning_rate"].update(warmup_steps=2)
     pairs = config["streams"]["pairs"]

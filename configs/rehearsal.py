@@ -27,6 +27,8 @@ _WIDTH, _POOLED = 128, 80
 _NARROW: dict[str, dict[str, Any]] = {
     "vit": dict(width=_WIDTH, depth=2, heads=2),
     "resnet": dict(width=8, blocks=(1, 2, 2, 1), pooled_dim=_POOLED),
+    # Four maps, two blocks in a loop in the third; wide enough for FSDP in the last two.
+    "swin": dict(width=32, depths=(2, 2, 4, 2), heads=(1, 2, 4, 8)),
     # Its pooled output has 320 * width channels; one stage still has two blocks, in a loop.
     "efficientnet": dict(width=_POOLED / 320, depth=0.3),
     "bert": dict(width=_WIDTH, depth=2, heads=2),
@@ -59,7 +61,7 @@ def shrink(full: dict) -> dict:
 
 def _patch(encoder):
     """An image's side must be a multiple of this."""
-    return encoder.get("patch", {"resnet": 32}.get(encoder["kind"], 1))
+    return encoder.get("patch", {"resnet": 32, "swin": 32}.get(encoder["kind"], 1))
 
 
 def _side(size, patch):
@@ -69,9 +71,10 @@ def _side(size, patch):
 
 def _shrink_stream(stream, patch, pooled):
     data = stream["data"]
-    keys = tuple(dict(text="text", label="label")[f["kind"]] for f in _not_images(data["fields"]))
-    source = dict(kind="tfds", name=DATA_SET, split="train", data_dir="", image_key="image", text_keys=keys)
-    data.update(source=source, threads=2)
+    data.update(threads=2)
+    for entry in data.get("sources", (data,)):
+        changes = entry.get("fields", {})
+        entry.update(source=_source([f | changes.get(name, {}) for name, f in data["fields"].items()]))
     for field in data["fields"].values():
         _shrink_field(field, patch)
     stream.update(batch_size=BATCH)
@@ -79,8 +82,11 @@ def _shrink_stream(stream, patch, pooled):
         _shrink_objective(options, pooled)
 
 
-def _not_images(fields):
-    return [field for field in fields.values() if field["kind"] != "image"]
+def _source(fields):
+    """The rehearsal's data, with the keys that these fields read."""
+    texts = [field for field in fields if field["kind"] in ("text", "label")]
+    keys = tuple("label" if f["kind"] == "label" or f.get("class_key") else "text" for f in texts)
+    return dict(kind="tfds", name=DATA_SET, split="train", data_dir="", image_key="image", text_keys=keys)
 
 
 def _shrink_field(field, patch):
@@ -133,9 +139,7 @@ def _evals(config):
         evaluator["data"].update(name=DATA_SET)
     if evals:
         return evals
-    fields = [
-        field for stream in config["streams"].values() for field in _not_images(stream["data"]["fields"])
-    ]
+    fields = [field for stream in config["streams"].values() for field in stream["data"]["fields"].values()]
     if any(field["kind"] == "text" for field in fields):
         return emoji.evals(("twemoji",), ("fxemoji",))
     return emoji.neighbours(("fxemoji",), ("fxemoji",))

@@ -182,8 +182,8 @@ def _objective(embed_dim):
 def _source(name, half):
     """A dataset in TFDS's format, in the default folder.
 
-    TFDS's classes of IN-1K are WordNet ids, named as UniCL does; those of your IN-21K and IN-22K must be names,
-    or label_set a file of them.
+    TFDS's classes of IN-1K are WordNet ids, named as UniCL does; those of your IN-21K and IN-22K must be
+    names, or label_set a file of them.
     """
     labelled, key = name.startswith("in"), "label" if name.startswith("in") else "text"
     label_set = "imagenet_unicl" if name == "in1k" else ""

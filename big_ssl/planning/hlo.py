@@ -21,6 +21,8 @@ _ARRAY = re.compile(r"\b([a-z]+[0-9]+|pred)\[([0-9,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# What the compiler writes for an operation whose cycles it can't estimate.
+_NO_ESTIMATE = 2**63 - 1
 _DCN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
@@ -85,15 +87,27 @@ def parse(text: str) -> Program:
 def estimated_cycles(program: Program) -> int:
     """The TPU compiler's own cycle estimate of all operations scheduled on the core; 0 without estimates.
 
-    It does not include collectives: see `collectives`.
+    It does not include collectives (see `collectives`), nor `unestimated` operations.
     """
     return sum(
-        program.runs.get(name, 0) * int(match[1])
-        for name, computation in program.computations.items()
-        if name not in program.fused
-        for instruction in computation.values()
-        if (match := _CYCLES.search(instruction.attributes))
+        program.runs.get(computation, 0) * cycles
+        for computation, _, cycles in _estimates(program)
+        if cycles != _NO_ESTIMATE
     )
+
+
+def unestimated(program: Program) -> list[str]:
+    """The names of operations whose cycles the TPU compiler could not estimate."""
+    return [name for _, name, cycles in _estimates(program) if cycles == _NO_ESTIMATE]
+
+
+def _estimates(program):
+    """Yields (computation, operation, its estimated cycles) of all operations scheduled on the core."""
+    for name, computation in program.computations.items():
+        if name not in program.fused:
+            for instruction in computation.values():
+                if match := _CYCLES.search(instruction.attributes):
+                    yield name, instruction.name, int(match[1])
 
 
 def flops(program: Program) -> int:

@@ -18,13 +18,14 @@ class Plan(NamedTuple):
 
     record: the JSON keys with plain values, None for unknown; program: None if the arguments alone exceed
     the memory, so that nothing was compiled; setup: training.loop.Setup on the planned mesh; unknown_loops:
-    loops of unknown trip count, counted once.
+    loops of unknown trip count, counted once; unestimated: names of operations, left out of the time.
     """
 
     record: dict[str, Any]
     program: Program | None
     setup: loop.Setup
     unknown_loops: int
+    unestimated: Sequence[str] = ()
 
 
 def make_plan(config: Mapping, topology: Topology, devices: Sequence) -> Plan:
@@ -66,7 +67,7 @@ def make_plan(config: Mapping, topology: Topology, devices: Sequence) -> Plan:
         collective_bytes_per_step=hlo.collective_bytes(collectives),
     )
     record |= _times(record, estimate.step_seconds(parsed, collectives, chip, topology), chip)
-    return Plan(record, program, setup, parsed.unknown_loops)
+    return Plan(record, program, setup, parsed.unknown_loops, hlo.unestimated(parsed))
 
 
 def set_up(config: Mapping, devices: Sequence) -> loop.Setup:

@@ -24,6 +24,8 @@ def test_every_variant_is_a_config(name, preset):
             assert config["learning_rate"]["warmup_steps"] <= 10
             for term, weight in variant.weights.items():
                 assert stream["objectives"].get(term, dict(weight=0))["weight"] == weight
+            for term, options in variant.options.items():
+                assert stream["objectives"][term].items() >= options.items()
 
 
 def test_the_untrained_network_is_a_run_without_a_rate():
@@ -49,3 +51,11 @@ def test_a_row_for_each_variant_and_what_it_lacks_is_empty():
     ]
     found = {"eval/knn/a/k20_top1": 1.0, "train/koleo_distance": 2.0, "train/loss": 3.0}
     assert ablation.columns(found) == {"knn/a/k20_top1": 1.0, "koleo_distance": 2.0}
+
+
+def test_unicl_and_clip_differ_in_the_positives_alone():
+    unicl, clip = (ablation.run_config(variant, 0, 40) for variant in ablation.TABLES["unicl"].values())
+    objective = unicl["streams"]["pairs"]["objectives"]["unicl"]
+    assert objective["positives"] == "identity"
+    objective.update(positives="")
+    assert unicl == clip

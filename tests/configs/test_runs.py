@@ -22,6 +22,8 @@ RECIPES = {
     "hybrid_clip_dinov2.py:tiny": _TEXTS | _PICTURES,
     "siglip.py:tiny": _TEXTS,
     "mixture_demo.py:tiny": _TEXTS | _PICTURES | _CLASSES,
+    "unicl.py:tiny": _TEXTS,
+    "hybrid_unicl_ibot.py:tiny": _TEXTS | _PICTURES,
 }
 
 
@@ -46,7 +48,8 @@ def test_the_smallest_preset_runs(recipe, tmp_path):
     evaluated = {key.split("/")[1] for line in lines for key in line if key.startswith("eval/")}
     assert evaluated == RECIPES[recipe]
     shown = {path.name for path in (tmp_path / "report").iterdir()} & {"attention.png", "patches.png"}
-    assert len(shown) == (2 if evaluated >= _PICTURES else 0)
+    # Swin has no attention maps of whole images.
+    assert len(shown) == (2 if evaluated >= _PICTURES and "unicl" not in recipe else 0)
     assert (tmp_path / "checkpoints" / "6").exists()
     assert (tmp_path / "report" / "index.html").exists()
 

@@ -160,6 +160,23 @@ def test_distinct_identities_are_clips_loss():
     )
 
 
+def test_identities_of_equal_texts_are_clips_loss_again():
+    """Where positives have one text, CLIP's loss already spreads its targets over them: only different texts
+    of a class, as in prompts, make UniCL another objective."""
+    image, text = embeddings()
+    classes = np.arange(N) // 3
+    keys = jnp.stack([jnp.asarray(classes, jnp.uint32)] * 2, 1)
+
+    def loss(image, texts, positives):
+        return softmax_contrastive(image, texts[classes], 0.3, positives=positives)[0]
+
+    texts = text[: classes[-1] + 1]
+    unicl, clip = (jax.value_and_grad(loss, (0, 1))(image, texts, x) for x in (keys, None))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), unicl, clip)
+    different = [softmax_contrastive(image, text, 0.3, positives=x)[0] for x in (keys, None)]
+    assert abs(different[0] - different[1]) > 1e-2
+
+
 def test_one_source_of_labels_is_supervised_contrastive_learning():
     """Khosla et al. 2020 (arXiv 2004.11362), the outer sum of equation 2, across the two modalities."""
     labels = np.array([0, 1, 0, 2, 1, 0])

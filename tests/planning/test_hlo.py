@@ -193,6 +193,15 @@ def test_a_loop_of_unknown_length_is_reported_and_counted_once():
     assert (program.unknown_loops, program.runs["body"]) == (1, 1)
 
 
+def test_an_operation_without_an_estimate_is_named_and_left_out():
+    """The compiler writes the largest int64 for it."""
+    text = TPU.replace('"estimated_cycles":"30"', '"estimated_cycles":"9223372036854775807"')
+    program = hlo.parse(text)
+    assert hlo.unestimated(program) == ["fusion.2"]
+    assert hlo.estimated_cycles(program) == 5 * 100 + 7
+    assert hlo.unestimated(hlo.parse(TPU)) == []
+
+
 @pytest.mark.parametrize(
     ("groups", "size"),
     [
