@@ -55,7 +55,7 @@ TABLES: dict[str, dict[str, Variant]] = {
     },
     "unicl": {
         "UniCL": Variant("unicl"),
-        "CLIP's loss": Variant("unicl", options=dict(unicl=dict(positives=""))),
+        "CLIP loss": Variant("unicl", options=dict(unicl=dict(positives=""))),
     },
 }
 # The columns, by the ends of their keys, of those that a run has.
