@@ -10,6 +10,7 @@ import big_ssl
 from big_ssl import convert, inference
 from big_ssl.data import clip_bpe
 from big_ssl.data.preprocessing import resize
+from big_ssl.data.tokenizers import SPECIAL
 from big_ssl.models import text_transformer, vit
 from big_ssl.training import evaluation, loop
 from big_ssl.weights.tensor_files import read_tensors
@@ -63,6 +64,17 @@ def test_an_export_to_transformers_has_its_tokenizers_files(tmp_path):
     convert.convert("hf_clip", path / "model.safetensors", "hf_clip", tmp_path / "of_file", {})
     assert (tmp_path / "of_file" / "vocab.json").is_file()
     assert json.loads((tmp_path / "out" / "vocab.json").read_text()) == expected[0]
+
+
+def test_an_export_of_align_is_read_back(tmp_path):
+    path = goldens.write_checkpoint("hf_align", tmp_path / "in")
+    words = [*SPECIAL, *map(str, range(45))]
+    (path / "vocab.txt").write_text("\n".join(words) + "\n")
+    convert.convert("hf_align", path, "hf_align", tmp_path / "out", {})
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings["mask_token"] == "[MASK]"
+    expected = inference.read(path)[0]["tokenizer"]
+    assert inference.read(tmp_path / "out")[0]["tokenizer"]["length"] == expected["length"] == 12
 
 
 @pytest.mark.parametrize("inside", ["", "model.safetensors"])

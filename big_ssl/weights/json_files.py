@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from big_ssl import io
+from big_ssl.weights import hf_tokenizer_config
 from big_ssl.weights.errors import WeightsError, all_errors_named
 
 # Larger than any size in a published model; the arithmetic on sizes stays exact below it.
@@ -55,7 +56,35 @@ _NUMBERS = _Kind(
     lambda value: all(map(_is_number, value if isinstance(value, list) else [value])),
 )
 
-# {kind: the keys that have it, in every format}; objects are looked into.
+
+def _is_token(value):
+    return isinstance(value, str) or _is_token_object(value)
+
+
+def _is_token_object(value):
+    return isinstance(value, dict) and isinstance(value.get("content"), str)
+
+
+_TOKEN_WORDS = 'a text, or an object with a text as "content"'
+_TOKEN = _Kind(_TOKEN_WORDS, _is_token)
+_TOKENS = _Kind(
+    f"a list, or an object's values, each {_TOKEN_WORDS}",
+    lambda value: (
+        isinstance(value, list | dict)
+        and all(map(_is_token, value.values() if isinstance(value, dict) else value))
+    ),
+)
+_TOKENS_BY_ID = _Kind(
+    'an object with an object for each id, which has a text as "content"',
+    lambda value: (
+        isinstance(value, dict)
+        and all(len(i) < 20 and i.isdecimal() and _is_token_object(token) for i, token in value.items())
+    ),
+)
+# transformers' number for no limit is beyond _LARGEST.
+_LIMIT = _Kind("a number from 1", lambda value: type(value) in (int, float) and 1 <= value < math.inf)
+
+# {kind: the keys that have it, in every format's configuration}; objects are looked into.
 _KEYS = {
     _OBJECT: "text_config vision_config model_cfg vision_cfg text_cfg preprocess_cfg pretrained_cfg "
     "model_args encoders image text head embedding_head tokenizer views projections",
@@ -79,7 +108,23 @@ _KEYS = {
     _FILTER: "resample",
     _NUMBERS: "image_mean image_std mean std",
 }
-_KINDS = {key: kind for kind, keys in _KEYS.items() for key in keys.split()}
+# The same of a tokenizer's, where some of these keys mean something else, such as mask_token.
+_TOKENIZER_KEYS = {
+    _TOKEN: "bos_token eos_token unk_token sep_token cls_token pad_token mask_token image_token",
+    _TOKENS: "additional_special_tokens extra_special_tokens",
+    _TOKENS_BY_ID: "added_tokens_decoder",
+    _LIMIT: "model_max_length",
+    _FLAG: "add_bos_token add_eos_token add_prefix_space do_lower_case",
+    _TEXT: "tokenizer_class",
+}
+
+
+def _kinds(keys_of: Mapping[_Kind, str]) -> dict[str, _Kind]:
+    return {key: kind for kind, keys in keys_of.items() for key in keys.split()}
+
+
+_KINDS = _kinds(_KEYS)
+_KINDS_BY_FILE = {hf_tokenizer_config.FILE: _kinds(_TOKENIZER_KEYS)}
 
 
 def read(folder, names: Iterable[str], accepted: Iterable[str] = ()) -> dict[str, dict]:
@@ -94,7 +139,7 @@ def read(folder, names: Iterable[str], accepted: Iterable[str] = ()) -> dict[str
         if path.is_file():
             files[name] = _without(read_object(path), accepted)
             if name.endswith("config.json"):  # the keys of a vocabulary are words
-                _check(path, files[name], "")
+                _check(path, files[name], "", _KINDS_BY_FILE.get(name, _KINDS))
     return files
 
 
@@ -113,12 +158,12 @@ def _without(content, accepted):
     return {key: _without(value, accepted) for key, value in content.items() if key not in accepted}
 
 
-def _check(path, values: Mapping, prefix: str) -> None:
+def _check(path, values: Mapping, prefix: str, kinds: Mapping[str, _Kind]) -> None:
     for key, value in values.items():
-        kind = _KINDS.get(key)
+        kind = kinds.get(key)
         if kind is None or value is None:
             continue
         if not kind.fits(value):
             raise WeightsError(f"{path}: {prefix}{key} is {repr(value)[:80]}; it must be {kind.words}")
         if kind is _OBJECT:
-            _check(path, value, f"{prefix}{key}.")
+            _check(path, value, f"{prefix}{key}.", kinds)

@@ -111,7 +111,6 @@ NEW = "has '<new>', whose id added_tokens_decoder does not state"
             dict(added_tokens_decoder={"50000": dict(content="<new>")}),
             "added_tokens_decoder has '<new>', id 50000; the encoder has 50000 tokens",
         ),
-        ("clip_bpe", dict(model_max_length="77"), "model_max_length is '77'; it must be a whole number"),
         ("clip_bpe", dict(reverse=True), "reverse is True, which we do not know; --model.accept=reverse"),
     ],
 )
@@ -142,3 +141,47 @@ def test_every_format_with_texts_reads_it(kind, changes, length, tmp_path):
     with pytest.raises(WeightsError, match=r"tokenizer_config\.json: padding_side is 'left'"):
         read_checkpoint(kind, tmp_path)
     assert read_checkpoint(kind, tmp_path, dict(accept=["padding_side"]))
+
+
+def read_with(settings, folder, kind="hf_clip"):
+    goldens.write_checkpoint(kind, folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return read_checkpoint(kind, folder)[0]
+
+
+@pytest.mark.parametrize("kind", ["hf_clip", "hf_align"])
+def test_a_mask_token_is_a_text(kind, tmp_path):
+    """Swin's option of that name is a flag."""
+    settings = dict(mask_token="[MASK]", model_max_length=7)
+    assert read_with(settings, tmp_path, kind)["tokenizer"]["length"] == 7
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("added_tokens_decoder", [1]),
+        ("added_tokens_decoder", {"a": {}}),
+        ("added_tokens_decoder", {"3": {}}),
+        ("added_tokens_decoder", {"a": dict(content="x")}),
+        ("added_tokens_decoder", {"3": None}),
+        ("additional_special_tokens", "abc"),
+        ("additional_special_tokens", 5),
+        ("additional_special_tokens", [["x"]]),
+        ("extra_special_tokens", {"a": 5}),
+        ("bos_token", ["x"]),
+        ("pad_token", dict(content=["x"])),
+        ("mask_token", True),
+        ("model_max_length", float("nan")),
+        ("model_max_length", float("inf")),
+        ("model_max_length", "77"),
+        ("model_max_length", 0),
+        ("model_max_length", True),
+        ("add_bos_token", ["x"]),
+        ("tokenizer_class", 3),
+    ],
+)
+def test_the_error_names_a_key_with_a_malformed_value(key, value, tmp_path):
+    with pytest.raises(WeightsError) as caught:
+        read_with({key: value}, tmp_path)
+    assert f"tokenizer_config.json: {key} is {value!r}; it must be " in str(caught.value)
+    assert "\n" not in str(caught.value)
