@@ -150,7 +150,7 @@ def _stages(peak):
             learning_rate=larger,
             streams=dict(pairs=dict(data=dict(fields=sharper))),
             eval_transform=dict(size=384, resize=438),
-            grad_accum=2,  # GradCache: without it this stage does not fit 512 chips of v4
+            grad_accum=2,  # GradCache: so this stage fits 512 chips of v4, see docs/plan.md
         ),
     )
 
