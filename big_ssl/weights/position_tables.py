@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from big_ssl.models import vit
 from big_ssl.weights import architecture
 from big_ssl.weights.format import IMAGE, ModelConfig
 
