@@ -34,7 +34,4 @@ def resolve_format(source: str, path) -> str:
 
 def options() -> dict:
     """The options set by --model, for weights.formats.read_checkpoint."""
-    chosen = {key: value for key, value in _MODEL.value.items() if value}
-    if "accept" in chosen:  # --model.accept=a,b, as well as a tuple
-        chosen["accept"] = tuple(key for text in chosen["accept"] for key in text.split(","))
-    return chosen
+    return {key: value for key, value in _MODEL.value.items() if value}

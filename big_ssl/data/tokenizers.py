@@ -16,6 +16,24 @@ from big_ssl.data.unicode_text import well_formed
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
+# The values that a tokenizer.json may have, so that it gives our WordPiece's ids; ours first.
+_PARTS = dict(
+    model=dict(
+        type=("WordPiece",),
+        unk_token=("[UNK]",),
+        continuing_subword_prefix=("##",),
+        max_input_chars_per_word=(100,),
+    ),
+    normalizer=dict(
+        type=("BertNormalizer",),
+        lowercase=(True,),
+        strip_accents=(True, None),
+        clean_text=(True,),
+        handle_chinese_chars=(True,),
+    ),
+    pre_tokenizer=dict(type=("BertPreTokenizer",)),
+)
+
 
 class Tokenizer(Protocol):
     """Called with texts, returns ids: int32[B, L] and mask: bool[B, L]; the same for training and inference.
@@ -70,19 +88,42 @@ def read_words(path: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"vocabulary {path} is no UTF-8 text: {error}") from error
     if file.suffix != ".json":
-        return text.splitlines()
+        return text.removesuffix("\n").split("\n")  # other separators of lines may be words
     try:
         content = json.loads(text)
-        model, normalizer = content["model"], content["normalizer"]
-        ids = {**model["vocab"], **{token["content"]: token["id"] for token in content["added_tokens"]}}
+        for part, required in _PARTS.items():
+            _check_part(part, dict(content[part]), required)
+        vocabulary = content["model"]["vocab"]
+        ids = {**vocabulary, **{token["content"]: token["id"] for token in content["added_tokens"]}}
         words = sorted(ids, key=ids.__getitem__)
-        if model["type"] != "WordPiece" or [ids[word] for word in words] != list(range(len(words))):
+        if [ids[word] for word in words] != list(range(len(words))):
             raise ValueError("its model is no WordPiece with one word for each id")
-        if not normalizer["lowercase"] or normalizer["strip_accents"] is False:
-            raise ValueError("it is cased; our WordPiece is not")
+        _check_ends(content["post_processor"], ids)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"vocabulary {path} is no tokenizer.json of BERT's: {error!r}") from error
     return words
+
+
+def _check_part(part, stated, required):
+    """Refuses a part of a tokenizer.json with other keys or values than our WordPiece's."""
+    for key in required.keys() | (stated.keys() - {"vocab"}):
+        allowed = required.get(key, (None, False))  # what is switched off has no effect
+        if stated.get(key) not in allowed:
+            raise ValueError(f"{part}.{key} is {stated.get(key)!r}; our WordPiece has {allowed[0]!r}")
+
+
+def _check_ends(processor, ids):
+    """Refuses a post-processor that does not put [CLS] first and [SEP] last, with the vocabulary's ids."""
+    required = [["[CLS]", ids["[CLS]"]], ["[SEP]", ids["[SEP]"]]]
+    if processor["type"] == "BertProcessing":
+        ends = [processor["cls"], processor["sep"]]
+    else:
+        first, text, last = processor["single"]
+        tokens = processor["special_tokens"]
+        names = [end["SpecialToken"]["id"] for end in (first, last)]
+        ends = [[name, *tokens[name]["ids"]] for name in names] if "Sequence" in text else []
+    if ends != required:
+        raise ValueError(f"post_processor adds {ends}; our WordPiece adds {required}")
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int) -> list[str]:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.rules import Rule
 
@@ -33,6 +35,8 @@ class Format(NamedTuple):
     prepare: (arrays, options) -> arrays; normalises layout-specific names.
     describe: ModelConfig -> {file name: JSON} to write beside the weights; None for a read-only format.
     encoders: encoders this format can export; empty for any.
+    position_resize: a ViT's options -> how the model class resizes its position table, a name in
+      models.position_embedding.RESIZES; None for a class without a table, and for our own.
     """
 
     config: Callable[[Mapping, Mapping[str, dict], Mapping], ModelConfig]
@@ -44,6 +48,7 @@ class Format(NamedTuple):
     prepare: Callable[[Mapping, Mapping], Mapping] = lambda tensors, options: tensors
     describe: Callable[[ModelConfig], dict[str, dict]] | None = None
     encoders: tuple[str, ...] = ("image", "text")
+    position_resize: Callable[[Mapping], str] | None = None
 
 
 def shape_of(tensors: Mapping, name: str, rank: int) -> tuple[int, ...]:
@@ -81,6 +86,17 @@ def grid_side(positions: int, name: str) -> int:
 def one_side(value):
     """224 of 224 and of [224, 224]; the value itself if it is no side."""
     return value[0] if isinstance(value, list) and value and set(value) == {value[0]} else value
+
+
+def per_channel(key: str, value) -> np.ndarray:
+    """float64[C] of a list with a number for each channel; of one number, RGB's three."""
+    try:
+        numbers = np.asarray(value, float)
+    except (ValueError, TypeError):
+        numbers = np.zeros(0)
+    if numbers.ndim > 1 or numbers.size == 0:
+        raise WeightsError(f"{key} is {value}; it must be one number, or one for each channel")
+    return np.broadcast_to(numbers, 3) if numbers.size == 1 else numbers
 
 
 # Options of a ViT that has a position table alone, and biases in its attention.

@@ -26,6 +26,7 @@ from big_ssl.weights import (
     json_files,
     open_clip,
     openai_clip,
+    position_tables,
     rules,
     siglip_npz,
     swin,
@@ -87,19 +88,21 @@ def read_checkpoint(
       kind: a format in FORMATS.
       path: the weights file, the index of its shards, or the folder with it and the format's JSON files.
       options: settings that the checkpoint lacks, such as num_heads; for all formats also `accept`, keys of
-        the JSON files to ignore, `non_finite`, whether to accept weights that are not finite, and `channels`,
-        the images' if the weights of a model of RGB images shall be adapted to them.
+        the JSON files to ignore ("a,b" or a sequence), `non_finite`, whether to accept weights that are not
+        finite, and `channels`, the images' if the weights of a model of RGB images shall be adapted to them.
 
     Returns:
       (ModelConfig, our weights {path: float32 array}).
 
     Raises:
       FileNotFoundError: without a weights file.
-      WeightsError: naming the file and what is wrong with it.
+      WeightsError: naming the file and what is wrong with it; for an unknown format.
     """
+    if kind not in FORMATS:
+        raise WeightsError(f"there is no format {kind!r}; there are {', '.join(FORMATS)}")
     format_, file = FORMATS[kind], _weights_file(kind, io.as_path(path))
     stored, options = unwrapped(read_tensors(file)), dict(options or {})
-    accepted, non_finite = options.pop("accept", ()), options.pop("non_finite", False)
+    accepted, non_finite = _accepted(options.pop("accept", None)), options.pop("non_finite", False)
     channels = options.pop("channels", None)
     for option in options:
         if option not in format_.options:
@@ -122,10 +125,17 @@ def read_checkpoint(
     return config, ours
 
 
+def _accepted(keys) -> tuple[str, ...]:
+    """The keys in "a,b", or in a sequence of such texts; none of None."""
+    texts = [keys] if isinstance(keys, str) else keys or ()
+    return tuple(key for text in texts for key in text.split(","))
+
+
 def write_checkpoint(kind: str, folder, config: ModelConfig, ours: Mapping[str, np.ndarray]) -> dict:
     """Writes a checkpoint: the weights and the format's JSON files.
 
-    Only our own format stores self-distillation heads; public formats store the trained backbone.
+    Only our own format stores self-distillation heads; public formats store the trained backbone. A position
+    table is resized to the images' size if the format's model class would resize it in another way than ours.
 
     Args:
       kind: a format in WRITABLE.
@@ -148,6 +158,8 @@ def write_checkpoint(kind: str, folder, config: ModelConfig, ours: Mapping[str, 
         raise WeightsError(f"{kind} is for models of {required}; this is one of {actual}")
     if kind != "big_ssl" and (channels := config["encoders"].get("image", {}).get("channels", 3)) != 3:
         raise WeightsError(f"{kind} is for images of 3 channels; this model reads {channels}")
+    if format_.position_resize is not None:
+        config, ours = position_tables.at_image_size(config, ours, format_.position_resize)
     described = format_.describe(architecture.with_defaults(config))
     if kind != "big_ssl":
         heads = tuple(map(dino_heads.PROJECTION.format, config.get("projections", {})))

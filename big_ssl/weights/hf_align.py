@@ -61,10 +61,11 @@ _COLUMNS = dict(
     expand="expand_ratios",
 )
 _STEM = 32
+_STEM_NAME = "vision_model.embeddings.convolution"
 
 
 def _rules(config: ModelConfig) -> list[Rule]:
-    stem = Rule("vision_model.embeddings.convolution.weight", (f"{IMAGE}stem",), CONVOLUTION)
+    stem = Rule(f"{_STEM_NAME}.weight", (f"{IMAGE}stem",), CONVOLUTION)
     rules = [
         *within("text_model.", TEXT, hf_bert.RULES),
         *_HEAD,
@@ -125,6 +126,8 @@ def _config(tensors, files, options) -> ModelConfig:
 
 def _image(tensors, vision_config):
     hf_bert.check_fixed("vision_config.", vision_config, _FIXED)
+    channels = shape_of(tensors, f"{_STEM_NAME}.weight", 4)[1]
+    hf_layers.compare_channels("vision_config.", vision_config, channels)
     width = vision_config.get("width_coefficient", 2.0)
     stages = _read_stages(vision_config, width)
     strides = tuple(stage.stride for stage in stages)

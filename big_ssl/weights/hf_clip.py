@@ -154,7 +154,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
     )
     vision_config = hf_layers.describe_layers(image) | dict(
         model_type="clip_vision_model",
-        image_size=config["image_size"],
+        image_size=hf_layers.image_size(config),
         patch_size=image["patch"],
         projection_dim=dim,
     )
@@ -201,4 +201,5 @@ FORMAT = Format(
     files=hf_layers.FILES,
     prepare=hf_layers.prepare,
     describe=_describe,
+    position_resize=hf_layers.position_resize,
 )

@@ -67,9 +67,13 @@ def _config(tensors, files, options) -> ModelConfig:
         feed_forward="swiglu" if swiglu else "mlp",
         layer_scale=stated.get("layerscale_value", 1.0),
         registers=registers,
-        position_resize="bicubic_antialias" if registers else "bicubic",
+        position_resize=_position_resize(dict(registers=registers)),
     )
     return image_config(image, **hf_preprocessing.read(files, _PREPROCESSING, "BitImageProcessor"))
+
+
+def _position_resize(image):
+    return "bicubic_antialias" if image["registers"] else "bicubic"
 
 
 def _describe(config: ModelConfig) -> dict[str, dict]:
@@ -129,4 +133,5 @@ FORMAT = Format(
     prepare=_prepare,
     describe=_describe,
     encoders=("image",),
+    position_resize=_position_resize,
 )

@@ -73,7 +73,7 @@ def _config(tensors, files, options) -> ModelConfig:
     del options
     config = json_file(files, "config.json")
     stated = _DEFAULTS | hf_layers.stated(config)
-    width, _, _, patch = shape_of(tensors, "embeddings.patch_embeddings.weight", 4)
+    width, channels, _, patch = shape_of(tensors, "embeddings.patch_embeddings.weight", 4)
     gated = "layer.0.mlp.gate_proj.weight" in tensors
     qkv_bias = "".join(letter for letter in _BIASES if f"layer.0.attention.{letter}_proj.bias" in tensors)
     shape = dict(
@@ -85,7 +85,7 @@ def _config(tensors, files, options) -> ModelConfig:
     )
     hf_layers.compare_shape("", stated, shape)
     actual = dict(patch_size=patch, num_register_tokens=shape["registers"], use_gated_mlp=gated)
-    actual |= {key: letter in qkv_bias for letter, key in _BIASES.items()}
+    actual |= {key: letter in qkv_bias for letter, key in _BIASES.items()} | dict(num_channels=channels)
     compare("config.json: ", stated | dict(patch_size=one_side(stated["patch_size"])), actual)
     image = vit.DINOV3 | dict(
         **shape,

@@ -41,7 +41,7 @@ def shape(tensors: Mapping, files: Mapping[str, dict], mlp_out: str, defaults: M
     Returns:
       The options of models.vit that the files determine.
     """
-    width, _, _, patch = shape_of(tensors, "embeddings.patch_embeddings.projection.weight", 4)
+    width, channels, _, patch = shape_of(tensors, "embeddings.patch_embeddings.projection.weight", 4)
     table = "embeddings.position_embeddings"
     side = grid_side(shape_of(tensors, table, 3)[1] - 1, table)
     stated = hf_layers.stated(json_file(files, "config.json"))
@@ -56,5 +56,5 @@ def shape(tensors: Mapping, files: Mapping[str, dict], mlp_out: str, defaults: M
     )
     complete = {**defaults, **stated}
     hf_layers.compare_shape("", complete, shape)
-    hf_layers.compare_image("", complete, patch, side)
+    hf_layers.compare_image("", complete, patch, side, channels)
     return shape

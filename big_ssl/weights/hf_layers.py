@@ -155,12 +155,12 @@ def vision_options(tensors: Mapping, config: Mapping, defaults: Mapping, class_t
     tensors, config, defaults: as in `layers`. class_tokens: rows of the position table that are no patches'.
     Raises WeightsError where config.json and the arrays differ.
     """
-    width, _, _, patch = shape_of(tensors, "vision_model.embeddings.patch_embedding.weight", 4)
+    width, channels, _, patch = shape_of(tensors, "vision_model.embeddings.patch_embedding.weight", 4)
     table = "vision_model.embeddings.position_embedding.weight"
     side = grid_side(shape_of(tensors, table, 2)[0] - class_tokens, table)
     shape = layers(tensors, "vision_model", width, config, defaults)
-    compare_image("vision_config.", {**defaults, **config}, patch, side)
-    return dict(patch=patch, image_size=patch * side, position_resize="bicubic") | shape
+    compare_image("vision_config.", {**defaults, **config}, patch, side, channels)
+    return dict(patch=patch, image_size=patch * side, position_resize=position_resize({})) | shape
 
 
 def compare_text(part: str, stated: Mapping, vocab_size: int, max_len: int) -> None:
@@ -169,15 +169,43 @@ def compare_text(part: str, stated: Mapping, vocab_size: int, max_len: int) -> N
     compare(f"config.json: {part}", stated, actual)
 
 
-def compare_image(part: str, stated: Mapping, patch: int, side: int) -> None:
-    """Compares a part of config.json with the patches' size and the position table's `side`.
+def compare_image(part: str, stated: Mapping, patch: int, side: int, channels: int) -> None:
+    """Compares a part of config.json with the kernel of the patches and the position table.
 
-    An image need not be whole patches: its margin is left out. Raises WeightsError where they differ.
+    An image need not be whole patches: its margin is left out.
+
+    Args:
+      part: what stands before the key in the message.
+      stated: that part.
+      patch: the kernel's side.
+      side: the table's.
+      channels: the kernel's.
+
+    Raises:
+      WeightsError: where they differ.
     """
     found = {key: one_side(stated[key]) for key in ("patch_size", "image_size") if key in stated}
     size = found.get("image_size")
     fits = isinstance(size, int) and size // patch == side
     compare(f"config.json: {part}", found, dict(patch_size=patch, image_size=size if fits else patch * side))
+    compare_channels(part, stated, channels)
+
+
+def compare_channels(part: str, stated: Mapping, channels: int) -> None:
+    """Compares a part of config.json with the channels of the first kernel."""
+    compare(f"config.json: {part}", stated, dict(num_channels=channels))
+
+
+def position_resize(image: Mapping) -> str:
+    """How the classes with a plain position table resize it; see weights.format.Format."""
+    del image
+    return "bicubic"
+
+
+def image_size(config: Mapping) -> int:
+    """config.json's image_size of a ModelConfig: the images' if the table fits it, else the table's."""
+    image, size = config["encoders"]["image"], config["image_size"]
+    return size if size // image["patch"] == image["image_size"] // image["patch"] else image["image_size"]
 
 
 def describe_layers(encoder: Mapping) -> dict:

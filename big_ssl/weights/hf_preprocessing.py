@@ -11,7 +11,7 @@ import numpy as np
 
 from big_ssl.data.preprocessing import FILTERS, parse_resize
 from big_ssl.weights.errors import WeightsError
-from big_ssl.weights.format import CLIP_PIXELS, HALF_PIXELS, IMAGENET_PIXELS, ModelConfig
+from big_ssl.weights.format import CLIP_PIXELS, HALF_PIXELS, IMAGENET_PIXELS, ModelConfig, per_channel
 
 FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -162,21 +162,14 @@ def _pixels(settings):
     """A processor's ((factor * x - offset) - mean) / std, x from 0 to 255, as one mean and std of x / 255."""
     factor = settings["rescale_factor"] if settings["do_rescale"] else 1.0
     scale, offset = 255 * factor, float(settings["do_rescale"] and settings.get("rescale_offset", False))
-    mean, std = np.zeros(3), np.ones(3)
-    given_std = _triple(settings, "image_std")
+    mean, std = np.zeros(3), np.ones(1)
+    stored_std = per_channel("image_std", settings["image_std"])
     if settings["do_normalize"]:
-        mean, std = _triple(settings, "image_mean"), given_std
+        mean, std = per_channel("image_mean", settings["image_mean"]), stored_std
     if settings.get("include_top"):  # EfficientNet's divides once more
-        std = std * given_std
-    return dict(mean=tuple(((offset + mean) / scale).tolist()), std=tuple((std / scale).tolist()), flip=False)
-
-
-def _triple(settings, key):
-    """float64[3] of a number or of one for each channel."""
-    try:
-        return np.broadcast_to(np.asarray(settings[key], float), 3)
-    except (ValueError, TypeError) as error:
-        raise WeightsError(f"{key} is {settings[key]}; it must be one number or three") from error
+        std = std * stored_std
+    pixels = dict(mean=(offset + mean) / scale, std=per_channel("image_std", std / scale))
+    return {key: tuple(values.tolist()) for key, values in pixels.items()} | dict(flip=False)
 
 
 def describe(config: ModelConfig, processor: str) -> dict:

@@ -19,6 +19,7 @@ from big_ssl.weights.format import (
     image_config,
     json_file,
     one_side,
+    shape_of,
 )
 from big_ssl.weights.rules import LINEAR, SAME, Rule, linear, norm
 from big_ssl.weights.swin_layers import LOG_SCALE, Names
@@ -91,6 +92,7 @@ def _config(tensors, files, options) -> ModelConfig:
     image = swin_layers.shape(tensors, _NAMES)
     actual = dict(embed_dim=image["width"], depths=image["depths"], num_heads=image["heads"])
     compare("config.json: ", file, actual | dict(mlp_ratio=image["mlp_ratio"]))
+    hf_layers.compare_channels("", file, shape_of(tensors, f"{_NAMES.projection}.weight", 4)[1])
     if file["hidden_act"] not in hf_layers.ACTIVATIONS:
         raise WeightsError(f"config.json: hidden_act {file['hidden_act']!r} is not known")
     size = one_side(file["image_size"])

@@ -50,7 +50,9 @@ def _config(tensors, files, options) -> ModelConfig:
     if _hidden(stated, shape["width"]) != shape["mlp_dim"]:
         actual |= dict(mlp_ratio=shape["mlp_dim"] / shape["width"])
     compare(f"config.json: {part}", stated, actual)
-    hf_layers.compare_image(part, stated, shape["patch"], shape["image_size"] // shape["patch"])
+    channels = shape_of(tensors, "patch_embed.proj.weight", 4)[1]
+    side = shape["image_size"] // shape["patch"]
+    hf_layers.compare_image(part, stated, shape["patch"], side, channels)
     image = vit.DINOV2 | dict(
         **shape,
         feed_forward="swiglu" if swiglu else "mlp",

@@ -44,7 +44,7 @@ _FIXED = hf_images.FIXED | dict(feed_forward="mlp", layer_scale=None, registers=
 def _config(tensors, files, options) -> ModelConfig:
     del options
     image = hf_images.shape(tensors, files, "output.dense", _DEFAULTS)
-    image |= dict(pooling="cls", kernel_init="dino", position_resize="bicubic")
+    image |= dict(pooling="cls", kernel_init="dino", position_resize=hf_layers.position_resize(image))
     size = one_side(hf_layers.stated(files["config.json"]).get("image_size", 224))
     default = dict(views=dict(image=HALF_PIXELS), image_size=size, resize="stretch bilinear")
     return image_config(image, **hf_preprocessing.read(files, default, "ViTImageProcessor"))
@@ -56,7 +56,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
     described = hf_layers.describe_layers(image) | dict(
         model_type="vit",
         architectures=["ViTModel"],
-        image_size=image["image_size"],
+        image_size=hf_layers.image_size(config),
         patch_size=image["patch"],
         encoder_stride=image["patch"],
     )
@@ -75,4 +75,5 @@ FORMAT = Format(
     prepare=hf_images.without_prefix("vit."),
     describe=_describe,
     encoders=("image",),
+    position_resize=hf_layers.position_resize,
 )

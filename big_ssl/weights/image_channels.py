@@ -14,7 +14,7 @@ from big_ssl.weights.rules import Rule
 def stated(config: ModelConfig, rules: Sequence[Rule], tensors: Mapping[str, np.ndarray]) -> ModelConfig:
     """The config with the number of channels that the first layer's kernel has, if it states none.
 
-    Raises WeightsError if the mean or standard deviation has another number of different values.
+    Raises WeightsError if the mean or standard deviation is neither one number nor one for each channel.
     """
     image = architecture.modules(config).image
     if image is None or "channels" in config["encoders"]["image"]:
@@ -24,11 +24,9 @@ def stated(config: ModelConfig, rules: Sequence[Rule], tensors: Mapping[str, np.
         r.transform.read(tensors[r.theirs])[0] for r in rules if r.ours == (path,) and r.theirs in tensors
     ]
     channels = kernels[0].shape[-2] if kernels and kernels[0].ndim == 4 else 3
-    if channels == 3:
-        return config
     view = config["views"]["image"]
     pixels = {key: _repeated(key, view[key], channels) for key in ("mean", "std")}
-    return _with(config, channels, pixels)
+    return config if channels == 3 else _with(config, channels, pixels)
 
 
 def adapted(
@@ -39,13 +37,15 @@ def adapted(
     The mean and standard deviation are repeated as the kernel is; one channel has their averages. Raises
     WeightsError for weights that are not of three channels.
     """
+    if type(channels) is not int or channels < 1:
+        raise WeightsError(f"channels is {channels!r}; it must be a whole number from 1")
     image = architecture.modules(config).image
     if image is None:
         raise WeightsError(f"channels is {channels}, and the weights have no image encoder")
     path = IMAGE + image.first_kernel
     kernel = ours[path]
     changed = adapted_kernel(kernel, (*kernel.shape[:2], channels, kernel.shape[3]))
-    if changed is None or channels < 1:
+    if changed is None:
         raise WeightsError(
             f"channels is {channels}; only weights for 3 can be adapted, to 1 or more; these are for "
             f"{kernel.shape[2]}"

@@ -22,6 +22,7 @@ from big_ssl.weights.format import (
     compare,
     json_file,
     one_side,
+    per_channel,
 )
 from big_ssl.weights.rules import SAME, Rule
 
@@ -183,7 +184,7 @@ def _preprocessing(settings, image_size):
     mode = _lookup(settings, "resize_mode", dict(shortest="crop", squash="stretch"))
     filter_ = _lookup(settings, "interpolation", dict(bicubic="", bilinear=" bilinear", random=""))
     _lookup(settings, "mode", dict(RGB=None))
-    pixels = {key: np.broadcast_to(settings[key], 3).tolist() for key in ("mean", "std")}
+    pixels = {key: per_channel(f"preprocess_cfg.{key}", settings[key]).tolist() for key in ("mean", "std")}
     view = CLIP_PIXELS | {key: tuple(value) for key, value in pixels.items()}
     return dict(views=dict(image=view), resize=mode + filter_, image_size=image_size)
 
@@ -210,6 +211,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
     if image["kind"] == "vit":
         check_options("open_clip", "image", image, "CLIP", _VIT)
     check_options("open_clip", "text", text, "CLIP", dict(causal=True, pooling="eot"))
+    _check_text(text, config["tokenizer"])
     activation = text["activation"]
     if activation not in ("quick_gelu", "gelu") or image.get("activation", activation) != activation:
         raise WeightsError(f"open_clip: both towers must have quick_gelu or gelu, not {activation}")
@@ -226,6 +228,17 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
     if head["logit_bias"] is not None:
         model["init_logit_bias"] = head["logit_bias"]
     return {_CONFIG: dict(model_cfg=model, preprocess_cfg=_describe_preprocessing(config))}
+
+
+def _check_text(text, tokenizer):
+    """open_clip reads the features of the largest id, which ends the text of its own tokenizer alone."""
+    if text["eot_id"] not in (None, text["vocab_size"] - 1):
+        raise WeightsError(
+            f"open_clip: text.eot_id is {text['eot_id']}; open_clip reads the features of the largest id, "
+            f"{text['vocab_size'] - 1}"
+        )
+    if tokenizer["kind"] != "clip_bpe":
+        raise WeightsError(f"open_clip: tokenizer.kind is {tokenizer['kind']!r}; a plain CLIP has 'clip_bpe'")
 
 
 def _describe_preprocessing(config):
@@ -296,4 +309,5 @@ FORMAT = Format(
     options=openai_clip.HEADS,
     prepare=_prepare,
     describe=_describe,
+    position_resize=lambda image: "bicubic_antialias",
 )

@@ -98,11 +98,17 @@ def test_a_trained_vocabulary_can_be_used(tmp_path):
     assert tokenizer(["red heart"])["mask"].sum() <= 8
 
 
-def tokenizer_json(path, **normalizer):
-    """The file that transformers 5 writes in place of vocab.txt; normalizer: changes of its settings."""
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x0b"])
+def test_a_word_may_hold_unicodes_separators_of_lines(separator, tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*WORDS, separator, "b"]) + "\n", encoding="utf-8")
+    assert WordPiece(str(tmp_path / "vocab.txt"), 6)(["b"])["ids"][0][1] == len(WORDS) + 1
+
+
+def tokenizer_json(path, part="normalizer", **changes):
+    """The file that transformers 5 writes in place of vocab.txt; changes: of that part of it."""
     vocabulary = {word: i for i, word in enumerate(WORDS)}
     content = json.loads(library.BertWordPieceTokenizer(vocabulary, lowercase=True).to_str())
-    content["normalizer"] |= normalizer
+    content[part] |= changes
     path.write_text(json.dumps(content))
     return str(path)
 
@@ -114,11 +120,43 @@ def test_a_tokenizer_json_gives_the_same_ids(tokenizer, tmp_path):
     assert found.vocab_size == tokenizer.vocab_size
 
 
-@pytest.mark.parametrize("normalizer", [dict(lowercase=False), dict(strip_accents=False)])
-def test_a_cased_tokenizer_json_is_refused(normalizer, tmp_path):
-    path = tokenizer_json(tmp_path / "tokenizer.json", **normalizer)
-    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer\.json of BERT's: .*it is cased"):
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("normalizer", "lowercase", False),
+        ("normalizer", "strip_accents", False),
+        ("normalizer", "handle_chinese_chars", False),
+        ("normalizer", "clean_text", False),
+        ("normalizer", "type", "Lowercase"),
+        ("normalizer", "new", 1),
+        ("pre_tokenizer", "type", "Whitespace"),
+        ("model", "type", "BPE"),
+        ("model", "continuing_subword_prefix", "@@"),
+        ("model", "unk_token", "[MASK]"),
+        ("model", "max_input_chars_per_word", 50),
+    ],
+)
+def test_a_tokenizer_json_with_other_settings_is_refused(part, key, value, tmp_path):
+    path = tokenizer_json(tmp_path / "tokenizer.json", part, **{key: value})
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer\.json of BERT's: ") as caught:
         WordPiece(path, 6)
+    assert f"{part}.{key} is {value!r}; our WordPiece has " in str(caught.value)
+
+
+def single(*ends):
+    first, last = (dict(SpecialToken=dict(id=name, type_id=0)) for name in ends)
+    tokens = {name: dict(id=name, ids=[WORDS.index(name)], tokens=[name]) for name in ends}
+    content = [first, dict(Sequence=dict(id="A", type_id=0)), last]
+    return dict(type="TemplateProcessing", single=content, special_tokens=tokens)
+
+
+def test_a_template_of_bert_is_read_and_another_refused(tmp_path):
+    path = tokenizer_json(tmp_path / "tokenizer.json", "post_processor", **single("[CLS]", "[SEP]"))
+    assert WordPiece(path, 6).vocab_size == len(WORDS)
+    for changes in (single("[SEP]", "[CLS]"), dict(cls=["[CLS]", 7])):
+        path = tokenizer_json(tmp_path / "tokenizer.json", "post_processor", **changes)
+        with pytest.raises(ValueError, match=r"post_processor adds .*; our WordPiece adds \[\['\[CLS\]', "):
+            WordPiece(path, 6)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"model": 1, "normalizer": 2}'])

@@ -323,3 +323,52 @@ def test_an_end_of_text_that_transformers_would_not_find_is_not_exported(tmp_pat
     config["encoders"]["text"]["eot_id"] = 2
     with pytest.raises(WeightsError, match=r"text\.eot_id is 2, which a CLIPModel takes for a mistake"):
         write_checkpoint("hf_clip", tmp_path / "out", config, ours)
+
+
+def test_open_clip_refuses_a_text_that_ends_elsewhere(tmp_path):
+    """It reads the features of the largest id."""
+    config, ours = read_checkpoint("hf_clip", goldens.write_checkpoint("hf_clip", tmp_path / "in"))
+    config["encoders"]["text"]["eot_id"] = 5
+    with pytest.raises(WeightsError, match=r"open_clip: text\.eot_id is 5; .* of the largest id, 49"):
+        write_checkpoint("open_clip", tmp_path / "out", config, ours)
+    config["encoders"]["text"]["eot_id"] = None
+    config["tokenizer"]["kind"] = "sentencepiece_xlm"
+    with pytest.raises(WeightsError, match=r"tokenizer\.kind is 'sentencepiece_xlm'; .* 'clip_bpe'"):
+        write_checkpoint("open_clip", tmp_path / "out", config, ours)
+
+
+@pytest.mark.parametrize(
+    ("accept", "resize"),
+    [("pad_size", "crop 32 floor"), (["pad_size"], "crop 32 floor"), ("pad_size,size", "crop 224 floor")],
+)
+def test_accept_is_whole_keys(accept, resize, tmp_path):
+    settings = dict(image_processor_type="CLIPImageProcessor", size=32, crop_size=24, pad_size=30)
+    goldens.write_checkpoint("hf_clip", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    assert read_checkpoint("hf_clip", tmp_path, dict(accept=accept))[0]["resize"] == resize
+    assert "pad_size is 30, which we do not know" in failure("hf_clip", tmp_path, dict(accept=None))
+
+
+def test_an_unknown_format_is_an_error(tmp_path):
+    assert failure("hf_clop", tmp_path).startswith("there is no format 'hf_clop'; there are big_ssl, openai_")
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("hf_clip", "vision_config"),
+        ("hf_siglip", "vision_config"),
+        ("hf_align", "vision_config"),
+        ("hf_dinov2", ""),
+        ("hf_dinov3", ""),
+        ("hf_swin", ""),
+        ("hf_swinv2", ""),
+        ("hf_tipsv2", ""),
+    ],
+)
+def test_the_channels_of_a_config_are_compared_with_the_kernel(kind, part, tmp_path):
+    goldens.write_checkpoint(kind, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (config[part] if part else config)["num_channels"] = 4
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "num_channels is 4; the weights have 3" in failure(kind, tmp_path)

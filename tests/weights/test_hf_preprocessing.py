@@ -124,7 +124,7 @@ def test_the_scale_the_offset_and_the_normalisation_become_one_mean_and_deviatio
         ),
         (SIGLIP, dict(size=384), "size is 384 without do_center_crop; images would not be square"),
         (CLIP, dict(size="224"), "size is 224; it must contain one side"),
-        (CLIP, dict(image_mean=[0.5, 0.5]), "image_mean is [0.5, 0.5]; it must be one number or three"),
+        (CLIP, dict(image_mean=[]), "image_mean is []; it must be one number, or one for each channel"),
         (
             CLIP,
             dict(image_processor_type="FuyuImageProcessor"),

@@ -73,15 +73,43 @@ def test_public_weights_of_four_channels_are_read_as_they_are(rgb):
     tensors = {key: np.array(x) for key, x in read_tensors(rgb / "model.safetensors").items()}
     kernel = RNG.normal(size=(24, 4, 8, 8)).astype(np.float32)
     write_safetensors(rgb / "model.safetensors", tensors | {name: kernel}, {})
+    stated = json.loads((rgb / "config.json").read_text())
+    stated["vision_config"]["num_channels"] = 4
+    (rgb / "config.json").write_text(json.dumps(stated))
     config, ours = read_checkpoint("hf_clip", rgb)
     assert config["views"]["image"]["mean"] == [0.5] * 4
     np.testing.assert_array_equal(ours[FIRST], kernel.transpose(2, 3, 1, 0))
-    settings = SETTINGS | dict(image_mean=[0.4, 0.5, 0.6], image_std=0.25)
+    settings = SETTINGS | dict(image_mean=[0.4, 0.5, 0.6, 0.7], image_std=[0.25] * 4)
+    (rgb / "preprocessor_config.json").write_text(json.dumps(settings))
+    assert read_checkpoint("hf_clip", rgb)[0]["views"]["image"]["mean"] == [0.4, 0.5, 0.6, 0.7]
+    settings |= dict(image_mean=[0.4, 0.5, 0.6], image_std=0.25)
     (rgb / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(
         WeightsError, match=r"the mean of pixels is \[0.4, 0.5, 0.6\]; the weights read 4 channels"
     ):
         read_checkpoint("hf_clip", rgb)
+
+
+def test_open_clips_means_are_as_many_as_the_channels(rgb, tmp_path):
+    config, ours = read_checkpoint("hf_clip", rgb)
+    write_checkpoint("open_clip", tmp_path / "out", config, ours)
+    file, weights = (tmp_path / "out" / f"open_clip_{name}" for name in ("config.json", "model.safetensors"))
+    tensors = {key: np.array(x) for key, x in read_tensors(weights).items()}
+    kernel = RNG.normal(size=(24, 4, 8, 8)).astype(np.float32)
+    written = json.loads(file.read_text())
+    written["preprocess_cfg"] |= dict(mean=[0.4, 0.5, 0.6, 0.7], std=[0.2] * 4)
+    file.write_text(json.dumps(written))
+    with pytest.raises(WeightsError, match=r"mean of pixels is .*0\.7\]; the weights read 3 channels"):
+        read_checkpoint("open_clip", tmp_path / "out")
+    write_safetensors(weights, tensors | {"visual.conv1.weight": kernel}, {})
+    view = read_checkpoint("open_clip", tmp_path / "out")[0]["views"]["image"]
+    assert (view["mean"], view["std"]) == ([0.4, 0.5, 0.6, 0.7], [0.2] * 4)
+
+
+@pytest.mark.parametrize("channels", ["4", 0, -1, 2.5, True])
+def test_channels_must_be_a_whole_number_from_1(channels, rgb):
+    with pytest.raises(WeightsError, match=f"channels is {channels!r}; it must be a whole number from 1"):
+        read_checkpoint("hf_clip", rgb, dict(channels=channels))
 
 
 ENCODERS = dict(
