@@ -29,7 +29,9 @@ def at_image_size(
         architecture.with_defaults(config)["encoders"]["image"],
         architecture.modules(config).image,
     )
-    if _TABLE not in ours or image["kind"] != "vit" or image["position_resize"] == position_resize(image):
+    if not isinstance(module, vit.ViT) or _TABLE not in ours:
+        return config, ours
+    if module.position_resize == position_resize(image):
         return config, ours
     side = config["image_size"] // image["patch"]
     if side == image["image_size"] // image["patch"]:
