@@ -170,7 +170,8 @@ def test_names_of_datasets():
 
 
 def test_a_model_of_images_alone_lacks_what_zero_shot_requires(model, monkeypatch, checkpoint, tmp_path):
-    alone = inference.Model(model.config | dict(head=None, tokenizer=None), model.variables)
+    image = dict(encoders=dict(image=model.config["encoders"]["image"]), head=None, tokenizer=None)
+    alone = inference.Model(model.config | image, model.variables)
     monkeypatch.setattr(inference, "Model", lambda *_: alone)
     given = dict(data=dict(kind="emoji", styles=STYLES), label="category")
     with pytest.raises(
