@@ -74,6 +74,9 @@ def read(files: Mapping[str, dict], tokenizer: dict) -> dict:
       WeightsError: naming the key that our tokenizer can't heed, or does not know.
     """
     settings = {key: value for key, value in files.get(FILE, {}).items() if value is not None}
+    # A CLIP that was trained with BERT's words, as our own exports may be.
+    if tokenizer["kind"] == "clip_bpe" and str(settings.get("tokenizer_class")).startswith("BertTokenizer"):
+        tokenizer = tokenizer | dict(kind="wordpiece", vocabulary="")
     try:
         _check_class(settings, _CLASSES[tokenizer["kind"]])
         _check_values(settings, tokenizer["kind"])
