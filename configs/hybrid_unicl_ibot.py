@@ -12,8 +12,9 @@ iBOT's head predicts (as SimMIM, Xie et al. 2022, arXiv 2111.09886, and iBOT's S
 2111.07832, do): a mask's grid has the sides of the last map, those of a crop by 32. DINO's head reads the
 mean of the last map.
 
-The encoders, the texts and the batch are those of configs/florence.py:coswin_b, heads and crops those of
-configs/hybrid_clip_dinov2.py, where their sources are.
+The encoders, the texts and the batch are those of configs/florence.py:coswin_b, but for the mask token and a
+drop path of 0.1; heads and crops are those of configs/hybrid_clip_dinov2.py, where their sources are, but for
+min_patches.
 """
 
 import math
