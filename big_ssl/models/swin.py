@@ -294,7 +294,7 @@ class Swin(Encoder):
             feed_forward="mlp",
             layer_scale=None,
             attention=of_encoder(self),
-            qkv_bias="qkv",
+            qkv_bias="qkv" if self.version == 1 else "qv",
         )
 
     def _drop_rates(self):

@@ -72,12 +72,13 @@ def window_attention(width: int, config: LayerConfig, position_bias: nn.Module, 
       config: of the layer.
       position_bias: a PositionTable or ContinuousPosition.
       log_scale: None for Swin's scaled products; float32[heads] for Swin V2, whose scores are cosines times
-        exp(log_scale) and whose keys have no bias.
+        exp(log_scale).
     """
     init_std, heads = config.init_std, config.heads
-    query, value = (dense(name, width, init_std.attention, config) for name in ("query", "value"))
-    key_init = nn.initializers.normal(init_std.attention)
-    key = nn.Dense(width, use_bias=log_scale is None, kernel_init=key_init, dtype=config.dtype, name="key")
+    query, key, value = (
+        dense(name, width, init_std.attention, config, name[0] in config.qkv_bias)
+        for name in ("query", "key", "value")
+    )
     out = dense("out", width, init_std.out, config)
 
     def attend(x, windows: Windows, shift: int):

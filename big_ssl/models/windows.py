@@ -96,8 +96,8 @@ def by_relative_position(table, side: int):
     margin = (rows + 1) // 2 - side
     grid = table.reshape(rows, rows, -1)[margin : rows - margin, margin : rows - margin]
     # Two products with a selection: on TPUs the gradient of a gather, a scatter of T * T rows, is slow.
-    places = np.arange(side)
-    offsets = places[:, None] - places + side - 1
+    positions = np.arange(side)
+    offsets = positions[:, None] - positions + side - 1
     select = np.eye(2 * side - 1, dtype=np.float32)[offsets]
     pairs = jnp.einsum("ija,abh->ijbh", select, grid, precision="highest")
     pairs = jnp.einsum("klb,ijbh->hikjl", select, pairs, precision="highest")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Set
 
 from big_ssl import io
-from big_ssl.weights import json_files, timm_dinov2, timm_dinov3, timm_pe, timm_vit
+from big_ssl.weights import json_files, swin, timm_dinov2, timm_dinov3, timm_pe, timm_vit
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import FORMATS, unwrapped
 from big_ssl.weights.tensor_files import INDEX, read_tensors
@@ -37,6 +37,7 @@ _ARCHITECTURES = {
     timm_dinov3.ARCHITECTURE: "timm_dinov3",
     timm_pe.ARCHITECTURE: "timm_pe",
     timm_vit.ARCHITECTURE: "timm_vit",
+    swin.ARCHITECTURE: "swin",
 }
 
 
@@ -89,8 +90,6 @@ def _of_config(file):
     architecture = str(config.get("architecture"))
     if kinds := [kind for pattern, kind in _ARCHITECTURES.items() if re.fullmatch(pattern, architecture)]:
         return kinds
-    if re.match(r"swin(v2)?_(tiny|small|base|large)_", architecture):
-        return ["swin"]
     model_type = config.get("model_type")
     if model_type is None:
         return []

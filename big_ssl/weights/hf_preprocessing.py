@@ -172,6 +172,11 @@ def _pixels(settings):
     return {key: tuple(values.tolist()) for key, values in pixels.items()} | dict(flip=False)
 
 
+def processor(config: ModelConfig) -> str:
+    """The image processor class, of those for any vision model, that resizes as a ModelConfig does."""
+    return "BitImageProcessor" if config["resize"].startswith("crop") else "ViTImageProcessor"
+
+
 def describe(config: ModelConfig, processor: str) -> dict:
     """preprocessor_config.json of a ModelConfig, for transformers' image processor class `processor`."""
     size, view = config["image_size"], config["views"]["image"]

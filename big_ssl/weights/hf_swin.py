@@ -121,13 +121,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
     required = dict(
         kind="swin", version=1, embedding="patch", clamp_window=True, epsilon=_FIXED["layer_norm_eps"]
     )
-    check_options(
-        "hf_swin",
-        "image",
-        image,
-        "SwinModel",
-        required,
-    )
+    check_options("hf_swin", "image", image, "SwinModel", required)
     if not isinstance(image["window"], int):
         raise WeightsError(f"hf_swin: image.window is {image['window']}; a SwinModel has one for all stages")
     names = {ours: theirs for theirs, ours in hf_layers.ACTIVATIONS.items()}
@@ -147,8 +141,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
         hidden_size=image["width"] * 2 ** (len(image["depths"]) - 1),
         encoder_stride=4 * 2 ** (len(image["depths"]) - 1),
     )
-    processor = "BitImageProcessor" if config["resize"].startswith("crop") else "ViTImageProcessor"
-    processing = hf_preprocessing.describe(config, processor)
+    processing = hf_preprocessing.describe(config, hf_preprocessing.processor(config))
     return {"config.json": described, "preprocessor_config.json": processing}
 
 

@@ -60,8 +60,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
         patch_size=image["patch"],
         encoder_stride=image["patch"],
     )
-    processor = "BitImageProcessor" if config["resize"].startswith("crop") else "ViTImageProcessor"
-    processing = hf_preprocessing.describe(config, processor)
+    processing = hf_preprocessing.describe(config, hf_preprocessing.processor(config))
     return {"config.json": described, "preprocessor_config.json": processing}
 
 

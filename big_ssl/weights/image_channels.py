@@ -51,8 +51,8 @@ def adapted(
             f"{kernel.shape[2]}"
         )
     view = {key: np.broadcast_to(config["views"]["image"][key], 3) for key in ("mean", "std")}
-    places = np.arange(channels) % 3
-    pixels = {k: [float(x.mean())] if channels == 1 else x[places].tolist() for k, x in view.items()}
+    colours = np.arange(channels) % 3
+    pixels = {k: [float(x.mean())] if channels == 1 else x[colours].tolist() for k, x in view.items()}
     return _with(config, channels, pixels), {**ours, path: changed}
 
 

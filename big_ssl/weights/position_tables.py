@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from big_ssl.models import vit
+from big_ssl.models.position_embedding import resize_position_embedding
 from big_ssl.weights import architecture
 from big_ssl.weights.format import IMAGE, ModelConfig
 
@@ -25,19 +25,14 @@ def at_image_size(
       (config, ours), unchanged where the table has the images' grid already, where there is none, and where
       the format's class resizes it as our encoder does.
     """
-    image, module = (
-        architecture.with_defaults(config)["encoders"]["image"],
-        architecture.modules(config).image,
-    )
-    if not isinstance(module, vit.ViT) or _TABLE not in ours:
+    if _TABLE not in ours:
         return config, ours
-    if module.position_resize == position_resize(image):
+    image = architecture.with_defaults(config)["encoders"]["image"]
+    old, side = (size // image["patch"] for size in (image["image_size"], config["image_size"]))
+    if side == old or image["position_resize"] == position_resize(image):
         return config, ours
-    side = config["image_size"] // image["patch"]
-    if side == image["image_size"] // image["patch"]:
-        return config, ours
-    shape = (int(image["class_token"]) + side**2, image["width"])
-    table = module.resize_params("position_embedding", ours[_TABLE], shape)
+    grids = (old, old), (side, side)
+    table = np.asarray(resize_position_embedding(ours[_TABLE], *grids, image["position_resize"]))
     encoders = config["encoders"] | dict(
         image=config["encoders"]["image"] | dict(image_size=side * image["patch"])
     )

@@ -16,6 +16,9 @@ from big_ssl.weights.format import IMAGENET_PIXELS, Format, ModelConfig, grid_si
 from big_ssl.weights.rules import LINEAR, SAME, Rule, Transform, fused, linear, norm
 from big_ssl.weights.swin_layers import LOG_SCALE, Names, one_or_all
 
+# Of timm's models.
+ARCHITECTURE = r"swin(v2)?_(tiny|small|base|large)_.*"
+
 NAMES = Names(
     projection="patch_embed.proj",
     patch_norm="patch_embed.norm",
@@ -146,7 +149,7 @@ FORMAT = Format(
     rules=rules,
     # Heads on top, which a ModelConfig does not describe.
     ignored=(*IGNORED, r"head\..*", r"decoder\..*"),
-    weights=("model.safetensors", "pytorch_model.bin"),
-    files=("config.json",),
+    weights=timm_config.WEIGHTS,
+    files=timm_config.FILES,
     prepare=_prepare,
 )

@@ -12,6 +12,7 @@ from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import IMAGENET_PIXELS, compare, one_side
 
 FILES = ("config.json",)
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # (depth, heads) of the sizes in architectures' names, where a format does not state others.
 SIZES = dict(
     tiny=(12, 3),
@@ -51,19 +52,19 @@ def arguments(
       WeightsError: for another architecture, and for an argument that the format does not read.
     """
     config = files.get("config.json", {})
-    found = {k: value for k, value in (config.get("model_args") or {}).items() if value is not None}
+    stated = {k: value for k, value in (config.get("model_args") or {}).items() if value is not None}
     if name := config.get("architecture"):
         match = re.fullmatch(architecture, name)
         if not match or match["size"] not in sizes:
             raise WeightsError(f"config.json: architecture is {name!r}, which this format does not read")
-        found = dict(zip(("depth", "num_heads"), sizes[match["size"]], strict=True)) | found
-    for key in found:
+        stated = dict(zip(("depth", "num_heads"), sizes[match["size"]], strict=True)) | stated
+    for key in stated:
         if key not in (*_COMPARED, *heeded) and not _NOT_READ.fullmatch(key):
             raise WeightsError(
-                f"config.json: model_args.{key} is {found[key]!r}, which this format does not read; "
+                f"config.json: model_args.{key} is {stated[key]!r}, which this format does not read; "
                 f"--model.accept={key} ignores it"
             )
-    return found
+    return stated
 
 
 def check_shape(stated: Mapping, shape: Mapping) -> None:

@@ -46,7 +46,7 @@ def _prepare(tensors: Mapping, options: Mapping) -> dict:
 FORMAT = Format(
     config=_config,
     rules=lambda config: dino_layers.rules(config, registers="reg_token", swiglu=("mlp.fc1", "mlp.fc2")),
-    weights=("model.safetensors", "pytorch_model.bin"),
+    weights=timm_config.WEIGHTS,
     files=timm_config.FILES,
     options=dino_layers.OPTIONS,
     prepare=_prepare,

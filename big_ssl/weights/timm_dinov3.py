@@ -48,7 +48,7 @@ FORMAT = Format(
     rules=lambda config: dino_layers.rules(
         config, registers=_REGISTERS, swiglu=_SWIGLU, qkv=_QKV, layer_scales=("gamma_1", "gamma_2")
     ),
-    weights=("model.safetensors", "pytorch_model.bin"),
+    weights=timm_config.WEIGHTS,
     files=timm_config.FILES,
     options=dino_layers.OPTIONS,
 )

@@ -111,7 +111,7 @@ def _reordered(rule: Rule, order: np.ndarray) -> Rule:
 FORMAT = Format(
     config=_config,
     rules=_rules,
-    weights=("model.safetensors", "pytorch_model.bin"),
+    weights=timm_config.WEIGHTS,
     files=timm_config.FILES,
     options=dino_layers.OPTIONS,
 )

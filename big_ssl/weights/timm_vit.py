@@ -28,7 +28,7 @@ FORMAT = Format(
         *dino_layers.rules(config),
         *linear("head", "params/heads/classification/linear"),
     ],
-    weights=("model.safetensors", "pytorch_model.bin"),
+    weights=timm_config.WEIGHTS,
     files=timm_config.FILES,
     options=dino_layers.OPTIONS,
 )
