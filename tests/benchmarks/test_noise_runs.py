@@ -147,7 +147,7 @@ def _run(*arguments):
 @pytest.mark.slow
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     done = _run("--source.kind=image_folder", "--source.path=nowhere", f"--output={tmp_path}")
-    message = "source.text_keys is no known key; there are path, orientation, alpha\n"
+    message = "source.text_keys is no known key; there are path, orientation, alpha, suffixes\n"
     assert (done.returncode, done.stderr) == (2, message)
 
 
