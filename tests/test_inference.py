@@ -288,6 +288,7 @@ def test_zero_shot_of_an_image_of_one_pixel(talking):
     assert talking.zero_shot(np.full((1, 1, 1, 3), 7, np.uint8), NAMES).sum() == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_the_number_of_devices_changes_nothing(talking):
     pictures, ids = images(11), talking.tokenizer([f"text {i}" for i in range(11)])["ids"]
     expected = talking.encode_image(pictures), talking.encode_text(ids)

@@ -71,6 +71,7 @@ def test_presets_have_the_keys_of_the_recipe_and_are_valid(model, preset):
     assert [a["final"] for a in rates[:-1]] == [b["peak"] for b in rates[1:]]
 
 
+@pytest.mark.slow
 def test_a_wrong_value_of_the_last_stage_is_named_before_the_first_trains(tmp_path):
     config = get("tiny")
     wrong = copy.deepcopy(config)

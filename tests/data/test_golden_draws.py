@@ -15,6 +15,7 @@ def test_batches(name):
     assert golden_draws.batch_digests(name) == GOLDEN["batches"][name]
 
 
+@pytest.mark.slow
 def test_device_transforms():
     for name, value in golden_draws.transforms().items():
         np.testing.assert_allclose(value, GOLDEN["transforms"][name], rtol=1e-4, atol=1e-4, err_msg=name)

@@ -86,6 +86,7 @@ def test_groups_that_do_not_fit_are_named(group):
         mixing.mix(jax.random.key(0), IMAGES, 0.8, 1.0, group)
 
 
+@pytest.mark.slow
 def test_a_view_of_crops_mixes_all_of_a_pictures():
     crop = dict(kind="random_resized_crop", size=16, scale=(0.1, 1.0), count=2)
     field = Image(crop, mean=(0.0,), std=(1 / 255,), mixup=0.8, mix_group=4)

@@ -276,6 +276,7 @@ def test_tokens_that_a_model_lacks_are_named(kind, name, tokens, models):
         models(kind).image_tokens(random_images((24, 24)))[name]
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation(tmp_path, monkeypatch):
     """As it stands, but for the number of pixels."""
     page = pathlib.Path(__file__).parents[2] / "docs" / "evaluate.md"

@@ -190,7 +190,9 @@ ENCODERS = dict(
 )
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize(
+    "name", ["vit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "text_transformer"))]
+)
 def test_an_encoder_gives_the_same_by_splash(name, warnings):
     encoder, inputs = ENCODERS[name]
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), *inputs)

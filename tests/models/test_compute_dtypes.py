@@ -28,11 +28,17 @@ CASES = dict(
 )  # fmt: skip
 
 
+# One of each family in `make test`; the others compile for a second or two each.
+SLOW = ("vit_scanned", "efficientnet", "swin", "coswin", "bert")
+
+
 def test_every_encoder_is_tried():
     assert {options["kind"] for options, _ in CASES.values()} == encoders.ENCODERS.keys() - {"micro"}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
+)
 def test_the_cast_changes_no_output(case):
     options, inputs = CASES[case]
     encoder = encoders.build(options, "bfloat16", vocab_size=32, text_length=6)

@@ -70,7 +70,10 @@ def shapes(name, scan=False):
     return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("b0", "b7") else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS],
+)
 def test_parameters_are_as_many_as_published(name):
     params = shapes(name)[1]["params"]
     found = sum(leaf.size for leaf in jax.tree.leaves(params))

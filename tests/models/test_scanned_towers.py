@@ -63,12 +63,12 @@ def trained(tower, variables, **options):
 @pytest.mark.parametrize(
     ("tower", "stacks"),
     [
-        (IMAGE, efficientnet.EfficientNet.stacks),
+        pytest.param(IMAGE, efficientnet.EfficientNet.stacks, marks=pytest.mark.slow),
         (TEXT, bert.Bert.stacks),
         (VIT, vit.ViT.stacks),
-        (DINO, vit.ViT.stacks),
+        pytest.param(DINO, vit.ViT.stacks, marks=pytest.mark.slow),
         (CAUSAL, text_transformer.TextTransformer.stacks),
-        (RESNET, resnet.ModifiedResNet.stacks),
+        pytest.param(RESNET, resnet.ModifiedResNet.stacks, marks=pytest.mark.slow),
     ],
     ids=["efficientnet", "bert", "vit", "dino", "text_transformer", "resnet"],
 )

@@ -30,8 +30,8 @@ def drawn(model):
     "options",
     [
         dict(),
-        dict(rope_base=100.0, scan=True, remat="full"),
-        dict(pooling="map", class_token=False, pre_norm=True),
+        pytest.param(dict(rope_base=100.0, scan=True, remat="full"), marks=pytest.mark.slow),
+        pytest.param(dict(pooling="map", class_token=False, pre_norm=True), marks=pytest.mark.slow),
     ],
     ids=["table", "rotary", "map"],
 )

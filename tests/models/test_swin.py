@@ -278,6 +278,7 @@ def trained(model, variables):
     return outputs, unstack_layers(grads, Swin.stacks)
 
 
+@pytest.mark.slow
 def test_scanned_and_recomputed_is_unrolled(monkeypatch):
     # Chance put aside, the rate of each block shows in the outputs.
     monkeypatch.setattr(swin, "drop_path", lambda y, rate, key: y * (1 - rate))
@@ -323,6 +324,7 @@ def test_gradients_are_finite_in_bfloat16(options):
         assert name.endswith(("mask_token", "key/bias")) or np.abs(grad).max() > 0, name
 
 
+@pytest.mark.slow
 def test_sharded_parameters_have_the_same_gradients():
     model = Swin(**TINY | dict(width=64, depths=(2, 2)), scan=True, remat="full")
     images = np.tile(IMAGES, (2, 1, 1, 1))

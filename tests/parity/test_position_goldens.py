@@ -13,7 +13,7 @@ from tests.parity.goldens import golden, write_checkpoint
 from tests.parity.other_sizes import CLOSE, SIZES, random_images
 
 
-@pytest.mark.parametrize("kind", ["hf_clip", "hf_siglip"])
+@pytest.mark.parametrize("kind", ["hf_clip", pytest.param("hf_siglip", marks=pytest.mark.slow)])
 def test_transformers_patches_at_seven_sizes(kind, tmp_path):
     config, ours = read_checkpoint(kind, write_checkpoint(kind, tmp_path))
     model, expected = Model(config, unflatten_dict(ours, sep="/")), golden("other_sizes")[1]

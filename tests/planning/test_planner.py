@@ -64,6 +64,7 @@ def test_a_plan_that_fits(compiled, config, capsys):
     assert "does not fit" not in printed
 
 
+@pytest.mark.slow
 def test_a_plan_that_does_not_fit_lists_the_largest_tensors(compiled, config, capsys):
     largest = tuple(Tensor(size * 2**30, f"f32[{size}]", f"jvp(Bert)/layer{size}") for size in (9, 8, 7))
     make_plan = compiled(Program("", 2**30, 40 * 2**30, 41 * 2**30, False, largest, 3.2))

@@ -37,7 +37,7 @@ def grouped(config):
     return config
 
 
-@pytest.mark.parametrize(("devices", "count"), [(1, 8), (4, 2)])
+@pytest.mark.parametrize(("devices", "count"), [(4, 2), pytest.param(1, 8, marks=pytest.mark.slow)])
 def test_microbatches_give_the_whole_batchs_step(micro_config, whole, devices, count):
     found = gradients(grouped(micro_config()), devices, count)
     (loss, (metrics, mutable)), grads = found

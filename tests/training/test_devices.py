@@ -60,6 +60,7 @@ def test_the_number_of_devices_does_not_change_the_loss(config, set_up, initial,
     assert int(state.step) == STEPS
 
 
+@pytest.mark.slow
 def test_sharded_parameters_do_not_change_the_loss(config, set_up, initial, on_eight):
     sharded = config | dict(mesh=dict(data=-1, fsdp=2, tensor=1))
     losses, state = _on(8, set_up, sharded, initial)

@@ -60,6 +60,7 @@ def test_an_evaluator_that_raises_is_counted_and_runs_again(train, micro_config,
         assert "evals.x failed (2 in a row): ValueError: the image of record 5 " in said
 
 
+@pytest.mark.slow
 def test_it_fails_the_run_after_some_in_a_row_restarts_included(train, micro_config, tmp_path, stop_after):
     """Each of which has saved before, so that no step is done again."""
     config = _config(micro_config, (1, 2, 3, 4))
@@ -75,6 +76,7 @@ def test_it_fails_the_run_after_some_in_a_row_restarts_included(train, micro_con
         train(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_the_run_did_not_survive_is_done_by_the_next(
     train, micro_config, tmp_path, monkeypatch, capsys
 ):

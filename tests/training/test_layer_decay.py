@@ -152,7 +152,9 @@ def stepped(name, rules, scan):
     return flatten_dict(moved, sep="/"), new.opt_state
 
 
-@pytest.mark.parametrize(("name", "scan"), [("adamw", False), ("lamb", True)])
+@pytest.mark.parametrize(
+    ("name", "scan"), [("adamw", False), pytest.param("lamb", True, marks=pytest.mark.slow)]
+)
 def test_a_step_moves_by_the_factor_and_the_optimiser_knows_nothing_of_it(name, scan):
     """LAMB's trust ratio, clipping and moments are those of the plain step, in a stack layer by layer."""
     rules = (("registers$", 0.0), ("encoders/", RULE))

@@ -180,6 +180,7 @@ def test_they_are_noticed_where_nothing_is_logged(poisoned, micro_config, tmp_pa
         loop.train(micro_config(failure_limits__skipped_in_a_row=3, log_every=100), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_rate_that_overflows_leaves_nothing_behind(train, micro_config, tmp_path):
     """Each update would be infinite: none is kept, the run fails, and a sane rate goes on from there."""
     config = micro_config(learning_rate__peak=1e30, total_steps=30, failure_limits__skipped_in_a_row=5)
@@ -213,6 +214,7 @@ def evaluated(monkeypatch):
     monkeypatch.setattr(evaluation, "predictor", lambda *_: predictor)
 
 
+@pytest.mark.slow
 def test_what_is_evaluated_is_saved_and_the_best_is_kept(evaluated, train, micro_config, tmp_path):
     changes = dict(checkpoint__every=100, checkpoint__keep=1, eval_every=2, evals=dict(toy={}))
     train(micro_config(checkpoint__best="eval/knn/toy/k20_top1", **changes), tmp_path)
@@ -250,6 +252,7 @@ def _spoiled(micro_config, every, what="both", **changes):
     return micro_config(streams__pairs__data__source=source, **changes)
 
 
+@pytest.mark.slow
 def test_bad_records_are_replaced_the_same_way_each_time_and_counted(train, micro_config, whole, tmp_path):
     config = _spoiled(micro_config, every=12, failure_limits__replaced_fraction=0.2)
     first, second = (train(config, tmp_path / name) for name in "ab")
@@ -272,6 +275,7 @@ def test_a_run_that_failed_exits_with_one_and_one_line(train, micro_config, tmp_
     assert "of streams.pairs were unusable and replaced" in error
 
 
+@pytest.mark.slow
 def test_too_many_bad_records_stop_the_run(train, micro_config, tmp_path):
     config = _spoiled(micro_config, 4, "text")
     message = (

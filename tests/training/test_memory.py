@@ -11,7 +11,7 @@ from big_ssl.training.requirements import Machine, RequirementsError, check_requ
 GIB = 2**30
 # docs/plan.md and docs/performance.md: recipe, change, devices, their kind, GiB a device as compiled.
 PLANNED = [
-    pytest.param("align_l2", "", 256, "TPU v5p", 10.73),
+    pytest.param("align_l2", "", 256, "TPU v5p", 10.73, marks=pytest.mark.slow),
     pytest.param("align_l2", "", 256, "TPU v5 lite", 10.30, marks=pytest.mark.slow),
     pytest.param("align_l2", "streams.pairs.batch_size=32768", 256, "TPU v5p", 16.45, marks=pytest.mark.slow),
     pytest.param("align_l2", "", 512, "TPU v4", 6.94, marks=pytest.mark.slow),

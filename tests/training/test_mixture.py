@@ -74,12 +74,14 @@ def with_choices(run, config, **choices):
     return predictor.for_evaluation(state_lib.evaluation_variables(run[0].state))
 
 
+@pytest.mark.slow
 def test_metrics_of_objectives_of_one_kind_stand_side_by_side(metrics):
     for metric, names in (("temperature", ("itc", "other")), ("accuracy", ("category", "again"))):
         assert {f"train/{name}/{metric}" for name in names} <= set(metrics)
     assert metrics["train/other/temperature"] < 0.6 * metrics["train/itc/temperature"]
 
 
+@pytest.mark.slow
 def test_the_chosen_contrastive_head_makes_the_zero_shot_numbers(run, config, metrics):
     evaluator = suite.build(dict(categories=EVALS["categories"]))["categories"]
     chosen = with_choices(run, config)
@@ -89,6 +91,7 @@ def test_the_chosen_contrastive_head_makes_the_zero_shot_numbers(run, config, me
     assert np.abs(chosen.encode_text(["a cat"]) - first.encode_text(["a cat"])).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_chosen_classifier_makes_the_classification_numbers(run, config, metrics):
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
     logits = {}
@@ -105,6 +108,7 @@ def test_the_chosen_classifier_makes_the_classification_numbers(run, config, met
     assert found["classification/photos/top1"] == metrics["eval/classification/photos/top1"]
 
 
+@pytest.mark.slow
 def test_a_loaded_run_has_the_chosen_heads(run, config):
     """Whatever their names; the stored layout is that of converted models."""
     model, predictor = big_ssl.load(run[1]), with_choices(run, config)
@@ -118,6 +122,7 @@ def test_a_loaded_run_has_the_chosen_heads(run, config):
     np.testing.assert_allclose(*probabilities, **close)
 
 
+@pytest.mark.slow
 def test_the_report_has_the_sections_of_every_evaluator(run, config):
     page = run_report.write_run_report(config, run[1], "command", run[0]).read_text(encoding="utf-8")
     assert 'data-set="categories"' in page

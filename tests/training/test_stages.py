@@ -210,6 +210,7 @@ def test_a_run_killed_in_each_of_two_stages_is_bit_identical(config, tmp_path, m
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (resumed.state, whole.state)))
 
 
+@pytest.mark.slow
 def test_a_request_to_stop_at_a_stages_end_stops_the_run(config, tmp_path, monkeypatch):
     """Several processes learn of it after that step only; the next stage would run on to the end."""
     monkeypatch.setattr(loop.StopRequest, "reached", lambda self, step: step == 5)

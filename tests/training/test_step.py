@@ -119,6 +119,7 @@ def _with_errors(batch, images=0, texts=0, missing=0):
     return dict(pairs=batch["pairs"] | dict(data_errors=data_errors))
 
 
+@pytest.mark.slow
 def test_replaced_records_are_counted(setup, initial, batch):
     spoiled = _with_errors(batch, images=3, texts=5)
     state, metrics = _step(setup, initial, spoiled)

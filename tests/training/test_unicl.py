@@ -108,6 +108,7 @@ def config(micro_config):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_on_captions_and_classes_trains_and_is_evaluated(config, set_up, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "set_up", functools.partial(set_up, devices=jax.devices()[:1]))
     result = loop.train(config, tmp_path)

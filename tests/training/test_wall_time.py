@@ -83,6 +83,7 @@ def _last_line(workdir, key="time/compute"):
     return [line for line in lines if key in line][-1]
 
 
+@pytest.mark.slow
 def test_mfu_is_logged_if_the_peak_is_known(micro_config, train, set_up, tmp_path, monkeypatch):
     config, peak = micro_config(), 1e9
     train(config, tmp_path / "unknown")

@@ -29,7 +29,7 @@ def read_model(kind, folder):
 
 
 @pytest.mark.parametrize("kind", ["hf_dinov2", "hf_vit", "hf_clip", "open_clip"])
-@pytest.mark.parametrize("change", [2, -1])
+@pytest.mark.parametrize("change", [2, pytest.param(-1, marks=pytest.mark.slow)])
 def test_features_at_image_size_are_those_before_the_export(kind, change, tmp_path):
     """The formats' classes resize tables in another way than DINO's code."""
     config, ours = read_model(kind, tmp_path / "in")
