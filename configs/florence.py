@@ -36,9 +36,9 @@ from configs import emoji
 from configs.rehearsal import shrink
 
 # T, B and L have Swin's sizes. sharp_window: the windows in the stage of 384 pixels. `# open`, in all rows:
-# sharp_window; drop_path is UniCL's of Swin-T and Swin-B; embed_dim and text are those of UniCL's Swin configs
-# (T, B), of CLIP's ViT-L (L), and the defaults of UniCL's code (H: 202M parameters with CLIP's vocabulary);
-# peak is that of CLIP's model of about the size (Tables 18 to 20 there).
+# sharp_window; drop_path is UniCL's of Swin-T and Swin-B; embed_dim and text are those of UniCL's Swin
+# configs (T, B), of CLIP's ViT-L (L), and the defaults of UniCL's code (H: 202M parameters with CLIP's
+# vocabulary); peak is that of CLIP's model of about the size (Tables 18 to 20 there).
 MODELS: dict[str, dict[str, Any]] = {
     "coswin_h": dict(
         peak=3.6e-4,
@@ -144,8 +144,8 @@ def full(model: str) -> dict:
 def _stages(published):
     """Section 2.2: the data with augmented texts, then without, then larger images.
 
-    open: the windows. Those of 7 divide the maps at 224 pixels, of 56, 28, 14 and 7 positions, and those of 12
-    the maps at 384, of 96, 48, 24 and 12. The handover resizes the tables of positions.
+    open: the windows. Those of 7 divide the maps at 224 pixels, of 56, 28, 14 and 7 positions, and those of
+    12 the maps at 384, of 96, 48, 24 and 12. The handover resizes the tables of positions.
     """
     _, without, larger = _rates(published["peak"])
     plain = dict(text=dict(augment=False))

@@ -128,14 +128,10 @@ def _takes_time(instruction, program):
     """Whether an operation without an estimate should have one."""
     if _CYCLES.search(instruction.attributes):
         return True
-    called = [
-        inner for name in _CALLED.findall(instruction.attributes) for inner in program.computations[name].values()
-    ]
-    return (
-        instruction.opcode in _TIMED
-        and _FREE not in instruction.attributes
-        and not any(_kind(inner, "")[0] for inner in called)
-    )
+    if instruction.opcode not in _TIMED or _FREE in instruction.attributes:
+        return False
+    called = [program.computations[name] for name in _CALLED.findall(instruction.attributes)]
+    return not any(_kind(inner, "")[0] for computation in called for inner in computation.values())
 
 
 def flops(program: Program) -> int:

@@ -15,7 +15,8 @@ from configs.align_l2 import get_config
 
 KEYS = """topology devices params global_batch hbm_limit_bytes argument_bytes temp_bytes
 peak_bytes_per_device fits model_flops_per_step compiled_flops_per_step collective_bytes_per_step
-estimated_step_seconds unestimated_operations estimated_mfu compile_seconds total_steps device_hours""".split()  # noqa: SIM905
+estimated_step_seconds unestimated_operations estimated_mfu compile_seconds total_steps
+device_hours""".split()  # noqa: SIM905
 V5E = topology.parse("v5e:2x4")
 TEXT = """ENTRY %main (x: f32[8,4]) -> f32[8,4] {
   %x = f32[8,4]{1,0} parameter(0)
