@@ -8,7 +8,8 @@ pixels. The data are two datasets in TFDS's format, image_text_pairs and image_l
 
 Models: `coswin_h` (the default), `coswin_l`, `coswin_b` and `coswin_t`. Presets: `demo` trains a small model
 of the same kind on the embedded emoji drawings, in minutes on two CPU cores; `tiny` is the demo in seconds,
-for tests. configs/hybrid_unicl_ibot.py adds DINO's and iBOT's objectives on the same image encoder.
+for tests; `rehearsal` is for launch/rehearse.sh. configs/hybrid_unicl_ibot.py adds DINO's and iBOT's
+objectives on the same image encoder.
 
 Published: CoSwin's parts (Swin's blocks, CvT's convolutional embeddings, average pooling, a linear
 projection) and the 637M parameters of coswin_h; a text encoder of 12 layers, 256M parameters and at most 76
@@ -32,44 +33,53 @@ from ml_collections.config_dict import placeholder
 
 from big_ssl import recipe
 from configs import emoji
+from configs.rehearsal import shrink
 
-# T, B and L have Swin's sizes, and its windows at 224 pixels. `# open`, in all rows: drop_path is UniCL's of
-# Swin-T and Swin-B; embed_dim and text are those of UniCL's Swin configs (T, B), of CLIP's ViT-L (L), and the
-# defaults of UniCL's code (H: 202M parameters with CLIP's vocabulary); peak is that of CLIP's model of about
-# the size (Tables 18 to 20 there).
+# T, B and L have Swin's sizes. sharp_window: the windows in the stage of 384 pixels. `# open`, in all rows:
+# sharp_window; drop_path is UniCL's of Swin-T and Swin-B; embed_dim and text are those of UniCL's Swin
+# configs (T, B), of CLIP's ViT-L (L), and the defaults of UniCL's code (H: 202M parameters with CLIP's
+# vocabulary); peak is that of CLIP's model of about the size (Tables 18 to 20 there).
 MODELS: dict[str, dict[str, Any]] = {
     "coswin_h": dict(
         peak=3.6e-4,
         embed_dim=1024,
         text=dict(width=1024, heads=16),
-        # open: of the sizes tried, that of 637M parameters. Its windows fill the maps at 384 pixels; at 224
-        # the maps are padded to them.
-        image=dict(width=352, depths=(2, 2, 16, 2), heads=(11, 22, 44, 88), window=12, drop_path=0.5),
+        # open: of the sizes tried, that of 637M parameters with the windows of the last stage.
+        image=dict(width=352, depths=(2, 2, 16, 2), heads=(11, 22, 44, 88), drop_path=0.5),
+        sharp_window=12,
     ),
     "coswin_l": dict(
         peak=4e-4,
         embed_dim=768,
         text=dict(width=768, heads=12),
-        image=dict(width=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48), window=7, drop_path=0.5),
+        image=dict(width=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48), drop_path=0.5),
+        sharp_window=7,
     ),
     "coswin_b": dict(
         peak=5e-4,
         embed_dim=512,
         text=dict(width=512, heads=8),
-        image=dict(width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32), window=7, drop_path=0.5),
+        image=dict(width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32), drop_path=0.5),
+        sharp_window=7,
     ),
     "coswin_t": dict(
         peak=5e-4,
         embed_dim=512,
         text=dict(width=512, heads=8),
-        image=dict(width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24), window=7, drop_path=0.2),
+        image=dict(width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24), drop_path=0.2),
+        sharp_window=7,
     ),
 }
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe; arg: `[model][,preset][,key=value ...]`, see big_ssl/recipe.py."""
-    presets: dict[str, Callable[..., dict]] = {"": full, "demo": demo, "tiny": tiny}
+    presets: dict[str, Callable[..., dict]] = {
+        "": full,
+        "demo": demo,
+        "tiny": tiny,
+        "rehearsal": lambda model: shrink(full(model)),
+    }
     return recipe.choose("florence", arg, presets, MODELS)
 
 
@@ -107,7 +117,7 @@ def full(model: str) -> dict:
         learning_rate=_rates(published["peak"])[0],
         lr_multipliers=(),
         ema=0.0,
-        stages=_stages(published["peak"]),
+        stages=_stages(published),
         init_from=dict(path="", exclude=(), remap=()),
         # The options below do not change what is computed.
         mesh=dict(data=-1, fsdp=16, tensor=1),
@@ -131,9 +141,13 @@ def full(model: str) -> dict:
     )
 
 
-def _stages(peak):
-    """Section 2.2: the data with augmented texts, then without, then larger images; windows stay."""
-    _, without, larger = _rates(peak)
+def _stages(published):
+    """Section 2.2: the data with augmented texts, then without, then larger images.
+
+    open: the windows. Those of 7 divide the maps at 224 pixels, of 56, 28, 14 and 7 positions, and those of
+    12 the maps at 384, of 96, 48, 24 and 12. The handover resizes the tables of positions.
+    """
+    _, without, larger = _rates(published["peak"])
     plain = dict(text=dict(augment=False))
     sharper = plain | dict(image=dict(crop=dict(resize=384, size=384)))
     return (
@@ -149,6 +163,7 @@ def _stages(peak):
             steps=80_000,
             learning_rate=larger,
             streams=dict(pairs=dict(data=dict(fields=sharper))),
+            encoders=dict(image=dict(window=published["sharp_window"])),
             eval_transform=dict(size=384, resize=438),
             grad_accum=2,  # GradCache: so this stage fits 512 chips of v4, see docs/plan.md
         ),
@@ -171,6 +186,7 @@ def _encoders(published):
         image=dict(
             kind="swin",
             **published["image"],
+            window=7,
             embedding="conv",
             mask_token=False,
             scan=True,
@@ -257,12 +273,12 @@ def demo(model: str) -> dict:
         width=48, depths=(2, 2, 2), heads=(2, 4, 8), window=3, drop_path=0.0, scan=False
     )
     config["encoders"]["text"].update(width=128, depth=2, heads=2, eot_id=emoji.SEP_ID, scan=False)
-    _shorten(config, steps=(900, 250, 150), size=64, peak=1e-3)
+    _shorten(config, steps=(900, 250, 150), size=64, window=4, peak=1e-3)
     return config
 
 
-def _shorten(config, steps, size, peak):
-    """The stages with other steps, and other images and rates in the last ones."""
+def _shorten(config, steps, size, window, peak):
+    """The stages with other steps, and other images, windows and rates in the last ones."""
     _, second, third = config["stages"]
     for stage, count in zip(config["stages"], steps, strict=True):
         stage.update(steps=count)
@@ -272,6 +288,7 @@ def _shorten(config, steps, size, peak):
     resize = size + size // 8
     third["streams"]["pairs"]["data"]["fields"]["image"]["crop"].update(resize=resize, size=size)
     third["eval_transform"].update(resize=resize, size=size)
+    third["encoders"]["image"].update(window=window)
 
 
 def tiny(model: str) -> dict:
@@ -286,6 +303,6 @@ def tiny(model: str) -> dict:
     pairs["objectives"]["unicl"].update(embed_dim=32)
     config["encoders"]["image"].update(width=16, depths=(2, 2), heads=(1, 2), window=4)
     config["encoders"]["text"].update(width=32, depth=1)
-    _shorten(config, steps=(8, 6, 4), size=48, peak=1e-3)
+    _shorten(config, steps=(8, 6, 4), size=48, window=6, peak=1e-3)
     config["evals"] = emoji.evals(("twemoji",), ("fxemoji",))
     return config

@@ -4,7 +4,7 @@
     python -m big_ssl.main --config=configs/hybrid_unicl_ibot.py:demo --workdir=runs/hybrid_unicl_demo
 
 Presets: `demo` trains a small model on the embedded emoji drawings, in minutes on two CPU cores; `tiny` takes
-seconds, for tests.
+seconds, for tests; `rehearsal` is for launch/rehearse.sh.
 
 This is not a published recipe: it shows that objectives on images alone run on Swin and CoSwin beside
 UniCL's. The mask token replaces positions of the first map, all 8 x 8 that become one of the last map, where
@@ -25,13 +25,19 @@ from ml_collections.config_dict import placeholder
 
 from big_ssl import recipe
 from configs import emoji
+from configs.rehearsal import shrink
 
 _EPOCH = 1_250  # steps, as DINOv2's files count them
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe; arg: `[preset][,key=value ...]`, see big_ssl/recipe.py."""
-    presets: dict[str, Callable[..., dict]] = {"": full, "demo": demo, "tiny": tiny}
+    presets: dict[str, Callable[..., dict]] = {
+        "": full,
+        "demo": demo,
+        "tiny": tiny,
+        "rehearsal": lambda: shrink(full()),
+    }
     return recipe.choose("hybrid_unicl_ibot", arg, presets)
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from big_ssl.training import stages
 from configs import emoji
 
 STEPS, BATCH = 12, 16
@@ -38,7 +39,37 @@ _HEAD = dict(prototypes=64, hidden=32, bottleneck=16)
 
 
 def shrink(full: dict) -> dict:
-    """The recipe `full`, made narrow and short; `full` itself is not changed."""
+    """The recipe `full`, made narrow and short, with its stages; `full` itself is not changed."""
+    if not full.get("stages"):
+        return _shrunk(full, STEPS)
+    # Each stage is as long as the others: by their shares the last ones would have one step.
+    steps = STEPS // len(full["stages"])
+    first, *later = (_shrunk(stage.config, steps) for stage in stages.resolve(full))
+    listed = [
+        {key: value for key, value in stage.items() if key in ("name", "handover")}
+        | dict(steps=steps)
+        | _changes(first, config)
+        for stage, config in zip(full["stages"], (first, *later), strict=True)
+    ]
+    return first | dict(total_steps=steps * len(listed), stages=tuple(listed))
+
+
+def _changes(config, changed):
+    """What a stage says to turn a config into another one."""
+    parts = {
+        key: _changes(config[key], value) if _are_mappings(config.get(key), value) else value
+        for key, value in changed.items()
+        if key not in config or config[key] != value
+    }
+    return dict.fromkeys(config.keys() - changed.keys()) | parts
+
+
+def _are_mappings(*values):
+    return all(isinstance(value, Mapping) for value in values)
+
+
+def _shrunk(full, steps):
+    """A recipe without stages, or one of the stages; steps: of it."""
     config = copy.deepcopy(full)
     config.update(name=f"{full['name']}_rehearsal", log_every=1, eval_every=STEPS // 2)
     config["mesh"].update(data=-1, fsdp=2)
@@ -55,8 +86,7 @@ def shrink(full: dict) -> dict:
     config["evals"] = _evals(config)
     if not config["checkpoint"]["best"] and "emoji" in config["evals"]:
         config["checkpoint"].update(best="eval/zero_shot/twemoji/top1")
-    config = _shorten(config, STEPS / full["total_steps"])
-    return config | dict(total_steps=STEPS)
+    return _shorten(config, full["total_steps"], steps) | dict(total_steps=steps)
 
 
 def _patch(encoder):
@@ -75,6 +105,9 @@ def _shrink_stream(stream, patch, pooled):
     for entry in data.get("sources", (data,)):
         changes = entry.get("fields", {})
         entry.update(source=_source([f | changes.get(name, {}) for name, f in data["fields"].items()]))
+        for change in changes.values():
+            if "label_set" in change:
+                change.update(label_set="")  # the set's own names of classes, which are others
     for field in data["fields"].values():
         _shrink_field(field, patch)
     stream.update(batch_size=BATCH)
@@ -145,15 +178,15 @@ def _evals(config):
     return emoji.neighbours(("fxemoji",), ("fxemoji",))
 
 
-def _shorten(value, ratio):
-    """A part of a config with the steps of its schedules scaled."""
+def _shorten(value, total, steps):
+    """A part of a config with its schedules scaled, from `total` steps to `steps`."""
     if not isinstance(value, Mapping):
-        return tuple(_shorten(item, ratio) for item in value) if isinstance(value, tuple) else value
-    scaled = {key: _shorten(item, ratio) for key, item in value.items()}
+        return tuple(_shorten(item, total, steps) for item in value) if isinstance(value, tuple) else value
+    scaled = {key: _shorten(item, total, steps) for key, item in value.items()}
     if scaled.get("warmup_steps"):
-        scaled["warmup_steps"] = min(max(1, round(scaled["warmup_steps"] * ratio)), STEPS - 1)
+        scaled["warmup_steps"] = min(max(1, round(scaled["warmup_steps"] * steps / total)), steps - 1)
     if scaled.get("kind") == "steps":
-        starts = [round(step * ratio) for step, _ in scaled["values"]]
+        starts = [round(step * steps / total) for step, _ in scaled["values"]]
         starts = [max(start, i) for i, start in enumerate(starts)]  # each has a step of its own
         scaled["values"] = tuple((start, x) for start, (_, x) in zip(starts, scaled["values"], strict=True))
     return scaled

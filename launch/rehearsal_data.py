@@ -7,7 +7,7 @@ reads texts, a vocabulary of its tokenizer's kind, trained on the names. launch/
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 
 from absl import app, flags
@@ -58,15 +58,27 @@ def write_vocabulary(kind: str, path: str) -> int:
     return TOKENIZERS[kind](path, 2).vocab_size
 
 
+def data_folders(value, path: str) -> Iterator[str]:
+    """Yields the path of every data_dir, of streams, of each source of a mixture, and of evaluators.
+
+    Args:
+      value: a part of a config.
+      path: its own, such as "config.streams"; items of a tuple are `[0]`, as in a flag.
+    """
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from (f"{path}.{key}",) if key == "data_dir" else data_folders(part, f"{path}.{key}")
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for i, part in enumerate(value):
+            yield from data_folders(part, f"{path}[{i}]")
+
+
 def main(_) -> None:
     """Prints the flags, a line each."""
     config, folder = CONFIG.value.to_dict(), OUTPUT.value
     write_images(folder)
-    for name in config["streams"]:
-        print(f"--config.streams.{name}.data.source.data_dir={folder}")
-    for name, evaluator in config["evals"].items():
-        if "data_dir" in evaluator.get("data", {}):
-            print(f"--config.evals.{name}.data.data_dir={folder}")
+    for path in data_folders(config, "config"):
+        print(f"--{path}={folder}")
     if build.reads_texts(config):
         kind = config["tokenizer"]["kind"]
         path = f"{folder}/vocabulary.{kind}"

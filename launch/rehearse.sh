@@ -37,6 +37,9 @@ root=$(dirname "${BASH_SOURCE[0]}")/..
 python=${PYTHON:-python3}
 export PYTHON=$python PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-2}
+# XLA's threads on a CPU, of which a waiting collective blocks one. With as many as a machine of two cores has, both
+# processes can wait for ever: one thread of each in an all-reduce and the other in an all-gather.
+export NPROC=${NPROC:-16}
 # Programs this small are sooner compiled without most optimisations, and all of them only once.
 export JAX_DISABLE_MOST_OPTIMIZATIONS=${JAX_DISABLE_MOST_OPTIMIZATIONS:-1}
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$workdir/compiled}

@@ -38,8 +38,8 @@ _L = dict(width=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48))
 # 192 pixels of swinv2_l; Swin's B and L have windows of 12 at 384 pixels. Of CoSwin its paper states the
 # blocks, the embeddings and the size of H: 637M parameters. T, B and L have Swin's sizes. H is reconstructed,
 # not published: of the sizes tried the one of that many parameters (636.5M with a projection to 1,024). Its
-# windows of 12 pad the maps of 224 pixels, 14 x 14 to 24 x 24; windows of 7 there, resized for 384, cost a
-# third less.
+# windows of 12 are for 384 pixels; at 224 they would pad maps of 14 x 14 to 24 x 24, and configs/florence.py
+# has windows of 7 (0.34M parameters fewer).
 VARIANTS: dict[str, dict[str, Any]] = {
     "swin_t": _T,
     "swin_s": _S,

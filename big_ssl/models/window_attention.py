@@ -45,7 +45,8 @@ class PositionTable(nn.Module):
 class ContinuousPosition(nn.Module):
     """Swin V2's bias: a small network of the relative position's logarithm; called as PositionTable.
 
-    pretrained_window: the side by which relative positions are normalised, 0 for that of the call.
+    pretrained_window: the side by which relative positions are normalised, 0 for that of the call: also where
+      a map clamps the window, as in the published code, whose windows are those of the size it is built for.
     """
 
     heads: int

@@ -23,6 +23,11 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # What the compiler writes for an operation whose cycles it can't estimate.
 _NO_ESTIMATE = 2**63 - 1
+# It writes nothing at all for others, of these kinds, that take time; buffers that a target allocates do not.
+_TIMED = ("custom-call", "fusion")
+_FREE = 'custom_call_target="AllocateBuffer"'
+# A line break within an attribute, as a kernel's metadata have.
+_BREAK = re.compile(r'\n(?="|\}\})')
 _DCN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
@@ -70,7 +75,7 @@ def parse(text: str) -> Program:
     """Parses HLO text."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry = None
-    for line in text.splitlines():
+    for line in _BREAK.sub("", text).splitlines():
         if match := _COMPUTATION.match(line):
             current = computations[match[2]] = {}
             entry = match[2] if match[1] else entry
@@ -91,23 +96,42 @@ def estimated_cycles(program: Program) -> int:
     """
     return sum(
         program.runs.get(computation, 0) * cycles
-        for computation, _, cycles in _estimates(program)
-        if cycles != _NO_ESTIMATE
+        for computation, instruction in _scheduled(program)
+        if (cycles := _cycles(instruction)) is not None
     )
 
 
 def unestimated(program: Program) -> list[str]:
-    """The names of operations whose cycles the TPU compiler could not estimate."""
-    return [name for _, name, cycles in _estimates(program) if cycles == _NO_ESTIMATE]
+    """The names of operations whose cycles the TPU compiler did not estimate, collectives excluded."""
+    return [
+        instruction.name
+        for _, instruction in _scheduled(program)
+        if _cycles(instruction) is None and _takes_time(instruction, program)
+    ]
 
 
-def _estimates(program):
-    """Yields (computation, operation, its estimated cycles) of all operations scheduled on the core."""
+def _scheduled(program):
+    """Yields (computation, instruction) of all operations scheduled on the core."""
     for name, computation in program.computations.items():
         if name not in program.fused:
             for instruction in computation.values():
-                if match := _CYCLES.search(instruction.attributes):
-                    yield name, instruction.name, int(match[1])
+                yield name, instruction
+
+
+def _cycles(instruction):
+    """None without an estimate."""
+    match = _CYCLES.search(instruction.attributes)
+    return int(match[1]) if match and int(match[1]) != _NO_ESTIMATE else None
+
+
+def _takes_time(instruction, program):
+    """Whether an operation without an estimate should have one."""
+    if _CYCLES.search(instruction.attributes):
+        return True
+    if instruction.opcode not in _TIMED or _FREE in instruction.attributes:
+        return False
+    called = [program.computations[name] for name in _CALLED.findall(instruction.attributes)]
+    return not any(_kind(inner, "")[0] for computation in called for inner in computation.values())
 
 
 def flops(program: Program) -> int:

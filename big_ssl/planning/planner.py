@@ -18,14 +18,13 @@ class Plan(NamedTuple):
 
     record: the JSON keys with plain values, None for unknown; program: None if the arguments alone exceed
     the memory, so that nothing was compiled; setup: training.loop.Setup on the planned mesh; unknown_loops:
-    loops of unknown trip count, counted once; unestimated: names of operations, left out of the time.
+    loops of unknown trip count, counted once.
     """
 
     record: dict[str, Any]
     program: Program | None
     setup: loop.Setup
     unknown_loops: int
-    unestimated: Sequence[str] = ()
 
 
 def make_plan(config: Mapping, topology: Topology, devices: Sequence) -> Plan:
@@ -65,9 +64,10 @@ def make_plan(config: Mapping, topology: Topology, devices: Sequence) -> Plan:
     record |= dict(
         compiled_flops_per_step=hlo.flops(parsed) * len(devices),
         collective_bytes_per_step=hlo.collective_bytes(collectives),
+        unestimated_operations=hlo.unestimated(parsed),
     )
     record |= _times(record, estimate.step_seconds(parsed, collectives, chip, topology), chip)
-    return Plan(record, program, setup, parsed.unknown_loops, hlo.unestimated(parsed))
+    return Plan(record, program, setup, parsed.unknown_loops)
 
 
 def set_up(config: Mapping, devices: Sequence) -> loop.Setup:
@@ -91,6 +91,7 @@ def _record_before_compiling(config, topology, devices, chip, setup, batch):
         compiled_flops_per_step=None,
         collective_bytes_per_step=None,
         estimated_step_seconds=None,
+        unestimated_operations=None,
         estimated_mfu=None,
         compile_seconds=None,
         total_steps=config["total_steps"],

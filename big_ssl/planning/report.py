@@ -23,8 +23,8 @@ def print_plan(plan: Plan, config: Mapping) -> None:
     console.print(table)
     if plan.unknown_loops:
         console.print(f"{plan.unknown_loops} loops of unknown trip count are counted once")
-    if plan.unestimated:
-        names = ", ".join(plan.unestimated)
+    if record["unestimated_operations"]:
+        names = ", ".join(record["unestimated_operations"])
         console.print(f"the time leaves out what the compiler can't estimate: {names}", markup=False)
     if record["fits"]:
         return

@@ -39,6 +39,9 @@ def candidates(config: Mapping, local_batch: int) -> list[dict]:
 def search(config: Mapping, topology: Topology, devices: Sequence) -> tuple[dict, Plan]:
     """Searches mesh.fsdp, remat and grad_accum.
 
+    A setting whose time the compiler estimates in full is better than any that leaves operations out, and the
+    fastest of either kind the best.
+
     Memory decreases along candidates(), so bisection finds the fastest candidate that fits. Hill climbing
     follows, over neighbours with fsdp doubled or halved and the next faster candidate. Meshes on which the
     state alone does not fit are never compiled.
@@ -117,7 +120,11 @@ class _Search:
         return plan is not None and plan.record["fits"]
 
     def _score(self, setting):
-        return self._plan(setting).record["estimated_step_seconds"] if self._fits(setting) else float("inf")
+        """(whether the time leaves operations out, seconds): the less the better."""
+        if not self._fits(setting):
+            return True, float("inf")
+        record = self._plan(setting).record
+        return bool(record["unestimated_operations"]), record["estimated_step_seconds"]
 
     def _changes(self, setting):
         changes = self.candidates[setting.candidate] | dict(mesh=self._mesh(setting.fsdp))
@@ -144,6 +151,8 @@ class _Search:
         options = " ".join(f"{key}={value}" for key, value in self.candidates[setting.candidate].items())
         seconds = record["estimated_step_seconds"]
         time = f"{seconds:.4g} s a step" if seconds else "time unknown"
+        if missing := record["unestimated_operations"]:
+            time += f" without {len(missing)} operations"
         fits = "fits" if record["fits"] else "does not fit"
         console.print(
             f"  {len(self.plans)}: fsdp={setting.fsdp} {options}: {memory(record['peak_bytes_per_device'])}, "

@@ -1,13 +1,17 @@
 """The preset `rehearsal`: every full recipe, narrow and short, and otherwise itself."""
 
+import copy
 import importlib
 
 import pytest
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_path
 
 from big_ssl.config import validate
-from big_ssl.training import schedules
+from big_ssl.training import schedules, stages
 from configs import rehearsal
+from launch import rehearsal_data
 
 RECIPES = (
     "align_base",
@@ -22,10 +26,13 @@ RECIPES = (
     "finetune_align_imagenet",
     "finetune_align_retrieval",
     "finetune_ibot_imagenet",
+    "florence",
     "hybrid_clip_dinov2",
+    "hybrid_unicl_ibot",
     "ibot",
     "siglip",
     "unicl:swinb",
+    "unicl:swint_in1k_gcc3m",
 )
 
 
@@ -68,8 +75,44 @@ def test_schedules_keep_their_shapes():
     assert frozen == ((0, 0.0), (1, 1.0))
 
 
+def test_a_rehearsal_keeps_what_the_stages_of_its_recipe_change():
+    """Florence's: texts, then image sizes, windows and accumulation; as schedules go on from each other."""
+    full, short = (stages.resolve(get("florence", preset)) for preset in ("", "rehearsal"))
+    assert [stage.name for stage in short] == [stage.name for stage in full]
+    assert [stage.config["total_steps"] for stage in short] == [rehearsal.STEPS // 3] * 3
+    for long, brief in zip(full, short, strict=True):
+        fields, expected = (x.config["streams"]["pairs"]["data"]["fields"] for x in (brief, long))
+        assert fields["text"]["augment"] == expected["text"]["augment"]
+        assert brief.config["grad_accum"] == long.config["grad_accum"]
+        assert brief.config["encoders"]["image"]["window"] == long.config["encoders"]["image"]["window"]
+    sizes = [stage.config["streams"]["pairs"]["data"]["fields"]["image"]["crop"]["size"] for stage in short]
+    assert sizes == [stage.config["eval_transform"]["size"] for stage in short] == [64, 64, 96]
+    rates = [stage.config["learning_rate"] for stage in short]
+    assert [a["final"] for a in rates[:-1]] == [b["peak"] for b in rates[1:]]
+
+
+def test_classes_of_a_mixture_have_the_names_of_the_rehearsals_data():
+    sources = get("unicl:swint_in1k_gcc3m", "rehearsal")["streams"]["pairs"]["data"]["sources"]
+    assert sources[0]["fields"]["text"] == dict(captions={}, class_key="label", label_set="")
+    assert [entry["source"]["text_keys"] for entry in sources] == [("label",), ("text",)]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "count"), [("clip:vitb32", 1), ("unicl:swinb", 3), ("florence", 2), ("hybrid_unicl_ibot", 2)]
+)
+def test_flags_say_where_the_data_of_every_source_are(recipe, count):
+    config = ConfigDict(get(recipe, "rehearsal"))
+    paths = list(rehearsal_data.data_folders(config.to_dict(), "config"))
+    assert len(paths) == count
+    for path in paths:  # as --PATH=gs://data does
+        config_path.set_value(path.removeprefix("config."), config, "gs://data")
+    data = config.to_dict()["streams"]["pairs"]["data"]
+    assert {entry["source"]["data_dir"] for entry in data.get("sources", (data,))} == {"gs://data"}
+
+
 def test_the_recipe_itself_is_left_as_it_is():
-    full = get("dinov2")
-    before = flatten_dict(full, sep="/")
-    rehearsal.shrink(full)
-    assert flatten_dict(full, sep="/") == before
+    for recipe in ("dinov2", "florence"):
+        full = get(recipe)
+        before = copy.deepcopy(full)
+        rehearsal.shrink(full)
+        assert full == before

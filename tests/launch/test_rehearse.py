@@ -25,13 +25,16 @@ def rehearse(config, workdir, *arguments):
     return done.stdout
 
 
-def assert_complete(workdir):
-    """All steps are there after the kill, evaluated and reported; the last run began with the first."""
+def assert_complete(workdir, ends=()):
+    """All steps are there after the kill, evaluated and reported; the last run began with the first.
+
+    ends: last steps of stages, where a run evaluates too.
+    """
     for name in ("killed", "whole", "continued"):
         lines = read_lines(io.as_path(workdir) / name / "metrics.jsonl")
         assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 13))
         evaluated = {line["step"] for line in lines if any(key.startswith("eval/") for key in line)}
-        assert evaluated == {6, 12}
+        assert evaluated == {6, 12, *ends}
         assert "</html>" in (io.as_path(workdir) / name / "report" / "index.html").read_text()
     assert (io.as_path(workdir) / "knn.json").exists()
 
@@ -49,6 +52,16 @@ def test_a_rehearsal_of_clip_in_a_bucket(gcs_folder):
 def test_a_rehearsal_in_a_bucket(config, gcs_folder):
     assert "arrays are equal to the last bit" in rehearse(config, gcs_folder)
     assert_complete(gcs_folder)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("config", "ends"),
+    [("unicl.py:swint_in1k_gcc3m", ()), ("florence.py", (4, 8)), ("hybrid_unicl_ibot.py", ())],
+)
+def test_a_rehearsal_of_a_mixture(config, ends, tmp_path):
+    assert "arrays are equal to the last bit" in rehearse(config, tmp_path)
+    assert_complete(tmp_path, ends)
 
 
 @pytest.mark.soak

@@ -114,6 +114,18 @@ def test_swin_v2_with_clamped_windows(tmp_path):
     check("hf_swinv2", module, variables, images, swin_peers.run(peer, images))
 
 
+def test_swin_v2_clamps_as_one_that_is_built_for_the_images(tmp_path):
+    """Weights for maps of 16 and 8, on maps of 8 and 4: a clamped window normalises its positions by its own
+    side, 4. (A Swinv2Model built for the larger images pads smaller maps instead.)"""
+    large = swin_peers.swinv2(image_size=64, window_size=8)
+    module, variables = converted("hf_swinv2", large, tmp_path)
+    assert module.window == 8
+    peer = swin_peers.swinv2(window_size=8)
+    peer.load_state_dict(large.state_dict())
+    images = dino_peers.images((32, 32))
+    check("hf_swinv2", module, variables, images, swin_peers.run(peer, images))
+
+
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(7, 4, 2), (3, 2, 1)])
 @pytest.mark.parametrize("size", [(32, 32), (33, 47)])
 def test_conv_embedding(kernel, stride, padding, size):

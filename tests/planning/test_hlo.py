@@ -202,6 +202,35 @@ def test_an_operation_without_an_estimate_is_named_and_left_out():
     assert hlo.unestimated(hlo.parse(TPU)) == []
 
 
+KERNELS = """%gathered (p: s32[8], table: f32[64,32]) -> f32[8,32] {
+  %p = s32[8]{0} parameter(0)
+  %table = f32[64,32]{1,0} parameter(1)
+  ROOT %gather = f32[8,32]{1,0} gather(%table, %p), offset_dims={1}
+}
+
+ENTRY %main (ids: s32[8], table: f32[64,32]) -> f32[8,32] {
+  %ids = s32[8]{0} parameter(0)
+  %table.1 = f32[64,32]{1,0} parameter(1)
+  %custom-call = f32[8,32]{1,0} custom-call(), custom_call_target="AllocateBuffer", backend_config={"flag_configs":[]}
+  %gather_fusion = f32[8,32]{1,0} fusion(%ids, %table.1), kind=kCustom, calls=%gathered, backend_config={"flag_configs":[]}
+  %attention.1 = f32[8,32]{1,0} custom-call(%gather_fusion), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 128}"
+}}, backend_config={"custom_call_config":{"body":"..."}}
+  %bitcast = f32[8,32]{1,0} bitcast(%attention.1)
+  ROOT %copy = f32[8,32]{0,1} copy(%bitcast), frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 128}"
+}}, backend_config={"estimated_cycles":"40"}
+}
+"""  # noqa: E501
+
+
+def test_kernels_and_gathers_without_a_word_of_their_cycles_are_named_too():
+    """Of them the compiler writes nothing; attributes with line breaks belong to one operation."""
+    program = hlo.parse(KERNELS)
+    assert hlo.unestimated(program) == ["gather_fusion", "attention.1"]
+    assert hlo.estimated_cycles(program) == 40
+
+
 @pytest.mark.parametrize(
     ("groups", "size"),
     [

@@ -15,11 +15,13 @@ from configs.align_l2 import get_config
 
 KEYS = """topology devices params global_batch hbm_limit_bytes argument_bytes temp_bytes
 peak_bytes_per_device fits model_flops_per_step compiled_flops_per_step collective_bytes_per_step
-estimated_step_seconds estimated_mfu compile_seconds total_steps device_hours""".split()  # noqa: SIM905
+estimated_step_seconds unestimated_operations estimated_mfu compile_seconds total_steps
+device_hours""".split()  # noqa: SIM905
 V5E = topology.parse("v5e:2x4")
 TEXT = """ENTRY %main (x: f32[8,4]) -> f32[8,4] {
   %x = f32[8,4]{1,0} parameter(0)
   %dot.1 = f32[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  %kernel.1 = f32[8,4]{1,0} custom-call(%x), custom_call_target="tpu_custom_call"
   ROOT %all-reduce.1 = f32[8,4]{1,0} all-reduce(%x), replica_groups=[1,8]<=[8], backend_config={"estimated_cycles":"1503000"}
 }
 """  # noqa: E501
@@ -49,6 +51,7 @@ def test_a_plan_that_fits(compiled, config, capsys):
     record = plan.record
     assert list(record) == KEYS
     assert None not in record.values()
+    assert record["unestimated_operations"] == ["kernel.1"]
     assert (record["topology"], record["devices"], record["fits"]) == ("v5e:2x4", 8, True)
     assert (record["global_batch"], record["total_steps"], record["compile_seconds"]) == (16, 20, 3.2)
     assert record["compiled_flops_per_step"] == 8 * 2 * 8 * 8 * 4
@@ -61,6 +64,7 @@ def test_a_plan_that_fits(compiled, config, capsys):
     print_plan(plan, config)
     printed = capsys.readouterr().out
     assert "align_tiny on v5e:2x4, mesh data 8 x fsdp 1 x tensor 1" in printed
+    assert "the time leaves out what the compiler can't estimate: kernel.1\n" in printed
     assert "does not fit" not in printed
 
 
@@ -72,7 +76,7 @@ def test_a_plan_that_does_not_fit_lists_the_largest_tensors(compiled, config, ca
     assert list(plan.record) == KEYS
     assert plan.record["fits"] is False
     assert plan.record["peak_bytes_per_device"] == 41 * 2**30
-    assert plan.record["estimated_step_seconds"] is None
+    assert plan.record["estimated_step_seconds"] is plan.record["unestimated_operations"] is None
     print_plan(plan, config)
     printed = capsys.readouterr().out
     assert "does not fit: it takes 41.00 GiB of 15.75 GiB a device; the largest tensors:\n" in printed

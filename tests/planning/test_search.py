@@ -23,10 +23,11 @@ def _config(**keys):
 
 
 class Machine:
-    """state: GiB of the state, sharded over fsdp; activations: GiB per device without remat."""
+    """state: GiB of the state, sharded over fsdp; activations: GiB per device without remat; missing: what
+    the time of a config leaves out."""
 
-    def __init__(self, state, activations):
-        self.state, self.activations, self.compiled = state, activations, []
+    def __init__(self, state, activations, missing=lambda config: []):
+        self.state, self.activations, self.missing, self.compiled = state, activations, missing, []
 
     def set_up(self, config, devices):
         shape = dict(data=len(devices), fsdp=config["mesh"]["fsdp"], tensor=1)
@@ -38,7 +39,7 @@ class Machine:
         peak = self.state / fsdp + self.activations * KEPT[remat] / parts
         seconds = SLOWER[remat] * (1 + 0.05 * math.log2(parts)) * (1 + 0.1 * math.log2(fsdp))
         return dict(peak_bytes_per_device=peak * GIB, fits=peak < 15.75, estimated_step_seconds=seconds,
-                    compile_seconds=1.0)  # fmt: skip
+                    unestimated_operations=self.missing(config), compile_seconds=1.0)  # fmt: skip
 
     def make_plan(self, config, chips, devices):
         assert math.prod(config["mesh"].values()) == len(devices)
@@ -76,6 +77,18 @@ def test_the_search_finds_the_fastest_fitting_setting_in_few_compilations(
     assert len(set(settings)) == len(settings)
     # Meshes on which the state alone does not fit are never compiled.
     assert all(state / fsdp < 15.75 for fsdp, *_ in settings)
+
+
+def test_a_complete_estimate_is_better_than_a_faster_one_that_leaves_operations_out(monkeypatch, capsys):
+    machine = Machine(4, 4, lambda config: ["kernel.1"] if config["mesh"]["fsdp"] == 1 else [])
+    actual, plan = _search(monkeypatch, machine, _config())
+    assert actual["mesh"]["fsdp"] == 2
+    assert plan.record["unestimated_operations"] == []
+    printed = capsys.readouterr().out
+    assert "1 s a step without 1 operations (compiled" in printed
+    # Where none is complete, the fastest is.
+    actual, _ = _search(monkeypatch, Machine(4, 4, lambda config: ["kernel.1"]), _config())
+    assert actual["mesh"]["fsdp"] == 1
 
 
 def test_the_search_changes_only_keys_of_the_config(monkeypatch):
