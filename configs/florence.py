@@ -210,8 +210,14 @@ def _pairs(embed_dim, pixels):
                     **pixels,
                     flip=False,
                 ),
+                # Captions and names of classes of one or two words have prompts; which ones is open: UniCL's.
                 text=dict(
-                    kind="text", captions=dict(text=1.0), prompts="unicl", prompt_words=2, augment=True
+                    kind="text",
+                    captions=dict(text=1.0),
+                    prompts="unicl",
+                    prompt_words=2,
+                    prompt_classes="short",
+                    augment=True,
                 ),
                 # All images of one description, a caption or a class's name, are positives.
                 identity=dict(kind="identity", class_by="name", caption_by="text"),

@@ -151,8 +151,14 @@ def _pairs(published, pixels):
                     **pixels,
                     flip=False,
                 ),
-                # Only classes have prompts.
-                text=dict(kind="text", captions=dict(text=1.0), prompts="unicl", prompt_words=0),
+                # All names of classes have prompts, and no captions, as by data/language of its code.
+                text=dict(
+                    kind="text",
+                    captions=dict(text=1.0),
+                    prompts="unicl",
+                    prompt_words=0,
+                    prompt_classes="all",
+                ),
                 identity=dict(kind="identity", class_by="number", caption_by="pair"),
             ),
             cache_mib=0,

@@ -44,7 +44,8 @@ def test_the_published_values():
         fields = pairs["data"]["fields"]
         assert pairs["batch_size"] == 24_576
         assert fields["image"]["crop"]["size"] == stage.config["eval_transform"]["size"] == size
-        assert (fields["text"]["augment"], fields["text"]["prompt_words"]) == (augment, 2)
+        text = fields["text"]
+        assert (text["augment"], text["prompt_words"], text["prompt_classes"]) == (augment, 2, "short")
         assert (fields["identity"]["class_by"], fields["identity"]["caption_by"]) == ("name", "text")
         assert stage.config["encoders"] == config["encoders"]  # windows stay
     assert (config["encoders"]["text"]["depth"], config["tokenizer"]["length"]) == (12, 76)

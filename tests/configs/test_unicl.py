@@ -38,7 +38,7 @@ def test_all_released_mixtures_of_a_model(model, variant):
         assert config["encoders"]["image"].items() >= swin.VARIANTS[variant].items()
         fields = config["streams"]["pairs"]["data"]["fields"]
         assert (fields["identity"]["class_by"], fields["identity"]["caption_by"]) == ("number", "pair")
-        assert fields["text"]["prompt_words"] == 0
+        assert (fields["text"]["prompt_words"], fields["text"]["prompt_classes"]) == (0, "all")
 
 
 def test_a_half_mixture_trains_half_as_long():
