@@ -154,8 +154,8 @@ def _check_maps(image, size):
     if side < image["window"]:
         raise WeightsError(
             f"hf_swin: image.window is {image['window']}, but the last map of {size} pixels is "
-            f"{side} x {side}; a SwinModel takes no map smaller than its windows, so image_size must be above "
-            f"{(image['window'] - 1) * stride}"
+            f"{side} x {side}; a SwinModel takes no map smaller than its windows, so image_size must be "
+            f"above {(image['window'] - 1) * stride}"
         )
 
 
