@@ -146,10 +146,10 @@ def _pairs(published, pixels):
             fields=dict(
                 image=dict(
                     kind="image",
-                    # Published: 224 pixels, bicubic, ImageNet's mean and deviation. open: crop and flip, here
-                    # CLIP's, a random square of the resized image and none. The defaults of its code are
-                    # those of Swin's classifier: a random resized crop, flips, RandAugment, erasing, mixup
-                    # and CutMix; which of them a caption would survive, neither paper nor code states.
+                    # Published: 224 pixels, bicubic, ImageNet's mean and deviation; no mixup and no CutMix on
+                    # IN-1K (README). open: crop and flip, here CLIP's, a random square of the resized image
+                    # and none. Its code defaults to those of Swin's classifier, a random resized crop, flips,
+                    # RandAugment, erasing, mixup and CutMix, for ImageNet alone.
                     crop=dict(kind="random_crop", resize=224, size=224, resize_mode="crop"),
                     **pixels,
                     flip=False,

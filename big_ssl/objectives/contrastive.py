@@ -181,8 +181,8 @@ def build(
     """Image-text contrastive learning.
 
     With `positives`, UniCL's (arXiv 2204.03610, equations 2 to 4): a row's targets are split evenly over its
-    positives, a column's over its own. UniCL's code averages examples and directions, weight 1/2; Florence's
-    equation 1 sums both (arXiv 2111.11432), which is the batch size as the weight.
+    positives, a column's over the column's positives. UniCL's code averages examples and directions, weight
+    1/2; Florence's equation 1 sums both (arXiv 2111.11432), which is the batch size as the weight.
 
     Args:
       embed_dim: width of the joint embedding; see ContrastiveHead for this and the options up to logit_bias.
