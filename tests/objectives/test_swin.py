@@ -12,6 +12,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from big_ssl import config as config_lib
+from big_ssl.models import swin
+from big_ssl.models.transformer import drop_path
 from big_ssl.parallel import fsdp, sharding
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import batches, build
@@ -88,18 +90,27 @@ def results(config, sizes, remat):
 
 @pytest.fixture(scope="module", params=list(CASES))
 def both(request):
-    """(config, results on one device, results on four)."""
-    config = swin_config(request.param)
+    """(config, results on one device, results on four), with drop path in both."""
+    config, dropped = swin_config(request.param), []
+
+    def spy(y, rate, key):
+        dropped.append(rate)
+        return drop_path(y, rate, key)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(swin, "drop_path", spy)
         patch.setattr(sharding, "_MIN_ELEMENTS", 64)  # so that FSDP splits such small kernels
-        return config, results(config, *ONE), results(config, *CASES[request.param])
+        one = results(config, *ONE)
+        count = len(dropped)
+        four = results(config, *CASES[request.param])
+    assert 0 < count < len(dropped)
+    return config, one, four
 
 
 @pytest.mark.slow
 def test_the_loss_and_gradients_of_four_devices_are_those_of_one(both):
     """With drop path, scanned pairs and FSDP; of CoSwin also with recomputed layers."""
-    config, (loss, (grads, _), states, _), (other_loss, (other_grads, _), other_states, _) = both
-    assert config["encoders"]["image"]["drop_path"] > 0
+    _, (loss, (grads, _), states, _), (other_loss, (other_grads, _), other_states, _) = both
     np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), other_states, states)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
@@ -138,12 +149,3 @@ def test_targets_are_the_teachers(both):
         expected, wrong = (0.9 * center + 0.1 * np.asarray(x[name]) for x in (by_teacher, by_student))
         np.testing.assert_allclose(state["center"], expected, rtol=1e-3, atol=1e-5)
         assert np.abs(wrong - expected).max() > 0.01
-
-
-@pytest.mark.slow
-def test_paths_are_dropped_in_training(both):
-    """The loss without drop path is another, so that the comparisons above are with it."""
-    config, (loss, *_), _ = both
-    without = copy.deepcopy(config)
-    without["encoders"]["image"]["drop_path"] = 0.0
-    assert abs(results(without, *ONE)[0] - loss) > 1e-4
