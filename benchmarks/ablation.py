@@ -1,15 +1,15 @@
-"""Which of its objectives a demo owes its numbers to: the same run with some of them at weight 0, or changed.
+"""Compares a demo with runs of the same recipe in which some objectives have weight 0 or other options.
 
     python -m benchmarks.ablation --table=ibot --output=DIR [--steps=400] [--seeds=0,1,2]
     python -m benchmarks.ablation --table=hybrid --output=DIR
     python -m benchmarks.ablation --table=unicl --output=DIR --steps=700
 
-Tables: `ibot` (both terms, DINO's alone, masked patches alone, each with KoLeo), `dinov2` (beside iBOT, with
-KoLeo and without), `hybrid` (CLIP's objective, DINOv2's three, all four) and `unicl` (its positives, and
-CLIP's loss on the same captions and classes). All variants of a table have equal steps, pictures and batches;
-`untrained` is the network at its start. DIR gets results.json, table.md and a folder for each run; the same
-command again goes on after the runs that are there. To see that all works: --preset=tiny --steps=4 --seeds=0.
-Exit code 2, and one line, where something does not fit.
+Tables: `ibot` (both terms, DINO's alone, masked patches alone, each with KoLeo), `dinov2` (iBOT, and DINOv2
+with and without KoLeo), `hybrid` (CLIP's objective, DINOv2's three, all four) and `unicl` (its positives, and
+CLIP's loss on the same captions and classes). All variants of a table have equal steps, images and batches;
+`untrained` is the network before training. DIR gets results.json, table.md and a folder for each run; the
+same command continues after the finished runs. A quick check: --preset=tiny --steps=4 --seeds=0.
+Exit code 2, and one line, if something does not fit.
 """
 
 import importlib
@@ -28,8 +28,8 @@ from big_ssl.config import validate
 
 
 class Variant(NamedTuple):
-    """recipe: a module in configs; preset: what follows demo or tiny; weights: of objectives; options: of
-    objectives, too, other than in the recipe."""
+    """recipe: a module in configs; preset: the suffix after demo or tiny; weights, options: {objective: its
+    weight}, {objective: its options} that differ from the recipe's."""
 
     recipe: str
     preset: str = ""
@@ -58,7 +58,7 @@ TABLES: dict[str, dict[str, Variant]] = {
         "CLIP loss": Variant("unicl", options=dict(unicl=dict(positives=""))),
     },
 }
-# The columns, by the ends of their keys, of those that a run has.
+# The columns: the metrics of a run whose keys end so.
 _METRICS = (
     "k20_top1",
     "pixel_k20_top1",
@@ -76,7 +76,7 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of each variant.")
 
 
 def run_config(variant: Variant, seed: int, steps: int) -> dict:
-    """The config of one run; with 0 steps, of one that ends as it begins."""
+    """The config of one run; with 0 steps, of a run whose learning rate is 0."""
     module = importlib.import_module(f"configs.{variant.recipe}")
     config = module.get_config(f"{_PRESET.value}{variant.preset}").to_dict()
     config.update(seed=seed, total_steps=max(1, steps), eval_every=max(1, steps))
@@ -95,30 +95,30 @@ def run_config(variant: Variant, seed: int, steps: int) -> dict:
     return config
 
 
-def columns(found: Mapping[str, float]) -> dict[str, float]:
-    """Those of a run's metrics that the table shows."""
+def columns(metrics: Mapping[str, float]) -> dict[str, float]:
+    """A run's metrics that the table shows."""
     ends = tuple(f"/{end}" for end in _METRICS)
-    return {key.split("/", 1)[1]: value for key, value in found.items() if key.endswith(ends)}
+    return {key.split("/", 1)[1]: value for key, value in metrics.items() if key.endswith(ends)}
 
 
 def train_all(folder: pathlib.Path) -> dict[str, list[dict]]:
-    """{variant: the columns of each seed}; folder: where everything is kept."""
+    """{variant: the columns of each seed}; folder: of the results and the runs."""
     variants = TABLES[_TABLE.value]
-    asked = {"untrained": (next(reversed(variants.values())), 0)}
-    asked |= {name: (variant, _STEPS.value) for name, variant in variants.items()}
+    runs = {"untrained": (next(reversed(variants.values())), 0)}
+    runs |= {name: (variant, _STEPS.value) for name, variant in variants.items()}
     results: dict[str, list[dict]] = {}
-    for name, (variant, steps) in asked.items():
+    for name, (variant, steps) in runs.items():
         for seed in map(int, _SEEDS.value):
             print(f"{name}, seed {seed}", file=sys.stderr)
             config = run_config(variant, seed, steps)
-            where = folder / f"{name.replace(' ', '_')}_seed{seed}"
-            results.setdefault(name, []).append(columns(resumable.result(config, where)))
+            workdir = folder / f"{name.replace(' ', '_')}_seed{seed}"
+            results.setdefault(name, []).append(columns(resumable.result(config, workdir)))
             write(folder, results)
     return results
 
 
 def write(folder: pathlib.Path, results: Mapping) -> None:
-    """results.json and table.md, of what is finished."""
+    """Writes results.json and table.md of the finished runs."""
     settings = dict(table=_TABLE.value, preset=_PRESET.value, steps=_STEPS.value, results=results)
     (folder / "results.json").write_text(json.dumps(settings, indent=2) + "\n")
     (folder / "table.md").write_text(table(results))

@@ -49,7 +49,10 @@ _RULES = tuple(
         (r"width|depth|rope_base|rope_rescale|mlp_ratio", POSITIVE),
         (r"drop_path|drop_connect|dropout|patch_dropout", FRACTION),
         # Of fields.
-        (r"std|scale|crop\.ratio", POSITIVE),  # crop.ratio is width / height, which may be above 1
+        (
+            r"std|projection_std|scale|crop\.ratio",
+            POSITIVE,
+        ),  # crop.ratio is width / height, which may be above 1
         (r"\w+_prob|share|ratio|replaced_fraction", PROBABILITY),
         (r"captions\..+|prompt_words", NOT_NEGATIVE),
         (r"jitter|mixup|cutmix|mix_group|registers|pretrained_window", NOT_NEGATIVE),

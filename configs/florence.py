@@ -199,7 +199,7 @@ def _encoders(published):
             pooling="eot",
             activation="quick_gelu",
             epsilon=1e-12,  # open: UniCL's
-            kernel_init="clip",
+            kernel_init="unicl",  # open
             eot_id=placeholder(int),  # None: the vocabulary's last word
             scan=True,
         ),
@@ -226,8 +226,14 @@ def _pairs(embed_dim, pixels):
                     **pixels,
                     flip=False,
                 ),
+                # Captions and names of classes of one or two words have prompts; which ones is open: UniCL's.
                 text=dict(
-                    kind="text", captions=dict(text=1.0), prompts="unicl", prompt_words=2, augment=True
+                    kind="text",
+                    captions=dict(text=1.0),
+                    prompts="unicl",
+                    prompt_words=2,
+                    prompt_classes="short",
+                    augment=True,
                 ),
                 # All images of one description, a caption or a class's name, are positives.
                 identity=dict(kind="identity", class_by="name", caption_by="text"),
@@ -251,6 +257,7 @@ def _objective(embed_dim):
         temperature_form="log",
         temperature_clamp=False,
         positives="identity",
+        projection_std=0.02,  # open: UniCL's
         logit_bias=placeholder(float),
         label_smoothing=0.0,
     )
@@ -267,12 +274,15 @@ def demo(model: str) -> dict:
     pairs = config["streams"]["pairs"]
     pairs.update(batch_size=160, data=emoji.mixture(pairs["data"]["fields"], resize=54, size=48))
     config["eval_transform"].update(size=48, resize=54)
-    pairs["objectives"]["unicl"].update(embed_dim=128)
+    pairs["objectives"]["unicl"].update(embed_dim=128, projection_std=placeholder(float))
     # Maps of 12 x 12, 6 x 6 and 3 x 3 positions, and in the last stage of 16 x 16, 8 x 8 and 4 x 4.
     config["encoders"]["image"].update(
         width=48, depths=(2, 2, 2), heads=(2, 4, 8), window=3, drop_path=0.0, scan=False
     )
-    config["encoders"]["text"].update(width=128, depth=2, heads=2, eot_id=emoji.SEP_ID, scan=False)
+    # CLIP's initial weights, as in the demo of configs/unicl.py.
+    config["encoders"]["text"].update(
+        width=128, depth=2, heads=2, kernel_init="clip", eot_id=emoji.SEP_ID, scan=False
+    )
     _shorten(config, steps=(900, 250, 150), size=64, window=4, peak=1e-3)
     return config
 

@@ -86,7 +86,7 @@ def full(model: str) -> dict:
                 pooling="eot",
                 activation="quick_gelu",
                 epsilon=1e-12,
-                kernel_init="clip",
+                kernel_init="unicl",
                 eot_id=placeholder(int),  # None: the vocabulary's last word
                 scan=True,
             ),
@@ -146,13 +146,22 @@ def _pairs(published, pixels):
             fields=dict(
                 image=dict(
                     kind="image",
-                    # open: as CLIP's, a random square of the resized image.
+                    # Published: 224 pixels, bicubic, ImageNet's mean and deviation; no mixup and no CutMix on
+                    # IN-1K (README). open: crop and flip, here CLIP's, a random square of the resized image
+                    # and none. Its code defaults to those of Swin's classifier, a random resized crop, flips,
+                    # RandAugment, erasing, mixup and CutMix, for ImageNet alone.
                     crop=dict(kind="random_crop", resize=224, size=224, resize_mode="crop"),
                     **pixels,
                     flip=False,
                 ),
-                # Only classes have prompts.
-                text=dict(kind="text", captions=dict(text=1.0), prompts="unicl", prompt_words=0),
+                # All names of classes have prompts, and no captions, as by data/language of its code.
+                text=dict(
+                    kind="text",
+                    captions=dict(text=1.0),
+                    prompts="unicl",
+                    prompt_words=0,
+                    prompt_classes="all",
+                ),
                 identity=dict(kind="identity", class_by="number", caption_by="pair"),
             ),
             cache_mib=0,
@@ -174,6 +183,7 @@ def _objective(embed_dim):
         temperature_form="log",
         temperature_clamp=False,
         positives="identity",
+        projection_std=0.02,
         logit_bias=placeholder(float),
         label_smoothing=0.0,
     )
@@ -211,12 +221,15 @@ def demo(model: str) -> dict:
     pairs = config["streams"]["pairs"]
     pairs.update(batch_size=160, data=emoji.mixture(pairs["data"]["fields"], resize=54, size=48))
     config["eval_transform"].update(size=48, resize=54)
-    pairs["objectives"]["unicl"].update(embed_dim=128)
+    pairs["objectives"]["unicl"].update(embed_dim=128, projection_std=placeholder(float))
     # Maps of 12 x 12, 6 x 6 and 3 x 3 positions.
     config["encoders"]["image"].update(
         width=48, depths=(2, 2, 2), heads=(2, 4, 8), window=3, drop_path=0.0, scan=False
     )
-    config["encoders"]["text"].update(width=128, depth=2, heads=2, eot_id=emoji.SEP_ID, scan=False)
+    # CLIP's initial weights, with which docs/results.md was measured.
+    config["encoders"]["text"].update(
+        width=128, depth=2, heads=2, kernel_init="clip", eot_id=emoji.SEP_ID, scan=False
+    )
     return config
 
 

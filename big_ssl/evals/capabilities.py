@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 
+from big_ssl.data.preprocessing import Pixels
 from big_ssl.models.encoder import Encoder
 from big_ssl.objectives.base import EncoderCall
 
@@ -32,6 +33,9 @@ class Trained(Protocol):
 
     @property
     def terms(self) -> Mapping[str, Any]: ...
+
+    @property
+    def eval_pixels(self) -> Pixels: ...
 
     def provider(self, method: str) -> str:
         """The objective whose head provides this method; "" for none. Raises ValueError if undecided."""

@@ -93,6 +93,14 @@ class Predictor(LayerFeatures):
         other.progress = self.progress if progress is None else progress
         return other
 
+    def with_resize(self, resize: str):
+        """A Predictor with the same compiled functions and an empty cache, whose images are resized and
+        cropped in another way: `resize` of a weights.format.ModelConfig."""
+        other = copy.copy(self)
+        other.cache, other.image_config = {}, dict(self.image_config, resize=resize)
+        other.preprocess = preprocessing.of(other.image_config)
+        return other
+
     @functools.cached_property
     def tokenizer(self):
         """The function from a list of N texts to token ids, dict(ids: int32[N, L], mask: bool[N, L]).

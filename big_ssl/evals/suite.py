@@ -12,12 +12,13 @@ from big_ssl.evals.linear_head import LinearHead
 from big_ssl.evals.linear_probe import LinearProbe
 from big_ssl.evals.linear_sweep import LinearSweep
 from big_ssl.evals.retrieval import Retrieval
-from big_ssl.evals.zero_shot import ZeroShot
+from big_ssl.evals.zero_shot import UniclZeroShot, ZeroShot
 
 EVALUATORS: dict[str, type[Evaluator]] = {
     "emoji": EmojiSuite,
     "classification": Classifier,
     "zero_shot": ZeroShot,
+    "unicl_zero_shot": UniclZeroShot,
     "retrieval": Retrieval,
     "linear_probe": LinearProbe,
     "linear_sweep": LinearSweep,

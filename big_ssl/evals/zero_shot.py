@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from big_ssl.data import prompt_templates
+from big_ssl.data.preprocessing import Pixels
 from big_ssl.data.sources import SourceConfig
 from big_ssl.evals import prompts, ranking
 from big_ssl.evals.evaluator import Evaluator
 from big_ssl.evals.labelled_set import LabelledSet
+from big_ssl.weights.format import IMAGENET_PIXELS
 
 
 class ZeroShot(Evaluator):
@@ -19,6 +21,7 @@ class ZeroShot(Evaluator):
     """
 
     requires = ("encode_image", "encode_text")
+    kind = "zero_shot"
 
     def __init__(
         self,
@@ -34,7 +37,7 @@ class ZeroShot(Evaluator):
         self._templates, self._canonicalize = prompt_templates.templates(templates), canonicalize
 
     def metrics(self, predictor) -> dict[str, float]:
-        """{"zero_shot/<name>/<metric>": fraction}; see `scores`."""
+        """{"<kind>/<name>/<metric>": fraction}; see `scores`."""
         names = self._data.names
         classes = prompts.class_embeddings(
             predictor.encode_text, names, self._templates, self._canonicalize, predictor.progress
@@ -45,7 +48,47 @@ class ZeroShot(Evaluator):
             ranks.append(class_ranks(images @ classes.T, batch_labels, names))
             labels.append(batch_labels)
         metrics = scores(np.concatenate(ranks), np.concatenate(labels), len(names))
-        return {f"zero_shot/{self._name}/{metric}": value for metric, value in metrics.items()}
+        return {f"{self.kind}/{self._name}/{metric}": value for metric, value in metrics.items()}
+
+
+class UniclZeroShot(ZeroShot):
+    """UniCL's zero-shot protocol (microsoft/UniCL, model/model.py and data/build.py), one preset.
+
+    Its 81 templates, its names of ImageNet's classes; of images the shorter side is resized to
+    256 / 224 of the model's image size, rounded down, bicubic, and the center is cropped, whatever the
+    model's own evaluation does. Images are normalised by ImageNet's mean and deviation; a model that was
+    trained with others is refused.
+
+    data, label, classes: as in ZeroShot, for another set than ImageNet its names.
+    """
+
+    kind = "unicl_zero_shot"
+
+    def __init__(
+        self,
+        data: SourceConfig,
+        label: str = "label",
+        classes: str | Sequence[str] = "imagenet_unicl",
+        *,
+        name: str,
+    ):
+        super().__init__(data, label, classes, "unicl", name=name)
+
+    def check(self, predictor):
+        """See Evaluator."""
+        published = Pixels.of(IMAGENET_PIXELS)._asdict()
+        for part, expected in published.items():
+            actual = getattr(predictor.system.eval_pixels, part)
+            if np.shape(actual) != np.shape(expected) or not np.allclose(actual, expected, atol=1e-3):
+                raise ValueError(
+                    f"{part} is {tuple(actual)} in the model's evaluation; UniCL's protocol has ImageNet's, "
+                    f"{tuple(expected)}: use zero_shot with templates=unicl"
+                )
+
+    def metrics(self, predictor) -> dict[str, float]:
+        """See ZeroShot."""
+        side = 256 * predictor.image_config["image_size"] // 224
+        return super().metrics(predictor.with_resize(f"crop {side} bicubic"))
 
 
 def class_ranks(similarities: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:

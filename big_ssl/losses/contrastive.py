@@ -41,7 +41,7 @@ def softmax_contrastive(
       label_smoothing: e; targets are 1 - e on the positives plus e / N on each of the N.
       positives: None pairs image i with text i; int[N] or int[N, lanes], labels, or bool[N, N], images by
         texts, split a row's 1 - e evenly over its positives (UniCL, arXiv 2204.03610, equations 3 and 4), and
-        a column's over its own. Every row and column needs one.
+        a column's over the column's positives. Every row and column needs one.
       pairwise: implementation of the pairwise reductions; defaults to the ring on one device.
       valid: bool[N], False for padding, which is no example, no positive and no negative; None for none.
 
@@ -53,13 +53,13 @@ def softmax_contrastive(
     scale = 1 / temperature
     reduced = (pairwise or Pairwise()).logsumexp(image, text, scale, positives, valid)
     losses, bound = {}, jnp.zeros(())
-    for name, own, other, totals, which in (
+    for name, queries, keys, log_normalizers, query_positives in (
         ("image_to_text", image, text, reduced.rows, positives),
         ("text_to_image", text, image, reduced.columns, _transposed(positives)),
     ):
-        partners, counts = _positive_sum(other, which, valid)
-        expected = _expected_similarity(own, other, partners, counts, label_smoothing, valid)
-        losses[name] = _mean(totals, valid) - scale * expected
+        positive_sums, counts = _positive_sum(keys, query_positives, valid)
+        expected = _expected_similarity(queries, keys, positive_sums, counts, label_smoothing, valid)
+        losses[name] = _mean(log_normalizers, valid) - scale * expected
         bound += _mean(jnp.log(counts), valid)
     metrics = losses | _accuracies(reduced, valid)
     metrics |= {} if positives is None else dict(lower_bound=bound)
@@ -81,9 +81,9 @@ def sigmoid_contrastive(
     image, text, valid = _without_padding(image, text, valid)
     scale = 1 / temperature
     reduced = (pairwise or Pairwise()).softplus(image, text, scale, bias, positives, valid)
-    partners, counts = _positive_sum(text, positives, valid)
+    positive_sums, counts = _positive_sum(text, positives, valid)
     # -log sigmoid(l) = softplus(l) - l, so the positives' term is linear.
-    linear = scale * (image * partners).sum() + bias * _sum(counts, valid)
+    linear = scale * (image * positive_sums).sum() + bias * _sum(counts, valid)
     return (_sum(reduced.rows, valid) - linear) / _count(image, valid), _accuracies(reduced, valid)
 
 
@@ -115,11 +115,12 @@ def _accuracies(reduced, valid):
     )
 
 
-def _expected_similarity(x, y, partners, counts, label_smoothing, valid):
-    """The similarity expected under each row's targets, averaged over rows: float32[]."""
-    count = _count(x, valid)
-    targets = (1 - label_smoothing) * partners / counts[:, None] + label_smoothing * (y.sum(0) / count)
-    return (x * targets).sum() / count
+def _expected_similarity(queries, keys, positive_sums, counts, label_smoothing, valid):
+    """The similarity expected under each query's targets, averaged over queries: float32[]."""
+    count = _count(queries, valid)
+    smoothing = label_smoothing * (keys.sum(0) / count)
+    targets = (1 - label_smoothing) * positive_sums / counts[:, None] + smoothing
+    return (queries * targets).sum() / count
 
 
 def _positive_sum(y, positives, valid):

@@ -55,6 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "coswin_h": dict(width=352, depths=(2, 2, 16, 2), heads=(11, 22, 44, 88), window=12, embedding="conv"),
 }
 
+# Of Swin's and UniCL's code, which cut at 2, not at two standard deviations: a plain normal distribution.
 _INIT_STD = InitStd(0.02, 0.02, 0.02, 0.02)
 
 

@@ -12,8 +12,11 @@ from big_ssl.models.transformer import Layer, layer_config, layer_norm
 # Options of all encoders of a family; widths, depths and heads: CLIP's Tables 19 and 20.
 CLIP = dict(causal=True, pooling="eot", activation="quick_gelu", epsilon=1e-5, kernel_init="clip")
 # Yang et al. 2022, arXiv 2204.03610, model/text_encoder/transformer.py of its code.
-UNICL = CLIP | dict(epsilon=1e-12)
+UNICL = CLIP | dict(epsilon=1e-12, kernel_init="unicl")
 SIGLIP = dict(causal=False, pooling="last", activation="gelu_tanh", epsilon=1e-6, kernel_init="glorot")
+
+# Initial standard deviations of (the tokens' embeddings, the position table), if they are not width ** -0.5.
+_EMBEDDING_STD = {"clip": (0.02, 0.01), "unicl": (0.02, 0.02)}
 
 
 class TextTransformer(TransformerEncoder):
@@ -74,7 +77,7 @@ class TextTransformer(TransformerEncoder):
         return dict(pooled=self._pool(x, ids).astype(jnp.float32), tokens=x)
 
     def _embed(self, ids):
-        tokens, positions = (0.02, 0.01) if self.kernel_init == "clip" else (self.width**-0.5,) * 2
+        tokens, positions = _EMBEDDING_STD.get(self.kernel_init, (self.width**-0.5,) * 2)
         embed = nn.Embed(
             self.vocab_size,
             self.width,

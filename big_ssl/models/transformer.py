@@ -59,10 +59,24 @@ def _dino(width, mlp_dim, depth):
     return InitStd(0.02, 0.02, 0.02, 0.02)
 
 
+def _unicl(width, mlp_dim, depth):
+    del mlp_dim, depth
+    # Cut at 2, as DINO's; the three projections are PyTorch's default, as in _torch.
+    return InitStd((2 * width) ** -0.5, 0.02, 0.02, 0.02)
+
+
 # Initial kernels as published. "clip": its text encoder, initialize_parameters of OpenAI's code;
 # "torch": PyTorch's default, which that code keeps for the image encoder; "glorot": SigLIP (big_vision);
-# "dino": DINO and iBOT; "dinov2": the same, except for its tokens (models/vit.py).
-INITIALISERS = {"clip": _clip, "torch": _torch, "glorot": _glorot, "dino": _dino, "dinov2": _dino}
+# "dino": DINO and iBOT; "dinov2": the same, except for its tokens (models/vit.py); "unicl": UniCL's text
+# encoder (microsoft/UniCL, model/text_encoder/transformer.py).
+INITIALISERS = {
+    "clip": _clip,
+    "torch": _torch,
+    "glorot": _glorot,
+    "dino": _dino,
+    "dinov2": _dino,
+    "unicl": _unicl,
+}
 
 
 def lookup(table: Mapping, key: str, option: str):

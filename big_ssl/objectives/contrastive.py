@@ -33,6 +33,7 @@ class ContrastiveHead(nn.Module):
     text projection has a bias, CLIP's has not. temperature_form: "raw" learns the temperature
     itself (ALIGN), "log" the logarithm of its inverse (CLIP), whose steps are relative.
     logit_bias: the initial value of a learned bias added to every logit (SigLIP), None for no bias.
+    projection_std: the standard deviation of the projections' initial kernels, None for width ** -0.5 (CLIP).
     """
 
     embed_dim: int
@@ -41,6 +42,7 @@ class ContrastiveHead(nn.Module):
     temperature: float = 1.0
     temperature_form: str = "raw"
     logit_bias: float | None = None
+    projection_std: float | None = None
 
     @nn.compact
     def __call__(self, inputs, train: bool = False):
@@ -72,7 +74,7 @@ class ContrastiveHead(nn.Module):
         return pooled
 
     def _project(self, name, pooled, bias):
-        init = nn.initializers.normal(pooled.shape[-1] ** -0.5)
+        init = nn.initializers.normal(self.projection_std or pooled.shape[-1] ** -0.5)
         return nn.Dense(self.embed_dim, use_bias=bias, kernel_init=init, name=name)(pooled)
 
     def _temperature(self):
@@ -172,14 +174,15 @@ def build(
     implementation: str = "ring",
     positives: str = "",
     temperature_clamp: bool = True,
+    projection_std: float | None = None,
     *,
     context: Context,
 ) -> Contrastive:
     """Image-text contrastive learning.
 
     With `positives`, UniCL's (arXiv 2204.03610, equations 2 to 4): a row's targets are split evenly over its
-    positives, a column's over its own. UniCL's code averages examples and directions, weight 1/2; Florence's
-    equation 1 sums both (arXiv 2111.11432), which is the batch size as the weight.
+    positives, a column's over the column's positives. UniCL's code averages examples and directions, weight
+    1/2; Florence's equation 1 sums both (arXiv 2111.11432), which is the batch size as the weight.
 
     Args:
       embed_dim: width of the joint embedding; see ContrastiveHead for this and the options up to logit_bias.
@@ -193,6 +196,8 @@ def build(
       positives: the batch field, of kind identity or label, whose equal values mark positives; "" pairs each
         image with its own text.
       temperature_clamp: False sets no lower bound to a softmax's temperature (UniCL); a sigmoid's has none.
+      projection_std: of the projections' initial kernels, 0.02 in UniCL's code (model/model.py), None for
+        width ** -0.5.
 
     Raises:
       ValueError: for an unknown implementation, or label smoothing without a softmax.
@@ -203,8 +208,9 @@ def build(
         )
     if label_smoothing and logit_bias is not None:
         raise ValueError("contrastive: label_smoothing is the softmax's; with a logit_bias it must be 0")
+    scalars = (temperature, temperature_form, logit_bias)
     head = ContrastiveHead(
-        embed_dim, image_projection, text_projection_bias, temperature, temperature_form, logit_bias
+        embed_dim, image_projection, text_projection_bias, *scalars, projection_std=projection_std
     )
     pairwise = Pairwise(implementation, context.mesh)
     return Contrastive(head, pairwise, label_smoothing, positives, temperature_clamp)

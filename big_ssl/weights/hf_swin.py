@@ -124,6 +124,7 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
     check_options("hf_swin", "image", image, "SwinModel", required)
     if not isinstance(image["window"], int):
         raise WeightsError(f"hf_swin: image.window is {image['window']}; a SwinModel has one for all stages")
+    _check_maps(image, size)
     names = {ours: theirs for theirs, ours in hf_layers.ACTIVATIONS.items()}
     described = dict(
         model_type="swin",
@@ -143,6 +144,19 @@ def _describe(config: ModelConfig) -> dict[str, dict]:
     )
     processing = hf_preprocessing.describe(config, hf_preprocessing.processor(config))
     return {"config.json": described, "preprocessor_config.json": processing}
+
+
+def _check_maps(image, size):
+    """Raises WeightsError if a window is larger than the last map: there our models read the middle of the
+    table of positions, and SwinModel, whose biases are always those of a whole window, fails."""
+    stride = 4 * 2 ** (len(image["depths"]) - 1)
+    side = -(-size // stride)
+    if side < image["window"]:
+        raise WeightsError(
+            f"hf_swin: image.window is {image['window']}, but the last map of {size} pixels is "
+            f"{side} x {side}; a SwinModel takes no map smaller than its windows, so image_size must be "
+            f"above {(image['window'] - 1) * stride}"
+        )
 
 
 def _prepare(tensors: Mapping, options: Mapping) -> dict:

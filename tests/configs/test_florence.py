@@ -44,7 +44,8 @@ def test_the_published_values():
         fields = pairs["data"]["fields"]
         assert pairs["batch_size"] == 24_576
         assert fields["image"]["crop"]["size"] == stage.config["eval_transform"]["size"] == size
-        assert (fields["text"]["augment"], fields["text"]["prompt_words"]) == (augment, 2)
+        text = fields["text"]
+        assert (text["augment"], text["prompt_words"], text["prompt_classes"]) == (augment, 2, "short")
         assert (fields["identity"]["class_by"], fields["identity"]["caption_by"]) == ("name", "text")
         # Maps of 56, 28, 14 and 7 positions at 224 pixels, and of 96, 48, 24 and 12 at 384: 12 would pad the
         # former to 60, 36 and 24, which cost 1.5 times the FLOPs; 7 does not divide the latter.

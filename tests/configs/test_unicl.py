@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from big_ssl.config import validate
-from big_ssl.models import swin
+from big_ssl.models import swin, text_transformer
 from big_ssl.parallel.mesh import make_mesh
 from big_ssl.training import batches, build, streams
 from configs import unicl
@@ -36,9 +36,11 @@ def test_all_released_mixtures_of_a_model(model, variant):
     for config in configs:
         validate(config)
         assert config["encoders"]["image"].items() >= swin.VARIANTS[variant].items()
+        assert config["encoders"]["text"].items() >= text_transformer.UNICL.items()
+        assert config["streams"]["pairs"]["objectives"]["unicl"]["projection_std"] == 0.02
         fields = config["streams"]["pairs"]["data"]["fields"]
         assert (fields["identity"]["class_by"], fields["identity"]["caption_by"]) == ("number", "pair")
-        assert fields["text"]["prompt_words"] == 0
+        assert (fields["text"]["prompt_words"], fields["text"]["prompt_classes"]) == (0, "all")
 
 
 def test_a_half_mixture_trains_half_as_long():

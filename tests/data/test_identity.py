@@ -83,6 +83,7 @@ def test_a_class_that_is_none_of_a_partial_set_is_replaced():
     assert error.value.counter == "replaced_texts"
 
 
+SHORT = dict(prompt_classes="short")
 PROMPTS = ("a photo of a {}.", "{} on a table", "the {}")
 
 
@@ -96,6 +97,10 @@ PROMPTS = ("a photo of a {}.", "{} on a table", "the {}")
         (dict(text="a black cat"), CAPTION | dict(prompt_words=3), "a black cat", True),
         (dict(text="a cat"), CAPTION | dict(augment=False), "a cat", False),
         (dict(kind=0), CLASS | dict(augment=False), "red fox", False),
+        (dict(kind=0), CLASS | SHORT, "red fox", True),
+        (dict(kind=0), CLASS | SHORT | dict(prompt_words=1), "red fox", False),
+        (dict(kind="ice+cream"), CLASS | SHORT, "ice cream", True),
+        (dict(kind="ice+cream"), CLASS | SHORT | dict(prompt_words=1), "ice cream", False),
     ],
 )
 def test_short_captions_and_classes_have_a_prompt_of_each_draw(record, text, described, prompted):
@@ -177,6 +182,18 @@ def test_by_name_a_class_is_equal_to_its_name_everywhere():
     assert fox != key(OTHER_CAT, CAPTION, **by_name)
 
 
+def test_a_name_is_equal_to_a_caption_letter_by_letter():
+    """Cleaned for a prompt, "owl, snowy" and "owl snowy" would be one description."""
+    by_name, names = dict(class_by="name"), ["owl, snowy", "owl snowy", "ice+cream", "ice cream"]
+    keys = [key(dict(kind=i), CLASS, names=names, **by_name) for i in range(4)]
+    assert len(set(keys)) == 4
+    assert [key(dict(text=name), CAPTION, **by_name) for name in names] == keys
+    with_prompts = [
+        key(dict(kind=i), CLASS | dict(prompts=PROMPTS), names=names, **by_name) for i in range(4)
+    ]
+    assert with_prompts == keys
+
+
 def test_captions_by_pair_equal_nothing():
     load = loader([CAT], CAPTION, caption_by="pair")
     keys = [tuple(load.load(0, np.random.default_rng(seed))["identity"]["key"]) for seed in range(20)]
@@ -222,6 +239,26 @@ def test_a_mixture_of_captions_and_classes_is_a_function_of_seed_and_step():
     ("options", "message"),
     [
         (dict(text=dict(kind="text", **CAPTION, **CLASS)), "text.class_key is 'kind'; with it captions must"),
+        (
+            dict(text=dict(kind="text", **CAPTION, prompt_classes="few")),
+            "text.prompt_classes is 'few'; use all or",
+        ),
+        (
+            dict(text=dict(kind="text", **CAPTION, label_set="imagenet")),
+            "text.label_set is 'imagenet'; without class_key it has no effect: drop it$",
+        ),
+        (
+            dict(text=dict(kind="text", **CAPTION, prompt_words=3)),
+            "text.prompt_words is 3; without prompts it has no effect: drop it$",
+        ),
+        (
+            dict(text=dict(kind="text", **CLASS, prompt_classes="short")),
+            "text.prompt_classes is 'short'; without prompts it has no effect: drop it$",
+        ),
+        (
+            dict(text=dict(kind="text", **CLASS, augment=False)),
+            "text.augment is False; without prompts it has no effect: drop it$",
+        ),
         (dict(text=dict(kind="text")), "text.captions is missing or empty; without class_key"),
         (dict(x=dict(kind="identity")), "x.text is 'text'; there are the text fields none"),
         (

@@ -1,12 +1,21 @@
 """Zero-shot classification: prompts, the ranking of classes, and whole sets."""
 
+import dataclasses
+from typing import ClassVar
+
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from big_ssl.data import prompt_templates
-from big_ssl.evals import prompts
+from big_ssl.data.preprocessing import Pixels
+from big_ssl.evals import prompts, suite
+from big_ssl.evals.predictor import Predictor
 from big_ssl.evals.zero_shot import ZeroShot, class_ranks, scores
+from big_ssl.parallel import mesh as mesh_lib
+from tests.evals.conftest import colour_system
 
 RNG = np.random.default_rng(0)
 
@@ -145,3 +154,63 @@ def test_emoji_by_category(predictor):
     found = ZeroShot(data, label="category", name="x").metrics(predictor)
     assert found["zero_shot/x/chance"] == pytest.approx(1 / 10)
     assert 0 < found["zero_shot/x/top1"] < found["zero_shot/x/top5"] < 1
+
+
+class Recorded(Predictor):
+    """Records what it is called with, and computes nothing."""
+
+    images: ClassVar[list] = []
+    texts: ClassVar[list] = []
+
+    def encode_image(self, images):
+        self.images.append(np.asarray(images))
+        return RNG.normal(size=(len(images), 4))
+
+    def encode_text(self, texts):
+        self.texts.extend(texts)
+        return RNG.normal(size=(len(texts), 4))
+
+
+@pytest.mark.parametrize(("size", "resize"), [(224, "crop 256 bicubic"), (384, "stretch 500 bilinear")])
+def test_unicls_protocol(size, resize, tmp_path):
+    """data/build.py of its code: Resize(int(256 / 224 * size)), bicubic, of the shorter side, then
+    CenterCrop(size); data/imagenet/constants.py: 81 templates for each name."""
+    system, variables = colour_system()
+    system = dataclasses.replace(system, eval_pixels=Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mesh = mesh_lib.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    predictor = Recorded(system, variables, mesh, dict(image_size=size, resize=resize), lambda: None, 2)
+    image = Image.fromarray(RNG.integers(0, 256, (300, 401, 3), np.uint8))
+    for wnid in ("n01440764", "n04356056"):
+        (tmp_path / wnid).mkdir()
+        image.save(tmp_path / wnid / "0.png")
+    data = dict(kind="image_folder", path=str(tmp_path))
+    (evaluator,) = suite.build(dict(val=dict(kind="unicl_zero_shot", data=data))).values()
+    Recorded.images.clear()
+    Recorded.texts.clear()
+    suite.check("val", evaluator, predictor)
+    assert evaluator.metrics(predictor).keys() == {
+        f"unicl_zero_shot/val/{metric}" for metric in ("top1", "top5", "mean_per_class", "chance")
+    }
+    side = int(256 / 224 * size)
+    assert side == {224: 256, 384: 438}[size]
+    left, top = round((side * 401 // 300 - size) / 2), round((side - size) / 2)
+    resized = image.resize((side * 401 // 300, side), Image.Resampling.BICUBIC)
+    expected = np.asarray(resized.crop((left, top, left + size, top + size)))
+    np.testing.assert_array_equal(np.concatenate(Recorded.images), [expected, expected])
+    templates = [template.replace("{}", "tench") for template in prompt_templates.templates("unicl")]
+    assert Recorded.texts[:81] == templates
+    assert (len(templates), templates[0]) == (81, "tench.")
+    assert len(Recorded.texts) == 81 * 1000
+    assert "a photo of the dark glasses." in Recorded.texts[837 * 81 : 838 * 81]
+    assert predictor.image_config["resize"] == resize  # the model's own stays
+
+
+def test_unicls_protocol_refuses_a_model_of_other_normalisation(predictor, folder):
+    path = folder({"red": ["red"], "green": ["green"]})
+    options = dict(kind="unicl_zero_shot", classes="", data=dict(kind="image_folder", path=path))
+    (evaluator,) = suite.build(dict(x=options)).values()
+    with pytest.raises(
+        ValueError, match=r"^x: mean is \(0\.50.*\) in the model's evaluation; UniCL's .* \(0\.485, "
+    ):
+        suite.check("x", evaluator, predictor)
+    assert suite.metric_prefixes(dict(x=options)) == ["unicl_zero_shot/x/"]

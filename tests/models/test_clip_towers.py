@@ -228,6 +228,7 @@ def test_bfloat16_computes_in_bfloat16_and_pools_in_float32(kind):
         ("clip", (64**-0.5, (2 * 3 * 64) ** -0.5, 128**-0.5, (2 * 3 * 64) ** -0.5)),
         ("torch", (128**-0.5, 192**-0.5, 192**-0.5, 768**-0.5)),
         ("glorot", (64**-0.5, 64**-0.5, (2 / 320) ** 0.5, (2 / 320) ** 0.5)),
+        ("unicl", (128**-0.5, 0.02, 0.02, 0.02)),
     ],
 )
 def test_initial_deviations_are_the_published_ones(name, expected):
@@ -235,16 +236,20 @@ def test_initial_deviations_are_the_published_ones(name, expected):
     np.testing.assert_allclose(transformer.INITIALISERS[name](64, 256, 3), expected)
 
 
-def test_kernels_start_with_their_deviations():
-    model = text_transformer.TextTransformer(500, 64, 1, 2, max_len=60)
+@pytest.mark.parametrize(("family", "inner", "positions"), [("CLIP", 128, 0.01), ("UNICL", 0.02**-2, 0.02)])
+def test_kernels_start_with_their_deviations(family, inner, positions):
+    options = getattr(text_transformer, family)
+    model = text_transformer.TextTransformer(500, 64, 1, 2, max_len=60, **options)
     params = jax.jit(model.init, **UNOPTIMISED)(KEY, TEXTS)["params"]
-    parts = [("query", 64), ("key", 64), ("value", 64), ("out", 128), ("mlp_in", 128), ("mlp_out", 128)]
+    projections = 64 if family == "CLIP" else 128
+    parts = [(name, projections) for name in ("query", "key", "value")]
+    parts += [(name, inner) for name in ("out", "mlp_in", "mlp_out")]
     for part, inverse_variance in parts:
         layer = params["layer0"][part]
         assert abs(float(layer["kernel"].std()) * inverse_variance**0.5 - 1) < 0.06
         assert not np.any(layer["bias"])
     assert abs(float(params["token"]["embedding"].std()) / 0.02 - 1) < 0.05
-    assert abs(float(params["position_embedding"].std()) / 0.01 - 1) < 0.05
+    assert abs(float(params["position_embedding"].std()) / positions - 1) < 0.05
 
 
 def test_a_residual_block_starts_as_its_shortcut():

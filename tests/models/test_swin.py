@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from big_ssl.models import encoders, swin, windows
 from big_ssl.models.layer_layouts import stack_layers, unstack_layers
+from big_ssl.models.map_embeddings import ConvEmbedding, PatchMerging
 from big_ssl.models.position_embedding import resize_position_embedding
 from big_ssl.models.swin import VARIANTS, Swin
 from big_ssl.models.windows import Windows
@@ -57,6 +58,29 @@ def parameters(model):
 def test_as_many_parameters_as_published(name, exactly):
     """Those of the published files without their classifier."""
     assert parameters(Swin(**VARIANTS[name], scan=True)) == exactly
+
+
+def test_kernels_start_as_in_the_published_code():
+    """normal(0.02), cut at 2; Swin's convolution keeps PyTorch's default, CvT's does not."""
+    patch = Swin(width=32, depths=(2,), heads=(2,), window=4)
+    merging = PatchMerging(epsilon=1e-5, dtype=jnp.float32)
+    conv = ConvEmbedding(kernel=7, stride=4, padding=2, epsilon=1e-5, dtype=jnp.float32, width=32)
+
+    def start():  # the outputs are not computed
+        images, x = jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 4, 4, 32))
+        parts = dict(swin=patch.init(KEY, images), merging=merging.init(KEY, x), conv=conv.init(KEY, images))
+        return {name: part["params"] for name, part in parts.items()}
+
+    with compiling.quickly():
+        params = flatten_dict(jax.jit(start)(), sep="/")
+    assert {"swin/stage0_pair0/plain/position_bias/table", "conv/kernel"} < params.keys()
+    for name, x in params.items():
+        if name.endswith(("kernel", "table")):
+            is_patch = name == "swin/patch_embedding/projection/kernel"
+            expected = (3 * 4 * 4 * 3) ** -0.5 if is_patch else 0.02
+            assert float(x.std()) == pytest.approx(expected, rel=0.15), name
+        else:
+            assert set(np.unique(x)) == ({1.0} if name.endswith("scale") else {0.0}), name
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,14 @@ def test_both_forms_start_at_the_temperature_asked_for(form, name):
     np.testing.assert_allclose(features["temperature"], 0.07, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("std", "expected"), [(None, WIDTH**-0.5), (0.02, 0.02)])
+def test_projections_start_with_their_deviation(std, expected):
+    objective = make(embed_dim=4096, projection_std=std)
+    kernel = init(objective, dict(text=towers()["text"]))["text_projection"]["kernel"]
+    assert kernel.shape == (WIDTH, 4096)
+    assert float(kernel.std()) == pytest.approx(expected, rel=0.02)
+
+
 def test_an_unknown_temperature_form_is_named():
     with pytest.raises(ValueError, match="'logarithm'"):
         init(make(temperature_form="logarithm"), towers())

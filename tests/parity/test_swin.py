@@ -12,6 +12,7 @@ from big_ssl.inference import Model
 from big_ssl.models.map_embeddings import ConvEmbedding
 from big_ssl.models.swin import Swin
 from big_ssl.weights import architecture
+from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.formats import read_checkpoint, write_checkpoint
 from big_ssl.weights.guess import guess
 from big_ssl.weights.tensor_files import write_safetensors
@@ -284,3 +285,23 @@ def test_transformers_takes_an_export(tmp_path):
     expected, result = (swin_peers.run(model.eval(), images)[1] for model in (peer, again))
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
     parity_figure("hf_swin", "export", result, expected)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(32, True), (28, True), (24, False)])
+def test_an_export_at_the_size_of_its_smallest_maps(size, fits, tmp_path):
+    """Windows of 4 on last maps of 4 x 4 positions, 28 pixels being padded to that, and of 3 x 3."""
+    swin_peers.swin().save_pretrained(tmp_path / "in")
+    config, weights = read_checkpoint("hf_swin", tmp_path / "in")
+    images = dino_peers.images((size, size))
+    if not fits:
+        with pytest.raises(RuntimeError, match="must match the size"):
+            swin_peers.run(swin_peers.swin(image_size=size), images)
+        with pytest.raises(
+            WeightsError, match=r"window is 4, but the last map of 24 pixels is 3 x 3; .* 24$"
+        ):
+            write_checkpoint("hf_swin", tmp_path / "out", config | dict(image_size=size), weights)
+        return
+    write_checkpoint("hf_swin", tmp_path / "out", config | dict(image_size=size), weights)
+    again = transformers.SwinModel.from_pretrained(tmp_path / "out").eval()
+    module, variables = converted("hf_swin", again, tmp_path / "again")
+    check("hf_swin", module, variables, images, swin_peers.run(again, images))

@@ -10,7 +10,7 @@ from big_ssl.models import text_transformer
 from big_ssl.weights import architecture, rules, swin, swin_layers
 from big_ssl.weights.errors import WeightsError
 from big_ssl.weights.format import clip_config
-from big_ssl.weights.formats import FORMATS, read_checkpoint
+from big_ssl.weights.formats import FORMATS, read_checkpoint, write_checkpoint
 from big_ssl.weights.guess import guess
 from big_ssl.weights.tensor_files import write_safetensors
 from tests.parity import goldens
@@ -111,6 +111,19 @@ def test_the_windows_of_swin_v2(tmp_path):
         image = read("swin", bare, tmp_path, dict(architecture=name))[0]["encoders"]["image"]
         assert (image["window"], image["pretrained_window"]) == windows
     assert swin_layers.clamped(24, 384, 4) == [24, 24, 24, 12]
+
+
+def test_an_export_for_maps_smaller_than_a_window(tmp_path):
+    """transformers fails there, see tests/parity/test_swin.py."""
+    config, weights = read_checkpoint("hf_swin", goldens.write_checkpoint("hf_swin", tmp_path / "golden"))
+    for size, fits in ((16, True), (9, True), (8, False)):  # windows of 2 on maps of stride 8
+        if fits:
+            write_checkpoint("hf_swin", tmp_path / "out", config | dict(image_size=size), weights)
+            continue
+        message = r"^hf_swin: image\.window is 2, but the last map of 8 pixels is 1 x 1; .* must be above 8$"
+        with pytest.raises(WeightsError, match=message):
+            write_checkpoint("hf_swin", tmp_path / "refused", config | dict(image_size=size), weights)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_files_that_do_not_fit(model, tmp_path):

@@ -28,8 +28,8 @@ class Context(NamedTuple):
 class Description(NamedTuple):
     """What a text field drew, before any prompt.
 
-    text: the caption, or the class's name. class_id: the class's number and label in its source; "" for a
-    caption.
+    text: the caption, or the class's name as its label set has it, not cleaned. class_id: the class's number
+    and label in its source; "" for a caption.
     """
 
     text: str

@@ -16,8 +16,9 @@ CAPTION_BY = ("text", "pair")
 class Identity(Field):
     """key: uint32[2], the halves of a 64-bit hash; valid: bool[], False for a missing example.
 
-    The hash is of what the text field drew, before any prompt. Among B = 24,576 examples 64 bits give 1.6e-11
-    false pairs per batch, 32 bits 0.07.
+    The hash is of the caption or name that the text field drew, letter by letter: before any prompt, and
+    before a class's name is cleaned for one, so that "ice+cream" and "ice cream" are two descriptions. Among
+    B = 24,576 examples 64 bits give 1.6e-11 false pairs per batch, 32 bits 0.07.
 
     UniCL and Florence decide differently which examples are equal; the defaults are between them.
 
@@ -30,8 +31,8 @@ class Identity(Field):
       text: the text field whose caption or class it is.
       class_by: "number", the class's number and label in its source: class 3 of one source is class 3 of
         another only if both call it the same, two classes of one name are not equal, and no caption equals a
-        class. "name": the name, as if it were a caption, so that it equals that caption and a class of that
-        name in another source.
+        class. "name": the name in the text field's label_set, as if it were a caption, so that it equals that
+        caption and a class of that name in another source.
       caption_by: "text", equal captions are equal, letter by letter; "pair", no two are.
     """
 

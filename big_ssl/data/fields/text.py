@@ -12,6 +12,8 @@ from big_ssl.data.fields.base import Description, Field
 from big_ssl.data.label_sets import LabelSet
 from big_ssl.data.records import BadValue, Labels
 
+PROMPT_CLASSES = ("all", "short")
+
 
 @dataclasses.dataclass(frozen=True)
 class Text(Field):
@@ -24,11 +26,18 @@ class Text(Field):
       class_key: in place of captions, where a record has its class, by name or by number; the source must
         know the names of all classes. A name that is a plain text can be a caption.
       label_set: the names of the source's classes, as in label_sets.build: "" for its own, "imagenet" or
-        another of LABEL_SETS, a text file, or a list.
-      prompts: as in prompt_templates.templates; one is drawn each time for a class's name, and for a caption
-        of at most `prompt_words` words (Florence, arXiv 2111.11432, section 2.1). () for no prompts.
+        another of LABEL_SETS, a text file, or a list. A name is cleaned (prompt_templates.cleaned) when it
+        becomes a text.
+      prompts: as in prompt_templates.templates; one is drawn each time for a caption of at most
+        `prompt_words` words, and for a class's name as prompt_classes specifies. () for no prompts.
       prompt_words: words are separated by white space.
+      prompt_classes: "all", all names of classes get a prompt (microsoft/UniCL, prompt_engineering.py);
+        "short", those of at most `prompt_words` words, as captions do (Florence, arXiv 2111.11432,
+        section 2.1).
       augment: False reads all texts without prompts, for a later stage.
+
+    Raises:
+      ValueError: for unknown values, and for options without effect.
     """
 
     captions: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -36,6 +45,7 @@ class Text(Field):
     label_set: str | Sequence[str] = ""
     prompts: str | Sequence[str] = ()
     prompt_words: int = 2
+    prompt_classes: str = "all"
     augment: bool = True
 
     counter: ClassVar[str] = "replaced_texts"
@@ -48,6 +58,20 @@ class Text(Field):
             raise ValueError("captions is missing or empty; without class_key it must name a key at least")
         if self.captions and not any(self.captions.values()):
             raise ValueError("captions: one of them must have a weight above 0")
+        if self.prompt_classes not in PROMPT_CLASSES:
+            raise ValueError(f"prompt_classes is {self.prompt_classes!r}; use {' or '.join(PROMPT_CLASSES)}")
+        self._check_effects()
+
+    def _check_effects(self):
+        """Raises ValueError for an option that nothing reads."""
+        if self.label_set and not self.class_key:
+            raise ValueError(f"label_set is {self.label_set!r}; without class_key it has no effect: drop it")
+        if self.prompts:
+            return
+        for option in ("prompt_words", "prompt_classes", "augment"):
+            value, default = getattr(self, option), type(self).__dataclass_fields__[option].default
+            if value != default:
+                raise ValueError(f"{option} is {value!r}; without prompts it has no effect: drop it")
 
     def check(self):
         _ = self._templates
@@ -60,10 +84,14 @@ class Text(Field):
     def load(self, record, draws):
         description = self._describe(record, draws.rng)
         draws.descriptions[self.context.name] = description
+        is_class = bool(description.class_id)
+        text = prompt_templates.cleaned(description.text) if is_class else description.text
         # A prompt must not hide that there is no text.
-        tokens = _tokens(self.context.tokenizer, description.text)
-        prompt = self._prompt(description, draws.rng)
-        return tokens if prompt == description.text else _tokens(self.context.tokenizer, prompt)
+        tokens = _tokens(self.context.tokenizer, text)
+        if not self._has_prompt(text, is_class):
+            return tokens
+        template = self._templates[draws.rng.integers(len(self._templates))]
+        return _tokens(self.context.tokenizer, template.replace("{}", text))
 
     def keys(self):
         if self.class_key:
@@ -88,13 +116,12 @@ class Text(Field):
         label, place = self._labels.names[number], self._classes.classes[number]
         if place < 0:
             raise BadValue(f"the class {label!r} is none of {self.label_set}")
-        return Description(prompt_templates.cleaned(self._classes.names[place]), f"{number} {label}")
+        return Description(self._classes.names[place], f"{number} {label}")
 
-    def _prompt(self, description, rng) -> str:
-        short = len(description.text.split()) <= self.prompt_words
-        if not self._templates or not (description.class_id or short):
-            return description.text
-        return self._templates[rng.integers(len(self._templates))].replace("{}", description.text)
+    def _has_prompt(self, text, is_class) -> bool:
+        if not self._templates:
+            return False
+        return (is_class and self.prompt_classes == "all") or len(text.split()) <= self.prompt_words
 
     @functools.cached_property
     def _templates(self) -> tuple[str, ...]:
