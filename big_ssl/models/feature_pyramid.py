@@ -1,5 +1,6 @@
-"""Feature pyramid networks (Lin et al. 2017, arXiv 1612.03144), with the two coarser levels of RetinaNet (Lin et
-al. 2017, arXiv 1708.02002, footnote 2), which ATSS and Dynamic Head take from the last of the pyramid's maps."""
+"""Feature pyramid networks (Lin et al. 2017, arXiv 1612.03144), with the two coarser levels of RetinaNet (Lin
+et al. 2017, arXiv 1708.02002, footnote 2), which ATSS and Dynamic Head make of the pyramid's last map.
+"""
 
 from collections.abc import Sequence
 

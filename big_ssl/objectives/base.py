@@ -49,8 +49,8 @@ class Sum:
     """A mean's numerator and denominator: a sum over examples, masked patches or the like, and their number.
 
     The step adds up both over devices and microbatches, and divides once, so the mean is right however the
-    batch is split. value: float32[]; count: float32[] or a number, without gradient. A count of 0, as of boxes
-    in a batch without any, divides by 1.
+    batch is split. value: float32[]; count: float32[] or a number, without gradient. A count of 0, such as of
+    boxes in a batch without any, divides by 1.
     """
 
     value: jax.Array | float
@@ -132,7 +132,8 @@ class Objective(Protocol):
 
         Returns:
           The loss, metrics and the new state. A loss whose terms are means over different things, such as
-          positives and all patches, is a tuple of their sums. With scope "example" it may be called on microbatches.
+          positives and all patches, is a tuple of their sums. With scope "example" it may be called on
+          microbatches.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""torchvision's feature pyramid with RetinaNet's two coarser levels, all parameters random; needs torchvision."""
+"""torchvision's feature pyramid with RetinaNet's two coarser levels, all parameters random."""
 
 import numpy as np
 import torch

@@ -9,7 +9,7 @@ from big_ssl.models.feature_pyramid import FeaturePyramid
 pytest.importorskip("torch", reason="make parity installs PyTorch")
 pytest.importorskip("torchvision", reason="torchvision has the feature pyramid")
 
-from tests.parity import pyramid_peers  # noqa: E402  (needs torchvision)
+from tests.parity import pyramid_peers
 
 pytestmark = pytest.mark.parity
 
