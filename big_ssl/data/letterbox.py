@@ -1,13 +1,15 @@
-"""Images of any size as one of a few static sizes, for dense predictions: resized with their aspect, and padded
-at the right and at the bottom."""
+"""Images of any size in one of a few static sizes, for dense predictions: resized with their aspect, and
+padded at the right and at the bottom.
+"""
 
 import itertools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from big_ssl.data import bands
-from big_ssl.data.preprocessing import FILTERS, Pixels, parse_resize
+from big_ssl.data.preprocessing import FILTERS, parse_resize
 
 
 class Letterboxed(NamedTuple):
@@ -33,17 +35,18 @@ class Letterbox(NamedTuple):
     fill: tuple[int, ...] = (0,)
 
     @classmethod
-    def of(cls, image_config, long: int, multiple: int) -> "Letterbox":
-        """Of a predictor's image_config: its size is the shorter side, the padding its mean colour.
+    def of(cls, image_config: Mapping, long: int, multiple: int, mean: Sequence[float]) -> "Letterbox":
+        """How a model's images are prepared.
 
-        long: of the longer side, 0 for 5/3 of the shorter one, as of 1333 and 800 pixels.
+        Args:
+          image_config: a ModelConfig's; its image_size is the shorter side.
+          long: the longest side, 0 for 5/3 of the shorter one, as 1333 is of 800 pixels.
+          multiple: see the class.
+          mean: of the model's normalisation, the colour of the padding.
         """
         short = image_config["image_size"]
-        mean = Pixels.of(image_config["views"]["image"]).mean
-        resize = parse_resize(image_config["resize"], short)
-        return cls(
-            short, long or round(short * 5 / 3), multiple, resize.filter, tuple(round(255 * x) for x in mean)
-        )
+        long, fill = long or round(short * 5 / 3), tuple(round(255 * x) for x in mean)
+        return cls(short, long, multiple, parse_resize(image_config["resize"], short).filter, fill)
 
     @property
     def static_sizes(self) -> list[tuple[int, int]]:

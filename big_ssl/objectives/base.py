@@ -170,9 +170,11 @@ class Context(NamedTuple):
 
     mesh: batches are split over it. dtype: the compute dtype. schedule: builds a function of the step from
     a config's value, a number or a mapping. heads: {objective: its `head` options} on the same stream.
+    encoders: the run's, {name: module}, which describe their outputs.
     """
 
     mesh: Any
     dtype: str
     schedule: Callable
     heads: Mapping[str, Any]
+    encoders: Mapping[str, Any] = {}

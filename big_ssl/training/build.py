@@ -156,6 +156,6 @@ def _terms(stream, parts, config, mesh):
     """Yields (name, Term) of every objective of a stream."""
     schedule = functools.partial(schedules.build, total_steps=config["total_steps"])
     heads = {name: options.get("head") for name, options in parts["objectives"].items()}
-    context = Context(mesh, config["dtype"], schedule, heads)
+    context = Context(mesh, config["dtype"], schedule, heads, encoder_modules(config))
     for name, options in parts["objectives"].items():
         yield name, Term(stream, objectives.build(options, context), schedule(options["weight"]))

@@ -49,8 +49,6 @@ def test_images_of_other_channels():
 
 
 def test_it_follows_a_predictors_config():
-    config = dict(
-        image_size=60, resize="crop 70 lanczos", views=dict(image=dict(mean=(0.2, 0.4, 1.0), std=(1.0,)))
-    )
-    assert Letterbox.of(config, 0, 4) == Letterbox(60, 100, 4, "lanczos", (51, 102, 255))
-    assert Letterbox.of(config, 90, 4).long == 90
+    config, mean = dict(image_size=60, resize="crop 70 lanczos"), (0.2, 0.4, 1.0)
+    assert Letterbox.of(config, 0, 4, mean) == Letterbox(60, 100, 4, "lanczos", (51, 102, 255))
+    assert Letterbox.of(config, 90, 4, mean).long == 90
