@@ -19,6 +19,9 @@ METHODS = (
     "attention_maps",
     "class_attention",
     "classify",
+    "detect",
+    "segment",
+    "depth",
 )
 # Methods of one embedding space: their results are compared with one another.
 _EMBEDDINGS = ("encode_image", "encode_text", "zero_shot")
