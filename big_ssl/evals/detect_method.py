@@ -1,22 +1,14 @@
 """Boxes of objects in images, by a trained detection head; by names alone with a model of images and texts."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from big_ssl.data import prompt_templates
 from big_ssl.data.letterbox import Letterbox, Letterboxed
 from big_ssl.evals import prompts
-from big_ssl.evals.batched import in_batches, sharded
-from big_ssl.evals.capabilities import prediction
 from big_ssl.evals.model_inputs import Images, image_list, is_text_list
-from big_ssl.losses.contrastive import l2_normalize
-from big_ssl.models.roi_align import roi_align
-from big_ssl.parallel import mesh as mesh_lib
 
 # Images of one static size that go through the model at once, on each device.
 _IMAGES = 4

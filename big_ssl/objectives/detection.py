@@ -88,14 +88,14 @@ class DetectionHead(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Detection(StatelessObjective):
-    """Focal loss of classes, GIoU loss of boxes, cross-entropy of centerness, on the anchors that ATSS chooses.
+    """Focal loss of classes, GIoU loss of boxes and cross-entropy of centerness, of anchors chosen by ATSS.
 
     Each term is divided by a count of the global batch: positive anchors, their centerness, positive anchors;
     so an image without boxes has a loss of classes alone.
 
     view: the images; boxes: the field of their boxes. class_agnostic: whether all objects are one class.
-    max_side: the longest side of images in evaluation, 0 for 5/3 of the shorter one. nms_threshold: boxes of a
-    class that overlap more are one detection; candidates: of each level, before that.
+    max_side: the longest side of images in evaluation, 0 for 5/3 of the shorter one. nms_threshold: boxes of
+    one class that overlap more are one detection; candidates: of each level, before that.
     """
 
     head: DetectionHead
@@ -167,7 +167,7 @@ def flat(levels: Sequence) -> jax.Array:
 
 def build(
     classes: int,
-    neck: Mapping = {"kind": "fpn"},  # noqa: B006  (never written to)
+    neck: Mapping = {"kind": "fpn"},
     blocks: int = 6,
     view: str = "image",
     boxes: str = "boxes",

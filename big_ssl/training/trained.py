@@ -125,9 +125,6 @@ def describe(config: Mapping) -> ModelConfig:
         described |= dict(head=head, tokenizer=config["tokenizer"])
     if "classification" in heads:
         described["classes"] = system.terms[heads["classification"]].objective.head.classes
-    if dense := {method: name for method, name in heads.items() if method in capabilities.DENSE_METHODS}:
-        options = {method: _options(config, name) for method, name in dense.items()}
-        described["dense"] = {m: {k: v for k, v in o.items() if k != "weight"} for m, o in options.items()}
     return described
 
 
@@ -147,9 +144,8 @@ def _encoders(system) -> dict[str, str]:
 
 
 def _heads(system) -> dict[str, str]:
-    """{its place in a ModelConfig, that of a dense head its method: the objective whose head it is}."""
+    """{its place in a ModelConfig: the objective whose head it is}."""
     places = dict(contrastive=system.provider("encode_text"), classification=system.provider("classify"))
-    places |= {method: system.provider(method) for method in capabilities.DENSE_METHODS}
     heads = {place: name for place, name in places.items() if name}
     if "contrastive" in heads and not isinstance(
         head := system.terms[heads["contrastive"]].objective.head, ContrastiveHead

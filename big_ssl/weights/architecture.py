@@ -11,8 +11,6 @@ from flax.traverse_util import flatten_dict
 
 from big_ssl.models import encoders
 from big_ssl.models.projection_head import ProjectionHead
-from big_ssl.objectives import build as objectives
-from big_ssl.objectives.base import Context, Objective
 from big_ssl.objectives.classification import ClassifierHead
 from big_ssl.objectives.contrastive import ContrastiveHead
 from big_ssl.objectives.embedding import EmbeddingHead
@@ -27,7 +25,7 @@ class Modules(NamedTuple):
 
     image, text: the encoders, None for one that the model lacks; head: the contrastive head, None for models
     of one encoder; embedding: the head of such a model, None without one; classifier: None unless the model
-    is one; dense: {method of a predictor: objective}; projections: {objective: self-distillation head}.
+    is one; projections: {objective: self-distillation head}.
     """
 
     image: nn.Module | None
@@ -35,7 +33,6 @@ class Modules(NamedTuple):
     head: ContrastiveHead | None
     embedding: EmbeddingHead | None
     classifier: ClassifierHead | None
-    dense: Mapping[str, Objective]
     projections: Mapping[str, ProjectionHead]
 
 
@@ -52,20 +49,12 @@ def modules(config: ModelConfig, dtype: str = "float32") -> Modules:
             head=None if config["head"] is None else ContrastiveHead(**config["head"]),
             embedding=EmbeddingHead(**config["embedding_head"]) if config.get("embedding_head") else None,
             classifier=ClassifierHead(config["classes"]) if config.get("classes") else None,
-            dense=_dense(config, dtype, built),
             projections={
                 k: ProjectionHead(**options) for k, options in config.get("projections", {}).items()
             },
         )
     except (KeyError, TypeError) as error:
         raise WeightsError(f"config.json does not describe a model: {error}") from error
-
-
-def _dense(config, dtype, built):
-    """The objectives of the dense heads, whose losses nobody computes."""
-    context = Context(None, dtype, lambda value: lambda step: value, {}, built)
-    dense = config.get("dense", {}).items()
-    return {method: objectives.build(options, context) for method, options in dense}
 
 
 def encoder_names(config: ModelConfig) -> tuple[str, ...]:
@@ -123,7 +112,6 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         for name, projection in built.projections.items()
     }
     named = dict(contrastive=built.head, embedding=built.embedding, classification=built.classifier)
-    named |= {method: objective.head for method, objective in built.dense.items()}
     for name, head in named.items():
         if head is not None:
             heads[name] = jax.eval_shape(head.init, key, outputs).get("params", {})

@@ -20,10 +20,8 @@ GEMMA_SIZE = 256_000
 # options of objectives.contrastive.ContrastiveHead; image_size and resize, see data.preprocessing. Models of
 # one encoder have head None, and those of images tokenizer None, those of texts views, image_size and resize
 # None; if a head embeds what the encoder pools, they also have `embedding_head`, options of
-# objectives.embedding.EmbeddingHead. Classifiers also have `classes`, their number. Models with dense heads
-# also have `dense`: {method of a predictor, such as "detect": kind and options of the objective whose head it
-# is}. Models with self-distillation heads also have `projections`: {objective: options of
-# models.projection_head}.
+# objectives.embedding.EmbeddingHead. Classifiers also have `classes`, their number. Models with
+# self-distillation heads also have `projections`: {objective: options of models.projection_head}.
 ModelConfig = dict[str, Any]
 
 
