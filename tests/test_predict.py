@@ -152,9 +152,9 @@ def test_exit_codes(photos, tmp_path, capsys):
         predict.main([])
     assert capsys.readouterr().out == f"3 images drawn, 1 not read: {tmp_path}/out/index.html\n"
     broken = str(photos / "broken.jpg")
-    with flagsaver.as_parsed(**values, images=broken, output=str(tmp_path / "none")):
-        with pytest.raises(SystemExit) as exit_:
-            predict.main([])
+    none = flagsaver.as_parsed(**values, images=broken, output=str(tmp_path / "none"))
+    with none, pytest.raises(SystemExit) as exit_:
+        predict.main([])
     assert exit_.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"none of the 1 images of {broken} can be read"
 

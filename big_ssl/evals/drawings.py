@@ -148,14 +148,15 @@ def _colour_bar(nearest, farthest, height, size):
     column = depth_colours(np.linspace(nearest, farthest, height)[:, None], nearest, farthest)
     if nearest <= 0:
         column[0] = column[min(1, height - 1)]
+    gap = size // 2
     picture = Image.new("RGB", (bar_width + 5 * size, height), "white")
-    picture.paste(Image.fromarray(np.repeat(column, bar_width, 1)), (0, 0))
+    picture.paste(Image.fromarray(np.repeat(column, bar_width, 1)), (gap, 0))
     draw = ImageDraw.Draw(picture)
     for i in range(steps):
         fraction = i / (steps - 1)
         text = f"{nearest + fraction * (farthest - nearest):.3g}"
         top = fraction * (height - size - 2)
-        draw.text((bar_width + size // 2, top), text, fill=plots.INK, font=ImageFont.load_default(size))
+        draw.text((bar_width + 2 * gap, top), text, fill=plots.INK, font=ImageFont.load_default(size))
     return np.asarray(picture)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from big_ssl.losses import depth as losses
-from big_ssl.models.dpt import DPT, upsample
+from big_ssl.models.dpt import DPT, FACTORS, upsample
 from big_ssl.objectives.base import (
     BatchField,
     Context,
@@ -113,3 +113,120 @@ def resized(x, sides: Sequence[int]):
 def _spread(token, x):
     """[..., D] -> [..., h, w, D], the size of x."""
     return jnp.broadcast_to(token[..., None, None, :], (*x.shape[:-1], token.shape[-1]))
+
+
+def features(outputs: Mapping[str, Any], readout: str) -> tuple[list, list]:
+    """The maps and readouts that a head reads.
+
+    Args:
+      outputs: of an encoder: pyramid; the readout; layers, if the call has any, whose patches have the grid
+        of the pyramid's only map.
+      readout: the name of the readout; "" for none.
+
+    Returns:
+      (float[B, h, w, D] of each map, float32[B, D] of each layer, or one), of n crops [B, n, ...].
+    """
+    if "layers" not in outputs:
+        return list(outputs["pyramid"]), [outputs[readout]] if readout else []
+    layers, shape = outputs["layers"], outputs["pyramid"][0].shape
+    maps = [layer["patches"].reshape(shape) for layer in layers]
+    return maps, [layer[readout] for layer in layers] if readout else []
+
+
+@dataclasses.dataclass(frozen=True)
+class Depth(StatelessObjective):
+    """The scale-invariant log loss, and the gradient loss times gradient_weight, of losses.depth.
+
+    Every pixel of a batch has a part in one mean and one variance, so that the loss is of the whole batch,
+    on any number of devices and microbatches. DINOv2's code has a loss for each GPU, of the two images there:
+    pixel_group=2.
+    """
+
+    head: DepthHead
+    view: str = "image"
+    layers: tuple[int, ...] = ()
+    field: str = "depth"
+    gradient_weight: float = 0.5
+    warmup_steps: int = 100
+    pixel_group: int = 0
+
+    scope: ClassVar[Literal["batch", "example"]] = "batch"
+
+    @property
+    def inputs(self) -> Inputs:
+        """See objectives.base.Objective."""
+        outputs = ["pyramid", "layers"] if self.layers else ["pyramid"]
+        if self.head.readout and not self.layers:  # a layer has its own
+            outputs.append(self.head.readout)
+        image = EncoderCall("image", self.view, tuple(outputs), self.layers)
+        return dict(image=image, depth=BatchField(self.field))
+
+    @property
+    def provides(self):
+        """Depths of images."""
+        return dict(depth=Provided(("image",), "depth"))
+
+    def loss(self, features, fields, state, step):
+        """See objectives.base.Objective. fields: depth: float32[B, H, W], or [B, n, H, W], 0 for unknown."""
+        truth = fields["depth"]
+        depth = resized(features["depth"][..., None], truth.shape[-2:])[..., 0]
+        depth, truth = (x.reshape(-1, *x.shape[-2:]) for x in (depth, truth))
+        size = self.pixel_group or len(truth)
+        if len(truth) % size:
+            raise ValueError(f"depth: pixel_group {size} must divide a batch of {len(truth)} images")
+        errors, valid = losses.log_errors(depth, truth)
+        grouped = [x.reshape(-1, size, *x.shape[1:]) for x in (errors, valid)]
+        scale_invariant = losses.scale_invariant_log_loss(*grouped, step < self.warmup_steps).sum()
+        gradient = losses.gradient_loss(*grouped).sum()
+        # Groups without a valid pixel do not count; all of a batch without one have the loss 0.
+        count = jnp.maximum(grouped[1].any((1, 2, 3)).sum(), 1)
+        relative = jnp.where(valid, jnp.abs(depth - truth) / jnp.where(valid, truth, 1.0), 0.0)
+        metrics = dict(
+            scale_invariant=Sum(scale_invariant, count),
+            gradient=Sum(gradient, count),
+            abs_rel=Sum(relative.sum(), jnp.maximum(valid.sum(), 1)),
+        )
+        return Sum(scale_invariant + self.gradient_weight * gradient, count), metrics, state
+
+
+def build(
+    head: Any = MappingProxyType(dict(kind="linear")),
+    view: str = "image",
+    layers: Sequence[int] = (),
+    depth: str = "depth",
+    gradient_weight: float = 0.5,
+    warmup_steps: int = 100,
+    pixel_group: int = 0,
+    *,
+    context: Context,
+) -> Depth:
+    """Depth of every pixel.
+
+    Args:
+      head: kind, "linear" or "dpt", and the options of LinearDepth or DPTDepth.
+      view: the view that it trains on.
+      layers: indices of a ViT's layers, negative ones from the end, whose outputs the head reads after the
+        final norm; () for the encoder's own maps, of a ViT its last patches.
+      depth: the batch field with the depths.
+      gradient_weight: of the gradient loss.
+      warmup_steps: the first steps of a stage, whose loss has no variance.
+      pixel_group: the pixels of this many consecutive images have one mean and one variance; 0 for those of
+        the whole batch.
+
+    Raises:
+      ValueError: for an unknown head or option, and for a DPT that does not read four maps.
+    """
+    kind = head.get("kind") if isinstance(head, Mapping) else head
+    if kind not in HEADS:
+        raise ValueError(f"depth.head.kind is {kind!r}; use {' or '.join(HEADS)}")
+    options = {key: value for key, value in head.items() if key != "kind"}
+    known = {f.name for f in dataclasses.fields(HEADS[kind])} - {"parent", "name", "dtype"}
+    for key in options:
+        if key not in known:
+            raise ValueError(f"depth.head.{key} is no option of {kind}; there are {', '.join(sorted(known))}")
+    module = HEADS[kind](**options, dtype=jnp.dtype(context.dtype))
+    encoder = context.encoders.get("image")
+    count = len(layers) or len(encoder.pyramid_strides if encoder else ())
+    if kind == "dpt" and count not in (0, len(FACTORS)):
+        raise ValueError(f"depth.layers: a dpt reads {len(FACTORS)} maps; there are {count}")
+    return Depth(module, view, tuple(layers), depth, gradient_weight, warmup_steps, pixel_group)
