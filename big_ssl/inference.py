@@ -95,6 +95,7 @@ def _system(config, dtype):
         objectives["embedding"] = Embedding(modules.embedding, *config["encoders"])
     if modules.classifier is not None:
         objectives["classification"] = Classification(modules.classifier)
+    objectives |= modules.tasks
     return System(
         encoders={name: getattr(modules, name) for name in architecture.encoder_names(config)},
         fields={},

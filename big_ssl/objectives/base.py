@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 
 class EncoderCall(NamedTuple):
@@ -51,7 +52,8 @@ class Sum:
     """A mean's numerator and denominator: a sum over examples, masked patches or the like, and their number.
 
     The step adds up both over devices and microbatches, and divides once, so the mean is right however the
-    batch is split. value: float32[]; count: float32[] or a number, without gradient.
+    batch is split. value: float32[]; count: float32[] or a number, without gradient. A count of 0, such as of
+    boxes in a batch without any, divides by 1.
     """
 
     value: jax.Array | float
@@ -65,7 +67,17 @@ class Sum:
     @property
     def mean(self):
         """value / count; no gradient goes to the count."""
-        return self.value / jax.lax.stop_gradient(self.count)
+        count = jax.lax.stop_gradient(self.count)
+        return self.value / jnp.where(count == 0, 1, count)
+
+
+# A loss: one mean, or the sum of several means with different counts.
+Loss = Sum | tuple[Sum, ...]
+
+
+def mean_loss(loss: Loss) -> jax.Array:
+    """float32[]: the mean of a loss, or the sum of the means of its terms."""
+    return sum((x.mean for x in ((loss,) if isinstance(loss, Sum) else loss)), jnp.zeros(()))
 
 
 class Provided(NamedTuple):
@@ -112,7 +124,7 @@ class Objective(Protocol):
 
     def loss(
         self, features: Mapping[str, Any], fields: Mapping[str, Any], state: Any, step: jax.Array
-    ) -> tuple[Sum, dict[str, Sum], Any]:
+    ) -> tuple[Loss, dict[str, Sum], Any]:
         """The unweighted loss of the global batch, in float32; a pure function.
 
         Args:
@@ -122,7 +134,9 @@ class Objective(Protocol):
           step: int32[].
 
         Returns:
-          The loss, metrics and the new state. With scope "example" it may be called on microbatches.
+          The loss, metrics and the new state. A loss whose terms are means over different things, such as
+          positives and all patches, is a tuple of their sums. With scope "example" it may be called on
+          microbatches.
         """
         ...
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 
-from big_ssl.objectives import classification, contrastive, dino, gram, ibot, koleo
+from big_ssl.objectives import classification, contrastive, depth, dino, gram, ibot, koleo
 from big_ssl.objectives.base import Context, Objective
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "classification": classification.build,
     "contrastive": contrastive.build,
+    "depth": depth.build,
     "dino": dino.build,
     "gram": gram.build,
     "ibot": ibot.build,

@@ -25,6 +25,10 @@ _TASKS = {
         "A linear classifier on the image encoder learns the classes of labelled images. Evaluation counts "
         "how often its largest logit is that of the right class."
     ),
+    "depth": (
+        "A head on the image encoder learns how far away each pixel is. Evaluation compares its depths with "
+        "measured ones, image by image."
+    ),
 }
 
 

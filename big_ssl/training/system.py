@@ -12,7 +12,7 @@ from big_ssl.data.fields import Field, Image
 from big_ssl.data.preprocessing import Pixels
 from big_ssl.models import encoders
 from big_ssl.models.encoder import Encoder
-from big_ssl.objectives.base import BatchField, EncoderCall, Objective, Sum
+from big_ssl.objectives.base import BatchField, EncoderCall, Loss, Objective, Sum, mean_loss
 from big_ssl.parallel import fsdp
 from big_ssl.parallel.sharding import path_name
 from big_ssl.random_keys import named_key
@@ -156,7 +156,7 @@ class System:
           step: int32[].
 
         Returns:
-          ({objective: Sum}, {"<objective>/<metric>": Sum}, the new states).
+          ({objective: its loss}, {"<objective>/<metric>": Sum}, the new states).
         """
         losses, metrics, after = {}, {}, {}
         for name in features:
@@ -167,13 +167,13 @@ class System:
             metrics |= {f"{name}/{metric}": value for metric, value in values.items()}
         return losses, metrics, after
 
-    def total(self, losses: Mapping[str, Sum], step):
+    def total(self, losses: Mapping[str, Loss], step):
         """The weighted sum of these losses: float32[]."""
         return sum(
-            (self.terms[name].weight(step) * loss.mean for name, loss in losses.items()), jnp.zeros(())
+            (self.terms[name].weight(step) * mean_loss(loss) for name, loss in losses.items()), jnp.zeros(())
         )
 
-    def metrics(self, losses: Mapping[str, Sum], metrics: Mapping[str, Sum], step):
+    def metrics(self, losses: Mapping[str, Loss], metrics: Mapping[str, Sum], step):
         """Means of the metrics and losses.
 
         Args:
@@ -184,8 +184,9 @@ class System:
         """
         values = {name: x.mean for name, x in metrics.items()}
         for name, loss in losses.items():
-            weighted = self.terms[name].weight(step) * loss.mean
-            values |= {f"{name}/loss": loss.mean, f"{name}/weighted_loss": weighted}
+            mean = mean_loss(loss)
+            weighted = self.terms[name].weight(step) * mean
+            values |= {f"{name}/loss": mean, f"{name}/weighted_loss": weighted}
         return values
 
     def encode(self, variables, call, inputs):

@@ -125,6 +125,12 @@ def describe(config: Mapping) -> ModelConfig:
         described |= dict(head=head, tokenizer=config["tokenizer"])
     if "classification" in heads:
         described["classes"] = system.terms[heads["classification"]].objective.head.classes
+    tasks = {method: _options(config, heads[method]) for method in capabilities.TASKS if method in heads}
+    if tasks:
+        described["tasks"] = {
+            method: {key: value for key, value in options.items() if key != "weight"}
+            for method, options in tasks.items()
+        }
     return described
 
 
@@ -146,7 +152,14 @@ def _encoders(system) -> dict[str, str]:
 def _heads(system) -> dict[str, str]:
     """{its place in a ModelConfig: the objective whose head it is}."""
     places = dict(contrastive=system.provider("encode_text"), classification=system.provider("classify"))
+    places |= {method: system.provider(method) for method in capabilities.TASKS}
     heads = {place: name for place, name in places.items() if name}
+    image = _image_call(system).encoder
+    for method in capabilities.TASKS:
+        if method in heads and (encoder := capabilities.prediction(system, method).call.encoder) != image:
+            raise ValueError(
+                f"{heads[method]}: it reads encoders.{encoder}, and the model is encoders.{image}"
+            )
     if "contrastive" in heads and not isinstance(
         head := system.terms[heads["contrastive"]].objective.head, ContrastiveHead
     ):

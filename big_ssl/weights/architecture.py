@@ -1,6 +1,8 @@
 """Builds the modules of a ModelConfig, and the names and shapes of their weights."""
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -11,6 +13,8 @@ from flax.traverse_util import flatten_dict
 
 from big_ssl.models import encoders
 from big_ssl.models.projection_head import ProjectionHead
+from big_ssl.objectives import build as objectives
+from big_ssl.objectives.base import Context, Objective
 from big_ssl.objectives.classification import ClassifierHead
 from big_ssl.objectives.contrastive import ContrastiveHead
 from big_ssl.objectives.embedding import EmbeddingHead
@@ -25,7 +29,7 @@ class Modules(NamedTuple):
 
     image, text: the encoders, None for one that the model lacks; head: the contrastive head, None for models
     of one encoder; embedding: the head of such a model, None without one; classifier: None unless the model
-    is one; projections: {objective: self-distillation head}.
+    is one; projections: {objective: self-distillation head}; tasks: {method: the objective that provides it}.
     """
 
     image: nn.Module | None
@@ -34,6 +38,7 @@ class Modules(NamedTuple):
     embedding: EmbeddingHead | None
     classifier: ClassifierHead | None
     projections: Mapping[str, ProjectionHead]
+    tasks: Mapping[str, Objective]
 
 
 def modules(config: ModelConfig, dtype: str = "float32") -> Modules:
@@ -52,9 +57,16 @@ def modules(config: ModelConfig, dtype: str = "float32") -> Modules:
             projections={
                 k: ProjectionHead(**options) for k, options in config.get("projections", {}).items()
             },
+            tasks={k: _objective(options, built, dtype) for k, options in config.get("tasks", {}).items()},
         )
     except (KeyError, TypeError) as error:
         raise WeightsError(f"config.json does not describe a model: {error}") from error
+
+
+def _objective(options, encoders_by_name, dtype):
+    """The objective of a task, for evaluation: schedules and the mesh do not matter."""
+    modules = {name: module for name, module in encoders_by_name.items() if module is not None}
+    return objectives.build(options, Context(None, dtype, lambda value: value, {}, modules))
 
 
 def encoder_names(config: ModelConfig) -> tuple[str, ...]:
@@ -115,7 +127,23 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     for name, head in named.items():
         if head is not None:
             heads[name] = jax.eval_shape(head.init, key, outputs).get("params", {})
+    for method, objective in built.tasks.items():
+        inputs = {
+            name: jax.eval_shape(functools.partial(_outputs, built.image, objective.inputs[name]), images)
+            for name in objective.provides[method].inputs
+        }
+        heads[method] = jax.eval_shape(objective.head.init, key, inputs)["params"]
     return _flat_shapes(_variables(variables, heads))
+
+
+def _outputs(module, call, images):
+    """What a head gets of an encoder call, from random weights."""
+    options = dict(intermediate=call.layers) if call.layers else {}
+    outputs, _ = module.init_with_output(jax.random.key(0), images, **options)
+    if call.layers:
+        layers = [jax.tree.map(operator.itemgetter(i), outputs["layers"]) for i in range(len(call.layers))]
+        outputs = outputs | dict(layers=tuple(layers))
+    return {name: outputs[name] for name in call.outputs}
 
 
 def _flat_shapes(variables):

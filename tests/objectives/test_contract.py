@@ -10,7 +10,7 @@ import pytest
 
 from big_ssl.data.fields import Image
 from big_ssl.models.vit import ViT
-from big_ssl.objectives.base import EncoderCall, StatelessObjective, Sum
+from big_ssl.objectives.base import EncoderCall, StatelessObjective, Sum, mean_loss
 from big_ssl.training.system import System, Term
 from tests.training.toys import FIELDS, Tower, Toy
 
@@ -156,3 +156,15 @@ def test_a_sum_has_a_mean_without_gradient_to_its_count():
     grads = jax.grad(lambda value, count: Sum(value, count).mean, (0, 1))(6.0, 3.0)
     assert (float(Sum(6.0, 3.0).mean), *map(float, grads)) == (2.0, pytest.approx(1 / 3), 0.0)
     assert Sum.of_mean(2.0, 3).value == 6.0
+
+
+def test_a_count_of_zero_divides_by_one():
+    assert float(Sum(jnp.float32(6.0), jnp.float32(0.0)).mean) == 6.0
+    assert float(Sum(0.0, 0).mean) == 0.0
+
+
+def test_a_loss_of_several_means_is_their_sum():
+    grads = jax.grad(lambda x: mean_loss((Sum(x, 3.0), Sum(2 * x, 4.0))))(12.0)
+    assert float(mean_loss((Sum(12.0, 3.0), Sum(24.0, 4.0)))) == 10.0
+    assert float(grads) == pytest.approx(1 / 3 + 1 / 2)
+    assert float(mean_loss(Sum(12.0, 3.0))) == 4.0

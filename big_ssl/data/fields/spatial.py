@@ -53,7 +53,7 @@ class Spatial(Field):
         Raises BadValue if it is not such an array, or has its image's shape turned by 90 degrees.
         """
         options = sources.decode_options(self.context.source, decode.TRAINING)
-        plane = _plane(record, self.key, options)
+        plane = read_plane(record, self.key, options)
         width, height = draws.prepared[self.image].size
         if plane.shape[0] * height == plane.shape[1] * width and width != height:
             raise BadValue(
@@ -248,7 +248,8 @@ class Depth(Spatial):
         return jnp.where(flips[..., None, None], value[..., ::-1], value)
 
 
-def _plane(record, key, options):
+def read_plane(record: records.Record, key: str, options: decode.Options) -> np.ndarray:
+    """[H, W] of a record's encoded or plain array of one channel. Raises BadValue if it is none."""
     value = required(record.get(key), key)
     try:
         plane = decode.decode_array(value, options) if isinstance(value, bytes) else np.asarray(value)
