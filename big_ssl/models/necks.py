@@ -10,9 +10,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from big_ssl.models.feature_pyramid import FeaturePyramid
+from big_ssl.models.simple_feature_pyramid import SimpleFeaturePyramid
 
 NECKS: dict[str, Callable[..., nn.Module]] = {
     "fpn": FeaturePyramid,
+    "simple_feature_pyramid": SimpleFeaturePyramid,
 }
 
 

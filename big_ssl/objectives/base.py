@@ -14,7 +14,9 @@ class EncoderCall(NamedTuple):
 
     encoder: a key of config.encoders. view: a key of the stream's batch, such as "image" or "text".
     outputs: the encoder's outputs that the objective reads, such as "pooled" or "patches"; calls that differ
-      in these alone share the run.
+      in these and in `layers` alone share the run.
+    layers: for the output "layers", the indices of the layers, negative ones from the end. The head gets it
+      as a tuple in this order, for each layer a dict of its tokens after the final norm, as in ViT.
     masked: apply the view's mask. teacher: use EMA weights, in evaluation mode, without gradient.
     high_res: use images before downsampling.
 
@@ -25,14 +27,15 @@ class EncoderCall(NamedTuple):
     encoder: str
     view: str
     outputs: tuple[str, ...] = ("pooled",)
+    layers: tuple[int, ...] = ()
     masked: bool = False
     teacher: bool = False
     high_res: bool = False
 
     @property
     def run(self) -> "EncoderCall":
-        """The call without its outputs: what tells apart the runs of an encoder."""
-        return self._replace(outputs=())
+        """The call without its outputs and layers: what tells apart the runs of an encoder."""
+        return self._replace(outputs=(), layers=())
 
 
 class BatchField(NamedTuple):

@@ -142,13 +142,18 @@ def _check_encoder_call(name, call, modules):
     if call.encoder not in modules:
         raise ValueError(f"{name} reads encoders.{call.encoder}, which is missing; there are {list(modules)}")
     encoder = modules[call.encoder]
-    # Layers are returned only to a caller that lists them, which no EncoderCall does.
-    available = [output for output in encoder.outputs if output != "layers"]
     for output in call.outputs:
-        if output not in available:
+        if output not in encoder.outputs:
             raise ValueError(
                 f"{name} reads {output} of encoders.{call.encoder}, a {type(encoder).__name__}; "
-                f"its outputs are {', '.join(available)}"
+                f"its outputs are {', '.join(encoder.outputs)}"
+            )
+    if bool(call.layers) != ("layers" in call.outputs):
+        raise ValueError(f"{name} reads {call.outputs} and layers {call.layers}: these need each other")
+    for layer in call.layers:
+        if not -encoder.num_layers <= layer < encoder.num_layers:
+            raise ValueError(
+                f"{name} reads layer {layer} of encoders.{call.encoder}, which has {encoder.num_layers}"
             )
 
 

@@ -48,7 +48,7 @@ def test_strides_that_no_map_has_are_named(strides):
 def test_a_neck_is_chosen_by_its_kind():
     neck = necks.build(dict(kind="fpn", channels=7, strides=(8, 16)), "bfloat16")
     assert neck == FeaturePyramid(channels=7, strides=(8, 16), dtype=jnp.dtype("bfloat16"))
-    with pytest.raises(ValueError, match=r"^neck.kind is 'bifpn'; there are fpn"):
+    with pytest.raises(ValueError, match=r"^neck.kind is 'bifpn'; there are fpn, simple_feature_pyramid"):
         necks.build(dict(kind="bifpn"), "float32")
     with pytest.raises(ValueError, match=r"^neck: .*width"):
         necks.build(dict(kind="fpn", width=7), "float32")
