@@ -13,6 +13,7 @@ from big_ssl.evals import prompts, reading
 from big_ssl.evals.batched import in_batches, sharded
 from big_ssl.evals.capabilities import Trained, image_call, listed, methods, prediction
 from big_ssl.evals.depth_method import DepthMethod
+from big_ssl.evals.detect_method import DetectMethod
 from big_ssl.evals.layer_features import LayerFeatures
 from big_ssl.evals.model_inputs import Images, checked_tokens, image_batch, is_text_list
 from big_ssl.losses.contrastive import l2_normalize
@@ -23,6 +24,7 @@ _WITHOUT_LAYERS = "transformer layers: its image encoder is {}"
 _LACKS = dict(
     classify="classifier: none was trained",
     depth="depth head: none was trained",
+    detect="detection head: none was trained",
     encode_text=_WITHOUT_TEXTS,
     zero_shot=_WITHOUT_TEXTS,
     image_tokens=_WITHOUT_LAYERS,
@@ -32,7 +34,7 @@ _LACKS = dict(
 )
 
 
-class Predictor(LayerFeatures, DepthMethod):
+class Predictor(LayerFeatures, DepthMethod, DetectMethod):
     """A model with its weights. Its methods return NumPy arrays, float32 whatever the dtype of computation.
 
     They take as images uint8[B, H, W, 3], or a list of images of any sizes, each uint8[H, W, 3], a path or an

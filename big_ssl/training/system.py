@@ -12,7 +12,7 @@ from big_ssl.data.fields import Field, Image
 from big_ssl.data.preprocessing import Pixels
 from big_ssl.models import encoders
 from big_ssl.models.encoder import Encoder
-from big_ssl.objectives.base import BatchField, EncoderCall, Objective, Sum
+from big_ssl.objectives.base import BatchField, EncoderCall, Loss, Objective, Sum, mean_loss
 from big_ssl.parallel import fsdp
 from big_ssl.parallel.sharding import path_name
 from big_ssl.random_keys import named_key
@@ -70,7 +70,7 @@ class System:
         for stream, call in self.encoder_calls():
             module, arguments = self.encoders[call.encoder], inputs[stream, call.view]
             init = functools.partial(module.init_with_output, named_key(key, call.encoder))
-            outputs[stream, call], variables = run(init, arguments, call)
+            outputs[stream, call.run], variables = run(init, arguments, call)
             initial.setdefault(call.encoder, variables)
         heads = {}
         for name, term in self.terms.items():
@@ -156,7 +156,7 @@ class System:
           step: int32[].
 
         Returns:
-          ({objective: Sum}, {"<objective>/<metric>": Sum}, the new states).
+          ({objective: its loss}, {"<objective>/<metric>": Sum}, the new states).
         """
         losses, metrics, after = {}, {}, {}
         for name in features:
@@ -167,13 +167,13 @@ class System:
             metrics |= {f"{name}/{metric}": value for metric, value in values.items()}
         return losses, metrics, after
 
-    def total(self, losses: Mapping[str, Sum], step):
+    def total(self, losses: Mapping[str, Loss], step):
         """The weighted sum of these losses: float32[]."""
         return sum(
-            (self.terms[name].weight(step) * loss.mean for name, loss in losses.items()), jnp.zeros(())
+            (self.terms[name].weight(step) * mean_loss(loss) for name, loss in losses.items()), jnp.zeros(())
         )
 
-    def metrics(self, losses: Mapping[str, Sum], metrics: Mapping[str, Sum], step):
+    def metrics(self, losses: Mapping[str, Loss], metrics: Mapping[str, Sum], step):
         """Means of the metrics and losses.
 
         Args:
@@ -184,8 +184,9 @@ class System:
         """
         values = {name: x.mean for name, x in metrics.items()}
         for name, loss in losses.items():
-            weighted = self.terms[name].weight(step) * loss.mean
-            values |= {f"{name}/loss": loss.mean, f"{name}/weighted_loss": weighted}
+            mean = mean_loss(loss)
+            weighted = self.terms[name].weight(step) * mean
+            values |= {f"{name}/loss": mean, f"{name}/weighted_loss": weighted}
         return values
 
     def encode(self, variables, call, inputs):
@@ -199,7 +200,8 @@ class System:
         params = self._gathered(variables["params"])["encoders"][call.encoder]
         collections = {"params": params} | variables["encoders"][call.encoder]
         apply = functools.partial(self.encoders[call.encoder].apply, collections, train=False)
-        return run(apply, self._eval_input(inputs), call)
+        positive = call._replace(layers=self._layers([call]))
+        return self._selected_layers(call, run(apply, self._eval_input(inputs), positive))
 
     def head(self, variables, name, inputs):
         """The features of one objective's head in evaluation mode.
@@ -231,9 +233,25 @@ class System:
         return params | {"heads": heads}
 
     def encoder_calls(self) -> Iterator[tuple[str, EncoderCall]]:
-        """Every distinct run, as (stream, EncoderCall.run), in the objectives' order."""
-        runs = ((term.stream, call.run) for term in self.terms.values() for call in term.calls.values())
-        return iter(dict.fromkeys(runs))
+        """Every distinct run, as (stream, EncoderCall.run with the layers of all calls that share it), in the
+        objectives' order."""
+        runs: dict = {}
+        for term in self.terms.values():
+            for call in term.calls.values():
+                runs.setdefault((term.stream, call.run), []).append(call)
+        return ((stream, run._replace(layers=self._layers(calls))) for (stream, run), calls in runs.items())
+
+    def _layers(self, calls):
+        """The layers of these calls of one encoder, as indices from the first layer."""
+        depth = self.encoders[calls[0].encoder].num_layers
+        return tuple(sorted({layer % depth for call in calls for layer in call.layers}))
+
+    def _selected_layers(self, call, outputs):
+        """The outputs with those of the call's layers, in its order, from a run that may have more."""
+        if not call.layers:
+            return outputs
+        depth = self.encoders[call.encoder].num_layers
+        return outputs | dict(layers=tuple(outputs["layers"][layer % depth] for layer in call.layers))
 
     def provider(self, method: str) -> str:
         """The objective whose head provides this method of a predictor; "" for none.
@@ -280,7 +298,7 @@ class System:
                 rngs={"dropout": named_key(key, f"{stream}/{encoder}/{views}")},
             )
             results, state = run_together(apply, [inputs[stream, call.view] for call in calls], calls)
-            outputs |= {(stream, call): output for call, output in zip(calls, results, strict=True)}
+            outputs |= {(stream, call.run): output for call, output in zip(calls, results, strict=True)}
             encoder_state = encoder_state | {encoder: state}
         return outputs, encoder_state
 
@@ -288,7 +306,7 @@ class System:
         """(stream, calls that run together): all calls of an encoder that takes several sizes at once."""
         groups: dict = {}
         for stream, call in self.encoder_calls():
-            alone = None if self.encoders[call.encoder].takes_several_sizes else call
+            alone = None if self.encoders[call.encoder].takes_several_sizes else call.run
             if not call.teacher:
                 groups.setdefault((stream, call.encoder, alone), []).append(call)
         return [(stream, calls) for (stream, *_), calls in groups.items()]
@@ -303,7 +321,7 @@ class System:
                 variables = {"params": teacher["params"]["encoders"][call.encoder]}
                 variables |= teacher["encoders"][call.encoder]
                 apply = functools.partial(self.encoders[call.encoder].apply, variables, train=False)
-                outputs[stream, call] = run(apply, inputs[stream, call.view], call)
+                outputs[stream, call.run] = run(apply, inputs[stream, call.view], call)
         features = {}
         for name, term in self.terms.items():
             if any(call.teacher for call in term.calls.values()):
@@ -316,7 +334,7 @@ class System:
         inputs = {}
         for name, call in term.calls.items():
             if call.teacher == teacher:
-                available = outputs[term.stream, call.run]
+                available = self._selected_layers(call, outputs[term.stream, call.run])
                 inputs[name] = {key: available[key] for key in call.outputs}
                 inputs[name] |= {key: available[key] for key in VIEW_OUTPUTS if key in available}
         return inputs | term.fields(batch)
