@@ -2,24 +2,24 @@
 ATSS (Yuan et al. 2021, arXiv 2111.11432, sections 2.4 and 3.6; Dai et al. 2021, arXiv 2106.08322), on COCO.
 
     python -m big_ssl.main --config=configs/transfer_detection.py:coswin_h --workdir=runs/coco \
-        --config.init_from.path=gs://bucket/florence --config.streams.scenes.data.source.data_dir=gs://bucket/tfds \
-        --config.evals.coco.data.data_dir=gs://bucket/tfds
+        --config.init_from.path=gs://bucket/florence --config.evals.coco.data.data_dir=gs://bucket/tfds \
+        --config.streams.scenes.data.source.data_dir=gs://bucket/tfds
     python -m big_ssl.main --config=configs/transfer_detection.py:demo --workdir=runs/detection_demo
     python -m big_ssl.predict --checkpoint=runs/detection_demo --task=detect --images=PHOTOS --output=drawn
 
 Models: `coswin_h` (the default), `coswin_b` and `swin_t`, whose maps a feature pyramid reads, and `vitb14`,
 DINOv2's, with ViTDet's simple feature pyramid. Any other encoder is one entry of MODELS, any weights are
 --config.init_from.path. Presets: `frozen` trains the detector alone; `staged` trains it alone at first, then
-the encoder too, at lower rates in lower layers; `class_agnostic` learns one class, object, on a frozen encoder,
-for zero-shot detection: `model.detect(images, class_names)` classifies its boxes by text, if the run also has
-a contrastive objective. `demo` detects 28 classes in composited scenes, in minutes on two CPU cores, from
+the encoder too, at lower rates in lower layers; `class_agnostic` learns one class, object, on a frozen
+encoder, for zero-shot detection: `model.detect(images, class_names)` classifies its boxes by text, if the run
+also has a contrastive objective. `demo` detects 28 classes in composited scenes, in minutes on two CPU cores, from
 scratch; `demo_frozen` is the same head on a randomly initialised frozen encoder, to compare with; `tiny` is
 the demo in seconds, for tests.
 
 Published for COCO: the detector, pre-trained on nine million images with boxes; 12 epochs; several scales in
 training; a longest side of 2,500 pixels. `swin_t` has the settings of Dynamic Head's code
-(dyhead_swint_atss_fpn_2x_ms.yaml): 90,000 steps of 32 images, AdamW, its rates and weight decay, images of 640
-to 800 pixels. `# open` marks what Florence does not publish, and where our values come from.
+(dyhead_swint_atss_fpn_2x_ms.yaml): 90,000 steps of 32 images, AdamW, its rates and weight decay, images of
+640 to 800 pixels. `# open` marks what Florence does not publish, and where our values come from.
 
 What differs, and why:
 - Crops are squares of one size, at random scales, since the step has static shapes; the published codes pad
