@@ -1,5 +1,5 @@
-"""Object detection on a pre-trained image encoder, by Florence's detector: a feature pyramid, Dynamic Head and
-ATSS (Yuan et al. 2021, arXiv 2111.11432, sections 2.4 and 3.6; Dai et al. 2021, arXiv 2106.08322), on COCO.
+"""Object detection on a pre-trained image encoder, by Florence's detector on COCO: a feature pyramid, Dynamic
+Head and ATSS (Yuan et al. 2021, arXiv 2111.11432, sections 2.4 and 3.6; Dai et al. 2021, arXiv 2106.08322).
 
     python -m big_ssl.main --config=configs/transfer_detection.py:coswin_h --workdir=runs/coco \
         --config.init_from.path=gs://bucket/florence --config.evals.coco.data.data_dir=gs://bucket/tfds \
@@ -12,9 +12,9 @@ DINOv2's, with ViTDet's simple feature pyramid. Any other encoder is one entry o
 --config.init_from.path. Presets: `frozen` trains the detector alone; `staged` trains it alone at first, then
 the encoder too, at lower rates in lower layers; `class_agnostic` learns one class, object, on a frozen
 encoder, for zero-shot detection: `model.detect(images, class_names)` classifies its boxes by text, if the run
-also has a contrastive objective. `demo` detects 28 classes in composited scenes, in minutes on two CPU cores, from
-scratch; `demo_frozen` is the same head on a randomly initialised frozen encoder, to compare with; `tiny` is
-the demo in seconds, for tests.
+also has a contrastive objective. `demo` detects 28 classes in composited scenes, in minutes on two CPU cores,
+from scratch; `demo_frozen` is the same head on a randomly initialised frozen encoder, to compare with; `tiny`
+is the demo in seconds, for tests.
 
 Published for COCO: the detector, pre-trained on nine million images with boxes; 12 epochs; several scales in
 training; a longest side of 2,500 pixels. `swin_t` has the settings of Dynamic Head's code
