@@ -12,6 +12,7 @@ import pytest
 from big_ssl.data import fields
 from big_ssl.losses import atss
 from big_ssl.losses import boxes as box_lib
+from big_ssl.models.dynamic_head import Predictions
 from big_ssl.models.encoder import Encoder
 from big_ssl.objectives import detection
 from big_ssl.objectives.base import Context, mean_loss
@@ -258,7 +259,7 @@ def test_crops_of_an_image_are_examples():
 def test_an_untrained_head_takes_every_anchor_for_background():
     maps = tuple(np.ones((1, 2, 2, 4), np.float32) for _ in range(5))
     with compiling.quickly():
-        found, _ = jax.jit(detection.Predictions(CLASSES).init_with_output)(KEY, maps)
+        found, _ = jax.jit(Predictions(CLASSES).init_with_output)(KEY, maps)
     for logits in found["logits"]:
         np.testing.assert_allclose(jax.nn.sigmoid(logits), 0.01, atol=0.002)
 
