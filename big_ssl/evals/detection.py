@@ -53,7 +53,7 @@ class Detection(Evaluator):
       category_ids: of the classes in that file: "coco" for its 80 classes, "" for 1, 2, ....
     """
 
-    requires = ("detect",)
+    requires: tuple[str, ...] = ("detect",)
 
     def __init__(
         self,
