@@ -259,9 +259,11 @@ def test_crops_of_an_image_are_examples():
 def test_a_vit_with_an_odd_number_of_patches_has_a_dynamic_head():
     """57 x 43 patches of 14 pixels: sides of its levels are halved and rounded up, as Dynamic Head requires."""
     neck = dict(kind="simple_feature_pyramid", channels=8, strides=(8, 16, 32, 64, 128))
-    vit = Maps()
-    object.__setattr__(vit, "pyramid_strides", (14,))
-    context = Context(None, "float32", None, {}, dict(image=vit))
+
+    class Patches(Maps):
+        pyramid_strides: ClassVar = (14,)
+
+    context = Context(None, "float32", None, {}, dict(image=Patches()))
     head = detection.build(CLASSES, neck, blocks=1, groups=2, context=context).head
     maps = (jax.ShapeDtypeStruct((1, 57, 43, 4), np.float32),)
     features, _ = jax.eval_shape(head.init_with_output, KEY, dict(image=dict(pyramid=maps)))
