@@ -257,7 +257,7 @@ def test_crops_of_an_image_are_examples():
 
 
 def test_a_vit_with_an_odd_number_of_patches_has_a_dynamic_head():
-    """57 x 43 patches of 14 pixels: sides of its levels are halved and rounded up, as Dynamic Head requires."""
+    """57 x 43 patches of 14 pixels: sides are halved and rounded up, as Dynamic Head requires."""
     neck = dict(kind="simple_feature_pyramid", channels=8, strides=(8, 16, 32, 64, 128))
 
     class Patches(Maps):
