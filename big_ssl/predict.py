@@ -149,8 +149,16 @@ def main(argv) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it looks for
     try:
-        where = (CHECKPOINT.value, _TASK.value, _IMAGES.value, OUTPUT.value, _CLASSES.value, _ZERO_SHOT.value)
-        drawn, failed = predict(*where, FROM.value, model_options())
+        drawn, failed = predict(
+            CHECKPOINT.value,
+            str(_TASK.value),
+            _IMAGES.value,
+            OUTPUT.value,
+            _CLASSES.value,
+            _ZERO_SHOT.value,
+            FROM.value,
+            model_options(),
+        )
         if not drawn:
             raise ValueError(f"none of the {failed:,} images of {_IMAGES.value} can be read")
     except _ERRORS as error:

@@ -1,6 +1,7 @@
 """Depth on DINOv2's protocol: published settings, any encoder, and a run from training to drawings."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from big_ssl import inference, main, predict
-from big_ssl.config import validate
+from big_ssl.config import ConfigError, validate
 from big_ssl.data import sources
 from big_ssl.training import batches, build, trained
 from big_ssl.weights.formats import read_checkpoint, write_checkpoint
@@ -45,6 +46,24 @@ def test_published_settings():
     made, _ = system("vitl14,dpt")
     assert made.frozen("encoders/image/patch_embedding/kernel")
     assert not system("vits14,tuned")[0].frozen("encoders/image/patch_embedding/kernel")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("layers", (-1, 0.5), "layers.1 is 0.5; it must be a whole number"),
+        ("pixel_group", -1, "pixel_group is -1; it must be at least 0"),
+        ("head", dict(kind="linear", max_depth=0.0), "head.max_depth is 0.0; it must be above 0"),
+    ],
+)
+def test_numbers_that_cannot_be(key, value, message):
+    config = transfer_depth.get_config("tiny").to_dict()
+    objective = config["streams"]["scenes"]["objectives"]["depth"]
+    objective.update(layers=(-2, -1))
+    validate(config)
+    objective[key] = value
+    with pytest.raises(ConfigError, match=f"^streams.scenes.objectives.depth.{re.escape(message)}$"):
+        validate(config)
 
 
 def test_a_swins_four_maps_are_read_in_place_of_layers():
