@@ -20,6 +20,12 @@ class Letterboxed(NamedTuple):
     sides: tuple[int, int]
     original: tuple[int, int]
 
+    def example(self) -> dict[str, np.ndarray]:
+        """One example of a batch: images: uint8[H, W, C]; sides, originals: float32[2]."""
+        return dict(
+            images=self.pixels, sides=np.float32(self.sides), originals=np.float32(self.original)
+        )
+
 
 class Letterbox(NamedTuple):
     """Resizes the shorter side to `short`, or less if the longer one would exceed `long`.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from big_ssl.evals.capabilities import requirement_error
 from big_ssl.evals.classification import Classifier
 from big_ssl.evals.depth import Depth
+from big_ssl.evals.detection import Detection
 from big_ssl.evals.emoji import SPLITS
 from big_ssl.evals.emoji_suite import STYLES, EmojiSuite
 from big_ssl.evals.evaluator import Evaluator
@@ -25,6 +26,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "linear_head": LinearHead,
     "knn": Knn,
     "depth": Depth,
+    "detection": Detection,
 }
 
 

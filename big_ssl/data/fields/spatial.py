@@ -134,10 +134,7 @@ class Boxes(Spatial):
             raise BadValue(f"{self.key!r} holds no boxes of four numbers") from error
         if not np.isfinite(boxes).all():
             raise BadValue(f"{self.key!r} holds a box that is not finite")
-        if self.order == "yxyx":
-            boxes = boxes[:, [1, 0, 3, 2]]
-        if self.order == "xywh":
-            boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+        boxes = xyxy(boxes, self.order)
         if not self.normalized:
             boxes = boxes / np.tile(draws.prepared[self.image].size, 2)
         return boxes
@@ -167,6 +164,15 @@ class Boxes(Spatial):
         value["boxes"][: len(indices)] = corners[indices].reshape(-1, 4)
         value["labels"][: len(indices)] = labels[indices]
         return value
+
+
+def xyxy(boxes: np.ndarray, order: str) -> np.ndarray:
+    """float[N, 4] in one of BOX_ORDERS as (left, top, right, bottom)."""
+    if order == "yxyx":
+        return boxes[:, [1, 0, 3, 2]]
+    if order == "xywh":
+        return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    return boxes
 
 
 @dataclasses.dataclass(frozen=True)
