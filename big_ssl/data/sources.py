@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from big_ssl import io
 from big_ssl.data import decode
+from big_ssl.data.composited_scenes import CompositedScenes
 from big_ssl.data.emoji_drawings import EmojiConcepts, EmojiPairs
 from big_ssl.data.parquet import ParquetPairs
 from big_ssl.data.records import IMAGE, Labels, Record
@@ -187,6 +188,7 @@ SOURCES = {
     "tfds": TfdsPairs,
     "parquet": ParquetPairs,
     "image_folder": ImageFolder,
+    "composited_scenes": CompositedScenes,
 }
 
 
