@@ -22,9 +22,7 @@ class Letterboxed(NamedTuple):
 
     def example(self) -> dict[str, np.ndarray]:
         """One example of a batch: images: uint8[H, W, C]; sides, originals: float32[2]."""
-        return dict(
-            images=self.pixels, sides=np.float32(self.sides), originals=np.float32(self.original)
-        )
+        return dict(images=self.pixels, sides=np.float32(self.sides), originals=np.float32(self.original))
 
 
 class Letterbox(NamedTuple):
