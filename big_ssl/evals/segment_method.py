@@ -70,13 +70,17 @@ class SegmentMethod:
             segmentation head.
         """
         self._require("segment")
-        short = self.image_config["image_size"]
+        short, multiple = self.image_config["image_size"], self._multiple
         window = short if window is None else window
         stride = max(1, window * 2 // 3) if stride is None else stride
         if not scales or min(scales) <= 0 or not 0 <= window <= short * min(scales) or stride < 1:
             raise ValueError(
                 f"segment: window is {window}, stride {stride} and scales {tuple(scales)}; a window is at "
                 f"most the shorter side, {short} pixels times a scale, and a stride at least 1"
+            )
+        if window % multiple:  # a part of the window would not be read, and its logits would be stretched
+            raise ValueError(
+                f"segment: window is {window}; it must be a multiple of {multiple}, the encoder's stride"
             )
         read, results = list(opened_images(images, self.channels)), []
         for start in range(0, len(read), _IMAGES):

@@ -26,7 +26,8 @@ class Segmentation(Evaluator):
       data: the source.
       key: where its records have the classes: an encoded image of one channel, or an array [H, W].
         Predictions are made for the image's size, so the two must be equal.
-      classes: their names, in the order of their numbers; () for those that the source lists for the key.
+      classes: their names, in the order of their numbers; or how many, to be named by their numbers; () for
+        those that the source lists for the key.
       ignore: the number for no class; such pixels do not count, whatever is predicted there.
       reduce_zero_label: whether 0 in a record is no class, and 1 the class 0, as in ADE20K's files.
       per_class: whether the IoU of each class is a metric.
@@ -39,7 +40,7 @@ class Segmentation(Evaluator):
         self,
         data: SourceConfig,
         key: str = "mask",
-        classes: Sequence[str] = (),
+        classes: Sequence[str] | int = (),
         ignore: int = 255,
         reduce_zero_label: bool = False,
         per_class: bool = True,
@@ -51,7 +52,8 @@ class Segmentation(Evaluator):
         name: str,
     ):
         self._source, self._name, self._key = sources.build(data), name, key
-        self._classes = tuple(classes) or tuple(sources.labels(self._source, key).names)
+        names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
+        self._classes = names or tuple(sources.labels(self._source, key).names)
         self._ignore, self._reduce, self._per_class = ignore, reduce_zero_label, per_class
         self._options = dict(window=window, stride=stride, scales=tuple(scales), flip=flip)
 
