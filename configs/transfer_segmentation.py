@@ -228,7 +228,7 @@ def tuned(model: str) -> dict:
 
 
 def upernet(model: str) -> dict:
-    """UPerNet with its encoder. open: the rates and decays, near those of BEiT's and Swin's code, from memory,
+    """UPerNet with its encoder. open: rates and decays, near those of BEiT's and Swin's code, from memory,
     and the average of weights."""
     config, published = full(model), MODELS[model]
     decay = dict(kind="layer_decay", decay=0.9)
