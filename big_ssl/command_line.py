@@ -65,8 +65,8 @@ def _unknown_key(argv):
 def progress(steps: Iterable, total: int, description: str) -> Iterable:
     """The steps, with a progress bar and the time left on a terminal, with nothing elsewhere."""
     console = rich.console.Console(stderr=True)
-    shown = dict(console=console, transient=True, disable=not console.is_terminal)
-    return rich.progress.track(steps, description, total, **shown)
+    shown = console.is_terminal
+    return rich.progress.track(steps, description, total, console=console, transient=True, disable=not shown)
 
 
 def config_file() -> str:

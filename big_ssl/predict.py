@@ -23,7 +23,7 @@ from etils import epath
 from big_ssl import command_line, inference, io
 from big_ssl.checkpoint_flag import CHECKPOINT
 from big_ssl.command_line import OUTPUT
-from big_ssl.data import decode
+from big_ssl.data import bands, decode
 from big_ssl.data.records import IMAGE
 from big_ssl.data.sources import ImageFolder
 from big_ssl.evals import page, plots
@@ -35,6 +35,7 @@ from big_ssl.model_flags import options as model_options
 _TASK = flags.DEFINE_enum("task", None, list(TASKS), "What to predict.")
 _IMAGES = flags.DEFINE_string("images", None, "A folder of images, at any depth, or one image.")
 _CLASSES = flags.DEFINE_list("classes", [], "The names of the classes, in the order of their numbers.")
+_ZERO_SHOT = flags.DEFINE_bool("zero_shot", False, "detect: classify boxes by --classes, as texts.")
 
 # Errors of a run are one line; a path that there is not is an OSError.
 _ERRORS = (OSError, ValueError)
@@ -46,6 +47,7 @@ def predict(
     images,
     output,
     classes: Sequence[str] = (),
+    zero_shot: bool = False,
     source: str = "auto",
     options: Mapping | None = None,
 ) -> tuple[int, int]:
@@ -57,6 +59,7 @@ def predict(
       images: a folder or a file.
       output: the folder to write.
       classes: names of the classes, () to show numbers.
+      zero_shot: whether `detect` classifies boxes by the names, as texts.
       source, options: as in inference.read; a guessed format is printed.
 
     Returns:
@@ -65,6 +68,8 @@ def predict(
     Raises:
       OSError, or ValueError that names what does not fit.
     """
+    if zero_shot and (task != "detect" or not classes):
+        raise ValueError("--zero_shot is of --task=detect, with --classes")
     folder, files = _listed(images, output)
     output = io.make_folder(output)
     config, weights = inference.read(path, resolve_format(source, path), options)
@@ -72,6 +77,7 @@ def predict(
     if error := requirement_error(model, (task,)):
         raise ValueError(f"--task={task} {error}")
     entries, failed = [], []
+    call = functools.partial(getattr(model, task), **dict(class_names=list(classes)) if zero_shot else {})
     names = _drawing_names(files)
     for name in command_line.progress(files, len(files), task):
         try:
@@ -80,8 +86,10 @@ def predict(
             failed.append(dict(image=name, error=" ".join(str(error).split())))
             print(f"{folder / name}: not read: {failed[-1]['error']}", file=sys.stderr)
             continue
-        (result,) = getattr(model, task)([image])
-        entries.append(_written(output, names[name], name, TASKS[task](image, result, classes)))
+        (result,) = call([image])
+        entries.append(
+            _written(output, names[name], name, TASKS[task](bands.visible(image), result, classes))
+        )
     _write_index(output, task, path, entries, failed)
     return len(entries), len(failed)
 
@@ -141,8 +149,16 @@ def main(argv) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it looks for
     try:
-        where = (CHECKPOINT.value, _TASK.value, _IMAGES.value, OUTPUT.value, _CLASSES.value)
-        drawn, failed = predict(*where, FROM.value, model_options())
+        drawn, failed = predict(
+            CHECKPOINT.value,
+            str(_TASK.value),
+            _IMAGES.value,
+            OUTPUT.value,
+            _CLASSES.value,
+            _ZERO_SHOT.value,
+            FROM.value,
+            model_options(),
+        )
         if not drawn:
             raise ValueError(f"none of the {failed:,} images of {_IMAGES.value} can be read")
     except _ERRORS as error:

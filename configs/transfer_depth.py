@@ -16,15 +16,15 @@ from scratch; `tiny` is the demo in seconds, for tests.
 
 Published, from DINOv2's configs for NYUv2 (DPT) and KITTI (linear): the heads, 256 bins up to 10 metres, the
 two losses, AdamW with its weight decay, 38,400 steps of 16 images, the warm-up, gradients clipped at 35,
-flips, the evaluation. Of the linear heads' configs for NYUv2 we have only a copy of the one-layer head's, in the code
-of another paper (Denoising Vision Transformers); its learning rate, 5e-3, is `linear`'s here. `# open` marks
-what is not published, or from memory.
+flips, the evaluation. Of the linear heads' configs for NYUv2 we have only a copy of the one-layer head's, in
+the code of another paper (Denoising Vision Transformers): its learning rate, 5e-3, is that of linear heads
+here. `# open` marks what is not published, or from memory.
 
 What differs, and why:
 - The gradient loss takes differences of rows and columns, as in MegaDepth. The published code takes them
-  along the batch and the channels of arrays [B, 1, H, W], where with two images a GPU there are none: it is 0.
+  along the batch and the channels of arrays [B, 1, H, W], and is 0 for the two images of a GPU.
 - Crops are squares of 420 pixels, 30 patches, in place of 416 x 544; images are not rotated by up to 2.5
-  degrees, nor is their border cut; colours change by `jitter` in place of a gamma and factors of channels.
+  degrees, nor are their borders cut; `jitter` is in place of a gamma and factors of channels.
 - DPT reads layers after the encoder's final norm, the published one before it.
 - TFDS has 47,584 training images, the published split about half of them.
 """

@@ -21,7 +21,8 @@ class Fixed:
     channels = 3
     system = types.SimpleNamespace(terms={})
 
-    def detect(self, images):
+    def detect(self, images, class_names=None):
+        self.class_names = class_names
         width, height = images[0].shape[1], images[0].shape[0]
         boxes = np.float32([[0, 0, width / 2, height / 2], [width / 4, height / 4, width, height]])
         return [dict(boxes=boxes, scores=np.float32([0.9, 0.4]), labels=np.int32([1, 7]))]
@@ -64,7 +65,7 @@ def run(photos, tmp_path, task, **options):
     return result, record, tmp_path / "out"
 
 
-def test_boxes(photos, tmp_path, capsys):
+def test_boxes(photos, tmp_path, model, capsys):
     result, record, out = run(photos, tmp_path, "detect", classes=NAMES)
     assert result == (3, 1)
     message = capsys.readouterr().err
@@ -86,8 +87,15 @@ def test_boxes(photos, tmp_path, capsys):
     assert sizes == [(240, 180), (100, 250), (260, 300)]
     page = (out / "index.html").read_text()
     assert page.count("<img") == 3
+    assert model.class_names is None
     assert 'src="more/a.jpg.png"' in page
     assert "broken.jpg: UnidentifiedImageError" in page
+
+
+def test_boxes_by_names_alone(photos, tmp_path, model):
+    run(photos, tmp_path, "detect", classes=NAMES, zero_shot=True)
+    assert model.class_names == ["cat", "dog"]
+    fails("^--zero_shot is of --task=detect, with --classes$", "detect", photos, tmp_path, zero_shot=True)
 
 
 def test_class_maps(photos, tmp_path):

@@ -16,8 +16,8 @@ from big_ssl.evals.evaluator import Evaluator
 from big_ssl.evals.report_sections import EvalSection
 from big_ssl.parallel import distributed
 
-# Images that are decoded and predicted at once, and images that the report shows.
-_BATCH, _SHOWN = 16, 6
+# Images that the report shows.
+_SHOWN = 6
 
 
 class Depth(Evaluator):
@@ -90,7 +90,8 @@ class Depth(Evaluator):
 
         Every host reads all images: they are of any sizes, so that no batch of them can be split.
         """
-        batches = [indices[start : start + _BATCH] for start in range(0, len(indices), _BATCH)]
+        size = predictor.depth_batch
+        batches = [indices[start : start + size] for start in range(0, len(indices), size)]
         loaded = chunks.decoded(self._source, lambda record: record, np.asarray, batches, predictor.channels)
         with contextlib.closing(loaded):
             for batch in predictor.progress(batches, len(batches), f"{self._name}: depths"):

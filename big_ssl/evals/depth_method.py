@@ -11,8 +11,11 @@ from big_ssl.data import bands, preprocessing
 from big_ssl.evals.batched import sharded
 from big_ssl.evals.capabilities import prediction
 from big_ssl.evals.model_inputs import Images, opened_images
+from big_ssl.parallel import mesh as mesh_lib
 
 _LARGEST_ASPECT = 16
+# Images that go through the model at once, on each device: they are whole, and may be large.
+_IMAGES = 4
 
 
 class DepthMethod:
@@ -64,9 +67,15 @@ class DepthMethod:
                 maps[number] = resized_map(depth, sizes[number])
         return [maps[i] for i in range(len(sizes))]
 
+    @property
+    def depth_batch(self) -> int:
+        """How many images `depth` computes at once."""
+        return _IMAGES * mesh_lib.batch_shards(self._mesh)
+
     def _depth_maps(self, images, flip):
         """uint8[B, H, W, C] of one size -> float32[B, h, w], as coarse as the head's."""
-        maps = self._in_batches(lambda batch: self._compiled_depth(self.variables, batch), images)
+        run = lambda batch: self._compiled_depth(self.variables, batch)  # noqa: E731
+        maps = self._in_batches(run, images, self.depth_batch)
         if not flip:
             return maps
         mirrored = np.ascontiguousarray(images[:, :, ::-1])
@@ -114,7 +123,7 @@ def resized_map(depth: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     if depth.shape == tuple(shape):
         return depth
     rows, columns = (_interpolation(old, new) for old, new in zip(depth.shape, shape, strict=True))
-    return np.float32(rows(columns(depth.T).T))
+    return rows(columns(depth.T).T).astype(np.float32)
 
 
 def _interpolation(old, new):

@@ -48,7 +48,7 @@ def depth_metrics(depth: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """
     if not len(truth):
         return dict.fromkeys(METRICS, np.nan)
-    depth, truth = np.float64(depth), np.float64(truth)
+    depth, truth = depth.astype(np.float64), truth.astype(np.float64)
     errors, log_errors = depth - truth, np.log(depth) - np.log(truth)
     factors = np.exp(np.abs(log_errors))
     return dict(

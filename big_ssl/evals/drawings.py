@@ -1,7 +1,7 @@
 """Predictions drawn on images: boxes, class maps and depth maps. All images are uint8[H, W, 3]."""
 
 import colorsys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -31,9 +31,9 @@ def class_colour(label: int) -> tuple[int, int, int]:
 def draw_boxes(
     image: np.ndarray,
     boxes: np.ndarray,
-    labels: Sequence[int],
+    labels: Sequence[int] | np.ndarray,
     names: Sequence[str],
-    scores: Sequence[float] | None = None,
+    scores: Sequence[float] | np.ndarray | None = None,
 ) -> np.ndarray:
     """The image with boxes, each with its class's name and its score.
 
@@ -51,7 +51,7 @@ def draw_boxes(
     draw, size = ImageDraw.Draw(picture), _text_size(image)
     width = max(1, size // 7)
     # The best score is drawn last, on top.
-    order = range(len(boxes)) if scores is None else np.argsort(scores, kind="stable")
+    order = np.arange(len(boxes)) if scores is None else np.argsort(scores, kind="stable")
     for i in order:
         left, top, right, bottom = (float(x) for x in boxes[i])
         colour = class_colour(int(labels[i]))
@@ -91,9 +91,9 @@ def _blended(image, classes, opacity, ignore):
     blended = image.astype(np.float32)
     for number in np.unique(classes[classes != ignore]):
         where = classes == number
-        colour = np.float32(class_colour(int(number)))
+        colour = np.array(class_colour(int(number)), np.float32)
         blended[where] = (1 - opacity) * blended[where] + opacity * colour
-    return np.uint8(np.round(blended))
+    return np.round(blended).astype(np.uint8)
 
 
 def class_figure(
@@ -127,7 +127,7 @@ def class_figure(
 def depth_colours(depth: np.ndarray, nearest: float, farthest: float) -> np.ndarray:
     """float[H, W] -> uint8[H, W, 3]: near depths are red, far ones blue, unknown ones (0) grey."""
     scaled = (depth - nearest) / max(farthest - nearest, 1e-6)
-    colours = np.uint8(np.round(255 * _DEPTHS(np.clip(scaled, 0, 1))[..., :3]))
+    colours = np.round(255 * np.asarray(_DEPTHS(np.clip(scaled, 0, 1)))[..., :3]).astype(np.uint8)
     colours[~(depth > 0)] = _UNKNOWN
     return colours
 
@@ -225,7 +225,7 @@ def _beside(left, right):
     return np.concatenate([left, right], axis=1)
 
 
-def _name(names: Sequence[str] | Mapping[int, str], label):
+def _name(names: Sequence[str], label: int) -> str:
     return names[label] if 0 <= label < len(names) else str(label)
 
 

@@ -1,7 +1,7 @@
 """What the predictions of a dense task on one image become: a drawing, a record of JSON, and a file."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,7 +74,7 @@ def depth_map(image: np.ndarray, result: np.ndarray, names: Sequence[str] = ()) 
 
 
 # {method of a Predictor: its result on one image as a Prediction}.
-TASKS = dict(detect=detections, segment=class_map, depth=depth_map)
+TASKS: dict[str, Callable[..., Prediction]] = dict(detect=detections, segment=class_map, depth=depth_map)
 
 
 def _enlarged(image):

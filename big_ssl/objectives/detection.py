@@ -95,7 +95,8 @@ class Detection(StatelessObjective):
 
     view: the images; boxes: the field of their boxes. class_agnostic: whether all objects are one class.
     max_side: the longest side of images in evaluation, 0 for 5/3 of the shorter one. nms_threshold: boxes of
-    one class that overlap more are one detection; candidates: of each level, before that.
+    one class that overlap more are one detection; candidates: of each level, before that. anchor_scale: the
+    side of an anchor in strides.
     """
 
     head: DetectionHead
@@ -105,6 +106,7 @@ class Detection(StatelessObjective):
     max_side: int = 0
     nms_threshold: float = 0.6
     candidates: int = 1000
+    anchor_scale: float = 8.0
 
     scope: ClassVar[Literal["batch", "example"]] = "example"
 
@@ -127,7 +129,7 @@ class Detection(StatelessObjective):
     def anchors(self, predictions: Mapping) -> tuple:
         """For each level of Predictions float32[h * w, 4], in pixels of the image."""
         shapes = [x.shape[1:3] for x in predictions["logits"]]
-        return box_lib.anchor_boxes(shapes, self.head.neck.strides)
+        return box_lib.anchor_boxes(shapes, self.head.neck.strides, self.anchor_scale)
 
     def loss(self, features, fields, state, step):
         """See objectives.base.Objective. fields: boxes of kind boxes; pixels: uint8[B, H, W, C]."""
@@ -175,6 +177,7 @@ def build(
     max_side: int = 0,
     nms_threshold: float = 0.6,
     candidates: int = 1000,
+    anchor_scale: float = 8.0,
     *,
     context: Context,
 ) -> Detection:
@@ -188,7 +191,7 @@ def build(
       boxes: the field of its boxes.
       class_agnostic: whether it learns one class, object, whose boxes are classified by text
         (Predictor.detect with names); then `classes` is only compared with the data's.
-      max_side, nms_threshold, candidates: see Detection.
+      max_side, nms_threshold, candidates, anchor_scale: see Detection.
 
     Raises:
       ValueError: if the encoder has no maps, for an unknown neck, and for numbers out of range.
@@ -209,4 +212,5 @@ def build(
         blocks=blocks,
         dtype=jnp.dtype(context.dtype),
     )
-    return Detection(head, view, boxes, class_agnostic, max_side, nms_threshold, candidates)
+    options = (class_agnostic, max_side, nms_threshold, candidates, anchor_scale)
+    return Detection(head, view, boxes, *options)

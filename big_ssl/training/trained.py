@@ -159,9 +159,10 @@ def _heads(system) -> dict[str, str]:
     heads = {place: name for place, name in places.items() if name}
     image = _image_call(system).encoder
     for method in capabilities.TASKS:
-        if method in heads and (encoder := capabilities.prediction(system, method).call.encoder) != image:
+        how = capabilities.prediction(system, method)
+        if how is not None and how.call.encoder != image:
             raise ValueError(
-                f"{heads[method]}: it reads encoders.{encoder}, and the model is encoders.{image}"
+                f"{how.objective}: it reads encoders.{how.call.encoder}, and the model is encoders.{image}"
             )
     if "contrastive" in heads and not isinstance(
         head := system.terms[heads["contrastive"]].objective.head, ContrastiveHead

@@ -10,8 +10,7 @@ from PIL import Image
 
 from big_ssl.data import sources
 from big_ssl.data.preprocessing import Pixels
-from big_ssl.evals import depth as evaluator_module
-from big_ssl.evals import drawings, suite
+from big_ssl.evals import depth_method, drawings, suite
 from big_ssl.evals.depth_method import resized_map, whole_image
 from big_ssl.evals.depth_metrics import METRICS
 from big_ssl.evals.predictor import Predictor
@@ -149,7 +148,7 @@ class Maps:
 @pytest.fixture
 def made(monkeypatch):
     """made(eigen, **options) -> (the evaluator, its source)."""
-    monkeypatch.setattr(evaluator_module, "_BATCH", 3)
+    monkeypatch.setattr(depth_method, "_IMAGES", 3)
 
     def make(eigen=False, **options):
         source = Maps(eigen)

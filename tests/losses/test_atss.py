@@ -13,6 +13,10 @@ ROWS = 7
 
 centerness = jax.jit(detection.centerness)
 assign = jax.jit(lambda boxes, valid: atss.assign(ANCHORS, boxes, valid))
+# Five candidates: their deviation as a sample is 12% above the population's.
+MARGINS = np.random.default_rng(0).integers(0, 40, (5, 4))
+FEW = np.split(np.float32([0, 0, 128, 96] + MARGINS * [1, 1, -1, -1]), [3])
+assign_few = jax.jit(lambda boxes, valid: atss.assign(FEW, boxes, valid))
 
 
 def iou(a, b):
@@ -65,9 +69,9 @@ def padded(boxes, rng=None):
     return rows, valid, places
 
 
-def assert_assigned(boxes, rng=None):
+def assert_assigned(boxes, rng=None, anchors=ANCHORS, assign=assign):
     rows, valid, places = padded(boxes, rng)
-    expected = algorithm_1(ANCHORS, boxes)
+    expected = algorithm_1(anchors, boxes)
     expected = np.where(expected >= 0, np.append(places, -1)[expected], -1)
     found = np.asarray(assign(rows, valid))
     np.testing.assert_array_equal(found, expected)
@@ -88,6 +92,15 @@ def test_random_scenes():
     assert max(counts) == ROWS
     assert positives > 300
     assert shared  # a box that lost all of its anchors
+
+
+def test_fewer_anchors_than_candidates():
+    rng = np.random.default_rng(0)
+    positives = 0
+    for _ in range(60):
+        boxes = random_scene(rng)
+        positives += (assert_assigned(boxes, rng, FEW, assign_few) >= 0).sum()
+    assert positives > 10
 
 
 def test_centred_boxes_have_tied_candidates():
