@@ -307,6 +307,4 @@ def _use_scenes(config, size, training, testing):
     data["fields"]["mask"].update(num_classes=classes, reduce_zero_label=False)
     config["streams"]["scenes"]["objectives"]["segmentation"].update(classes=classes)
     config["eval_transform"].update(size=size, resize=size)
-    config["evals"] = dict(
-        composited=dict(kind="segmentation", data=source("test", testing), key="mask", window=0)
-    )
+    config["evals"] = dict(composited=dict(kind="segmentation", data=source("test", testing), key="mask"))
