@@ -239,6 +239,7 @@ def _scenes(published):
                 classes=_CLASSES,
                 neck=published["neck"],
                 blocks=6,
+                groups=16,
                 class_agnostic=False,
                 max_side=published["long"],
                 nms_threshold=0.6,
@@ -337,7 +338,7 @@ def tiny() -> dict:
     config["evals"]["composited"].update(data=_composited("test", 64, 8))
     config["streams"]["scenes"].update(batch_size=8)
     _use_scenes(config, _composited("train", 64, 32), size=64)
-    _objective(config).update(neck=dict(kind="fpn", channels=16, strides=(8, 16)), max_side=64)
+    _objective(config).update(neck=dict(kind="fpn", channels=16, strides=(8, 16)), groups=4, max_side=64)
     config["encoders"]["image"].update(width=16, depths=(2, 2, 2), heads=(1, 1, 2))
     return config
 

@@ -22,7 +22,8 @@ class Letterboxed(NamedTuple):
 
     def example(self) -> dict[str, np.ndarray]:
         """One example of a batch: images: uint8[H, W, C]; sides, originals: float32[2]."""
-        return dict(images=self.pixels, sides=np.float32(self.sides), originals=np.float32(self.original))
+        sides, originals = (np.array(x, np.float32) for x in (self.sides, self.original))
+        return dict(images=self.pixels, sides=sides, originals=originals)
 
 
 class Letterbox(NamedTuple):
@@ -84,7 +85,7 @@ class Letterbox(NamedTuple):
         width, height = image.size
         sides = self.sides(height, width)
         pixels = np.asarray(image.resize(sides[::-1], FILTERS[self.filter]))
-        fill = np.broadcast_to(np.uint8(self.fill), pixels.shape[-1:])
+        fill = np.broadcast_to(np.array(self.fill, np.uint8), pixels.shape[-1:])
         padded = np.tile(fill, (*(size or self.static_size(height, width)), 1))
         padded[: sides[0], : sides[1]] = pixels
         return Letterboxed(padded, sides, (height, width))

@@ -38,7 +38,7 @@ def select(predictions: Mapping[str, Sequence], anchors: Sequence, sides, rules:
 
     Args:
       predictions: logits, deltas and centerness, each a tuple of one array for each level, see
-        objectives.detection.Predictions.
+        models.dynamic_head.Predictions.
       anchors: for each level float32[h * w, 4].
       sides: float[B, 2], the (height, width) of each image within its padding, to which boxes are clipped.
       rules: see Rules.

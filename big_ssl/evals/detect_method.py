@@ -36,6 +36,7 @@ class DetectMethod:
     channels: int
     image_config: Mapping
     encode_text: Callable
+    compiled_detector: Callable
     _mesh: Any
 
     def _require(self, method: str) -> None:
@@ -120,18 +121,13 @@ class DetectMethod:
             raise ValueError("class_names must be a list of str, at least one")
         return prompts.class_embeddings(self.encode_text, class_names, prompt_templates.templates(templates))
 
-    @functools.cached_property
-    def compiled_detector(self) -> Callable:
-        """(score threshold, maximal detections) -> a compiled function.
+    def _compile_detector(self, score_threshold: float, max_detections: int) -> Callable:
+        """A compiled function of ((variables, texts: float32[C, D] or None), a batch of Letterboxed.example).
 
-        It takes ((variables, texts float32[C, D] or None), a batch of Letterboxed.example), and returns
-        Boxes, in pixels of the images before they were resized.
+        It returns Boxes, in pixels of the images before they were resized.
         """
-
-        def make(threshold, limit):
-            return sharded(functools.partial(self._compute_boxes, threshold, limit), self._mesh)
-
-        return functools.cache(make)
+        compute = functools.partial(self._compute_boxes, score_threshold, max_detections)
+        return sharded(compute, self._mesh)
 
     def _compute_boxes(self, threshold, limit, model, batch):
         variables, texts = model

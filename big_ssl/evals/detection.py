@@ -53,7 +53,7 @@ class Detection(Evaluator):
       category_ids: of the classes in that file: "coco" for its 80 classes, "" for 1, 2, ....
     """
 
-    requires = ("detect",)
+    requires: tuple[str, ...] = ("detect",)
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class Detection(Evaluator):
             raise ValueError(f"detection: order is {order!r}; use {', '.join(BOX_ORDERS)}")
         self._source, self._name = sources.build(data), name
         self._keys = Annotation(boxes, label, crowd, area, image_id, order, normalized)
+        _check_keys(self._keys, self._source[0])
         self._labels = sources.labels(self._source, label)
         self._names = list(self._labels.names)
         self._by_text, self._templates = by_text, templates
@@ -120,7 +121,8 @@ class Detection(Evaluator):
         """Images with their boxes, and with those that were detected."""
         indices = sorted({int(i) for i in np.linspace(0, len(self._source) - 1, _SHOWN)})
         loaded = [self._load(i, predictor.channels) for i in indices]
-        found = predictor.detect([image for image, _ in loaded], self._class_names(), *self._limits)
+        images, limits = [image for image, _ in loaded], self._limits
+        found = predictor.detect(images, self._class_names(), *limits, templates=self._templates)
         one_class = _objective(predictor).class_agnostic and not self._by_text
         names = ["object"] if one_class else self._names
         columns = [
@@ -199,6 +201,14 @@ class _Reader:
     def __init__(self, predictor):
         self.split, self.progress = predictor.detection_split, predictor.progress
         self.preprocess, self.channels = lambda images: images, predictor.channels
+
+
+def _check_keys(keys, record):
+    """Raises ValueError if records lack a key of Annotation."""
+    for option in ("boxes", "label", "crowd", "area", "image_id"):
+        key = getattr(keys, option)
+        if key and key not in record:
+            raise ValueError(f"detection: {option} is {key!r}; the records have {', '.join(record)}")
 
 
 def _objective(predictor):

@@ -86,6 +86,7 @@ class Predictor(LayerFeatures, DepthMethod, DetectMethod, SegmentMethod):
         self._text_features = sharded(self._compute_text_features, mesh)
         self._scalars = sharded(self._compute_scalars, mesh)
         self._probe = functools.cache(self._compile_probe)
+        self.compiled_detector = functools.cache(self._compile_detector)
 
     def for_evaluation(self, variables: Mapping | None = None, progress: Callable | None = None):
         """A Predictor with the same compiled functions and an empty cache.

@@ -78,8 +78,10 @@ class SimpleFeaturePyramid(nn.Module):
     def _scaled(self, i, x, doublings):
         """x: [B, h, w, D], with its sides doubled so many times, or halved if that is negative."""
         if doublings < 0:
-            size = (2**-doublings,) * 2
-            return nn.max_pool(x, size, size)
+            size = 2**-doublings
+            # Sides are rounded up, as by convolutions of stride 2: Dynamic Head requires it.
+            margins = [(0, -side % size) for side in x.shape[1:3]]
+            return nn.max_pool(x, (size, size), (size, size), margins)
         for j in range(doublings):
             if j:
                 x = nn.gelu(self._norm(f"level{i}_norm{j - 1}")(x), approximate=False)

@@ -15,7 +15,7 @@ from big_ssl.losses import atss
 from big_ssl.losses import boxes as box_lib
 from big_ssl.losses import detection as losses
 from big_ssl.models import necks
-from big_ssl.models.dynamic_head import DynamicHead
+from big_ssl.models.dynamic_head import DynamicHead, Predictions
 from big_ssl.objectives.base import (
     BatchField,
     Context,
@@ -26,38 +26,8 @@ from big_ssl.objectives.base import (
     Sum,
 )
 
-# RetinaNet's initialisation (arXiv 1708.02002, section 4.1): every anchor begins as background.
-_PRIOR = 0.01
-_INIT = nn.initializers.normal(0.01)
 # The weight of the boxes' loss in ATSS's and Dynamic Head's code.
 _BOX_WEIGHT = 2.0
-
-
-class Predictions(nn.Module):
-    """Three 1x1 convolutions that all levels share.
-
-    __call__(maps: a tuple of [B, h, w, D]) -> dict of tuples, one array for each level: logits, float32[B, h,
-    w, classes]; deltas, float32[B, h, w, 4], see boxes.decode_boxes, times a factor that each level learns;
-    centerness, float32[B, h, w], a logit.
-    """
-
-    classes: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, maps):
-        prior = nn.initializers.constant(-math.log((1 - _PRIOR) / _PRIOR))
-        logits = self._conv(self.classes, "class", bias_init=prior)
-        deltas, centerness = self._conv(4, "box"), self._conv(1, "centerness")
-        scales = self.param("box_scale", nn.initializers.ones, (len(maps),))
-        return dict(
-            logits=tuple(logits(x).astype(jnp.float32) for x in maps),
-            deltas=tuple(scales[i] * deltas(x).astype(jnp.float32) for i, x in enumerate(maps)),
-            centerness=tuple(centerness(x)[..., 0].astype(jnp.float32) for x in maps),
-        )
-
-    def _conv(self, features, name, **options):
-        return nn.Conv(features, (1, 1), kernel_init=_INIT, dtype=self.dtype, name=name, **options)
 
 
 class DetectionHead(nn.Module):
@@ -67,13 +37,15 @@ class DetectionHead(nn.Module):
     first axis is B * n.
 
     neck: see models.necks. encoder_strides: of the encoder's maps. classes: 1 if all objects are one class.
-    blocks: of Dynamic Head, 0 for none.
+    blocks: of Dynamic Head, 0 for none; groups, misindexed_offsets: see DynamicHead.
     """
 
     neck: nn.Module
     encoder_strides: Sequence[int]
     classes: int
     blocks: int = 6
+    groups: int = 16
+    misindexed_offsets: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -82,8 +54,9 @@ class DetectionHead(nn.Module):
         maps = tuple(x.reshape(-1, *x.shape[-3:]) for x in inputs["image"]["pyramid"])
         maps = self.neck(maps, self.encoder_strides)
         if self.blocks:
-            maps = DynamicHead(maps[0].shape[-1], self.blocks, dtype=self.dtype, name="dynamic_head")(maps)
-        return dict(detections=Predictions(self.classes, self.dtype, name="predictions")(maps))
+            options = (self.blocks, self.groups, self.misindexed_offsets, self.dtype)
+            maps = DynamicHead(maps[0].shape[-1], *options, name="dynamic_head")(maps)
+        return dict(detections=Predictions(self.classes, dtype=self.dtype, name="predictions")(maps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +144,8 @@ def build(
     classes: int,
     neck: Mapping = {"kind": "fpn"},
     blocks: int = 6,
+    groups: int = 16,
+    misindexed_offsets: bool = False,
     view: str = "image",
     boxes: str = "boxes",
     class_agnostic: bool = False,
@@ -187,6 +162,8 @@ def build(
       classes: of the objects.
       neck: kind, a name in models.necks, and its options.
       blocks: of Dynamic Head, 0 for none.
+      groups, misindexed_offsets: see models.dynamic_head.DynamicHead; misindexed_offsets is for published
+        weights alone.
       view: the image field that it trains on.
       boxes: the field of its boxes.
       class_agnostic: whether it learns one class, object, whose boxes are classified by text
@@ -210,6 +187,8 @@ def build(
         encoder_strides=encoder.pyramid_strides,
         classes=1 if class_agnostic else classes,
         blocks=blocks,
+        groups=groups,
+        misindexed_offsets=misindexed_offsets,
         dtype=jnp.dtype(context.dtype),
     )
     options = (class_agnostic, max_side, nms_threshold, candidates, anchor_scale)

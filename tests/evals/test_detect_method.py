@@ -58,6 +58,11 @@ def test_names_classify_proposals_by_text(devices):
     np.testing.assert_allclose(ratio, probability, rtol=1e-2)
 
 
+def test_all_evaluations_of_a_run_share_what_is_compiled():
+    first, second = (detector().for_evaluation().compiled_detector(0.5, 7) for _ in range(2))
+    assert first is second
+
+
 def test_errors_name_what_is_missing():
     with pytest.raises(ValueError, match=r"^class_names must be a list of str, at least one$"):
         detector().detect(picture(8, 8, {}), [])

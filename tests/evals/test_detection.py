@@ -98,6 +98,7 @@ def test_the_section_shows_images_with_their_boxes(detectors):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (dict(area="areas"), r"^detection: area is 'areas'; the records have image, number, objects/bbox, "),
         (dict(order="xyhw"), r"^detection: order is 'xyhw'; use xyxy, yxyx, xywh$"),
         (dict(seen=("blue",)), r"^detection: seen has 'blue', which is none of red, green$"),
         (

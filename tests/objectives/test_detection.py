@@ -12,6 +12,7 @@ import pytest
 from big_ssl.data import fields
 from big_ssl.losses import atss
 from big_ssl.losses import boxes as box_lib
+from big_ssl.models.dynamic_head import Predictions
 from big_ssl.models.encoder import Encoder
 from big_ssl.objectives import detection
 from big_ssl.objectives.base import Context, mean_loss
@@ -255,10 +256,25 @@ def test_crops_of_an_image_are_examples():
     assert features["detections"]["deltas"][0].shape == (6, 8, 8, 4)
 
 
+def test_a_vit_with_an_odd_number_of_patches_has_a_dynamic_head():
+    """57 x 43 patches of 14 pixels: sides are halved and rounded up, as Dynamic Head requires."""
+    neck = dict(kind="simple_feature_pyramid", channels=8, strides=(8, 16, 32, 64, 128))
+
+    class Patches(Maps):
+        pyramid_strides: ClassVar = (14,)
+
+    context = Context(None, "float32", None, {}, dict(image=Patches()))
+    head = detection.build(CLASSES, neck, blocks=1, groups=2, context=context).head
+    maps = (jax.ShapeDtypeStruct((1, 57, 43, 4), np.float32),)
+    features, _ = jax.eval_shape(head.init_with_output, KEY, dict(image=dict(pyramid=maps)))
+    shapes = [x.shape[1:3] for x in features["detections"]["centerness"]]
+    assert shapes == [(100, 76), (50, 38), (25, 19), (13, 10), (7, 5)]
+
+
 def test_an_untrained_head_takes_every_anchor_for_background():
     maps = tuple(np.ones((1, 2, 2, 4), np.float32) for _ in range(5))
     with compiling.quickly():
-        found, _ = jax.jit(detection.Predictions(CLASSES).init_with_output)(KEY, maps)
+        found, _ = jax.jit(Predictions(CLASSES).init_with_output)(KEY, maps)
     for logits in found["logits"]:
         np.testing.assert_allclose(jax.nn.sigmoid(logits), 0.01, atol=0.002)
 
