@@ -19,5 +19,4 @@ def pixel_sums(logits, classes, valid):
     classes = jnp.where(valid, classes, 0).astype(jnp.int32)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
     right = (logits.argmax(-1) == classes) & valid
-    # Not loss * valid: a logit that overflows where nothing counts would make the sum NaN.
     return jnp.where(valid, loss, 0.0).sum(), right.sum(dtype=jnp.float32), valid.sum(dtype=jnp.float32)
