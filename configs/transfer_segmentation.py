@@ -149,7 +149,7 @@ def full(model: str) -> dict:
         profile=0,
         log_every=100,
         eval_every=4_000,
-        checkpoint=dict(every=4_000, keep=2, best="max:eval/segmentation/ade20k/miou"),
+        checkpoint=dict(every=4_000, keep=2, best="eval/segmentation/ade20k/miou"),
         failure_limits=dict(
             skipped_in_a_row=10,
             replaced_fraction=0.05,
@@ -261,7 +261,7 @@ def demo() -> dict:
         ema=0.98,
         log_every=20,
         eval_every=200,
-        checkpoint=dict(every=200, keep=2, best="max:eval/segmentation/composited/miou"),
+        checkpoint=dict(every=200, keep=2, best="eval/segmentation/composited/miou"),
     )
     config["learning_rate"].update(peak=2e-3, warmup_steps=100, start=0.0, final=1e-5)
     config["optimizer"].update(b2=0.98, clip_norm=1.0)

@@ -116,7 +116,8 @@ def class_figure(
     numbers, counts = np.unique(maps[maps != ignore], return_counts=True)
     largest = [int(number) for number in numbers[np.argsort(-counts, kind="stable")]][:_LEGEND]
     handles = [
-        Patch(color=np.array(class_colour(number)) / 255, label=_name(names, number)) for number in largest
+        Patch(color="#{:02x}{:02x}{:02x}".format(*class_colour(number)), label=_name(names, number))
+        for number in largest
     ]
     figure.legend(
         handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, fontsize=8, frameon=False

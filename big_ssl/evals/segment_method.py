@@ -184,10 +184,10 @@ def resized_sides(sides: Sequence[int], short: int, multiple: int, window: int) 
 
 def window_places(sides: Sequence[int], window: int, stride: int) -> list[tuple[int, int]]:
     """(top, left) of the windows that cover an image; the last of a row and column end at its edge."""
-    starts = [
+    rows, columns = (
         [min(i * stride, side - window) for i in range(-(-(side - window) // stride) + 1)] for side in sides
-    ]
-    return list(itertools.product(*starts))
+    )
+    return list(itertools.product(rows, columns))
 
 
 def resize_logits(x: np.ndarray, sides: Sequence[int]) -> np.ndarray:

@@ -86,7 +86,7 @@ class UPerNet(nn.Module):
             return ConvBlock(self.channels, size, norm, self.dtype, name=name)(x, train)
 
         *finer, coarsest = (x.astype(self.dtype) for x in maps)
-        pooled = (block(f"pool{side}", 1, adaptive_pool(coarsest, side)) for side in self.pool_sides)
+        pooled = [block(f"pool{side}", 1, adaptive_pool(coarsest, side)) for side in self.pool_sides]
         pooled = [coarsest, *(resized(x, coarsest.shape[1:3]) for x in pooled)]
         laterals = [block(f"lateral{i}", 1, x) for i, x in enumerate(finer)]
         laterals.append(block("bottleneck", 3, jnp.concatenate(pooled, -1)))
