@@ -224,6 +224,7 @@ def _scenes(published):
                     image="image",
                     key="objects/bbox",
                     class_key="objects/label",
+                    ignore_key="objects/is_crowd",
                     max_boxes=100,
                     order="yxyx",
                     normalized=True,
@@ -354,5 +355,5 @@ def _use_scenes(config, source, size):
     data["fields"]["image"].update(
         crop=dict(kind="random_crop", resize=size, size=size, resize_mode="crop"), flip=True
     )
-    data["fields"]["boxes"].update(max_boxes=8)
+    data["fields"]["boxes"].update(max_boxes=8, ignore_key="")
     config["eval_transform"].update(size=size, resize=size)

@@ -55,7 +55,7 @@ class CocoImages(Sequence[Record]):
             categories = _categories(content["categories"])
             self._left_out: collections.Counter[str] = collections.Counter()
             self._objects, self._starts = self._sorted_objects(content["annotations"], categories)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"coco: {annotations}: {error}") from error
         things = [category for category in categories.values() if _is_thing(category)]
         self._names = [category["name"] for category in things]
@@ -104,13 +104,14 @@ class CocoImages(Sequence[Record]):
         numbers = {category_id: number for number, category_id in enumerate(things)}
         images, objects = [], []
         for annotation in annotations:
-            category = annotation.get("category_id")
+            _check_keys("annotation", annotation, ("image_id", "category_id"))
+            category = annotation["category_id"]
             if category not in categories:
                 raise ValueError(
                     f"annotation {annotation.get('id')} has the category_id {category}, which is none of "
                     f"the {len(categories)} categories"
                 )
-            image = self._images[row] if (row := rows.get(annotation.get("image_id"))) is not None else None
+            image = self._images[row] if (row := rows.get(annotation["image_id"])) is not None else None
             if image is None or category not in numbers:
                 self._left_out["boxes of no listed image" if image is None else "boxes of stuff"] += 1
             elif problem := _problem(box := _box(annotation), image):
@@ -150,7 +151,7 @@ def _images(images):
     kept: dict = {}
     for image in images:
         _check_keys("image", image, ("id", "file_name", "width", "height"))
-        if not (image["width"] > 0 and image["height"] > 0):
+        if not all(isinstance(image[side], int) and image[side] > 0 for side in ("width", "height")):
             raise ValueError(f"image {image['id']} is {image['width']} x {image['height']} pixels")
         if (same := kept.get(image["id"])) is not None:
             raise ValueError(f"{same['file_name']} and {image['file_name']} both have the id {image['id']}")
@@ -171,6 +172,8 @@ def _categories(categories):
 
 
 def _check_keys(what, entry, keys):
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{what} {entry!r} is no object")
     if missing := [key for key in keys if key not in entry]:
         raise ValueError(f"{what} {dict(entry)} has no {missing[0]}")
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet
 from PIL import Image
 
+from big_ssl.data import decode
 from big_ssl.data.emoji_drawings import EmojiPairs, is_held_out
 from big_ssl.data.records import IMAGE, Record
 
@@ -221,9 +222,9 @@ def _cutouts(drawings, classes):
     wanted = set(classes)
     for index, row in enumerate(drawings.rows):
         if row["label"] in wanted:
-            image = Image.open(io.BytesIO(drawings[index][IMAGE])).convert("RGBA")
-            opaque = image.getchannel("A").point(lambda alpha: 255 * (alpha >= _OPAQUE))
-            cutouts.setdefault(row["label"], []).append(image.crop(opaque.getbbox()))
+            pixels = decode.decode_channels(drawings[index][IMAGE], np.asarray, channels=4)
+            opaque = Image.fromarray(pixels[..., 3] >= _OPAQUE)
+            cutouts.setdefault(row["label"], []).append(Image.fromarray(pixels).crop(opaque.getbbox()))
     return cutouts
 
 
@@ -241,4 +242,5 @@ def _photographs(split):
     file = importlib.resources.files("big_ssl.data") / "embedded" / "photographs.parquet"
     with file.open("rb") as stream:
         rows = pyarrow.parquet.read_table(stream).to_pylist()
-    return [Image.open(io.BytesIO(row["webp"])).convert("RGB") for row in rows if row["split"] == split]
+    photographs = (row["webp"] for row in rows if row["split"] == split)
+    return [decode.decode_rgb(encoded, lambda image: image) for encoded in photographs]

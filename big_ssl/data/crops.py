@@ -180,7 +180,8 @@ class RandomScaleCrop:
     def __post_init__(self):
         if self.size < 1:
             raise ValueError(f"size is {self.size}; it must be at least 1")
-        if not 0 < self.scale[0] <= self.scale[1]:
+        low, high = self.scale
+        if not 0 < low <= high:
             raise ValueError(f"scale is {tuple(self.scale)}; it must be a rising pair above 0")
         if not 0 <= self.short <= self.long:
             raise ValueError(f"short is {self.short}; it must lie between 0 and long, {self.long}")

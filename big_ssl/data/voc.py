@@ -91,7 +91,7 @@ def _objects(content: bytes) -> dict:
             for element in found
         ]
     except (xml.etree.ElementTree.ParseError, ValueError) as error:
-        raise BadValue(f"its XML file can't be read: {error}") from error
+        raise BadValue(f"its XML file can't be read: {error}") from None  # the log names the root cause
     boxes = np.array(corners, float).reshape(-1, 4)
     boxes[:, :2] -= 1  # the first pixel is 1, and the last one belongs to the box
     if not (sides > 0).all():

@@ -83,19 +83,27 @@ class DetectMethod:
         """
         self._require("detect")
         texts = self.class_texts(class_names, templates)
-        letterbox, by_size = self.letterbox, dict[tuple, list[tuple[int, Letterboxed]]]()
+        run = functools.partial(
+            self.compiled_detector(score_threshold, max_detections), (self.variables, texts)
+        )
+        letterbox, size = self.letterbox, self.detection_split.size
+        by_size, results = dict[tuple, list[tuple[int, Letterboxed]]](), dict[int, Detections]()
         for i, image in enumerate(opened_images(images, self.channels)):
             letterboxed = letterbox(image)
-            by_size.setdefault(letterboxed.pixels.shape, []).append((i, letterboxed))
-        results: dict[int, Detections] = {}
-        compute = self.compiled_detector(score_threshold, max_detections)
+            group = by_size.setdefault(letterboxed.pixels.shape, [])
+            group.append((i, letterboxed))
+            if len(group) == size:  # not all at once: thousands of photographs would not fit in memory
+                results |= self._detections(run, by_size.pop(letterboxed.pixels.shape))
         for group in by_size.values():
-            examples = [x.example() for _, x in group]
-            batch = jax.tree.map(lambda *x: np.stack(x), *examples)
-            run = lambda batch: compute((self.variables, texts), batch)  # noqa: E731
-            boxes = self._in_batches(run, batch, self.detection_split.size)
-            results |= {i: result for (i, _), result in zip(group, by_image(boxes), strict=True)}
+            results |= self._detections(run, group)
         return [results[i] for i in range(len(results))]
+
+    def _detections(self, run, group):
+        """{number of an image: its Detections} of [(number, Letterboxed of one static size)]."""
+        numbers, examples = zip(*((i, x.example()) for i, x in group), strict=True)
+        batch = jax.tree.map(lambda *x: np.stack(x), *examples)
+        boxes = self._in_batches(run, batch, self.detection_split.size)
+        return dict(zip(numbers, by_image(boxes), strict=True))
 
     @property
     def detection_split(self) -> reading.HostSplit:

@@ -107,9 +107,10 @@ class Detection(StatelessObjective):
     def loss(self, features, fields, state, step):
         """See objectives.base.Objective. fields: boxes of kind boxes; pixels: uint8[B, H, W, C]."""
         del step
-        predictions = features["detections"]
+        predictions, size = features["detections"], fields["pixels"].shape[-3:-1]
+        self._check_size(predictions["centerness"][0].shape[1:], size)
         anchors = self.anchors(predictions)
-        targets = self._targets(anchors, fields["boxes"], fields["pixels"].shape[-3:-1])
+        targets = self._targets(anchors, fields["boxes"], size)
         logits, deltas, centerness = (flat(predictions[name]) for name in ("logits", "deltas", "centerness"))
         boxes = box_lib.decode_boxes(deltas, jnp.concatenate(anchors))
         positive = targets.labels >= 0
@@ -123,6 +124,15 @@ class Detection(StatelessObjective):
             positives=Sum(positive.sum(dtype=jnp.float32), len(logits)),
         )
         return (classes, Sum(_BOX_WEIGHT * overlap.value, overlap.count), central), metrics, state
+
+    def _check_size(self, shape, size):
+        """Raises ValueError if the finest map is not that of images of this (height, width)."""
+        stride = self.head.neck.strides[0]
+        if any(abs(cells * stride - side) > 2 * stride for cells, side in zip(shape, size, strict=True)):
+            raise ValueError(
+                f"detection: the map of stride {stride} has {shape} positions, the images {size} pixels; "
+                f"the field {self.view} must not be downsampled"
+            )
 
     def _targets(self, anchors, boxes, size):
         """atss.Targets of a batch, of boxes in fractions of images of this (height, width)."""

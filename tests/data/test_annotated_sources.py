@@ -125,8 +125,12 @@ def test_boxes_of_a_coco_file_that_are_left_out_are_counted(coco, changes, left_
         (dict(images=[dict(id=1, file_name="x", width=3)]), "'width': 3} has no height"),
         (dict(images=[dict(id=1, file_name="x", width=3, height=0)]), "image 1 is 3 x 0 pixels"),
         (dict(images=[]), "it has no images"),
-        (dict(images=[7]), "instances.json: "),
-        (dict(annotations=[7]), "instances.json: "),
+        (dict(images=[7]), "image 7 is no object"),
+        (dict(annotations=[7]), "annotation 7 is no object"),
+        (
+            dict(annotations=[dict(id=7, category_id=1)]),
+            "annotation {'id': 7, 'category_id': 1} has no image_id",
+        ),
         (dict(categories=[dict(id=1)]), "category {'id': 1} has no name"),
         (dict(images=None), "has no list of images"),
         (dict(categories=[COCO["categories"][0]] * 2), "two of its categories have one id"),
@@ -277,7 +281,7 @@ def test_maps_are_found_by_the_names_of_their_images(tmp_path):
     example = load.random_map(0, np.random.default_rng(0))
     assert example["data_errors"]["replaced_records"]
     assert example["depth"][0, 0] in (0, 1)
-    assert example["depth"][2, 2] - example["depth"][0, 0] == 10
+    assert example["depth"][2, 2] - example["depth"][0, 0] == pytest.approx(10)
 
 
 @pytest.mark.parametrize(

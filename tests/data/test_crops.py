@@ -136,9 +136,9 @@ def test_fractions_are_where_the_pixels_are_from(crop, size):
 
 def test_large_scale_jitter_resizes_into_its_range():
     crop = RandomScaleCrop(size=64, scale=(0.1, 2.0), fill=77)
-    prepared, factors = crop.prepare(gradient(120, 80)), []
+    prepared, factors, rng = crop.prepare(gradient(120, 80)), [], np.random.default_rng(0)
     for _ in range(300):
-        ((_, _, right, bottom), fractions), = crop.draw(prepared, RNG)  # fmt: skip
+        ((_, _, right, bottom), fractions), = crop.draw(prepared, rng)  # fmt: skip
         factors.append(right / fractions[2] / 64)  # of the longer side
         assert bottom / fractions[3] == pytest.approx(right / fractions[2] * 2 / 3, abs=1)
     assert min(factors) == pytest.approx(0.1, abs=0.02)

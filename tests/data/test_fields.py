@@ -87,6 +87,7 @@ def _check_pixels(images, value):
     shapes = dict(boxes=(-1, 4, 4), labels=(-1, 4), valid=(-1, 4))
     boxes = {key: np.asarray(x).reshape(shapes[key]) for key, x in value["boxes"].items()}
     masks = np.asarray(value["mask"]).reshape(-1, *images.shape[-3:-1])
+    masks = np.where(masks == 255, 0, masks)  # padding, of the background's colour
     depths = np.asarray(value["depth"]).reshape(masks.shape)
     seen = 0
     for i, image in enumerate(flat):
@@ -284,7 +285,8 @@ def test_a_label_of_zero_can_be_no_class():
 def test_a_depth_may_be_a_npy_file():
     buffer = io.BytesIO()
     np.save(buffer, np.full((30, 30), 2500.0))
-    value = _padded(dict(image=_png(np.zeros((60, 60, 3), np.uint8)), depth=buffer.getvalue()), 1.0)
+    record = dict(image=_png(np.zeros((60, 60, 3), np.uint8)), mask=np.zeros((60, 60)))
+    value = _padded(record | dict(depth=buffer.getvalue()), 1.0)
     assert (value["depth"] == 2.5).all()
 
 

@@ -32,6 +32,13 @@ def test_boxes_are_in_pixels_of_the_given_images(devices):
         assert found["labels"].dtype == np.int32
 
 
+def test_many_images_of_two_sizes_keep_their_order():
+    cells = [(8 * (i % 4), 8, 8 * (i % 4) + 8, 16) for i in range(11)]
+    pictures = [picture(32, 32 + 16 * (i % 2), {cell: "red"}) for i, cell in enumerate(cells)]
+    results = detector().detect(pictures)
+    np.testing.assert_allclose([found["boxes"][0] for found in results], cells, atol=1e-3)
+
+
 def test_thresholds_and_limits():
     """A cell that is half red has a logit of -2, a probability of 0.12."""
     half = picture(32, 32, {(8, 8, 12, 16): "red", (16, 16, 24, 24): "red"})

@@ -56,7 +56,8 @@ def test_the_linear_head(layers):
     kernel = RNG.normal(size=(2 * WIDTH * len(tokens), BINS))
     bias = RNG.normal(size=BINS)
     params = dict(linear=dict(kernel=np.float32(kernel), bias=np.float32(bias)))
-    result = LinearDepth(bins=BINS).apply(dict(params=params), dict(image=read))
+    with compiling.quickly():
+        result = jax.jit(LinearDepth(bins=BINS).apply)(dict(params=params), dict(image=read))
     expected = linear_by_hand(tokens, kernel, bias)
     assert np.ptp(expected) > 1
     np.testing.assert_allclose(result["depth"], expected, rtol=1e-5, atol=1e-5)
@@ -76,9 +77,16 @@ def test_maps_of_several_sizes_are_read_at_the_finest():
     np.testing.assert_allclose(apply()["depth"], np.minimum(expected, 2), rtol=1e-4, atol=1e-4)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def compiled_loss(objective, depth, truth, step):
+    loss, metrics, _ = objective.loss(dict(depth=depth), dict(depth=truth), {}, step)
+    return loss.mean, {name: x.mean for name, x in metrics.items()}
+
+
 def losses(objective, depth, truth, step):
-    loss, metrics, _ = objective.loss(dict(depth=jnp.float32(depth)), dict(depth=truth), {}, step)
-    return float(loss.mean), {name: float(x.mean) for name, x in metrics.items()}
+    with compiling.quickly():
+        loss, metrics = compiled_loss(objective, np.float32(depth), np.float32(truth), np.int32(step))
+    return float(loss), {name: float(x) for name, x in metrics.items()}
 
 
 @pytest.mark.parametrize("group", [0, 2])
@@ -158,6 +166,7 @@ def gradients(devices, count):
     return jax.device_get(result)
 
 
+@pytest.mark.slow
 def test_devices_and_microbatches_do_not_change_the_loss_and_its_gradient():
     (loss, (metrics, _)), grads = gradients(4, 2)
     (expected, (expected_metrics, _)), expected_grads = gradients(1, 1)

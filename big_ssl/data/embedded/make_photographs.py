@@ -19,7 +19,9 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 from absl import app, flags
-from PIL import Image, ImageOps
+from PIL import Image
+
+from big_ssl.data import decode
 
 PACKAGES = flags.DEFINE_string("packages", None, "the folder of the downloaded packages", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "the .parquet to write", required=True)
@@ -84,7 +86,7 @@ def photograph(name: str, content: bytes) -> Image.Image:
         pixels = np.frombuffer(bz2.decompress(content), np.uint8).reshape(768, 1024, 3)
         image = Image.fromarray(pixels)
     else:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+        image = decode.decode_rgb(content, lambda image: image)
     scale = SIDE / min(image.size)
     width, height = (round(side * scale) for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
