@@ -11,8 +11,8 @@
 Models: DINOv2's `vitb14` (the default), `vits14`, `vitl14` and `vitg14`, and Swin's `swin_t`, whose four
 maps are read in place of layers. Any other encoder is one entry of MODELS, any weights are
 --config.init_from.path. Presets: `linear4` reads four layers; `dpt` is the larger head; `tuned` also trains
-the encoder, after the head alone. `demo` learns the depths of composited scenes, in minutes on two CPU cores,
-from scratch; `tiny` is the demo in seconds, for tests.
+the encoder, after the head alone. `demo` learns the synthetic depths of composited scenes, in minutes on two
+CPU cores, from scratch; `tiny` is the demo in seconds, for tests.
 
 Published, from DINOv2's configs for NYUv2 (DPT) and KITTI (linear): the heads, 256 bins up to 10 metres, the
 two losses, AdamW with its weight decay, 38,400 steps of 16 images, the warm-up, gradients clipped at 35,
@@ -227,7 +227,8 @@ def _objective(config):
 
 
 def demo() -> dict:
-    """2,000 composited scenes of 80 pixels; the encoder waits for the head, and then trains at its rate."""
+    """2,000 composited scenes of 80 pixels with synthetic depths; the encoder waits for the head, and then
+    trains at its rate. With --config.lr_multipliers="(('encoders/', 0.0),)" it stays random: a baseline."""
     config = full("vitb14")
     config.update(
         name="depth_demo",
