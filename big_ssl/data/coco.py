@@ -102,28 +102,39 @@ class CocoImages(Sequence[Record]):
         rows = {image["id"]: row for row, image in enumerate(self._images)}
         things = [i for i, category in categories.items() if _is_thing(category)]
         numbers = {category_id: number for number, category_id in enumerate(things)}
-        images, objects = [], []
+        objects = []
         for annotation in annotations:
-            _check_keys("annotation", annotation, ("image_id", "category_id"))
-            category = annotation["category_id"]
-            if category not in categories:
-                raise ValueError(
-                    f"annotation {annotation.get('id')} has the category_id {category}, which is none of "
-                    f"the {len(categories)} categories"
-                )
-            image = self._images[row] if (row := rows.get(annotation["image_id"])) is not None else None
-            if image is None or category not in numbers:
-                self._left_out["boxes of no listed image" if image is None else "boxes of stuff"] += 1
-            elif problem := _problem(box := _box(annotation), image):
-                self._left_out[f"boxes {problem}"] += 1
-            else:
-                images.append(row)
-                objects.append(_object(annotation, box, image, numbers[category]))
-        order = np.argsort(np.array(images, int), kind="stable")
-        boxes, *others = zip(*objects, strict=True) if objects else ((), (), (), ())
-        columns = zip((np.array(boxes).reshape(-1, 4), *others), (float, int, bool, float), strict=True)
-        starts = np.cumsum([0, *np.bincount(np.array(images, int), minlength=len(self._images))])
-        return _Objects(*(np.array(column, dtype)[order] for column, dtype in columns)), starts
+            _check_annotation(annotation, categories)
+            row, number = rows.get(annotation["image_id"]), numbers.get(annotation["category_id"])
+            if row is None or number is None:
+                self._left_out["boxes of no listed image" if row is None else "boxes of stuff"] += 1
+                continue
+            box, area = annotation["bbox"], annotation.get("area")
+            area = area if isinstance(area, int | float) else box[2] * box[3]
+            objects.append((row, number, annotation.get("iscrowd", 0), area, *box))
+        table = np.array(objects, float).reshape(-1, 8)
+        sides = np.array([(image["width"], image["height"]) for image in self._images], float)
+        table = table[self._usable(table[:, 4:], sides[table[:, 0].astype(int)])]
+        table = table[np.argsort(table[:, 0], kind="stable")]
+        images = table[:, 0].astype(int)
+        starts = np.cumsum([0, *np.bincount(images, minlength=len(self._images))])
+        corners = np.stack([table[:, 4:6], table[:, 4:6] + table[:, 6:]], 1) / sides[images][:, None]
+        boxes = corners[..., ::-1].reshape(-1, 4)
+        return _Objects(boxes, table[:, 1].astype(int), table[:, 2] == 1, table[:, 3]), starts
+
+    def _usable(self, boxes, sides):
+        """bool[N]: the boxes, (x, y, width, height), that lie in images of these sides; counts the others."""
+        start, stop = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+        usable = np.ones(len(boxes), bool)
+        for problem, fine in (
+            ("that are not finite", np.isfinite(boxes)),
+            ("without area", boxes[:, 2:] > 0),
+            ("outside their image", (start < sides) & (stop > 0)),
+        ):
+            if count := (usable & ~fine.all(1)).sum():
+                self._left_out[f"boxes {problem}"] = int(count)
+            usable &= fine.all(1)
+        return usable
 
 
 def _read(annotations, images):
@@ -182,36 +193,15 @@ def _is_thing(category):
     return category.get("isthing", 1) == 1
 
 
-def _box(annotation):
-    """float64[4]: (x, y, width, height) in pixels."""
+def _check_annotation(annotation, categories):
+    _check_keys("annotation", annotation, ("image_id", "category_id"))
     if "segments_info" in annotation:
         raise ValueError("it is of COCO's panoptic format; instances are read")
-    try:
-        box = np.array(annotation.get("bbox"), float)
-    except (ValueError, TypeError):
-        box = np.empty(0)
-    if box.shape != (4,):
+    number, category, box = (annotation.get(key) for key in ("id", "category_id", "bbox"))
+    if category not in categories:
         raise ValueError(
-            f"annotation {annotation.get('id')} has the bbox {annotation.get('bbox')!r}; "
-            "it must be four numbers"
+            f"annotation {number} has the category_id {category}, which is none of the "
+            f"{len(categories)} categories"
         )
-    return box
-
-
-def _problem(box, image):
-    """Why a box can't be used; "" if it can."""
-    if not np.isfinite(box).all():
-        return "that are not finite"
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        return "without area"
-    inside = x < image["width"] and y < image["height"] and x + width > 0 and y + height > 0
-    return "" if inside else "outside their image"
-
-
-def _object(annotation, box, image, number):
-    """(box, label, crowd, area): a row of _Objects."""
-    x, y, width, height = box
-    sides = [image["height"], image["width"]] * 2
-    corners = np.array([y, x, y + height, x + width]) / sides
-    return corners, number, annotation.get("iscrowd", 0), annotation.get("area", width * height)
+    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)):
+        raise ValueError(f"annotation {number} has the bbox {box!r}; it must be four numbers")
