@@ -22,7 +22,7 @@ def golden():
 def test_transformers_upernet():
     weights, arrays = golden()
     maps = [arrays[f"map{i}"] for i in range(4)]
-    head = UPerNetSegmentation(5, channels=8)
+    head = UPerNetSegmentation(5, channels=6)
     apply = jax.jit(lambda maps: head.apply(weights["upernet"], dict(image=dict(pyramid=maps))), **FAST)
     np.testing.assert_allclose(apply(maps)["logits"], arrays["logits"], rtol=1e-4, atol=1e-4)
 

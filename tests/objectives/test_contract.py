@@ -48,9 +48,14 @@ class Normed(nn.Module):
 
 def test_a_heads_running_statistics_are_state_that_is_averaged_and_evaluated():
     """Also those of a head that two objectives share, and only heads that have any are in the state."""
-    first, other = Toy("example", Normed()), Toy("example")
-    second = dataclasses.replace(first, shares_head_with="first")
-    objectives = dict(first=first, second=second, other=dataclasses.replace(other, head=Plain()))
+
+    class Sharing(Toy):
+        shares_head_with = "first"
+
+    heads = dict(first=Normed(), second=Normed(), other=Plain())
+    objectives = {
+        name: (Sharing if name == "second" else Toy)("example", head) for name, head in heads.items()
+    }
     terms = {name: Term("pairs", objective, lambda step: 1.0) for name, objective in objectives.items()}
     system = System({"text": Tower()}, FIELDS, terms)
     params, mutable = system.init(KEY, dict(pairs=batch(0)))

@@ -294,9 +294,7 @@ def test_options_that_do_not_fit_are_named(options, message):
 def test_images_of_another_size_than_the_encoders_are_named():
     batch = example()[2]["s"]
     large = np.zeros((BATCH, 2 * SIDE, 2 * SIDE, 3), np.uint8)
-    with pytest.raises(
-        ValueError, match=r"^detection: the map of stride 8 has \(8, 8\) positions, "
-    ):
+    with pytest.raises(ValueError, match=r"^detection: the map of stride 8 has \(8, 8\) positions, "):
         objective().loss(dict(detections=predictions()), dict(boxes=batch["boxes"], pixels=large), {}, 0)
 
 

@@ -5,7 +5,7 @@ import torch
 from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetHead
 
-WIDTHS, CHANNELS, CLASSES = (4, 6, 8, 10), 8, 5
+WIDTHS, CHANNELS, CLASSES = (4, 5, 6, 8), 6, 5
 # Of an image of 56 x 88 pixels, odd ones among them.
 SIZES = ((14, 22), (7, 11), (4, 6), (2, 3))
 
@@ -25,7 +25,7 @@ def head() -> UperNetHead:
 
 
 def variables(peer: UperNetHead) -> dict:
-    """The variables of UPerNetSegmentation(5, channels=8)."""
+    """The variables of UPerNetSegmentation(5, channels=6)."""
     blocks = {f"pool{side}": f"psp_modules.{i}.1" for i, side in enumerate((1, 2, 3, 6))}
     blocks |= {"bottleneck": "bottleneck", "fusion": "fpn_bottleneck"}
     blocks |= {f"lateral{i}": f"lateral_convs.{i}" for i in range(3)}
