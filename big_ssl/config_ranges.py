@@ -38,6 +38,8 @@ _RULES = tuple(
         # Of optimisers and objectives.
         (r"learning_rate|lr_multipliers|rates|weight_decay|clip_norm|weight", NOT_NEGATIVE),
         (r"objectives\.\w+\.layers", INDEX),  # negative ones count from the end
+        (r"evals\.\w+\.window", NOT_NEGATIVE),  # 0 for none
+        (r"evals\.\w+\.scales", POSITIVE),
         (r"bins|gradient_weight|pixel_group", NOT_NEGATIVE),
         (r"min_depth|max_depth", POSITIVE),
         (r"upsample", COUNT),

@@ -74,6 +74,7 @@ class Model(Predictor):
         variables = dict(
             params=dict(variables["params"]) | dict(heads=heads),
             encoders={name: statistics.get(name, {}) for name in system.encoders},
+            heads=variables.get("heads", {}),
         )
         super().__init__(
             system,

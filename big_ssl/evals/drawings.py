@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFont
 
 from big_ssl.data import bands
@@ -77,16 +78,51 @@ def draw_classes(
       uint8[H, W', 3], W' >= W.
     """
     numbers, counts = np.unique(classes[classes != ignore], return_counts=True)
-    blended = image.astype(np.float32)
-    for number in numbers:
-        where = classes == number
-        colour = np.array(class_colour(int(number)), np.float32)
-        blended[where] = (1 - opacity) * blended[where] + opacity * colour
+    blended = _blended(image, classes, opacity, ignore)
     largest = [int(number) for number in numbers[np.argsort(-counts, kind="stable")]]
     rows = [(class_colour(number), _name(names, number)) for number in largest[:_LEGEND]]
     if len(largest) > _LEGEND:
         rows.append(((255, 255, 255), f"{len(largest) - _LEGEND} more"))
-    return _beside(np.round(blended).astype(np.uint8), _legend(rows, len(image), _text_size(image)))
+    return _beside(blended, _legend(rows, len(image), _text_size(image)))
+
+
+def _blended(image, classes, opacity, ignore):
+    """uint8[H, W, 3]: the image under the colours of its classes."""
+    blended = image.astype(np.float32)
+    for number in np.unique(classes[classes != ignore]):
+        where = classes == number
+        colour = np.array(class_colour(int(number)), np.float32)
+        blended[where] = (1 - opacity) * blended[where] + opacity * colour
+    return np.round(blended).astype(np.uint8)
+
+
+def class_figure(
+    rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], names: Sequence[str], ignore: int = 255
+) -> Figure:
+    """Rows of an image, the image under its classes and under the predicted ones, over a legend.
+
+    rows: (uint8[H, W, C], int[H, W], int[H, W]); names, ignore: as in draw_classes.
+    """
+
+    def tile(image, classes):
+        return plots.Tile(_blended(bands.visible(image), classes, 0.7, ignore))
+
+    tiles = [
+        [plots.Tile(bands.visible(image)), tile(image, truth), tile(image, predicted)]
+        for image, truth, predicted in rows
+    ]
+    figure = plots.tiles(tiles, ("image", "classes", "predicted"))
+    maps = np.concatenate([x.ravel() for _, *maps in rows for x in maps])
+    numbers, counts = np.unique(maps[maps != ignore], return_counts=True)
+    largest = [int(number) for number in numbers[np.argsort(-counts, kind="stable")]][:_LEGEND]
+    handles = [
+        Patch(color="#{:02x}{:02x}{:02x}".format(*class_colour(number)), label=_name(names, number))
+        for number in largest
+    ]
+    figure.legend(
+        handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, fontsize=8, frameon=False
+    )
+    return figure
 
 
 def depth_colours(depth: np.ndarray, nearest: float, farthest: float) -> np.ndarray:

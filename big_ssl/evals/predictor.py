@@ -16,6 +16,7 @@ from big_ssl.evals.depth_method import DepthMethod
 from big_ssl.evals.detect_method import DetectMethod
 from big_ssl.evals.layer_features import LayerFeatures
 from big_ssl.evals.model_inputs import Images, checked_tokens, image_batch, is_text_list
+from big_ssl.evals.segment_method import SegmentMethod
 from big_ssl.losses.contrastive import l2_normalize
 
 _WITHOUT_TEXTS = "text encoder: it embeds images alone"
@@ -26,6 +27,7 @@ _LACKS = dict(
     depth="depth head: none was trained",
     detect="detection head: none was trained",
     encode_text=_WITHOUT_TEXTS,
+    segment="segmentation head: none was trained",
     zero_shot=_WITHOUT_TEXTS,
     image_tokens=_WITHOUT_LAYERS,
     intermediate_layers=_WITHOUT_LAYERS,
@@ -34,7 +36,7 @@ _LACKS = dict(
 )
 
 
-class Predictor(LayerFeatures, DepthMethod, DetectMethod):
+class Predictor(LayerFeatures, DepthMethod, DetectMethod, SegmentMethod):
     """A model with its weights. Its methods return NumPy arrays, float32 whatever the dtype of computation.
 
     They take as images uint8[B, H, W, 3], or a list of images of any sizes, each uint8[H, W, 3], a path or an

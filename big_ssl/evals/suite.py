@@ -14,6 +14,7 @@ from big_ssl.evals.linear_head import LinearHead
 from big_ssl.evals.linear_probe import LinearProbe
 from big_ssl.evals.linear_sweep import LinearSweep
 from big_ssl.evals.retrieval import Retrieval
+from big_ssl.evals.segmentation import Segmentation
 from big_ssl.evals.zero_shot import ZeroShot
 
 EVALUATORS: dict[str, type[Evaluator]] = {
@@ -26,6 +27,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "linear_head": LinearHead,
     "knn": Knn,
     "depth": Depth,
+    "segmentation": Segmentation,
     "detection": Detection,
 }
 

@@ -96,11 +96,11 @@ class Objective(Protocol):
     """One weighted term of the loss: a frozen value.
 
     inputs: {the objective's name for it: an encoder call or a batch field} that it reads.
-    head: a linen module with its own parameters, called with ({name: dict of encoder outputs, or a batch
-      field}, train) and, in training, a "dropout" key. Returns features: arrays with a leading example axis,
-      scalars such as a temperature, and under "shared" arrays without an example axis, such as prototypes.
-      If some inputs are the teacher's, the head is called a second time, on these alone, with EMA
-      parameters; the result is the features' "teacher".
+    head: a linen module with its own parameters, and running statistics if it has any, called with
+      ({name: dict of encoder outputs, or a batch field}, train) and, in training, a "dropout" key. Returns
+      features: arrays with a leading example axis, scalars such as a temperature, and under "shared" arrays
+      without an example axis, such as prototypes. If some inputs are the teacher's, the head is called a
+      second time, on these alone, with EMA parameters; the result is the features' "teacher".
     shares_head_with: the objective whose head's parameters it uses; "" for a separate head.
     scope: "batch" if the loss couples examples, "example" if it is a mean over examples.
     provides: {method of the predictor ("encode_image", "classify"): how the trained head implements it}.

@@ -2,7 +2,17 @@
 
 from collections.abc import Callable, Mapping
 
-from big_ssl.objectives import classification, contrastive, depth, detection, dino, gram, ibot, koleo
+from big_ssl.objectives import (
+    classification,
+    contrastive,
+    depth,
+    detection,
+    dino,
+    gram,
+    ibot,
+    koleo,
+    segmentation,
+)
 from big_ssl.objectives.base import Context, Objective
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
@@ -14,6 +24,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "gram": gram.build,
     "ibot": ibot.build,
     "koleo": koleo.build,
+    "segmentation": segmentation.build,
 }
 
 

@@ -165,6 +165,7 @@ def summary(metrics: Mapping[str, float]) -> str:
         ("knn", "k20_top1"),
         ("depth", "delta1"),
         ("detection", "AP50"),
+        ("segmentation", "miou"),
         ("retrieval", "image_to_text_r1"),
     ):
         values = {

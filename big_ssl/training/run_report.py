@@ -30,6 +30,10 @@ _TASKS = {
         "Evaluation is COCO's: average precision, of boxes that overlap the annotated ones by half (AP50), "
         "and averaged over stricter overlaps (AP)."
     ),
+    "segment": (
+        "A head on the image encoder learns the class of each pixel. Evaluation counts how far predicted and "
+        "true regions of each class coincide, over all pixels of the set."
+    ),
     "depth": (
         "A head on the image encoder learns how far away each pixel is. Evaluation compares its depths with "
         "measured ones, image by image."

@@ -76,12 +76,14 @@ class System:
         for name, term in self.terms.items():
             if not term.objective.shares_head_with:
                 head_inputs = self._head_inputs(term, outputs, batch, teacher=False)
-                variables = term.objective.head.init(named_key(key, name), head_inputs)
-                heads[name] = _head_params(name, variables)
-        params = {"encoders": {k: v["params"] for k, v in initial.items()}, "heads": heads}
-        statistics = {k: {c: v[c] for c in v if c != "params"} for k, v in initial.items()}
+                heads[name] = term.objective.head.init(named_key(key, name), head_inputs)
+        parts = dict(encoders=initial, heads=heads)
+        params = {part: {k: v.get("params", {}) for k, v in parts[part].items()} for part in parts}
+        statistics = {part: {k: _without_params(v) for k, v in parts[part].items()} for part in parts}
+        if not any(statistics["heads"].values()):
+            del statistics["heads"]
         states = {name: term.objective.initial_state() for name, term in self.terms.items()}
-        return params, {"encoders": statistics, "objectives": states}
+        return params, statistics | {"objectives": states}
 
     def loss(self, params, mutable, batch, key, step, teacher=None):
         """The weighted sum of all objectives.
@@ -95,10 +97,10 @@ class System:
           (float32[], (metrics, new mutable)); metrics: {"<objective>/<metric>": float32[]}, see `metrics`.
         """
         batch = self.flipped(batch, key)
-        features, statistics = self.features(params, mutable["encoders"], batch, key, teacher)
+        features, statistics = self.features(params, mutable, batch, key, teacher)
         losses, metrics, states = self.losses(features, batch, mutable["objectives"], step)
         total = self.total(losses, step)
-        return total, (self.metrics(losses, metrics, step), {"encoders": statistics, "objectives": states})
+        return total, (self.metrics(losses, metrics, step), statistics | {"objectives": states})
 
     def flipped(self, batch, key):
         """The batch with boxes, masks and depths mirrored wherever `features` will mirror their images.
@@ -113,30 +115,34 @@ class System:
             batch[stream][name] = field.mirror(batch[stream][name], flips)
         return batch
 
-    def features(self, params, encoder_state, batch, key, teacher=None):
+    def features(self, params, statistics, batch, key, teacher=None):
         """The features of every objective's head, in training mode.
 
         Args:
-          params, encoder_state: as in TrainState, the latter mutable["encoders"].
+          params: as in TrainState.
+          statistics: the running statistics in TrainState's mutable, "encoders" and "heads", if it has them.
           batch, key: see `flipped`; the random key of this step.
           teacher: state.averaged of the EMA weights, for the teacher's calls.
 
         Returns:
-          ({objective: features}, the encoders' new state).
+          ({objective: features}, the new statistics).
         """
         not_training = {name for name, tree in params["encoders"].items() if self._all_frozen(name, tree)}
         params = jax.tree_util.tree_map_with_path(
             lambda path, x: jax.lax.stop_gradient(x) if self.frozen(path_name(path)) else x, params
         )
         params, inputs = self._gathered(params), self._view_inputs(batch, key, train=True)
+        encoder_state, heads = statistics["encoders"], dict(statistics.get("heads", {}))
         outputs, encoder_state = self._student_outputs(params, encoder_state, inputs, key, not_training)
         features = {}
         for name, term in self.terms.items():
             head_inputs = self._head_inputs(term, outputs, batch, teacher=False)
-            features[name] = self._apply_head(name, params, head_inputs, named_key(key, f"heads/{name}"))
+            variables, head_key = dict(params=params, heads=heads), named_key(key, f"heads/{name}")
+            features[name], state = self._apply_head(name, variables, head_inputs, head_key)
+            heads |= {term.objective.shares_head_with or name: state} if state else {}
         for name, teacher_features in self._teacher_features(teacher, inputs, batch).items():
             features[name]["teacher"] = teacher_features
-        return features, encoder_state
+        return features, dict(encoders=encoder_state) | (dict(heads=heads) if heads else {})
 
     def teacher_features(self, teacher, batch, key):
         """{objective: its head's features of the teacher's calls}, if it has such calls; no gradient.
@@ -193,7 +199,7 @@ class System:
         """The encoder outputs of one call in evaluation mode.
 
         Args:
-          variables: {"params", "encoders"} as state.evaluation_variables returns.
+          variables: {"params", "encoders", "heads"} as state.evaluation_variables returns.
           call: an EncoderCall.
           inputs: the batch field that call.view names.
         """
@@ -211,7 +217,8 @@ class System:
           name: the objective.
           inputs: {input of the head: what `encode` returned}.
         """
-        return self._apply_head(name, self._gathered(variables["params"]), inputs)
+        gathered = dict(variables) | dict(params=self._gathered(variables["params"]))
+        return self._apply_head(name, gathered, inputs)[0]
 
     def bound_encoder(self, variables, call, images):
         """The arguments of a function that probes an encoder's layers.
@@ -326,7 +333,7 @@ class System:
         for name, term in self.terms.items():
             if any(call.teacher for call in term.calls.values()):
                 head_inputs = self._head_inputs(term, outputs, batch, teacher=True)
-                features[name] = self._apply_head(name, teacher["params"], head_inputs)
+                features[name] = self._apply_head(name, teacher, head_inputs)[0]
         return jax.lax.stop_gradient(features)
 
     def _head_inputs(self, term, outputs, batch, teacher):
@@ -339,12 +346,13 @@ class System:
                 inputs[name] |= {key: available[key] for key in VIEW_OUTPUTS if key in available}
         return inputs | term.fields(batch)
 
-    def _apply_head(self, name, params, inputs, key=None):
-        """key: of the head's dropout, in training; None in evaluation."""
-        objective = self.terms[name].objective
-        variables = {"params": params["heads"][objective.shares_head_with or name]}
+    def _apply_head(self, name, variables, inputs, key=None):
+        """(features, the head's new statistics); key: of dropout, in training; None in evaluation."""
+        head, owner = self.terms[name].objective.head, self.terms[name].objective.shares_head_with or name
+        state = variables.get("heads", {}).get(owner, {})
+        collections = {"params": variables["params"]["heads"][owner], **state}
         rngs = None if key is None else {"dropout": key}
-        return objective.head.apply(variables, inputs, train=key is not None, rngs=rngs)
+        return head.apply(collections, inputs, train=key is not None, mutable=list(state), rngs=rngs)
 
     def _view_inputs(self, batch, key, train):
         """{(stream, view): an encoder's arguments, and the mask and mix_ratio if the view has them}."""
@@ -376,11 +384,5 @@ class System:
         return all(self.frozen(f"encoders/{encoder}/{path}") for path in paths)
 
 
-def _head_params(objective, variables):
-    others = ", ".join(sorted(set(variables) - {"params"}))
-    if others:
-        raise ValueError(
-            f"the head of {objective!r} keeps {others}, and a head may keep parameters alone: "
-            "what changes without a gradient is its objective's state (Objective.initial_state)"
-        )
-    return variables.get("params", {})
+def _without_params(variables):
+    return {collection: tree for collection, tree in variables.items() if collection != "params"}

@@ -108,7 +108,8 @@ def _fields(module, without):
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """{path: shape} of all weights: params/encoders/..., params/heads/..., encoders/... for statistics."""
+    """{path: shape} of all weights: params/encoders/..., params/heads/..., and encoders/..., heads/... for
+    running statistics."""
     built, key, ids = modules(config), jax.random.key(0), jnp.zeros((1, 1), int)
     outputs, variables = {}, {}
     if built.image is not None:
@@ -120,19 +121,19 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         outputs["text"], variables["text"] = jax.eval_shape(built.text.init_with_output, key, ids, ids == 0)
     pooled = outputs.get("image", {}).get("pooled")
     heads = {
-        name: dict(projection=jax.eval_shape(projection.init, key, pooled)["params"])
+        name: dict(params=dict(projection=jax.eval_shape(projection.init, key, pooled)["params"]))
         for name, projection in built.projections.items()
     }
     named = dict(contrastive=built.head, embedding=built.embedding, classification=built.classifier)
     for name, head in named.items():
         if head is not None:
-            heads[name] = jax.eval_shape(head.init, key, outputs).get("params", {})
+            heads[name] = jax.eval_shape(head.init, key, outputs)
     for method, objective in built.tasks.items():
         inputs = {
             name: jax.eval_shape(functools.partial(_outputs, built.image, objective.inputs[name]), images)
             for name in objective.provides[method].inputs
         }
-        heads[method] = jax.eval_shape(objective.head.init, key, inputs)["params"]
+        heads[method] = jax.eval_shape(objective.head.init, key, inputs)
     return _flat_shapes(_variables(variables, heads))
 
 
@@ -151,13 +152,15 @@ def _flat_shapes(variables):
 
 
 def _variables(encoder_variables: Mapping[str, Mapping], heads: Mapping[str, Mapping]) -> dict:
-    """As training.state.evaluation_variables: {"params": {"encoders", "heads"}, "encoders": statistics}."""
+    """As training.state.evaluation_variables: {"params": {"encoders", "heads"}, and the running statistics of
+    "encoders" and "heads"}."""
+    parts = dict(encoders=encoder_variables, heads=heads)
+    params = {part: {name: x.get("params", {}) for name, x in trees.items()} for part, trees in parts.items()}
     statistics = {
-        name: {k: v for k, v in variables.items() if k != "params"}
-        for name, variables in encoder_variables.items()
+        part: {name: {k: v for k, v in x.items() if k != "params"} for name, x in trees.items()}
+        for part, trees in parts.items()
     }
-    encoder_params = {name: variables["params"] for name, variables in encoder_variables.items()}
-    return dict(params=dict(encoders=encoder_params, heads=heads), encoders=statistics)
+    return dict(params=params, **statistics)
 
 
 def encoder_variables(variables: Mapping, name: str) -> dict:

@@ -11,6 +11,7 @@ import pytest
 from big_ssl.data.fields import Image
 from big_ssl.models.vit import ViT
 from big_ssl.objectives.base import EncoderCall, StatelessObjective, Sum, mean_loss
+from big_ssl.training import state as state_lib
 from big_ssl.training.system import System, Term
 from tests.training.toys import FIELDS, Tower, Toy
 
@@ -39,19 +40,41 @@ def test_a_kind_is_used_twice_with_heads_and_states_of_their_own(two):
     assert np.abs(np.subtract(*kernels)).max() > 0
 
 
-def test_a_head_that_keeps_more_than_parameters_is_named():
-    """Its batch norm's statistics would be lost, and evaluation would fail."""
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, inputs, train=False):
+        return dict(x=nn.BatchNorm(use_running_average=not train)(inputs["text"]["pooled"]))
 
-    class Normed(nn.Module):
-        @nn.compact
-        def __call__(self, inputs, train=False):
-            return nn.BatchNorm(use_running_average=not train)(inputs["text"]["pooled"])
 
-    terms = dict(itc=Term("pairs", Toy("example", Normed()), lambda step: 1.0))
+def test_a_heads_running_statistics_are_state_that_is_averaged_and_evaluated():
+    """Also those of a head that two objectives share, and only heads that have any are in the state."""
+
+    class Sharing(Toy):
+        shares_head_with = "first"
+
+    heads = dict(first=Normed(), second=Normed(), other=Plain())
+    objectives = {
+        name: (Sharing if name == "second" else Toy)("example", head) for name, head in heads.items()
+    }
+    terms = {name: Term("pairs", objective, lambda step: 1.0) for name, objective in objectives.items()}
     system = System({"text": Tower()}, FIELDS, terms)
-    message = "^the head of 'itc' keeps batch_stats, and a head may keep parameters alone: "
-    with pytest.raises(ValueError, match=message):
-        system.init(jax.random.key(0), dict(pairs=batch(0)))
+    params, mutable = system.init(KEY, dict(pairs=batch(0)))
+    assert {name for name, state in mutable["heads"].items() if state} == {"first"}
+    _, statistics = system.features(params, mutable, dict(pairs=batch(0)), KEY)
+    output = dict(text=dict(pooled=jnp.full((8, 6), 2.0)))
+    for name in ("first", "second"):
+        evaluated = system.head(dict(params=params) | statistics, name, output)["x"]
+        state = statistics["heads"]["first"]["batch_stats"]["BatchNorm_0"]
+        np.testing.assert_allclose(
+            evaluated, (2 - state["mean"]) / np.sqrt(state["var"] + 1e-5) * np.ones((8, 1))
+        )
+    assert state_lib.averaged(params, mutable)["heads"] is mutable["heads"]
+
+
+class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, inputs, train=False):
+        return dict(x=nn.Dense(2)(inputs["text"]["pooled"]))
 
 
 def test_losses_and_metrics_of_one_kind_stand_side_by_side(two):
@@ -67,16 +90,16 @@ def test_losses_and_metrics_of_one_kind_stand_side_by_side(two):
 def test_a_head_has_random_keys_in_training_and_none_in_evaluation(two):
     system, params, mutable, batches = two
     output = dict(text=dict(pooled=jnp.ones((8, 6))), tokens=batches["pairs"]["text"])
+    variables = dict(params=params) | state_lib.statistics(mutable)
 
     def features(key):
-        return system._apply_head("first", params, output, key)["x"]
+        return system._apply_head("first", variables, output, key)[0]["x"]
 
     one, again, other, evaluated = (features(key) for key in (KEY, KEY, jax.random.key(2), None))
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 0
     assert (one == 0).any()
     assert not (evaluated == 0).any()
-    variables = dict(params=params, encoders=mutable["encoders"])
     np.testing.assert_array_equal(system.head(variables, "first", output)["x"], evaluated)
 
 
@@ -134,8 +157,8 @@ def test_calls_of_several_layers_share_a_run_and_get_theirs():
     @jax.jit
     def compute():
         params, mutable = system.init(KEY, batches)
-        features, _ = system.features(params, mutable["encoders"], batches, KEY)
-        variables = dict(params=params, encoders=mutable["encoders"])
+        features, _ = system.features(params, mutable, batches, KEY)
+        variables = dict(params=params) | state_lib.statistics(mutable)
         outputs = system.encode(variables, layers["first"].inputs["image"], images)
         pixels = pairs["image"].encoder_inputs(images, KEY, False)["images"]
         weights = {"params": params["encoders"]["image"]}

@@ -52,7 +52,7 @@ def test_masked_patches_and_self_distillation_on_a_swin(embedding):
         teacher = dict(params=params, encoders=mutable["encoders"])
 
         def loss(params, batch, system=system, mutable=mutable, teacher=teacher):
-            features, _ = system.features(params, mutable["encoders"], batch, jax.random.key(1), teacher)
+            features, _ = system.features(params, mutable, batch, jax.random.key(1), teacher)
             losses, _, _ = system.losses(features, batch, mutable["objectives"], jnp.int32(0))
             return system.total(losses, 0)
 

@@ -49,3 +49,10 @@ def parameters(levels: nn.ModuleList) -> dict[str, dict[str, np.ndarray]]:
             elif isinstance(layer, LayerNorm2d):
                 result[f"level{i}_{next(norms)}"] = dict(scale=arrays["weight"], bias=arrays["bias"])
     return result
+
+
+def outputs(levels: nn.ModuleList, x: np.ndarray) -> list[np.ndarray]:
+    """The maps [B, h, w, channels] of x: float32[B, H, W, D]."""
+    with torch.no_grad():
+        tensor = torch.from_numpy(x).permute(0, 3, 1, 2)
+        return [level(tensor).permute(0, 2, 3, 1).numpy() for level in levels]
