@@ -37,6 +37,11 @@ def test_maps_that_are_not_halved_are_named():
         dynamic_head.DynamicHead(8, 1, groups=4).init(jax.random.key(0), maps)
 
 
+def test_channels_that_are_no_multiple_of_the_groups_are_named():
+    with pytest.raises(ValueError, match="dynamic head: 8 channels are no multiple of 16 groups"):
+        dynamic_head.DynamicHead(8, 1).init(jax.random.key(0), MAPS)
+
+
 def test_the_misindexed_reading():
     """The first numbers of an image in the order [K, H, W], in the shape [K, h, w]."""
     x = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
