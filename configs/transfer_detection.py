@@ -290,7 +290,11 @@ def _objective(config):
 
 
 def demo() -> dict:
-    """2,000 composited scenes of 128 pixels; a small CoSwin from scratch, all layers from the first step."""
+    """2,000 composited scenes of 128 pixels; a small CoSwin from scratch, all layers from the first step.
+
+    Seven minutes on one core: AP50 7.5% on unseen drawings, and `demo_frozen` 7.3%, with one seed. So short a
+    run shows that the detector learns, and not yet what a trained encoder is worth.
+    """
     config = full("coswin_b")
     config.update(
         name="detection_demo",
