@@ -140,8 +140,7 @@ def test_wrong_arguments_are_named(change, message):
 
 
 def test_flops_off_tpu():
-    """A small map is a product with all its pixels, a large one four products a tap."""
-    for size, pixels in ((10, 100), (40, 4)):
-        inputs, taps = random_inputs(size, size, 1, 1), 9 * size * size
-        flops = forward_flops(functools.partial(dcn.deformable_conv, **inputs))
-        assert flops == 2 * taps * (2 * 3 + 2 * pixels)
+    """Four products a tap, whatever the size of the map."""
+    for size in (10, 40):
+        flops = forward_flops(functools.partial(dcn.deformable_conv, **random_inputs(size, size, 1, 1)))
+        assert flops == 2 * 9 * size * size * (2 * 3 + 2 * 4)
