@@ -92,6 +92,17 @@ def test_boxes(photos, tmp_path, model, capsys):
     assert "broken.jpg: UnidentifiedImageError" in page
 
 
+def test_a_large_photograph_is_drawn_small_and_predicted_whole(tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (3200, 2000)).save(tmp_path / "photos" / "large.png")
+    _, record, out = run(tmp_path / "photos", tmp_path, "detect")
+    (entry,) = record["predictions"]
+    assert Image.open(out / entry["drawing"]).size == (1600, 1000)
+    assert entry["objects"][1]["box"] == [800, 500, 3200, 2000]
+    drawn = np.asarray(Image.open(out / entry["drawing"]))
+    assert drawn[500:900, 400].any(-1).all()  # the left edge of the second box
+
+
 def test_boxes_by_names_alone(photos, tmp_path, model):
     run(photos, tmp_path, "detect", classes=NAMES, zero_shot=True)
     assert model.class_names == ["cat", "dog"]

@@ -133,7 +133,7 @@ class Detection(Evaluator):
         dataset = self._name.replace("_", " ")
         text = (
             "Above, images with their annotated boxes; below, the boxes that the model detects, with their "
-            f"scores: of each image up to {_SHOWN_BOXES} with a score of {_SHOWN_SCORE} or more. "
+            f"scores: of each image the best one, and up to {_SHOWN_BOXES} of {_SHOWN_SCORE} or more. "
             + ("The names of the classes are texts, to which boxes are compared. " if self._by_text else "")
             + "The images are evenly spaced through the set, failures included."
         )
@@ -223,8 +223,9 @@ def _category_ids(kind, classes):
 
 
 def _best(detections):
-    """The detections that the report draws."""
-    shown = np.flatnonzero(detections["scores"] >= _SHOWN_SCORE)[:_SHOWN_BOXES]
+    """The detections that the report draws: at least the best one."""
+    scores = detections["scores"]
+    shown = np.flatnonzero((scores >= _SHOWN_SCORE) | (np.arange(len(scores)) == 0))[:_SHOWN_BOXES]
     return {key: value[shown] for key, value in detections.items()}
 
 

@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from big_ssl.evals import drawings, plots
 
-# Smaller images are enlarged by a whole factor before they are drawn on, so that texts fit.
-_SMALLEST_SIDE = 240
+# Images whose longer side is smaller are enlarged by a whole factor before they are drawn on, so that texts
+# fit; larger ones are shrunk, so that a page of photographs loads.
+_SMALLEST, _LARGEST = 240, 1_600
 
 
 class Prediction(NamedTuple):
@@ -32,8 +34,9 @@ def detections(image: np.ndarray, result: dict[str, np.ndarray], names: Sequence
       names: of the classes; () for their numbers.
     """
     boxes, scores, labels = (np.asarray(result[key]) for key in ("boxes", "scores", "labels"))
-    large, factor = _enlarged(image)
-    drawing = drawings.draw_boxes(large, boxes * factor, labels, names, scores)
+    canvas = _canvas(image)
+    scale = np.tile(np.divide(canvas.shape[1::-1], image.shape[1::-1]), 2)
+    drawing = drawings.draw_boxes(canvas, boxes * scale, labels, names, scores)
     found = [
         dict(box=[float(x) for x in box], score=float(score), label=int(label))
         | (dict(name=names[label]) if 0 <= label < len(names) else {})
@@ -47,8 +50,8 @@ def class_map(image: np.ndarray, result: np.ndarray, names: Sequence[str]) -> Pr
 
     The file is a PNG of 8 bits, or of 16 for classes above 255.
     """
-    large, factor = _enlarged(image)
-    drawing = drawings.draw_classes(large, _repeated(result, factor), names)
+    canvas = _canvas(image)
+    drawing = drawings.draw_classes(canvas, _nearest(result, canvas.shape), names)
     numbers, counts = np.unique(result, return_counts=True)
     fractions = {
         (names[n] if n < len(names) else str(n)): float(count / result.size)
@@ -64,12 +67,12 @@ def depth_map(image: np.ndarray, result: np.ndarray, names: Sequence[str] = ()) 
     The file is the array, a .npy.
     """
     del names
-    large, factor = _enlarged(image)
-    drawing = drawings.draw_depth(large, _repeated(result, factor))
+    canvas = _canvas(image)
+    drawing = drawings.draw_depth(canvas, _nearest(result, canvas.shape))
     buffer = io.BytesIO()
     np.save(buffer, result)
     record = dict(nearest=float(result.min()), median=float(np.median(result)), farthest=float(result.max()))
-    caption = f"{record['nearest']:.3g} to {record['farthest']:.3g}"
+    caption = f"depths from {record['nearest']:.3g} to {record['farthest']:.3g}"
     return Prediction(drawing, record, caption, ".npy", buffer.getvalue())
 
 
@@ -77,11 +80,21 @@ def depth_map(image: np.ndarray, result: np.ndarray, names: Sequence[str] = ()) 
 TASKS: dict[str, Callable[..., Prediction]] = dict(detect=detections, segment=class_map, depth=depth_map)
 
 
-def _enlarged(image):
-    """(the image with each pixel repeated in both directions, how often)."""
-    factor = max(1, -(-_SMALLEST_SIDE // max(image.shape[:2])))
-    return _repeated(image, factor), factor
+def _canvas(image):
+    """The image in a size to draw on: uint8[h, w, 3]."""
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    if longer > _LARGEST:
+        size = [max(1, round(side * _LARGEST / longer)) for side in (width, height)]
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    factor = -(-_SMALLEST // longer) if longer < _SMALLEST else 1
+    return _nearest(image, (factor * height, factor * width))
 
 
-def _repeated(array, factor):
-    return array.repeat(factor, 0).repeat(factor, 1)
+def _nearest(array, shape):
+    """[H, W, ...] -> [*shape[:2], ...]: the nearest pixels."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for old, new in zip(array.shape[:2], shape[:2], strict=True)
+    )
+    return array[rows[:, None], columns]

@@ -6,7 +6,8 @@ with zeros around the map, and is scaled by a mask.
 Three implementations give the same sums. `gather` reads the four neighbours of each tap as one row: a TPU
 reads rows one by one, and its gradient is a scatter. `one_hot` writes the interpolation as a matrix
 [taps, H * W] and multiplies by it, which costs H * W products a tap: for small maps. `tiles` does so for each
-tile of the map and a window around it, and falls back to `gather` if a tap leaves its window.
+tile of the map and a window around it, and falls back to `gather` if a tap leaves its window: taps may move
+by up to 7 pixels.
 """
 
 import functools
@@ -18,7 +19,8 @@ from jax import lax
 
 # The sides of a tile and of the margin of its window, in pixels of the map.
 TILE, HALO = 8, 8
-# Up to so many pixels `one_hot` is no slower than `tiles`, whose windows have (TILE + 2 * HALO)^2 = 576.
+# Up to so many pixels `one_hot` is no slower on TPU than `tiles`, whose windows have 24 * 24 pixels
+# (benchmarks/deformable_convolution.py).
 _SMALL_MAP = 1200
 
 
@@ -33,8 +35,8 @@ def deformable_conv(x, offsets, mask, kernel, bias=None, stride: int = 1, implem
       kernel: float[k, k, C, D], k odd.
       bias: float[D], or None.
       stride: of the undeformed grid, which divides TILE.
-      implementation: "gather", "one_hot" or "tiles"; "auto" takes one_hot for small maps, else tiles on TPU
-        and gather elsewhere.
+      implementation: "gather", "one_hot" or "tiles"; "auto" takes, on TPU, one_hot for small maps and tiles
+        for others, and elsewhere gather.
 
     Returns:
       [B, H', W', D], in x's dtype. Positions and interpolation weights are computed in float32.
@@ -54,7 +56,8 @@ def _check_shapes(x, offsets, mask, kernel, stride):
     k = kernel.shape[0]
     if k % 2 == 0 or kernel.shape[1] != k or TILE % stride:
         raise ValueError(
-            f"deformable_conv: kernel {kernel.shape[:2]}, stride {stride}; use an odd square kernel"
+            f"deformable_conv: kernel {kernel.shape[:2]}, stride {stride}; use an odd square kernel, and a "
+            f"stride that divides {TILE}"
         )
     positions = (x.shape[0], -(-x.shape[1] // stride), -(-x.shape[2] // stride))
     for name, array, channels in (("offsets", offsets, 2 * k * k), ("mask", mask, k * k)):
@@ -81,20 +84,20 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
 def _choose(x, stride, implementation, direction):
-    """The function of an implementation; direction: _forward or _backward, of one way to sample."""
+    """The function of an implementation; direction: _forward or _backward, of one way to convolve."""
     if implementation == "auto":
-        if x.shape[1] * x.shape[2] <= _SMALL_MAP:
-            implementation = "one_hot"
-        else:
-            tiles, gather = (_choose(x, stride, name, direction) for name in ("tiles", "gather"))
-            return functools.partial(lax.platform_dependent, tpu=tiles, default=gather)
+        small = x.shape[1] * x.shape[2] <= _SMALL_MAP
+        names = ("one_hot" if small else "tiles", "gather")
+        tpu, default = (_choose(x, stride, name, direction) for name in names)
+        return functools.partial(lax.platform_dependent, tpu=tpu, default=default)
     if implementation != "tiles":
         return direction(IMPLEMENTATIONS[implementation], stride)
 
     def run(x, offsets, *arrays):
         inside = _within_windows(_positions(x, offsets, stride), x.shape, stride)
-        branches = (direction(IMPLEMENTATIONS[name], stride) for name in ("tiles", "gather"))
-        return lax.cond(inside, *branches, x, offsets, *arrays)
+        tiles, gather = (direction(IMPLEMENTATIONS[name], stride) for name in ("tiles", "gather"))
+        # The planner leaves out a branch of this name.
+        return lax.cond(inside, tiles, jax.named_scope("fallback")(gather), x, offsets, *arrays)
 
     return run
 

@@ -139,6 +139,10 @@ class DynamicHead(nn.Module):
 
     @nn.compact
     def __call__(self, maps):
+        if self.channels % self.groups:
+            raise ValueError(
+                f"dynamic head: {self.channels} channels are no multiple of {self.groups} groups"
+            )
         options = (self.channels, self.groups, self.misindexed_offsets, self.dtype)
         for i in range(self.blocks):
             maps = DynamicHeadBlock(*options, name=f"block{i}")(tuple(maps))

@@ -23,6 +23,8 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # What the compiler writes for an operation whose cycles it can't estimate.
 _NO_ESTIMATE = 2**63 - 1
+# In the names of a branch that hardly ever runs, see models/deformable_convolution.py.
+_FALLBACK = "/fallback/"
 _DCN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
@@ -211,11 +213,17 @@ def _count_runs(computations, name, times, runs, fused):
         called = _CALLED.findall(instruction.attributes)
         for branches in _BRANCHES.findall(instruction.attributes):
             called += re.findall(r"[\w.\-]+", branches)
+        if instruction.opcode == "conditional":
+            called = [target for target in called if not _is_fallback(computations[target])]
         for target in called:
             if instruction.opcode not in ("call", "conditional", "async-start") or name in fused:
                 fused.add(target)
             unknown += _count_runs(computations, target, times, runs, fused)
     return unknown
+
+
+def _is_fallback(computation):
+    return any(_FALLBACK in instruction.attributes for instruction in computation.values())
 
 
 def _trip_count(loop, computations, caller):

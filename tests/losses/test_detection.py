@@ -61,9 +61,14 @@ def test_focal_loss_and_gradient(alpha, gamma):
 
 def test_focal_loss_is_finite_for_extreme_logits():
     logits = jnp.array([-200.0, 200.0, -200.0, 200.0])
-    loss = lambda x: losses.sigmoid_focal_loss(x, np.array([1, 1, 0, 0]) > 0, gamma=0.5)  # noqa: E731
-    np.testing.assert_allclose(loss(logits), [50, 0, 0, 150], atol=1e-6)
-    np.testing.assert_allclose(jax.grad(lambda x: loss(x).sum())(logits), [-0.25, 0, 0, 0.75], atol=1e-6)
+
+    def loss(x):
+        values = losses.sigmoid_focal_loss(x, np.array([1, 1, 0, 0]) > 0, gamma=0.5)
+        return values.sum(), values
+
+    grads, values = jax.jit(jax.grad(loss, has_aux=True))(logits)
+    np.testing.assert_allclose(values, [50, 0, 0, 150], atol=1e-6)
+    np.testing.assert_allclose(grads, [-0.25, 0, 0, 0.75], atol=1e-6)
 
 
 def test_iou_of_all_pairs():

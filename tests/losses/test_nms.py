@@ -67,6 +67,14 @@ def test_an_overlap_of_the_threshold_is_kept():
     assert_kept(run(boxes, scores, np.zeros(ROWS, int)), boxes, scores, np.zeros(ROWS, int), [0, 1])
 
 
+def test_a_threshold_that_float32_rounds_up():
+    """torchvision compares float32 overlaps with the number itself; 3/5 in float32 is above 0.6."""
+    boxes = np.float32([[0, 0, 5, 1], [0, 0, 3, 1]])
+    scores, labels = np.float32([0.9, 0.8]), np.zeros(2, int)
+    both = jax.jit(lambda *x: [nms(*x, threshold, 2)[1] for threshold in (0.6, np.float32(0.6))])
+    np.testing.assert_array_equal(both(boxes, scores, labels), np.float32([[0.9, 0], scores]))
+
+
 def test_the_first_of_equal_boxes_is_kept():
     boxes = np.tile(np.float32([1, 1, 5, 5]), (ROWS, 1))
     labels = np.arange(ROWS) // 20

@@ -24,10 +24,10 @@ def test_resizing_keeps_the_outermost_pixels(shape):
 
 
 def test_dyrelu_starts_around_a_relu():
-    x, module = MAPS[0], dynamic_head.DyReLU()
-    params = module.init(jax.random.key(0), x)["params"]
-    params["excite"] = jax.tree.map(jnp.zeros_like, params["excite"])
-    np.testing.assert_allclose(module.apply(dict(params=params), x), np.maximum(x, 0), atol=1e-6)
+    squeeze = dict(kernel=np.ones((8, 2)), bias=np.ones(2))
+    excite = dict(kernel=np.zeros((2, 32)), bias=np.zeros(32))
+    y = jax.jit(dynamic_head.DyReLU().apply)(dict(params=dict(squeeze=squeeze, excite=excite)), MAPS[0])
+    np.testing.assert_allclose(y, np.maximum(MAPS[0], 0), atol=1e-6)
 
 
 def test_maps_that_are_not_halved_are_named():
@@ -35,6 +35,11 @@ def test_maps_that_are_not_halved_are_named():
     message = r"dynamic head: a map of \(6, 6\) is followed by one of \(4, 3\), not half as large, \(3, 3\)"
     with pytest.raises(ValueError, match=message):
         dynamic_head.DynamicHead(8, 1, groups=4).init(jax.random.key(0), maps)
+
+
+def test_channels_that_are_no_multiple_of_the_groups_are_named():
+    with pytest.raises(ValueError, match="dynamic head: 8 channels are no multiple of 16 groups"):
+        dynamic_head.DynamicHead(8, 1).init(jax.random.key(0), MAPS)
 
 
 def test_the_misindexed_reading():
@@ -48,13 +53,13 @@ def test_the_misindexed_reading():
 
 def test_predictions_of_a_classifier():
     module = dynamic_head.Predictions(3)
-    params = module.init(jax.random.key(0), MAPS)["params"]
+    params = jax.jit(module.init)(jax.random.key(0), MAPS)["params"]
     params["box_scale"] = jnp.array([1.0, 2.0])
-    found = module.apply(dict(params=params), MAPS)
-    probabilities = [jax.nn.sigmoid(x) for x in found["logits"]]
+    found = jax.tree.map(np.asarray, jax.jit(module.apply)(dict(params=params), MAPS))
+    probabilities = [1 / (1 + np.exp(-x)) for x in found["logits"]]
     for i, x in enumerate(MAPS):
         np.testing.assert_allclose(probabilities[i], np.full((*x.shape[:3], 3), 0.01), atol=0.01)
-        box = params["box"]["kernel"][0, 0]
+        box = np.asarray(params["box"]["kernel"])[0, 0]
         np.testing.assert_allclose(found["deltas"][i], (i + 1) * (x @ box), atol=1e-5)
         assert found["centerness"][i].shape == x.shape[:3]
 
@@ -64,10 +69,10 @@ def test_predictions_of_texts():
     module = dynamic_head.Predictions(0, text_width=4, temperature=0.5)
     texts = RNG.normal(size=(6, 4)).astype(np.float32)
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
-    params = module.init(jax.random.key(0), MAPS, texts[:2])["params"]
-    found = module.apply(dict(params=params), MAPS, texts)["logits"]
+    params = jax.jit(module.init)(jax.random.key(0), MAPS, texts[:2])["params"]
+    found = jax.jit(module.apply)(dict(params=params), MAPS, texts)["logits"]
     for x, logits in zip(MAPS, found, strict=True):
-        projected = x @ params["text_projection"]["kernel"][0, 0]
+        projected = x @ np.asarray(params["text_projection"]["kernel"])[0, 0]
         cosines = projected / np.linalg.norm(projected, axis=-1, keepdims=True) @ texts.T
         np.testing.assert_allclose(logits, cosines / 0.5 - np.log(99), atol=1e-4)
     with pytest.raises(ValueError, match="text_width is 4, and texts are not given"):

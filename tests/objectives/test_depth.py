@@ -127,8 +127,9 @@ def test_a_batch_without_depths_has_no_loss():
 
 
 def test_a_group_that_does_not_divide_the_batch_is_named():
+    maps = jnp.ones((3, 2, 2))
     with pytest.raises(ValueError, match=r"^depth: pixel_group 2 must divide a batch of 3 images$"):
-        losses(Depth(LinearDepth(), pixel_group=2), np.ones((3, 2, 2)), np.ones((3, 2, 2)), 0)
+        Depth(LinearDepth(), pixel_group=2).loss(dict(depth=maps), dict(depth=maps), {}, 0)
 
 
 CONFIG = transfer_depth.get_config("tiny").to_dict()

@@ -26,7 +26,12 @@ def golden(name):
 
 
 @pytest.mark.parametrize(
-    ("case", "stride"), [("near", 1), ("far", 1), pytest.param("strided", 2, marks=pytest.mark.slow)]
+    ("case", "stride"),
+    [
+        ("near", 1),
+        pytest.param("far", 1, marks=pytest.mark.slow),
+        pytest.param("strided", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_deformable_convolution(case, stride):
     arrays = golden("detection")
@@ -81,7 +86,7 @@ def test_non_maximum_suppression():
     assert len(np.unique(scores[kept])) < len(kept) < len(boxes)
 
 
-@pytest.mark.parametrize("kind", ["resized", "misindexed"])
+@pytest.mark.parametrize("kind", ["resized", pytest.param("misindexed", marks=pytest.mark.slow)])
 def test_dynamic_head(kind):
     arrays = golden("dynamic_head")
     weights = {k.removeprefix("weights/"): v for k, v in arrays.items() if k.startswith("weights/")}
