@@ -13,7 +13,9 @@ encoder is one entry of MODELS, any weights are --config.init_from.path. Presets
 multi-scale form, four layers and larger crops; `tuned` also trains the encoder, after the head alone;
 `upernet` trains UPerNet and the encoder with layer-wise decay, of a ViT on ViTDet's simple feature pyramid.
 `demo` learns the classes of the pixels of composited scenes, in minutes on two CPU cores, from scratch;
-`tiny` is the demo in seconds, for tests.
+`tiny` is the demo in seconds, for tests. The demo reaches a mIoU of 0.32 with the seeds 0 and 1; the same
+head on a random encoder that stays frozen 0.09, about that of background alone (0.08); the best class of each
+colour, counted on 1,000 training scenes, 0.15.
 
 Published, from DINOv2's configs for ADE20K: the heads, AdamW with its rate, decay and warm-up, 40,000 steps
 of 16 images, scales, flips, windows. `# open` marks what is not published.

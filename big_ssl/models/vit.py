@@ -138,15 +138,8 @@ class ViT(TransformerEncoder):
     def outputs(self) -> tuple[str, ...]:
         """See Encoder; "cls" only with a class token, "registers" only with registers, "pyramid", the map of
         all patches, only without patch dropout."""
-        there = dict(
-            pooled=True,
-            cls=self.class_token,
-            registers=self.registers,
-            patches=True,
-            pyramid=not self.patch_dropout,
-            layers=True,
-        )
-        return tuple(name for name, value in there.items() if value)
+        optional = dict(cls=self.class_token, registers=self.registers, pyramid=not self.patch_dropout)
+        return ("pooled", *(name for name, there in optional.items() if there), "patches", "layers")
 
     @property
     def pyramid_strides(self) -> tuple[int, ...]:
