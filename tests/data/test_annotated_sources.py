@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from big_ssl import config
 from big_ssl.data import fields, pipeline, sources
 
 PIXELS = dict(mean=(0.0,), std=(1.0,))
@@ -92,6 +93,35 @@ def test_boxes_of_a_coco_file_in_a_batch(coco):
     examples = [load.load(i, np.random.default_rng(0))["boxes"] for i in range(3)]
     assert [example["valid"].sum() for example in examples] == [0, 0, 2]  # a crowd is left out
     np.testing.assert_allclose(examples[2]["boxes"][0] * 40, [5, 10, 15, 30])
+
+
+def test_more_boxes_than_max_boxes_are_a_line_at_the_start(coco, caplog):
+    source = coco()
+    crop = dict(kind="random_crop", resize=8, size=8)
+    options = dict(
+        image=dict(kind="image", crop=crop, **PIXELS),
+        boxes=dict(kind="boxes", image="image", key="objects/bbox", max_boxes=1),
+    )
+    fields.opened(fields.build(options, 8), source, None)["boxes"].check()
+    assert [record.getMessage() for record in caplog.records] == [
+        "data: fields.boxes.max_boxes is 1; 1 of 3 records have more, up to 2; they lose some"
+    ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        dict(kind="coco", annotations="a.json", images="images"),
+        dict(kind="voc", path="VOC2012", image_set="Segmentation/train", classes=("cat",)),
+        dict(kind="image_maps", images="{}.jpg", maps=dict(mask="{}.png")),
+        dict(kind="composited_scenes", split="test", concepts="all", objects=(0, 3), classes=(), styles=()),
+    ],
+    ids=lambda source: source["kind"],
+)
+def test_a_config_may_have_these_sources(source):
+    config.validate_source(source, "source")
+    with pytest.raises(config.ConfigError, match=r"source.pth is no known key"):
+        config.validate_source(source | dict(pth="x"), "source")
 
 
 def _annotation(**changes):
