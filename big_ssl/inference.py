@@ -74,6 +74,7 @@ class Model(Predictor):
         variables = dict(
             params=dict(variables["params"]) | dict(heads=heads),
             encoders={name: statistics.get(name, {}) for name in system.encoders},
+            heads=variables.get("heads", {}),
         )
         super().__init__(
             system,
@@ -95,6 +96,7 @@ def _system(config, dtype):
         objectives["embedding"] = Embedding(modules.embedding, *config["encoders"])
     if modules.classifier is not None:
         objectives["classification"] = Classification(modules.classifier)
+    objectives |= modules.tasks
     return System(
         encoders={name: getattr(modules, name) for name in architecture.encoder_names(config)},
         fields={},

@@ -16,7 +16,7 @@ from tests import commands, documentation
 from tests.documentation import PAGES, ROOT, blocks
 
 # Modules of the commands that define flags; launch/ and make have their own.
-COMMANDS = ("main", "evaluate", "convert", "plan", "inspect", "curate", "train_tokenizer")
+COMMANDS = ("main", "evaluate", "predict", "convert", "plan", "inspect", "curate", "train_tokenizer")
 # What stands for something else in a page: (pattern of a command, replacement).
 STANDS_FOR = (
     (r"(?<=big_ssl\.curate) \.\.\.(?= )", " --source.kind=parquet --texts=title --output=DIR"),

@@ -30,7 +30,8 @@ class Prepared(NamedTuple):
 class Geometry(NamedTuple):
     """The box of one crop, in pixels of the prepared image and in fractions of the whole image's sides.
 
-    The fractions locate the crop in an annotation of any resolution.
+    The fractions locate the crop in an annotation of any resolution. They are beyond 1 where the crop is
+    padded. RandomScaleCrop's pixels are those of the resized image.
     """
 
     pixels: tuple[int, int, int, int]
@@ -149,7 +150,79 @@ class RandomResizedCrop:
         return left, top, left + w, top + h
 
 
-CROPS = {"random_crop": RandomCrop, "random_resized_crop": RandomResizedCrop}
+@dataclasses.dataclass(frozen=True)
+class RandomScaleCrop:
+    """uint8[size, size, 3]: a random part of the image at a random scale, padded at the right and at the
+    bottom where it is smaller.
+
+    The image is resized, with its aspect, to the largest size whose shorter side is at most `short` and whose
+    longer one is at most `long`, both times a factor that is uniform in `scale`. With short = long = 0, for
+    size, it is large-scale jitter (Ghiasi et al. 2021, arXiv 2012.07177, section 3.1: scale (0.1, 2)); with
+    size = short = 512, long = 2048 and scale (0.5, 2) it is the crop of ADE20K's published settings. Boxes
+    end at the image's edge, and the padding has no class and no depth.
+
+    Args:
+      size: of the crop.
+      scale: the range of the factor.
+      short, long: in pixels; 0 for size.
+      fill: the value of padding, of all channels.
+
+    Raises:
+      ValueError: naming an invalid option.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.1, 2.0)
+    short: int = 0
+    long: int = 0
+    fill: int = 128
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"size is {self.size}; it must be at least 1")
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise ValueError(f"scale is {tuple(self.scale)}; it must be a rising pair above 0")
+        if not 0 <= self.short <= self.long:
+            raise ValueError(f"short is {self.short}; it must lie between 0 and long, {self.long}")
+        if not 0 <= self.fill <= 255:
+            raise ValueError(f"fill is {self.fill}; it must lie between 0 and 255")
+
+    @property
+    def shape(self):
+        return (self.size, self.size, 3)
+
+    def prepare(self, image):
+        return Prepared(image, (0.0, 0.0, 1.0, 1.0), image.size)
+
+    def draw(self, prepared, rng):
+        sides = np.array(prepared.pixels.size)
+        short, long = self.short or self.size, self.long or self.size
+        factor = rng.uniform(*self.scale) * min(short / sides.min(), long / sides.max())
+        resized = np.maximum(1, np.rint(sides * factor).astype(int))
+        start = rng.integers(0, np.maximum(resized - self.size, 0) + 1)
+        box = np.concatenate([start, start + self.size])
+        return (Geometry(tuple(box.tolist()), tuple((box / np.tile(resized, 2)).tolist())),)
+
+    def render(self, prepared, geometries):
+        ((left, top, right, bottom), fractions), = geometries  # fmt: skip
+        width, height = prepared.pixels.size
+        # The side of the whole resized image, of which the crop may lie beyond the edge.
+        across, down = round(right / fractions[2]), round(bottom / fractions[3])
+        shown = (min(right, across) - left, min(bottom, down) - top)
+        end = ((left + shown[0]) / across * width, (top + shown[1]) / down * height)
+        box = (fractions[0] * width, fractions[1] * height, *np.minimum(end, (width, height)).tolist())
+        pixels = np.asarray(prepared.pixels.resize(shown, Image.Resampling.BICUBIC, box))
+        canvas = np.full((self.size, self.size, pixels.shape[-1]), self.fill, np.uint8)
+        canvas[: shown[1], : shown[0]] = pixels
+        return canvas
+
+
+CROPS = {
+    "random_crop": RandomCrop,
+    "random_resized_crop": RandomResizedCrop,
+    "random_scale_crop": RandomScaleCrop,
+}
 
 
 def build(config: Mapping) -> Crop:

@@ -121,8 +121,12 @@ def pillow_pixels(image: Image.Image, channels: int = 3) -> np.ndarray:
 def decode_array(encoded: bytes, options: Options = TRAINING) -> np.ndarray:
     """[H, W] or [H, W, C] of an image as it is stored: palette indices stay indices, 16 bits stay 16.
 
-    It is turned by EXIF as an image is. Raises BadImage as decode_rgb does, except that it keeps any depth.
+    It is turned by EXIF as an image is; a .npy file is returned as it is. Raises BadImage as decode_rgb does,
+    except that it keeps any depth.
     """
+    if bands.is_npy(encoded):
+        with _errors_named():
+            return np.load(io.BytesIO(encoded), allow_pickle=False)
     return _decode(encoded, np.asarray, options)
 
 

@@ -15,9 +15,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from big_ssl import io
 from big_ssl.data import decode
+from big_ssl.data.coco import CocoImages
+from big_ssl.data.composited_scenes import CompositedScenes
 from big_ssl.data.emoji_drawings import EmojiConcepts, EmojiPairs
+from big_ssl.data.image_maps import ImageMaps
 from big_ssl.data.parquet import ParquetPairs
 from big_ssl.data.records import IMAGE, Labels, Record
+from big_ssl.data.voc import VocImages
 
 # A source in a config: `kind`, a name in SOURCES, and that source's options.
 SourceConfig = NewType("SourceConfig", Mapping)
@@ -187,6 +191,10 @@ SOURCES = {
     "tfds": TfdsPairs,
     "parquet": ParquetPairs,
     "image_folder": ImageFolder,
+    "coco": CocoImages,
+    "voc": VocImages,
+    "image_maps": ImageMaps,
+    "composited_scenes": CompositedScenes,
 }
 
 

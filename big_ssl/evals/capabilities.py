@@ -20,7 +20,12 @@ METHODS = (
     "attention_maps",
     "class_attention",
     "classify",
+    "detect",
+    "segment",
+    "depth",
 )
+# Methods of dense heads, which a model stores as objectives: {method: options} under ModelConfig's "tasks".
+TASKS = ("detect", "segment", "depth")
 # Methods of one embedding space: their results are compared with one another.
 _EMBEDDINGS = ("encode_image", "encode_text", "zero_shot")
 

@@ -1,7 +1,7 @@
 """Checks of the images and texts that a model is called with; errors are one line."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -35,10 +35,7 @@ def image_batch(
       FileNotFoundError: for a path to no file.
       ValueError: for anything else, and, without `preprocess`, for several sizes.
     """
-    one = isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "shape", ())[2:] == (
-        channels,
-    )
-    images = [images] if one else images
+    images = [images] if _is_one(images, channels) else images
     if isinstance(images, list | tuple):
         opened = (_opened(image, channels) for image in images)
         if preprocess is not None and len(images):
@@ -47,6 +44,20 @@ def image_batch(
         images = list(opened)
     images = _checked(images, channels)
     return images if preprocess is None else preprocess(images)
+
+
+def opened_images(images: Images, channels: int = 3) -> Iterator[np.ndarray]:
+    """Yields each image as uint8[H, W, C], at its own size; images, channels and errors as in image_batch."""
+    images = [images] if _is_one(images, channels) else images
+    if not isinstance(images, list | tuple):
+        images = list(_checked(images, channels))
+    for image in images:
+        yield _checked([_opened(image, channels)], channels)[0]
+
+
+def _is_one(images, channels):
+    is_file = isinstance(images, str | os.PathLike | Image.Image)
+    return is_file or getattr(images, "shape", ())[2:] == (channels,)
 
 
 def _opened(image, channels):

@@ -42,9 +42,14 @@ def image_uri(image: np.ndarray) -> str:
     """Encodes uint8[H, W, 3] as a PNG data: URI, shrunk to at most 96 pixels a side, never enlarged."""
     thumbnail = Image.fromarray(np.asarray(image, np.uint8))
     thumbnail.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
+    return data_uri(png(np.asarray(thumbnail)))
+
+
+def png(image: np.ndarray) -> bytes:
+    """Encodes uint8[H, W, 3], or uint8 or uint16 [H, W], as a PNG."""
     buffer = io.BytesIO()
-    thumbnail.save(buffer, format="PNG", optimize=True)
-    return data_uri(buffer.getvalue())
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def figure_uri(figure: Figure, tight: bool = False) -> str:

@@ -12,8 +12,11 @@ from big_ssl.data import preprocessing, prompt_templates
 from big_ssl.evals import prompts, reading
 from big_ssl.evals.batched import in_batches, sharded
 from big_ssl.evals.capabilities import Trained, image_call, listed, methods, prediction
+from big_ssl.evals.depth_method import DepthMethod
+from big_ssl.evals.detect_method import DetectMethod
 from big_ssl.evals.layer_features import LayerFeatures
 from big_ssl.evals.model_inputs import Images, checked_tokens, image_batch, is_text_list
+from big_ssl.evals.segment_method import SegmentMethod
 from big_ssl.losses.contrastive import l2_normalize
 
 _WITHOUT_TEXTS = "text encoder: it embeds images alone"
@@ -21,7 +24,10 @@ _WITHOUT_LAYERS = "transformer layers: its image encoder is {}"
 # {method: the missing part, as messages name it, with {} for the type of the image encoder}.
 _LACKS = dict(
     classify="classifier: none was trained",
+    depth="depth head: none was trained",
+    detect="detection head: none was trained",
     encode_text=_WITHOUT_TEXTS,
+    segment="segmentation head: none was trained",
     zero_shot=_WITHOUT_TEXTS,
     image_tokens=_WITHOUT_LAYERS,
     intermediate_layers=_WITHOUT_LAYERS,
@@ -30,7 +36,7 @@ _LACKS = dict(
 )
 
 
-class Predictor(LayerFeatures):
+class Predictor(LayerFeatures, DepthMethod, DetectMethod, SegmentMethod):
     """A model with its weights. Its methods return NumPy arrays, float32 whatever the dtype of computation.
 
     They take as images uint8[B, H, W, 3], or a list of images of any sizes, each uint8[H, W, 3], a path or an
@@ -80,6 +86,7 @@ class Predictor(LayerFeatures):
         self._text_features = sharded(self._compute_text_features, mesh)
         self._scalars = sharded(self._compute_scalars, mesh)
         self._probe = functools.cache(self._compile_probe)
+        self.compiled_detector = functools.cache(self._compile_detector)
 
     def for_evaluation(self, variables: Mapping | None = None, progress: Callable | None = None):
         """A Predictor with the same compiled functions and an empty cache.

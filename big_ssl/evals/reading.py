@@ -69,7 +69,8 @@ def batches(
       read: as in chunks.chunks; it returns a JSON value, None to skip the record.
       predictor: preprocesses the images; `split` places them, `progress` shows the progress.
       description: as in Predictor.progress.
-      transform: a function of a preprocessed image, uint8[S, S, 3], whose result replaces the image.
+      transform: a function of a preprocessed image, uint8[S, S, 3], whose result, an array or a tree of
+        arrays, replaces the image.
 
     Yields:
       (images as predictor.split places them, [the value that `read` returned for each row]). Every host gets
@@ -92,7 +93,8 @@ def batches(
             images = [black if item is None else item[0] for item in examples]
             images += [black] * (len(rows) - len(examples))
             values = [None if item is None else item[1] for item in examples]
-            yield split.place(np.stack(images)), _collected(rows, values, split.size)
+            batch = jax.tree.map(lambda *x: np.stack(x), *images)
+            yield split.place(batch), _collected(rows, values, split.size)
 
 
 def _collected(rows, values, size):

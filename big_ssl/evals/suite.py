@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 
 from big_ssl.evals.capabilities import requirement_error
 from big_ssl.evals.classification import Classifier
+from big_ssl.evals.depth import Depth
+from big_ssl.evals.detection import Detection
 from big_ssl.evals.emoji import SPLITS
 from big_ssl.evals.emoji_suite import STYLES, EmojiSuite
 from big_ssl.evals.evaluator import Evaluator
@@ -12,6 +14,7 @@ from big_ssl.evals.linear_head import LinearHead
 from big_ssl.evals.linear_probe import LinearProbe
 from big_ssl.evals.linear_sweep import LinearSweep
 from big_ssl.evals.retrieval import Retrieval
+from big_ssl.evals.segmentation import Segmentation
 from big_ssl.evals.zero_shot import UniclZeroShot, ZeroShot
 
 EVALUATORS: dict[str, type[Evaluator]] = {
@@ -24,6 +27,9 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "linear_sweep": LinearSweep,
     "linear_head": LinearHead,
     "knn": Knn,
+    "depth": Depth,
+    "segmentation": Segmentation,
+    "detection": Detection,
 }
 
 

@@ -1,7 +1,9 @@
 """EfficientNet (Tan and Le 2019, arXiv 1905.11946), B0 to B7 and L2 (Xie et al. 2020)."""
 
 import functools
+import itertools
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple
 
@@ -133,7 +135,8 @@ class EfficientNet(Encoder):
     scan: scans a stage's blocks except the first; remat: for all blocks; see models/layer_stack.py.
 
     images: float[B, H, W, C], normalised -> dict(
-      pooled: float32[B, C], patches: dtype[B, H', W', C]), C = round_channels(320, width).
+      pooled: float32[B, C], patches: dtype[B, H', W', C], C = round_channels(320, width),
+      pyramid: the last map of each of pyramid_strides, a tuple of dtype[B, H_i, W_i, C_i]).
     """
 
     width: float = 1.0
@@ -155,8 +158,19 @@ class EfficientNet(Encoder):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Both always."""
-        return ("pooled", "patches")
+        """All always."""
+        return ("pooled", "patches", "pyramid")
+
+    @property
+    def pyramid_strides(self) -> tuple[int, ...]:
+        """4, 8, 16 and 32 with the published stages."""
+        return tuple(self._pyramid_stages())
+
+    def _pyramid_stages(self):
+        """{stride: index of the last stage that has it}, for strides from 4 on, and for the last one."""
+        strides = list(itertools.accumulate((stage[3] for stage in self.stages), operator.mul))
+        strides = [self.stem_stride * stride for stride in strides]
+        return {stride: i for i, stride in enumerate(strides) if stride >= min(4, strides[-1])}
 
     @nn.compact
     def __call__(self, images, train: bool = False):
@@ -167,14 +181,17 @@ class EfficientNet(Encoder):
         padding = convolutions.spatial_padding(x, 3, self.stem_stride, self.padding)
         x = convolutions.conv(x, kernel.astype(self.dtype), self.stem_stride, padding)
         x = nn.silu(norm(name="stem_bn")(x, train))
+        maps = []
         for i, stage, rates in self._scaled_stages():
             x = self._apply_stage(f"stage{i}_block", stage, rates, norm, x, train)
+            maps.append(x)
         if 0 in x.shape[2:]:
             height, width = images.shape[1:3]
             raise ValueError(
                 f"efficientnet: nothing is left of {height} x {width} pixels; take larger images"
             )
-        return dict(pooled=x.astype(jnp.float32).mean((2, 3)).T, patches=x.transpose(1, 2, 3, 0))
+        pyramid = tuple(maps[i].transpose(1, 2, 3, 0) for i in self._pyramid_stages().values())
+        return dict(pooled=x.astype(jnp.float32).mean((2, 3)).T, patches=pyramid[-1], pyramid=pyramid)
 
     def _apply_stage(self, prefix, stage, rates, norm, x, train):
         """Applies the first block of a stage, which alone has a stride, then the others, which are equal."""

@@ -40,9 +40,14 @@ class Encoder(nn.Module):
         pooled: float32[B, D]. cls: float32[B, D], the class token. registers: [B, R, D]. patches: [B, N, D],
         or [B, H, W, D] for a convolutional network. tokens: [B, L, D] of a text. layers: outputs of
         intermediate layers, only for calls that request them. pyramid: maps of growing strides, a tuple of
-        [B, H_i, W_i, D_i].
+        dtype[B, H_i, W_i, D_i]; where nothing reads them, the compiler removes them.
         """
         raise NotImplementedError
+
+    @property
+    def pyramid_strides(self) -> tuple[int, ...]:
+        """The ratios of the image's sides to those of each map of `pyramid`; () without that output."""
+        return ()
 
     @property
     def first_kernel(self) -> str:

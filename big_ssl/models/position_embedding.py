@@ -35,11 +35,11 @@ def _bicubic(grid, shape):
 
 
 def _bilinear_align_corners(grid, shape):
-    rows, columns = (_linear_weights(old, new) for old, new in zip(grid.shape[:2], shape[:2], strict=True))
+    rows, columns = (linear_weights(old, new) for old, new in zip(grid.shape[:2], shape[:2], strict=True))
     return jnp.einsum("ia,jb,abd->ijd", rows, columns, grid, precision="highest")
 
 
-def _linear_weights(old, new):
+def linear_weights(old, new):
     """float32[new, old]: interpolates between neighbours; both ends stay at the ends."""
     positions = np.linspace(0, old - 1, new)
     weights = [np.interp(positions, np.arange(old), row) for row in np.eye(old)]

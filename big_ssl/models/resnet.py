@@ -108,7 +108,8 @@ class ModifiedResNet(Encoder):
     remat: for all blocks; see models/layer_stack.py.
 
     images: float[B, H, W, C], normalised -> dict(
-      pooled: float32[B, pooled_dim], patches: dtype[B, H // 32, W // 32, 32 * width]).
+      pooled: float32[B, pooled_dim], patches: dtype[B, H // 32, W // 32, 32 * width],
+      pyramid: the maps after each stage, a tuple of dtype[B, H // s, W // s, s * width], s = 4, 8, 16, 32).
     Raises ValueError for images of other channels, or smaller than 32 pixels.
     """
 
@@ -130,8 +131,13 @@ class ModifiedResNet(Encoder):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Both always."""
-        return ("pooled", "patches")
+        """All always."""
+        return ("pooled", "patches", "pyramid")
+
+    @property
+    def pyramid_strides(self) -> tuple[int, ...]:
+        """Of each stage."""
+        return tuple(4 * 2**i for i in range(len(self.blocks)))
 
     def resize_params(self, name, array, shape):
         """The attention pool's position table, whose first row is the mean's."""
@@ -144,8 +150,10 @@ class ModifiedResNet(Encoder):
         input_channels.check_images("resnet", images.shape, self.channels, _STRIDE)
         norm = functools.partial(BatchNorm, self.bn_group, self.bn_momentum, 1e-5)
         x = self._stem(images.astype(self.dtype).transpose(3, 0, 1, 2), norm, train)
+        pyramid = []
         for i, blocks in enumerate(self.blocks):
             x = self._stage(i, blocks, norm, x, train)
+            pyramid.append(x.transpose(1, 2, 3, 0))
         pool = AttentionPool(
             self.image_size // _STRIDE,
             max(1, len(x) // 64),
@@ -153,7 +161,7 @@ class ModifiedResNet(Encoder):
             of_encoder(self),
             name="pooling",
         )
-        return dict(pooled=pool(x).astype(jnp.float32), patches=x.transpose(1, 2, 3, 0))
+        return dict(pooled=pool(x).astype(jnp.float32), patches=pyramid[-1], pyramid=tuple(pyramid))
 
     def _stem(self, x, norm, train):
         for i, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))):

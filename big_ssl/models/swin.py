@@ -160,6 +160,11 @@ class Swin(Encoder):
         return ("pooled", "patches", "pyramid")
 
     @property
+    def pyramid_strides(self) -> tuple[int, ...]:
+        """Of each stage."""
+        return tuple(PATCH * 2**i for i in range(len(self.depths)))
+
+    @property
     def first_kernel(self) -> str:
         """See Encoder."""
         return "patch_embedding/kernel" if self.embedding == "conv" else "patch_embedding/projection/kernel"

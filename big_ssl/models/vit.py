@@ -136,9 +136,15 @@ class ViT(TransformerEncoder):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """See Encoder; "cls" only with a class token, "registers" only with registers."""
-        prefix = dict(cls=self.class_token, registers=self.registers)
-        return ("pooled", *(name for name, count in prefix.items() if count), "patches", "layers")
+        """See Encoder; "cls" only with a class token, "registers" only with registers, "pyramid", the map of
+        all patches, only without patch dropout."""
+        optional = dict(cls=self.class_token, registers=self.registers, pyramid=not self.patch_dropout)
+        return ("pooled", *(name for name, there in optional.items() if there), "patches", "layers")
+
+    @property
+    def pyramid_strides(self) -> tuple[int, ...]:
+        """The patch's side: there is one map."""
+        return () if self.patch_dropout else (self.patch,)
 
     def resize_params(self, name, array, shape):
         """The position table, whose first row is the class token's, if there is one."""
@@ -159,8 +165,10 @@ class ViT(TransformerEncoder):
 
         Returns:
           dict(pooled: float32[B, D], patches: dtype[B, N, D]), both after the final norm, N row by row, in
-          training without the dropped ones; cls: float32[B, D] if there is a class token; registers:
-          dtype[B, R, D] if there are any; and with n intermediate layers their outputs after the same norm:
+          training without the dropped ones; pyramid: a tuple of dtype[B, H // patch, W // patch, D], the
+          same patches as one map, if none are ever dropped; cls: float32[B, D] if there is a class token;
+          registers: dtype[B, R, D] if there are any; and with n intermediate layers their outputs after the
+          same norm:
           layers: dict(cls: float32[n, B, D], registers: [n, B, R, D], patches: [n, B, N, D]), likewise.
 
         Raises:
@@ -178,7 +186,7 @@ class ViT(TransformerEncoder):
         x, between = self._apply_layers(x, config, train, intermediate, ropes)
         norm = layer_norm("final_norm", config)
         pool = self._pooling(config)
-        outputs = [self._outputs(norm(tokens), pool) for tokens in x]
+        outputs = [self._outputs(norm(tokens), pool, size) for tokens, size in zip(x, sizes, strict=True)]
         if intermediate:
             for output, layers in zip(outputs, between, strict=True):
                 output["layers"] = self._split_tokens(norm(layers))
@@ -327,9 +335,12 @@ class ViT(TransformerEncoder):
             "use map, mean, or cls with a class token"
         )
 
-    def _outputs(self, x, pool):
-        """The outputs of one size, from its tokens after the final norm."""
+    def _outputs(self, x, pool, images):
+        """The outputs of the images of one size, from their tokens after the final norm."""
         outputs = self._split_tokens(x)
+        if not self.patch_dropout:
+            grid = [side // self.patch for side in images.shape[1:3]]
+            outputs["pyramid"] = (outputs["patches"].reshape(len(x), *grid, -1),)
         pooled = pool(x, outputs["patches"]).astype(jnp.float32)
         return dict(pooled=pooled) | outputs
 

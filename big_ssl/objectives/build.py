@@ -2,16 +2,29 @@
 
 from collections.abc import Callable, Mapping
 
-from big_ssl.objectives import classification, contrastive, dino, gram, ibot, koleo
+from big_ssl.objectives import (
+    classification,
+    contrastive,
+    depth,
+    detection,
+    dino,
+    gram,
+    ibot,
+    koleo,
+    segmentation,
+)
 from big_ssl.objectives.base import Context, Objective
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "classification": classification.build,
     "contrastive": contrastive.build,
+    "depth": depth.build,
+    "detection": detection.build,
     "dino": dino.build,
     "gram": gram.build,
     "ibot": ibot.build,
     "koleo": koleo.build,
+    "segmentation": segmentation.build,
 }
 
 

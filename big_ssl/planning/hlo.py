@@ -28,6 +28,8 @@ _TIMED = ("custom-call", "fusion")
 _FREE = 'custom_call_target="AllocateBuffer"'
 # A line break within an attribute, as a kernel's metadata have.
 _BREAK = re.compile(r'\n(?="|\}\})')
+# In the names of a branch that hardly ever runs, see models/deformable_convolution.py.
+_FALLBACK = "/fallback/"
 _DCN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
@@ -235,11 +237,17 @@ def _count_runs(computations, name, times, runs, fused):
         called = _CALLED.findall(instruction.attributes)
         for branches in _BRANCHES.findall(instruction.attributes):
             called += re.findall(r"[\w.\-]+", branches)
+        if instruction.opcode == "conditional":
+            called = [target for target in called if not _is_fallback(computations[target])]
         for target in called:
             if instruction.opcode not in ("call", "conditional", "async-start") or name in fused:
                 fused.add(target)
             unknown += _count_runs(computations, target, times, runs, fused)
     return unknown
+
+
+def _is_fallback(computation):
+    return any(_FALLBACK in instruction.attributes for instruction in computation.values())
 
 
 def _trip_count(loop, computations, caller):

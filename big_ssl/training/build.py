@@ -142,13 +142,18 @@ def _check_encoder_call(name, call, modules):
     if call.encoder not in modules:
         raise ValueError(f"{name} reads encoders.{call.encoder}, which is missing; there are {list(modules)}")
     encoder = modules[call.encoder]
-    # Layers are returned only to a caller that lists them, which no EncoderCall does.
-    available = [output for output in encoder.outputs if output != "layers"]
     for output in call.outputs:
-        if output not in available:
+        if output not in encoder.outputs:
             raise ValueError(
                 f"{name} reads {output} of encoders.{call.encoder}, a {type(encoder).__name__}; "
-                f"its outputs are {', '.join(available)}"
+                f"its outputs are {', '.join(encoder.outputs)}"
+            )
+    if bool(call.layers) != ("layers" in call.outputs):
+        raise ValueError(f"{name} reads {call.outputs} and layers {call.layers}: these need each other")
+    for layer in call.layers:
+        if not -encoder.num_layers <= layer < encoder.num_layers:
+            raise ValueError(
+                f"{name} reads layer {layer} of encoders.{call.encoder}, which has {encoder.num_layers}"
             )
 
 
@@ -156,6 +161,6 @@ def _terms(stream, parts, config, mesh):
     """Yields (name, Term) of every objective of a stream."""
     schedule = functools.partial(schedules.build, total_steps=config["total_steps"])
     heads = {name: options.get("head") for name, options in parts["objectives"].items()}
-    context = Context(mesh, config["dtype"], schedule, heads)
+    context = Context(mesh, config["dtype"], schedule, heads, encoder_modules(config))
     for name, options in parts["objectives"].items():
         yield name, Term(stream, objectives.build(options, context), schedule(options["weight"]))

@@ -1,5 +1,7 @@
 """Runs of an encoder on the views of a batch: crops are flattened to examples, and shaped again."""
 
+import operator
+
 import jax
 
 # Keys of the view that are added to an encoder's outputs, if the view has them.
@@ -9,13 +11,14 @@ VIEW_OUTPUTS = ("mask", "mix_ratio")
 def run(apply, inputs, call):
     """apply(**inputs), with crops [B, n, ...] flattened to examples; the outputs are [B, n, ...] again.
 
-    Returns also the variables or state that `apply` returns with the outputs.
+    The output "layers" is a dict, the tokens of each of call.layers by its index. Returns also the variables
+    or state that `apply` returns with the outputs.
     """
     if "images" not in inputs:
         return apply(**inputs)
     result = apply(**_flat(inputs, call))
     outputs, variables = result if isinstance(result, tuple) else (result, None)
-    outputs = _shaped(outputs, inputs)
+    outputs = _shaped(outputs, inputs, call.layers)
     return (outputs, variables) if isinstance(result, tuple) else outputs
 
 
@@ -26,8 +29,10 @@ def run_together(apply, inputs, calls):
         return [outputs], state
     flat = [_flat(*pair) for pair in zip(inputs, calls, strict=True)]
     images, masks = (tuple(x.get(key) for x in flat) for key in ("images", "mask"))
-    outputs, state = apply(images=images, mask=masks)
-    return [_shaped(*pair) for pair in zip(outputs, inputs, strict=True)], state
+    layers = tuple(sorted({layer for call in calls for layer in call.layers}))
+    options = dict(intermediate=layers) if layers else {}
+    outputs, state = apply(images=images, mask=masks, **options)
+    return [_shaped(*pair, layers) for pair in zip(outputs, inputs, strict=True)], state
 
 
 def _flat(inputs, call):
@@ -36,10 +41,14 @@ def _flat(inputs, call):
     if call.masked:
         mask = inputs["mask"]["mask"]
         arguments["mask"] = mask.reshape(-1, mask.shape[-1])
-    return arguments
+    return arguments | (dict(intermediate=call.layers) if call.layers else {})
 
 
-def _shaped(outputs, inputs):
+def _shaped(outputs, inputs, layers):
     crops = inputs["images"].shape[:-3]
+    if layers:
+        tokens = outputs["layers"]
+        by_index = {index: jax.tree.map(operator.itemgetter(i), tokens) for i, index in enumerate(layers)}
+        outputs = outputs | dict(layers=by_index)
     outputs = jax.tree.map(lambda x: x.reshape(*crops, *x.shape[1:]), outputs)
     return outputs | {key: inputs[key] for key in VIEW_OUTPUTS if key in inputs}

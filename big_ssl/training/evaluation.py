@@ -163,6 +163,9 @@ def summary(metrics: Mapping[str, float]) -> str:
         ("linear_sweep", "top1"),
         ("linear_head", "top1"),
         ("knn", "k20_top1"),
+        ("depth", "delta1"),
+        ("detection", "AP50"),
+        ("segmentation", "miou"),
         ("retrieval", "image_to_text_r1"),
     ):
         values = {

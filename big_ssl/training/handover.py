@@ -51,7 +51,7 @@ def hand_over(stage: Stage, before: TrainState, after: TrainState) -> TrainState
         step=before.step,
         params=weights["params"],
         opt_state=_placed(moments, after.opt_state),
-        mutable=dict(encoders=weights["encoders"], objectives=states),
+        mutable={part: x for part, x in weights.items() if part != "params"} | dict(objectives=states),
         ema=_average(stage, before, after, weights),
         counters={name: before.counters.get(name, x) for name, x in after.counters.items()},
         replaced_fraction=fractions,

@@ -49,8 +49,8 @@ def read(
       steps: {path of a run: the step of the checkpoint to read}; by default the newest.
 
     Returns:
-      {"params", "encoders"} as state.averaged, with source arrays, and None for values that start from
-      scratch; None if config.init_from has no path.
+      {"params", "encoders", "heads"} as state.averaged, with source arrays, and None for values that start
+      from scratch; None if config.init_from has no path.
 
     Raises:
       RequirementsError: that names the array or path that does not fit.
@@ -82,8 +82,8 @@ def replace(state: state_lib.TrainState, source) -> state_lib.TrainState:
         is_leaf=lambda x: x is None,
     )
     ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, state_lib.restricted(new, state.ema))
-    mutable = state.mutable | dict(encoders=new["encoders"])
-    return state.replace(params=new["params"], mutable=mutable, ema=ema)
+    statistics = {part: value for part, value in new.items() if part != "params"}
+    return state.replace(params=new["params"], mutable=state.mutable | statistics, ema=ema)
 
 
 def placed(array: np.ndarray, sharding) -> jax.Array:

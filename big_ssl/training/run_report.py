@@ -25,6 +25,19 @@ _TASKS = {
         "A linear classifier on the image encoder learns the classes of labelled images. Evaluation counts "
         "how often its largest logit is that of the right class."
     ),
+    "detect": (
+        "A head on the image encoder learns where objects are in an image, and which class each has. "
+        "Evaluation is COCO's: average precision, of boxes that overlap the annotated ones by half (AP50), "
+        "and averaged over stricter overlaps (AP)."
+    ),
+    "segment": (
+        "A head on the image encoder learns the class of each pixel. Evaluation counts how far predicted and "
+        "true regions of each class coincide, over all pixels of the set."
+    ),
+    "depth": (
+        "A head on the image encoder learns how far away each pixel is. Evaluation compares its depths with "
+        "measured ones, image by image."
+    ),
 }
 
 

@@ -16,10 +16,11 @@ class TrainState(flax.struct.PyTreeNode):
     step: int32[], steps taken, skipped ones included; it determines the data position.
     params: {"encoders": {name: ...}, "heads": {objective: ...}}, float32.
     opt_state: the optimiser's state.
-    mutable: {"encoders": {name: collections}, "objectives": {name: ...}}: batch statistics, centers and all
-      other values that change without a gradient.
-    ema: None, or the EMA of {"params": params, "encoders": mutable["encoders"]}, without frozen parameters,
-      which equal their average.
+    mutable: {"encoders": {name: collections}, "heads": the same of heads that have any, missing if none has,
+      "objectives": {name: ...}}: batch statistics, centers and all other values that change without a
+      gradient.
+    ema: None, or the EMA of {"params": params, "encoders": ..., "heads": ...}, the latter those of mutable,
+      without frozen parameters, which equal their average.
     counters: int32[] each: skipped, skipped_in_a_row, and the replaced records of data.pipeline.counters.
     replaced_fraction: {stream: float32[]}, the fraction of its recent examples that replaced unusable
       records; see `failure_limits` of the config.
@@ -74,8 +75,13 @@ def create(
 
 
 def averaged(params, mutable):
-    """The values that the EMA averages: the parameters and the encoders' running statistics."""
-    return {"params": params, "encoders": mutable["encoders"]}
+    """The values that the EMA averages: the parameters and the running statistics of encoders and heads."""
+    return {"params": params} | statistics(mutable)
+
+
+def statistics(mutable):
+    """The running statistics of encoders and heads: all but the objectives' states."""
+    return {part: value for part, value in mutable.items() if part != "objectives"}
 
 
 def evaluation_variables(state: TrainState):

@@ -12,7 +12,7 @@ from big_ssl.data.fields import Field, Image
 from big_ssl.data.preprocessing import Pixels
 from big_ssl.models import encoders
 from big_ssl.models.encoder import Encoder
-from big_ssl.objectives.base import BatchField, EncoderCall, Objective, Sum
+from big_ssl.objectives.base import BatchField, EncoderCall, Loss, Objective, Sum, mean_loss
 from big_ssl.parallel import fsdp
 from big_ssl.parallel.sharding import path_name
 from big_ssl.random_keys import named_key
@@ -70,18 +70,20 @@ class System:
         for stream, call in self.encoder_calls():
             module, arguments = self.encoders[call.encoder], inputs[stream, call.view]
             init = functools.partial(module.init_with_output, named_key(key, call.encoder))
-            outputs[stream, call], variables = run(init, arguments, call)
+            outputs[stream, call.run], variables = run(init, arguments, call)
             initial.setdefault(call.encoder, variables)
         heads = {}
         for name, term in self.terms.items():
             if not term.objective.shares_head_with:
                 head_inputs = self._head_inputs(term, outputs, batch, teacher=False)
-                variables = term.objective.head.init(named_key(key, name), head_inputs)
-                heads[name] = _head_params(name, variables)
-        params = {"encoders": {k: v["params"] for k, v in initial.items()}, "heads": heads}
-        statistics = {k: {c: v[c] for c in v if c != "params"} for k, v in initial.items()}
+                heads[name] = term.objective.head.init(named_key(key, name), head_inputs)
+        parts = dict(encoders=initial, heads=heads)
+        params = {part: {k: v.get("params", {}) for k, v in parts[part].items()} for part in parts}
+        statistics = {part: {k: _without_params(v) for k, v in parts[part].items()} for part in parts}
+        if not any(statistics["heads"].values()):
+            del statistics["heads"]
         states = {name: term.objective.initial_state() for name, term in self.terms.items()}
-        return params, {"encoders": statistics, "objectives": states}
+        return params, statistics | {"objectives": states}
 
     def loss(self, params, mutable, batch, key, step, teacher=None):
         """The weighted sum of all objectives.
@@ -95,10 +97,10 @@ class System:
           (float32[], (metrics, new mutable)); metrics: {"<objective>/<metric>": float32[]}, see `metrics`.
         """
         batch = self.flipped(batch, key)
-        features, statistics = self.features(params, mutable["encoders"], batch, key, teacher)
+        features, statistics = self.features(params, mutable, batch, key, teacher)
         losses, metrics, states = self.losses(features, batch, mutable["objectives"], step)
         total = self.total(losses, step)
-        return total, (self.metrics(losses, metrics, step), {"encoders": statistics, "objectives": states})
+        return total, (self.metrics(losses, metrics, step), statistics | {"objectives": states})
 
     def flipped(self, batch, key):
         """The batch with boxes, masks and depths mirrored wherever `features` will mirror their images.
@@ -113,30 +115,34 @@ class System:
             batch[stream][name] = field.mirror(batch[stream][name], flips)
         return batch
 
-    def features(self, params, encoder_state, batch, key, teacher=None):
+    def features(self, params, statistics, batch, key, teacher=None):
         """The features of every objective's head, in training mode.
 
         Args:
-          params, encoder_state: as in TrainState, the latter mutable["encoders"].
+          params: as in TrainState.
+          statistics: the running statistics in TrainState's mutable, "encoders" and "heads", if it has them.
           batch, key: see `flipped`; the random key of this step.
           teacher: state.averaged of the EMA weights, for the teacher's calls.
 
         Returns:
-          ({objective: features}, the encoders' new state).
+          ({objective: features}, the new statistics).
         """
         not_training = {name for name, tree in params["encoders"].items() if self._all_frozen(name, tree)}
         params = jax.tree_util.tree_map_with_path(
             lambda path, x: jax.lax.stop_gradient(x) if self.frozen(path_name(path)) else x, params
         )
         params, inputs = self._gathered(params), self._view_inputs(batch, key, train=True)
+        encoder_state, heads = statistics["encoders"], dict(statistics.get("heads", {}))
         outputs, encoder_state = self._student_outputs(params, encoder_state, inputs, key, not_training)
         features = {}
         for name, term in self.terms.items():
             head_inputs = self._head_inputs(term, outputs, batch, teacher=False)
-            features[name] = self._apply_head(name, params, head_inputs, named_key(key, f"heads/{name}"))
+            variables, head_key = dict(params=params, heads=heads), named_key(key, f"heads/{name}")
+            features[name], state = self._apply_head(name, variables, head_inputs, head_key)
+            heads |= {term.objective.shares_head_with or name: state} if state else {}
         for name, teacher_features in self._teacher_features(teacher, inputs, batch).items():
             features[name]["teacher"] = teacher_features
-        return features, encoder_state
+        return features, dict(encoders=encoder_state) | (dict(heads=heads) if heads else {})
 
     def teacher_features(self, teacher, batch, key):
         """{objective: its head's features of the teacher's calls}, if it has such calls; no gradient.
@@ -156,7 +162,7 @@ class System:
           step: int32[].
 
         Returns:
-          ({objective: Sum}, {"<objective>/<metric>": Sum}, the new states).
+          ({objective: its loss}, {"<objective>/<metric>": Sum}, the new states).
         """
         losses, metrics, after = {}, {}, {}
         for name in features:
@@ -167,13 +173,13 @@ class System:
             metrics |= {f"{name}/{metric}": value for metric, value in values.items()}
         return losses, metrics, after
 
-    def total(self, losses: Mapping[str, Sum], step):
+    def total(self, losses: Mapping[str, Loss], step):
         """The weighted sum of these losses: float32[]."""
         return sum(
-            (self.terms[name].weight(step) * loss.mean for name, loss in losses.items()), jnp.zeros(())
+            (self.terms[name].weight(step) * mean_loss(loss) for name, loss in losses.items()), jnp.zeros(())
         )
 
-    def metrics(self, losses: Mapping[str, Sum], metrics: Mapping[str, Sum], step):
+    def metrics(self, losses: Mapping[str, Loss], metrics: Mapping[str, Sum], step):
         """Means of the metrics and losses.
 
         Args:
@@ -184,22 +190,24 @@ class System:
         """
         values = {name: x.mean for name, x in metrics.items()}
         for name, loss in losses.items():
-            weighted = self.terms[name].weight(step) * loss.mean
-            values |= {f"{name}/loss": loss.mean, f"{name}/weighted_loss": weighted}
+            mean = mean_loss(loss)
+            weighted = self.terms[name].weight(step) * mean
+            values |= {f"{name}/loss": mean, f"{name}/weighted_loss": weighted}
         return values
 
     def encode(self, variables, call, inputs):
         """The encoder outputs of one call in evaluation mode.
 
         Args:
-          variables: {"params", "encoders"} as state.evaluation_variables returns.
+          variables: {"params", "encoders", "heads"} as state.evaluation_variables returns.
           call: an EncoderCall.
           inputs: the batch field that call.view names.
         """
         params = self._gathered(variables["params"])["encoders"][call.encoder]
         collections = {"params": params} | variables["encoders"][call.encoder]
         apply = functools.partial(self.encoders[call.encoder].apply, collections, train=False)
-        return run(apply, self._eval_input(inputs), call)
+        positive = call._replace(layers=self._layers([call]))
+        return self._selected_layers(call, run(apply, self._eval_input(inputs), positive))
 
     def head(self, variables, name, inputs):
         """The features of one objective's head in evaluation mode.
@@ -209,7 +217,8 @@ class System:
           name: the objective.
           inputs: {input of the head: what `encode` returned}.
         """
-        return self._apply_head(name, self._gathered(variables["params"]), inputs)
+        gathered = dict(variables) | dict(params=self._gathered(variables["params"]))
+        return self._apply_head(name, gathered, inputs)[0]
 
     def bound_encoder(self, variables, call, images):
         """The arguments of a function that probes an encoder's layers.
@@ -231,9 +240,25 @@ class System:
         return params | {"heads": heads}
 
     def encoder_calls(self) -> Iterator[tuple[str, EncoderCall]]:
-        """Every distinct run, as (stream, EncoderCall.run), in the objectives' order."""
-        runs = ((term.stream, call.run) for term in self.terms.values() for call in term.calls.values())
-        return iter(dict.fromkeys(runs))
+        """Every distinct run, as (stream, EncoderCall.run with the layers of all calls that share it), in the
+        objectives' order."""
+        runs: dict = {}
+        for term in self.terms.values():
+            for call in term.calls.values():
+                runs.setdefault((term.stream, call.run), []).append(call)
+        return ((stream, run._replace(layers=self._layers(calls))) for (stream, run), calls in runs.items())
+
+    def _layers(self, calls):
+        """The layers of these calls of one encoder, as indices from the first layer."""
+        depth = self.encoders[calls[0].encoder].num_layers
+        return tuple(sorted({layer % depth for call in calls for layer in call.layers}))
+
+    def _selected_layers(self, call, outputs):
+        """The outputs with those of the call's layers, in its order, from a run that may have more."""
+        if not call.layers:
+            return outputs
+        depth = self.encoders[call.encoder].num_layers
+        return outputs | dict(layers=tuple(outputs["layers"][layer % depth] for layer in call.layers))
 
     def provider(self, method: str) -> str:
         """The objective whose head provides this method of a predictor; "" for none.
@@ -280,7 +305,7 @@ class System:
                 rngs={"dropout": named_key(key, f"{stream}/{encoder}/{views}")},
             )
             results, state = run_together(apply, [inputs[stream, call.view] for call in calls], calls)
-            outputs |= {(stream, call): output for call, output in zip(calls, results, strict=True)}
+            outputs |= {(stream, call.run): output for call, output in zip(calls, results, strict=True)}
             encoder_state = encoder_state | {encoder: state}
         return outputs, encoder_state
 
@@ -288,7 +313,7 @@ class System:
         """(stream, calls that run together): all calls of an encoder that takes several sizes at once."""
         groups: dict = {}
         for stream, call in self.encoder_calls():
-            alone = None if self.encoders[call.encoder].takes_several_sizes else call
+            alone = None if self.encoders[call.encoder].takes_several_sizes else call.run
             if not call.teacher:
                 groups.setdefault((stream, call.encoder, alone), []).append(call)
         return [(stream, calls) for (stream, *_), calls in groups.items()]
@@ -303,12 +328,12 @@ class System:
                 variables = {"params": teacher["params"]["encoders"][call.encoder]}
                 variables |= teacher["encoders"][call.encoder]
                 apply = functools.partial(self.encoders[call.encoder].apply, variables, train=False)
-                outputs[stream, call] = run(apply, inputs[stream, call.view], call)
+                outputs[stream, call.run] = run(apply, inputs[stream, call.view], call)
         features = {}
         for name, term in self.terms.items():
             if any(call.teacher for call in term.calls.values()):
                 head_inputs = self._head_inputs(term, outputs, batch, teacher=True)
-                features[name] = self._apply_head(name, teacher["params"], head_inputs)
+                features[name] = self._apply_head(name, teacher, head_inputs)[0]
         return jax.lax.stop_gradient(features)
 
     def _head_inputs(self, term, outputs, batch, teacher):
@@ -316,17 +341,18 @@ class System:
         inputs = {}
         for name, call in term.calls.items():
             if call.teacher == teacher:
-                available = outputs[term.stream, call.run]
+                available = self._selected_layers(call, outputs[term.stream, call.run])
                 inputs[name] = {key: available[key] for key in call.outputs}
                 inputs[name] |= {key: available[key] for key in VIEW_OUTPUTS if key in available}
         return inputs | term.fields(batch)
 
-    def _apply_head(self, name, params, inputs, key=None):
-        """key: of the head's dropout, in training; None in evaluation."""
-        objective = self.terms[name].objective
-        variables = {"params": params["heads"][objective.shares_head_with or name]}
+    def _apply_head(self, name, variables, inputs, key=None):
+        """(features, the head's new statistics); key: of dropout, in training; None in evaluation."""
+        head, owner = self.terms[name].objective.head, self.terms[name].objective.shares_head_with or name
+        state = variables.get("heads", {}).get(owner, {})
+        collections = {"params": variables["params"]["heads"][owner], **state}
         rngs = None if key is None else {"dropout": key}
-        return objective.head.apply(variables, inputs, train=key is not None, rngs=rngs)
+        return head.apply(collections, inputs, train=key is not None, mutable=list(state), rngs=rngs)
 
     def _view_inputs(self, batch, key, train):
         """{(stream, view): an encoder's arguments, and the mask and mix_ratio if the view has them}."""
@@ -358,11 +384,5 @@ class System:
         return all(self.frozen(f"encoders/{encoder}/{path}") for path in paths)
 
 
-def _head_params(objective, variables):
-    others = ", ".join(sorted(set(variables) - {"params"}))
-    if others:
-        raise ValueError(
-            f"the head of {objective!r} keeps {others}, and a head may keep parameters alone: "
-            "what changes without a gradient is its objective's state (Objective.initial_state)"
-        )
-    return variables.get("params", {})
+def _without_params(variables):
+    return {collection: tree for collection, tree in variables.items() if collection != "params"}

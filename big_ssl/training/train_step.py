@@ -94,9 +94,9 @@ def _accumulated(system, count, mesh, params, mutable, batch, key, step, teacher
     batch_scoped = [name for name, term in system.terms.items() if term.objective.scope == "batch"]
 
     def features_of(params, part, key):
-        """(features of batch-scoped objectives, features of the others, the encoders' new state)."""
-        features, encoder_state = system.features(params, mutable["encoders"], part, key, teacher)
-        return {name: features.pop(name) for name in batch_scoped}, features, encoder_state
+        """(features of batch-scoped objectives, features of the others, the new statistics)."""
+        features, statistics = system.features(params, mutable, part, key, teacher)
+        return {name: features.pop(name) for name in batch_scoped}, features, statistics
 
     def first_pass(part):
         """(per-example and shared features of batch-scoped objectives, the counts of the others' sums)."""
@@ -121,13 +121,13 @@ def _accumulated(system, count, mesh, params, mutable, batch, key, step, teacher
 
     def part_loss(params, part, key, grads_per_example):
         """Surrogate loss whose gradient is this microbatch's contribution to the batch gradient; and aux."""
-        coupled, others, encoder_state = features_of(params, part, key)
+        coupled, others, statistics = features_of(params, part, key)
         vjp = jax.tree.map(jnp.vdot, _partition(coupled), (grads_per_example, grads_shared))
         losses, metrics, after = system.losses(others, part, states, step)
         losses, metrics = _with_counts((losses, metrics), counts)
         return jax.tree.reduce(jnp.add, vjp, 0.0) + system.total(losses, step), (
             _values((losses, metrics)),
-            (after, encoder_state),
+            (after, statistics),
         )
 
     def add(grads, part):
@@ -139,9 +139,9 @@ def _accumulated(system, count, mesh, params, mutable, batch, key, step, teacher
     values = jax.tree.map(lambda x: x.sum(0), values)
     losses, metrics = jax.tree.map(Sum, values, counts)
     # States and running statistics are linear in the batch's, so the mean of all updates is the one update.
-    states, encoder_state = jax.tree.map(lambda x: x.mean(0), after)
+    states, statistics = jax.tree.map(lambda x: x.mean(0), after)
     metrics = coupled_metrics | system.metrics(losses, metrics, step)
-    mutable = {"encoders": encoder_state, "objectives": coupled_states | states}
+    mutable = statistics | {"objectives": coupled_states | states}
     return (total + system.total(losses, step), (metrics, mutable)), grads
 
 

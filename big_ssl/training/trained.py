@@ -17,6 +17,7 @@ from big_ssl.models.layer_layouts import unstack_layers
 from big_ssl.objectives.base import EncoderCall
 from big_ssl.objectives.contrastive import ContrastiveHead
 from big_ssl.training import build, requirements, stages
+from big_ssl.training import state as state_lib
 from big_ssl.weights.format import ModelConfig
 
 
@@ -61,7 +62,7 @@ def _evaluation_variables(checkpoint):
             frozen = _without_average(stored["params"], stored["ema"]["params"])
             parts = dict(ema=stored["ema"]) | (dict(params=frozen) if frozen else {})
         else:
-            parts = dict(params=stored["params"], mutable=dict(encoders=stored["mutable"]["encoders"]))
+            parts = dict(params=stored["params"], mutable=state_lib.statistics(stored["mutable"]))
         # NumPy leaves are read as NumPy arrays: the unsharded model may not fit on one device.
         restored = ocp.load(checkpoint, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), parts))
     if "ema" not in restored:
@@ -102,7 +103,9 @@ def _unstacked(variables, name, stacks):
     params, statistics = variables["params"], variables["encoders"]
     encoder_params = params["encoders"] | {name: unstack_layers(params["encoders"][name], stacks)}
     unstacked = {collection: unstack_layers(tree, stacks) for collection, tree in statistics[name].items()}
-    return dict(params=params | dict(encoders=encoder_params), encoders=statistics | {name: unstacked})
+    return variables | dict(
+        params=params | dict(encoders=encoder_params), encoders=statistics | {name: unstacked}
+    )
 
 
 def describe(config: Mapping) -> ModelConfig:
@@ -125,6 +128,12 @@ def describe(config: Mapping) -> ModelConfig:
         described |= dict(head=head, tokenizer=config["tokenizer"])
     if "classification" in heads:
         described["classes"] = system.terms[heads["classification"]].objective.head.classes
+    tasks = {method: _options(config, heads[method]) for method in capabilities.TASKS if method in heads}
+    if tasks:
+        described["tasks"] = {
+            method: {key: value for key, value in options.items() if key != "weight"}
+            for method, options in tasks.items()
+        }
     return described
 
 
@@ -146,7 +155,15 @@ def _encoders(system) -> dict[str, str]:
 def _heads(system) -> dict[str, str]:
     """{its place in a ModelConfig: the objective whose head it is}."""
     places = dict(contrastive=system.provider("encode_text"), classification=system.provider("classify"))
+    places |= {method: system.provider(method) for method in capabilities.TASKS}
     heads = {place: name for place, name in places.items() if name}
+    image = _image_call(system).encoder
+    for method in capabilities.TASKS:
+        how = capabilities.prediction(system, method)
+        if how is not None and how.call.encoder != image:
+            raise ValueError(
+                f"{how.objective}: it reads encoders.{how.call.encoder}, and the model is encoders.{image}"
+            )
     if "contrastive" in heads and not isinstance(
         head := system.terms[heads["contrastive"]].objective.head, ContrastiveHead
     ):
@@ -172,14 +189,13 @@ def exported(config: Mapping, variables: Mapping) -> dict:
     system = build.system(config, None)
     encoders_by_place, heads = _encoders(system), _heads(system)
     params = variables["params"]
-    stored = {
-        place: params["heads"][system.terms[name].objective.shares_head_with or name]
-        for place, name in heads.items()
-    }
+    owners = {place: system.terms[name].objective.shares_head_with or name for place, name in heads.items()}
+    statistics = variables.get("heads", {})
     return dict(
         params={
             "encoders": {place: params["encoders"][name] for place, name in encoders_by_place.items()},
-            "heads": stored,
+            "heads": {place: params["heads"][owner] for place, owner in owners.items()},
         },
         encoders={place: variables["encoders"][name] for place, name in encoders_by_place.items()},
+        heads={place: statistics[owner] for place, owner in owners.items() if owner in statistics},
     )

@@ -1,6 +1,8 @@
 """Builds the modules of a ModelConfig, and the names and shapes of their weights."""
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -11,6 +13,8 @@ from flax.traverse_util import flatten_dict
 
 from big_ssl.models import encoders
 from big_ssl.models.projection_head import ProjectionHead
+from big_ssl.objectives import build as objectives
+from big_ssl.objectives.base import Context, Objective
 from big_ssl.objectives.classification import ClassifierHead
 from big_ssl.objectives.contrastive import ContrastiveHead
 from big_ssl.objectives.embedding import EmbeddingHead
@@ -25,7 +29,7 @@ class Modules(NamedTuple):
 
     image, text: the encoders, None for one that the model lacks; head: the contrastive head, None for models
     of one encoder; embedding: the head of such a model, None without one; classifier: None unless the model
-    is one; projections: {objective: self-distillation head}.
+    is one; projections: {objective: self-distillation head}; tasks: {method: the objective that provides it}.
     """
 
     image: nn.Module | None
@@ -34,6 +38,7 @@ class Modules(NamedTuple):
     embedding: EmbeddingHead | None
     classifier: ClassifierHead | None
     projections: Mapping[str, ProjectionHead]
+    tasks: Mapping[str, Objective]
 
 
 def modules(config: ModelConfig, dtype: str = "float32") -> Modules:
@@ -52,9 +57,16 @@ def modules(config: ModelConfig, dtype: str = "float32") -> Modules:
             projections={
                 k: ProjectionHead(**options) for k, options in config.get("projections", {}).items()
             },
+            tasks={k: _objective(options, built, dtype) for k, options in config.get("tasks", {}).items()},
         )
     except (KeyError, TypeError) as error:
         raise WeightsError(f"config.json does not describe a model: {error}") from error
+
+
+def _objective(options, encoders_by_name, dtype):
+    """The objective of a task, for evaluation: schedules and the mesh do not matter."""
+    modules = {name: module for name, module in encoders_by_name.items() if module is not None}
+    return objectives.build(options, Context(None, dtype, lambda value: value, {}, modules))
 
 
 def encoder_names(config: ModelConfig) -> tuple[str, ...]:
@@ -96,7 +108,8 @@ def _fields(module, without):
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """{path: shape} of all weights: params/encoders/..., params/heads/..., encoders/... for statistics."""
+    """{path: shape} of all weights: params/encoders/..., params/heads/..., and encoders/..., heads/... for
+    running statistics."""
     built, key, ids = modules(config), jax.random.key(0), jnp.zeros((1, 1), int)
     outputs, variables = {}, {}
     if built.image is not None:
@@ -108,14 +121,30 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         outputs["text"], variables["text"] = jax.eval_shape(built.text.init_with_output, key, ids, ids == 0)
     pooled = outputs.get("image", {}).get("pooled")
     heads = {
-        name: dict(projection=jax.eval_shape(projection.init, key, pooled)["params"])
+        name: dict(params=dict(projection=jax.eval_shape(projection.init, key, pooled)["params"]))
         for name, projection in built.projections.items()
     }
     named = dict(contrastive=built.head, embedding=built.embedding, classification=built.classifier)
     for name, head in named.items():
         if head is not None:
-            heads[name] = jax.eval_shape(head.init, key, outputs).get("params", {})
+            heads[name] = jax.eval_shape(head.init, key, outputs)
+    for method, objective in built.tasks.items():
+        inputs = {
+            name: jax.eval_shape(functools.partial(_outputs, built.image, objective.inputs[name]), images)
+            for name in objective.provides[method].inputs
+        }
+        heads[method] = jax.eval_shape(objective.head.init, key, inputs)
     return _flat_shapes(_variables(variables, heads))
+
+
+def _outputs(module, call, images):
+    """What a head gets of an encoder call, from random weights."""
+    options = dict(intermediate=call.layers) if call.layers else {}
+    outputs, _ = module.init_with_output(jax.random.key(0), images, **options)
+    if call.layers:
+        layers = [jax.tree.map(operator.itemgetter(i), outputs["layers"]) for i in range(len(call.layers))]
+        outputs = outputs | dict(layers=tuple(layers))
+    return {name: outputs[name] for name in call.outputs}
 
 
 def _flat_shapes(variables):
@@ -123,13 +152,15 @@ def _flat_shapes(variables):
 
 
 def _variables(encoder_variables: Mapping[str, Mapping], heads: Mapping[str, Mapping]) -> dict:
-    """As training.state.evaluation_variables: {"params": {"encoders", "heads"}, "encoders": statistics}."""
+    """As training.state.evaluation_variables: {"params": {"encoders", "heads"}, and the running statistics of
+    "encoders" and "heads"}."""
+    parts = dict(encoders=encoder_variables, heads=heads)
+    params = {part: {name: x.get("params", {}) for name, x in trees.items()} for part, trees in parts.items()}
     statistics = {
-        name: {k: v for k, v in variables.items() if k != "params"}
-        for name, variables in encoder_variables.items()
+        part: {name: {k: v for k, v in x.items() if k != "params"} for name, x in trees.items()}
+        for part, trees in parts.items()
     }
-    encoder_params = {name: variables["params"] for name, variables in encoder_variables.items()}
-    return dict(params=dict(encoders=encoder_params, heads=heads), encoders=statistics)
+    return dict(params=params, **statistics)
 
 
 def encoder_variables(variables: Mapping, name: str) -> dict:

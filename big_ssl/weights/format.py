@@ -21,7 +21,8 @@ GEMMA_SIZE = 256_000
 # one encoder have head None, and those of images tokenizer None, those of texts views, image_size and resize
 # None; if a head embeds what the encoder pools, they also have `embedding_head`, options of
 # objectives.embedding.EmbeddingHead. Classifiers also have `classes`, their number. Models with
-# self-distillation heads also have `projections`: {objective: options of models.projection_head}.
+# self-distillation heads also have `projections`: {objective: options of models.projection_head}. Those with
+# dense heads have `tasks`: {method of a Predictor, such as "depth": options of the objective behind it}.
 ModelConfig = dict[str, Any]
 
 

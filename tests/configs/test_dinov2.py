@@ -115,9 +115,7 @@ def test_the_hybrid_runs_each_pass_once(monkeypatch):
 
     monkeypatch.setattr(ViT, "__call__", spy)
     teacher = dict(params=params, encoders=mutable["encoders"])
-    jax.eval_shape(
-        lambda p, b, t: made.features(p, mutable["encoders"], b, jax.random.key(0), t), params, batch, teacher
-    )
+    jax.eval_shape(lambda p, b, t: made.features(p, mutable, b, jax.random.key(0), t), params, batch, teacher)
     assert seen == [
         (True, [(16, 32, False), (32, 32, True), (32, 16, False)]),  # all of the student's, together
         (False, [(32, 32, False)]),
@@ -205,7 +203,7 @@ def test_grams_teacher_may_see_larger_crops():
 
     def loss(params):
         kept = dict(encoders=dict(image={}, gram={}), objectives=dict(gram={}))
-        features, _ = made.features(params, kept["encoders"], batch, jax.random.key(1))
+        features, _ = made.features(params, kept, batch, jax.random.key(1))
         found = features["gram"]
         seen.update(own=found["patches"].shape, taught=found["teacher"]["patches"].shape)
         return made.loss(params, kept, batch, jax.random.key(1), 0)[0]

@@ -1,13 +1,14 @@
 """Random crops of an image, on the host."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from big_ssl.data import crops as crop_kinds
-from big_ssl.data.crops import RandomCrop, RandomResizedCrop
+from big_ssl.data.crops import RandomCrop, RandomResizedCrop, RandomScaleCrop
 
 RNG = np.random.default_rng(0)
 
@@ -131,3 +132,51 @@ def test_fractions_are_where_the_pixels_are_from(crop, size):
             centers = start + (np.arange(12) + 0.5) / 12 * (stop - start)
             expected = np.clip((centers * side - 0.5) / (side - 1), 0, 1)
             np.testing.assert_allclose(line, expected, atol=0.03 + 0.3 / side)
+
+
+def test_large_scale_jitter_resizes_into_its_range():
+    crop = RandomScaleCrop(size=64, scale=(0.1, 2.0), fill=77)
+    prepared, factors, rng = crop.prepare(gradient(120, 80)), [], np.random.default_rng(0)
+    for _ in range(300):
+        ((_, _, right, bottom), fractions), = crop.draw(prepared, rng)  # fmt: skip
+        factors.append(right / fractions[2] / 64)  # of the longer side
+        assert bottom / fractions[3] == pytest.approx(right / fractions[2] * 2 / 3, abs=1)
+    assert min(factors) == pytest.approx(0.1, abs=0.02)
+    assert max(factors) == pytest.approx(2, abs=0.02)
+    assert np.mean(np.array(factors) < 1.05) == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_crop_of_ade20k_is_limited_by_both_sides():
+    crop = RandomScaleCrop(size=512, scale=(1.0, 1.0), short=512, long=2048)
+    for size, resized in (((640, 480), (683, 512)), ((3000, 500), (2048, 341)), ((480, 640), (512, 683))):
+        ((_, _, right, bottom), fractions), = crop.draw(crop.prepare(gradient(*size)), RNG)  # fmt: skip
+        assert (right / fractions[2], bottom / fractions[3]) == pytest.approx(resized)
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.9, 1.0, 1.7])
+def test_a_scaled_crop_is_that_of_the_resized_image(factor):
+    image = gradient(120, 80)
+    crop = RandomScaleCrop(size=48, scale=(factor, factor), fill=77)
+    prepared = crop.prepare(image)
+    for _ in range(5):
+        geometries = crop.draw(prepared, RNG)
+        pixels = crop.render(prepared, geometries)
+        ((left, top, right, bottom), fractions), = geometries  # fmt: skip
+        resized = [round(right / fractions[2]), round(bottom / fractions[3])]
+        whole = np.full((200, 200, 3), 77)
+        whole[: resized[1], : resized[0]] = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
+        np.testing.assert_allclose(pixels, whole[top:bottom, left:right], atol=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(size=0), "size is 0; it must be at least 1"),
+        (dict(scale=(0, 1)), "scale is (0, 1); it must be a rising pair above 0"),
+        (dict(short=9, long=8), "short is 9; it must lie between 0 and long, 8"),
+        (dict(fill=256), "fill is 256; it must lie between 0 and 255"),
+    ],
+)
+def test_an_invalid_scaled_crop_is_named(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        crop_kinds.build(dict(kind="random_scale_crop", size=8) | options)

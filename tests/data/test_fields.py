@@ -19,6 +19,7 @@ CROPS = dict(
     stretched=dict(kind="random_crop", resize=48, size=40, resize_mode="stretch"),
     square=dict(kind="random_crop", resize=40, size=40),
     resized=dict(kind="random_resized_crop", size=40, scale=(0.3, 1.0), count=3),
+    jittered=dict(kind="random_scale_crop", size=40, scale=(0.5, 2.0), fill=0),
 )
 
 
@@ -86,6 +87,7 @@ def _check_pixels(images, value):
     shapes = dict(boxes=(-1, 4, 4), labels=(-1, 4), valid=(-1, 4))
     boxes = {key: np.asarray(x).reshape(shapes[key]) for key, x in value["boxes"].items()}
     masks = np.asarray(value["mask"]).reshape(-1, *images.shape[-3:-1])
+    masks = np.where(masks == 255, 0, masks)  # padding, of the background's colour
     depths = np.asarray(value["depth"]).reshape(masks.shape)
     seen = 0
     for i, image in enumerate(flat):
@@ -119,7 +121,7 @@ def test_boxes_masks_and_depths_follow_their_image(crop):
     assert _check_pixels(batch["image"], batch) > 20
 
 
-@pytest.mark.parametrize("crop", ["square", "resized"])
+@pytest.mark.parametrize("crop", ["square", "resized", "jittered"])
 def test_a_flip_on_the_device_is_that_of_the_image(crop):
     made, batch = _batch(CROPS[crop])
     key = jax.random.key(5)
@@ -213,6 +215,94 @@ def test_an_annotation_that_is_turned_against_its_image_is_refused(orientation, 
     assert error.value.counter == "replaced_masks"
 
 
+def _padded(record, factor):
+    """The example of an image that is resized to `factor` of its crop's size."""
+    crop = dict(kind="random_scale_crop", size=40, scale=(factor, factor), fill=7)
+    source = Rectangles(1)
+    source[0] |= record
+    return LoadExample(source, _fields(crop, source)).load(0, np.random.default_rng(0))
+
+
+def test_padding_has_no_box_no_class_and_no_depth():
+    white = _png(np.full((60, 60, 3), 255, np.uint8))
+    record = dict(image=white, mask=np.full((30, 30), 2), depth=np.full((30, 30), 5000))
+    # A box that reaches beyond the image by as much as the padding does.
+    record |= dict(boxes=[[0.5, 0.5, 2.0, 2.0]], ids=[1])
+    value, inside = _padded(record, 0.5), np.zeros((40, 40), bool)
+    inside[:20, :20] = True
+    assert (value["image"][inside] == 255).all()
+    assert (value["image"][~inside] == 7).all()
+    np.testing.assert_array_equal(value["mask"], np.where(inside, 2, 255))
+    np.testing.assert_array_equal(value["depth"], np.where(inside, np.float32(5), 0))
+    np.testing.assert_allclose(value["boxes"]["boxes"][0], [0.25, 0.25, 0.5, 0.5])
+
+
+def test_a_box_outside_the_image_or_without_area_is_dropped():
+    boxes = [[1.2, 0.1, 1.5, 0.4], [-1, -1, -0.1, 0.5], [0.5, 0.5, 0.5, 0.8], [0.2, 0.2, 0.6, 0.6]]
+    value = _padded(dict(boxes=boxes, ids=[1, 1, 1, 3]), 0.5)
+    assert value["boxes"]["valid"].tolist() == [True, False, False, False]
+    assert value["boxes"]["labels"][0] == 3
+
+
+def test_flagged_boxes_are_left_out():
+    source = Rectangles(1)
+    count = len(source[0]["ids"])
+    source[0]["crowd"] = np.arange(count) == 1
+    load = LoadExample(source, _fields(CROPS["stretched"], source, ignore_key="crowd"))
+    value = load.load(0, np.random.default_rng(0))["boxes"]
+    assert 2 not in value["labels"][value["valid"]]
+    source[0]["crowd"] = [True]
+    with pytest.raises(BadRecord, match=f"{count} boxes, and 1 flags under 'crowd'"):
+        load.load(0, np.random.default_rng(0))
+
+
+def test_a_source_with_more_boxes_than_max_boxes_is_a_line_at_the_start(caplog):
+    source = Rectangles(3)
+    source_with_counts = type("Counted", (Rectangles,), dict(counts=lambda self, key: [4, 7, 9]))(3)
+    for opened in (source, source_with_counts):
+        _fields(CROPS["square"], opened)["boxes"].check()
+    assert [record.getMessage() for record in caplog.records] == [
+        "data: fields.boxes.max_boxes is 4; 2 of 3 records have more, up to 9; they lose some"
+    ]
+
+
+def test_a_label_of_zero_can_be_no_class():
+    options = dict(
+        image=dict(kind="image", crop=dict(kind="random_crop", resize=4, size=4), **PIXELS),
+        mask=dict(kind="mask", image="image", key="mask", num_classes=150, reduce_zero_label=True),
+    )
+    record = dict(image=_png(np.zeros((4, 4, 3), np.uint8)))
+    record["mask"] = _png(np.array([[0, 1, 150, 255]] * 4, np.uint8))
+    load = LoadExample([record], fields.opened(fields.build(options, 8), [record], None))
+    value = load.load(0, np.random.default_rng(0))["mask"]
+    assert value.tolist() == [[255, 0, 149, 255]] * 4  # 0 - 1 is no 255 by chance: 255 - 1 is no class 254
+    assert value.dtype == np.uint8
+    record["mask"] = _png(np.full((4, 4), 151, np.uint8))
+    with pytest.raises(BadRecord, match="a pixel of class 151"):
+        load.load(0, np.random.default_rng(0))
+
+
+def test_a_depth_may_be_a_npy_file():
+    buffer = io.BytesIO()
+    np.save(buffer, np.full((30, 30), 2500.0))
+    record = dict(image=_png(np.zeros((60, 60, 3), np.uint8)), mask=np.zeros((60, 60)))
+    value = _padded(record | dict(depth=buffer.getvalue()), 1.0)
+    assert (value["depth"] == 2.5).all()
+
+
+def test_a_picture_of_30_megapixels_and_its_annotations():
+    mask = np.kron(np.array([[0, 1, 2], [3, 1, 0]], np.uint8), np.ones((2500, 2000), np.uint8))
+    jpeg = io.BytesIO()
+    Image.fromarray(COLORS[mask]).save(jpeg, "JPEG")
+    record = dict(image=jpeg.getvalue(), mask=mask, boxes=[[0, 1 / 3, 0.5, 2 / 3]], ids=[1])
+    value = _padded(record | dict(depth=mask.astype(np.uint16) * 1000), 1.0)
+    nearest = np.argmin(np.abs(value["image"][:33, :, None].astype(int) - COLORS).sum(-1), -1)
+    assert np.mean(nearest == value["mask"][:33]) > 0.9
+    np.testing.assert_allclose(value["depth"][:33], value["mask"][:33])
+    assert (value["mask"][33:] == 255).all()
+    np.testing.assert_allclose(value["boxes"]["boxes"][0], [1 / 3, 0, 2 / 3, 0.5 * 33 / 40], rtol=1e-6)
+
+
 def test_an_image_without_boxes_is_no_fault():
     source = Rectangles(1)
     source[0] |= dict(boxes=np.zeros((0, 4)), ids=np.zeros(0, int))
@@ -232,7 +322,18 @@ def test_an_image_without_boxes_is_no_fault():
         (dict(ids=np.array([1])), "replaced_boxes", "boxes, and 1 classes under 'ids'"),
         (dict(ids=np.array([9, 9, 9])), "replaced_boxes", "no class"),
         (dict(mask=b"no image"), "replaced_masks", "UnidentifiedImageError"),
-        (dict(mask=np.full((4, 4), 7)), "replaced_masks", "'mask' has a pixel of class 7"),
+        (dict(mask=lambda shape: np.full(shape, 7)), "replaced_masks", "'mask' has a pixel of class 7"),
+        (
+            dict(mask=lambda shape: np.full(shape, np.nan)),
+            "replaced_masks",
+            "'mask' has a pixel of class nan",
+        ),
+        (dict(mask=lambda shape: np.zeros((shape[0], shape[1] + 9))), "replaced_masks", "not the aspect of"),
+        (
+            dict(depth=lambda shape: np.zeros((shape[0] - 9, shape[1]))),
+            "replaced_depths",
+            "not the aspect of",
+        ),
         (dict(mask=np.zeros((4, 4, 3))), "replaced_masks", "it must have one channel"),
         (dict(mask=[[1, 2], [3]]), "replaced_masks", "'mask': "),
         (dict(mask=[["a", "b"]]), "replaced_masks", "'mask' holds no numbers"),
@@ -245,7 +346,8 @@ def test_an_image_without_boxes_is_no_fault():
 )
 def test_a_bad_value_is_counted_under_its_kind(changes, counter, message):
     source = Rectangles(2)
-    source[0] |= changes
+    shape = source[0]["depth"].shape
+    source[0] |= {key: value(shape) if callable(value) else value for key, value in changes.items()}
     load = LoadExample(source, _fields(CROPS["square"], source))
     with pytest.raises(BadRecord, match=message) as error:
         load.load(0, np.random.default_rng(0))
@@ -256,7 +358,9 @@ def test_a_bad_value_is_counted_under_its_kind(changes, counter, message):
 
 def test_pixels_that_are_ignored_or_unknown():
     source = Rectangles(1)
-    source[0] |= dict(mask=np.full((4, 4), 255), depth=np.array([[np.nan, -1.0], [0.0, np.inf]]))
+    shape = source[0]["depth"].shape
+    depth = np.resize([np.nan, -1.0, 0.0, np.inf], shape)
+    source[0] |= dict(mask=np.full(shape, 255), depth=depth)
     value = LoadExample(source, _fields(CROPS["square"], source)).load(0, np.random.default_rng(0))
     assert (value["mask"] == 255).all()
     assert not value["depth"].any()
@@ -352,6 +456,10 @@ def test_answers_are_the_first_of_a_record():
             "fields.x: mixup and cutmix of its image mixed would not",
         ),
         (dict(kind="mask", image="image", key="m", num_classes=256), "num_classes is 256 and ignore 255"),
+        (
+            dict(kind="mask", image="image", key="m", num_classes=255, reduce_zero_label=True),
+            "num_classes is 255 and ignore 255",
+        ),
     ],
 )
 def test_options_that_can_not_be(options, message):

@@ -61,6 +61,60 @@ def test_outputs_are_the_keys_that_a_call_returns(name):
         assert (result[output].dtype, result[output].ndim, len(result[output])) == (np.float32, 2, 2)
 
 
+PYRAMIDS = dict(
+    vit=(8,),
+    vit_without_class_token=(8,),
+    efficientnet=(4,),
+    resnet=(4, 8, 16, 32),
+    swin=(4, 8),
+)
+
+
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_a_pyramid_has_maps_of_its_strides(name):
+    encoder = ENCODERS[name]
+    images = jax.ShapeDtypeStruct((2, 64, 96, 3), np.float32)
+    result = jax.eval_shape(lambda x: encoder.init_with_output(jax.random.key(0), x)[0], images)
+    assert encoder.pyramid_strides == PYRAMIDS[name]
+    shapes = [x.shape[:3] for x in result["pyramid"]]
+    assert shapes == [(2, 64 // stride, 96 // stride) for stride in encoder.pyramid_strides]
+
+
+def test_published_efficientnets_have_the_last_maps_of_four_strides():
+    encoder = EfficientNet()
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    pyramid = jax.eval_shape(lambda x: encoder.init_with_output(jax.random.key(0), x)[0], images)["pyramid"]
+    assert encoder.pyramid_strides == (4, 8, 16, 32)
+    assert [x.shape for x in pyramid] == [(1, 16, 16, 24), (1, 8, 8, 40), (1, 4, 4, 112), (1, 2, 2, 320)]
+
+
+def test_the_map_of_a_vit_is_its_patches():
+    encoder = ENCODERS["vit"].clone(depth=1)
+    images = np.random.default_rng(0).normal(size=(1, 32, 44, 3)).astype(np.float32)
+    output = jax.jit(encoder.init_with_output)(jax.random.key(0), images)[0]
+    np.testing.assert_array_equal(output["pyramid"][0].reshape(1, 20, 8), output["patches"])
+    dropping = encoder.clone(patch_dropout=0.5)
+    assert "pyramid" not in dropping.outputs
+    assert dropping.pyramid_strides == ()
+
+
+@pytest.mark.parametrize("name", ["efficientnet", "resnet"])
+def test_a_pyramid_that_nothing_reads_costs_nothing(name):
+    """No array of the program has the shape of such a map, channels last."""
+    encoder = ENCODERS[name]
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
+    variables = jax.eval_shape(encoder.init, jax.random.key(0), images)
+
+    def pooled(variables, images):
+        return encoder.apply(variables, images)["pooled"]
+
+    jaxpr = jax.make_jaxpr(pooled)(variables, images).jaxpr
+    used = jax.interpreters.partial_eval.dce_jaxpr(jaxpr, [True])[0]
+    maps = jax.eval_shape(encoder.apply, variables, images)["pyramid"]
+    results = {out.aval.shape for eqn in used.eqns for out in eqn.outvars}
+    assert not {x.shape for x in maps} & results
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_several_sizes_are_taken_or_not(name):
     encoder = ENCODERS[name]

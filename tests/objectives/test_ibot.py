@@ -58,7 +58,7 @@ def compiled(devices):
     params, mutable, teacher, batch = example()
 
     def loss(params, teacher, batch, step):
-        features, _ = made.features(params, mutable["encoders"], batch, KEY, teacher)
+        features, _ = made.features(params, mutable, batch, KEY, teacher)
         losses, metrics, kept = made.losses(features, batch, mutable["objectives"], step)
         return made.total(losses, step), (features, made.metrics(losses, metrics, step), kept)
 
@@ -119,7 +119,7 @@ def test_each_pass_runs_once_and_only_the_student_sees_a_mask(monkeypatch):
     params, mutable, teacher, batch = example()
     monkeypatch.setattr(ViT, "__call__", spy)
     jax.eval_shape(
-        lambda p, t: system()[0].features(p, mutable["encoders"], batch, jax.random.key(0), t),
+        lambda p, t: system()[0].features(p, mutable, batch, jax.random.key(0), t),
         params,
         teacher,
     )

@@ -76,7 +76,7 @@ def results(config, sizes, remat):
     system, params = dataclasses.replace(system, specs=specs), jax.device_put(params, shardings)
 
     def loss(params, teacher, batch, key):
-        features, _ = system.features(params, mutable["encoders"], batch, key, teacher)
+        features, _ = system.features(params, mutable, batch, key, teacher)
         losses, _, states = system.losses(features, batch, mutable["objectives"], jnp.int32(0))
         crops = system._view_inputs(batch, key, train=True)["images", "global_crops"]
         return system.total(losses, 0), (states, crops["images"])

@@ -77,6 +77,14 @@ def test_a_scanned_layer_counts_once_per_iteration(mesh):
     assert list(hlo.collectives(program, 8)) == [summed, gathered]
 
 
+# Of two sizes: the cache of compiled programs does not tell names apart.
+@pytest.mark.parametrize(("scope", "products", "size"), [("fallback", 1, 32), ("other", 3, 48)])
+def test_branches_count_unless_they_are_a_fallback(scope, products, size):
+    rare = jax.named_scope(scope)(lambda x: jnp.sin(x) @ jnp.cos(x) @ x)
+    program = _compile(lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, rare, x), jnp.ones((size, size)))
+    assert hlo.flops(program) == products * 2 * size**3
+
+
 def test_scanned_and_unrolled_layers_have_equal_flops():
     x, kernels = jnp.ones((32, 16)), jnp.ones((5, 16, 16))
 

@@ -50,7 +50,12 @@ def test_a_field_that_an_objective_reads_must_be_there():
     [
         (
             EncoderCall("image", "image", ("pooled", "cls")),
-            "contrastive reads cls of encoders.image, a EfficientNet; its outputs are pooled, patches",
+            "contrastive reads cls of encoders.image, a EfficientNet; its outputs are pooled, patches, "
+            "pyramid",
+        ),
+        (
+            EncoderCall("image", "image", ("pooled",), layers=(-1,)),
+            r"contrastive reads \('pooled',\) and layers \(-1,\): these need each other",
         ),
         (
             EncoderCall("photo", "image"),

@@ -51,7 +51,7 @@ def step_of(implementation, size):
     state, batch = parts.init(), mesh_lib.global_batch(parts.mesh, random_batch(config))
     features = jax.jit(fsdp.within(parts.mesh, parts.system.features))
     key = step_key(config["seed"], 0)
-    actual = jax.device_get(features(state.params, state.mutable["encoders"], batch, key)[0]["contrastive"])
+    actual = jax.device_get(features(state.params, state.mutable, batch, key)[0]["contrastive"])
     before = jax.device_get(state.params)
     state, metrics = parts.step(state, batch)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), jax.device_get(state.params), before)

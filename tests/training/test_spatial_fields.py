@@ -92,7 +92,7 @@ def test_fields_of_an_image_are_mirrored_with_it(scope, microbatches):
     (loss, (metrics, _)), _ = grad_fn(params, mutable, batch, key, jnp.int32(0))
     np.testing.assert_allclose([loss, metrics["columns/by_box"]], 0, atol=1e-5)
     # The images are in fact mirrored: as they came, masks and boxes do not fit them.
-    features, _ = system.features(params, mutable["encoders"], batch, key)
+    features, _ = system.features(params, mutable, batch, key)
     losses, _, _ = system.losses(features, batch, mutable["objectives"], 0)
     assert losses["columns"].mean > 1
 

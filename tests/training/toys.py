@@ -31,11 +31,17 @@ class Tower(Encoder):
 
 
 class Head(nn.Module):
+    """It has running statistics, too."""
+
     @nn.compact
     def __call__(self, inputs, train=False):
         scale = self.param("scale", nn.initializers.ones, (5,))
         factor = self.param("factor", nn.initializers.ones, ())
-        x = nn.Dropout(0.25, deterministic=not train)(nn.Dense(5)(inputs["text"]["pooled"]))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, ())
+        x = nn.Dense(5)(inputs["text"]["pooled"])
+        if train:
+            mean.value = 0.5 * mean.value + 0.5 * x.mean()
+        x = nn.Dropout(0.25, deterministic=not train)(x)
         return dict(x=x, factor=factor, shared=dict(scale=scale))
 
 
@@ -71,7 +77,7 @@ class Toy(StatelessObjective):
 
 def microbatched(system, count, shards):
     """System.loss from microbatches by plain autodiff, all of their activations kept: a function of (params,
-    mutable, batch, key, step, teacher) -> (loss, the encoders' states' mean).
+    mutable, batch, key, step, teacher) -> (loss, the mean of the running statistics).
 
     Over n devices a microbatch has a part of each device's examples.
     """
@@ -86,10 +92,10 @@ def microbatched(system, count, shards):
         found, losses, states = [], [], []
         for i, part_key in enumerate(jax.random.split(key, count)):
             piece = jax.tree.map(lambda x, i=i: x[order(len(x))[i]], batch)
-            features, encoders = system.features(params, mutable["encoders"], piece, part_key, teacher)
+            features, statistics = system.features(params, mutable, piece, part_key, teacher)
             coupled = [name for name in features if system.terms[name].objective.scope == "batch"]
             found.append(train_step._partition({name: features.pop(name) for name in coupled}))
-            states.append(encoders)
+            states.append(statistics)
             losses.append(system.losses(features, piece, mutable["objectives"], step)[0])
         per_example = jax.tree.map(merge, *(part[0] for part in found))
         whole = train_step._merge(per_example, found[0][1])

@@ -11,6 +11,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from big_ssl.data import decode, records, sources
 from big_ssl.data.fields.base import Field, required
@@ -50,16 +51,20 @@ class Spatial(Field):
     def plane(self, record, draws):
         """[H, W] of the record's encoded or plain array of one channel, upright if its image is.
 
-        Raises BadValue if it is not such an array, or has its image's shape turned by 90 degrees.
+        Raises BadValue if it is not such an array, has another aspect than its image, or has its image's
+        shape turned by 90 degrees.
         """
         options = sources.decode_options(self.context.source, decode.TRAINING)
-        plane = _plane(record, self.key, options)
+        plane = read_plane(record, self.key, options)
         width, height = draws.prepared[self.image].size
         if plane.shape[0] * height == plane.shape[1] * width and width != height:
             raise BadValue(
                 f"{self.key!r} has the shape {plane.shape}, and its image {(height, width)}: its EXIF "
                 "orientation turns one of them; the source's orientation='stored' turns none"
             )
+        # To a pixel, by which a smaller map is rounded.
+        if abs(plane.shape[0] * width - plane.shape[1] * height) > max(width, height):
+            raise BadValue(f"{self.key!r} has the shape {plane.shape}, not the aspect of {(height, width)}")
         return plane
 
 
@@ -68,20 +73,22 @@ class Boxes(Spatial):
     """boxes: float32[max_boxes, 4]; labels: int32[max_boxes]; valid: bool[max_boxes], False in unused rows.
 
     A box is (left, top, right, bottom) in fractions of the crop's width and height. It is clipped to the
-    crop, and dropped if less than a pixel of its width or height remains. If there are more than max_boxes,
-    the first are kept.
+    image and the crop, and dropped if less than a pixel of its width or height remains. If there are more
+    than max_boxes, the first are kept.
 
     Args:
       image: the image field that it belongs to.
       key: where a record has its boxes: [N, 4], or none.
       max_boxes: rows.
       class_key: where it has their classes, N numbers or names; "" for no classes, all 0.
+      ignore_key: where it has N flags of boxes to leave out, as around crowds; "" for none.
       order: of a box in the record: "yxyx" (TFDS), "xyxy" or "xywh" (COCO's files).
       normalized: whether a record's boxes are fractions of the image's width and height, or pixels.
     """
 
     max_boxes: int = 100
     class_key: str = ""
+    ignore_key: str = ""
     order: str = "yxyx"
     normalized: bool = True
 
@@ -94,10 +101,16 @@ class Boxes(Spatial):
             raise ValueError(f"max_boxes is {self.max_boxes}; it must be at least 1")
 
     def keys(self):
-        return dict(key=self.key, class_key=self.class_key)
+        return dict(key=self.key, class_key=self.class_key, ignore_key=self.ignore_key)
 
     def check(self):
         _ = self._labels
+        counts = self.context.source.counts(self.key) if hasattr(self.context.source, "counts") else []
+        if too_many := sum(count > self.max_boxes for count in counts):
+            logging.warning(
+                "data: fields.%s.max_boxes is %d; %d of %d records have more, up to %d; they lose some",
+                *(self.context.name, self.max_boxes, too_many, len(counts), max(counts)),
+            )
 
     def class_names(self):
         return self._labels.names if self._labels else None
@@ -113,6 +126,9 @@ class Boxes(Spatial):
     def load(self, record, draws):
         boxes = self._boxes(record, draws)
         labels = self._numbers(record, len(boxes))
+        if self.ignore_key:
+            chosen = ~self._flags(record, len(boxes))
+            boxes, labels = boxes[chosen], labels[chosen]
         return self.stacked([self._cut(boxes, labels, g.fractions) for g in self.geometries(draws)])
 
     def mirror(self, value, flips):
@@ -134,10 +150,7 @@ class Boxes(Spatial):
             raise BadValue(f"{self.key!r} holds no boxes of four numbers") from error
         if not np.isfinite(boxes).all():
             raise BadValue(f"{self.key!r} holds a box that is not finite")
-        if self.order == "yxyx":
-            boxes = boxes[:, [1, 0, 3, 2]]
-        if self.order == "xywh":
-            boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+        boxes = xyxy(boxes, self.order)
         if not self.normalized:
             boxes = boxes / np.tile(draws.prepared[self.image].size, 2)
         return boxes
@@ -152,10 +165,18 @@ class Boxes(Spatial):
             raise BadValue(f"{count} boxes, and {len(numbers)} classes under {self.class_key!r}")
         return np.array(numbers, np.int32)
 
+    def _flags(self, record, count):
+        """bool[N]: the boxes to leave out."""
+        flags = [bool(flag) for flag in records.values(record, self.ignore_key)]
+        if len(flags) != count:
+            raise BadValue(f"{count} boxes, and {len(flags)} flags under {self.ignore_key!r}")
+        return np.array(flags, bool)
+
     def _cut(self, boxes, labels, part):
         """The boxes of one crop, as `zeros` without [n]."""
         start, stop = np.array(part[:2]), np.array(part[2:])
-        corners = (boxes.reshape(-1, 2, 2) - start) / (stop - start)
+        # A crop may be larger than the image, and a box must not reach into the padding.
+        corners = (np.clip(boxes, 0, 1).reshape(-1, 2, 2) - start) / (stop - start)
         corners = np.clip(corners, 0, 1)
         pixels = (corners[:, 1] - corners[:, 0]) * self.crop_shape[-2:][::-1]
         indices = np.flatnonzero((pixels >= 1 - 1e-6).all(1))[: self.max_boxes]
@@ -169,9 +190,19 @@ class Boxes(Spatial):
         return value
 
 
+def xyxy(boxes: np.ndarray, order: str) -> np.ndarray:
+    """float[N, 4] in one of BOX_ORDERS as (left, top, right, bottom)."""
+    if order == "yxyx":
+        return boxes[:, [1, 0, 3, 2]]
+    if order == "xywh":
+        return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    return boxes
+
+
 @dataclasses.dataclass(frozen=True)
 class Mask(Spatial):
-    """[H, W]: the class of each pixel, uint8 for up to 255 classes, else int32; `ignore` for no class.
+    """[H, W]: the class of each pixel, uint8 for up to 255 classes, else int32; `ignore` for no class, as
+    outside the image.
 
     Resampled to the nearest pixel of the record's mask: a mean of two classes is no class.
 
@@ -181,15 +212,17 @@ class Mask(Spatial):
         with the image's aspect.
       num_classes: classes are numbers below it. Raises BadValue for other numbers, except `ignore`.
       ignore: the number for no class, in the record and in the batch.
+      reduce_zero_label: whether 0 in the record is no class, and 1 the class 0, as in ADE20K's files.
     """
 
     num_classes: int
     ignore: int = 255
+    reduce_zero_label: bool = False
 
     counter: ClassVar[str] = "replaced_masks"
 
     def __post_init__(self):
-        if not self.num_classes >= 1 or 0 <= self.ignore < self.num_classes:
+        if not self.num_classes >= 1 or 0 <= self.ignore < self.num_classes + self.reduce_zero_label:
             raise ValueError(
                 f"num_classes is {self.num_classes} and ignore {self.ignore}; ignore must be no class"
             )
@@ -205,12 +238,20 @@ class Mask(Spatial):
         return np.full(self.crop_shape, self.ignore, self._dtype)
 
     def load(self, record, draws):
-        mask = self.plane(record, draws)
-        wrong = np.unique(mask[(mask != self.ignore) & ((mask < 0) | (mask >= self.num_classes))])
-        if len(wrong):
-            raise BadValue(f"{self.key!r} has a pixel of class {wrong[0]}")
-        parts = [_nearest(mask, g.fractions, self.crop_shape[-2:]) for g in self.geometries(draws)]
-        return self.stacked([part.astype(self._dtype) for part in parts])
+        mask, first = self.plane(record, draws), int(self.reduce_zero_label)
+        known = (mask == self.ignore) | (mask >= 0) & (mask < self.num_classes + first)
+        if not known.all():
+            raise BadValue(f"{self.key!r} has a pixel of class {mask[~known].min()}")
+        parts = [
+            _nearest(mask, g.fractions, self.crop_shape[-2:], self.ignore) for g in self.geometries(draws)
+        ]
+        return self.stacked([self._classes(part, first) for part in parts])
+
+    def _classes(self, part, first):
+        """The batch's numbers, of a record's that begin with `first`; in int32, since 0 - 1 is no uint8."""
+        part = part.astype(np.int32)
+        none = (part == self.ignore) | (part < first)
+        return np.where(none, self.ignore, part - first).astype(self._dtype)
 
     def mirror(self, value, flips):
         return jnp.where(flips[..., None, None], value[..., ::-1], value)
@@ -218,7 +259,7 @@ class Mask(Spatial):
 
 @dataclasses.dataclass(frozen=True)
 class Depth(Spatial):
-    """float32[H, W]: the depth of each pixel, 0 for unknown.
+    """float32[H, W]: the depth of each pixel, 0 for unknown, as outside the image.
 
     Resampled to the nearest pixel of the record's map: a mean of an object's depth and its background's, or
     an unknown one, is the depth of neither. A crop that enlarges the image does not change depths.
@@ -238,17 +279,18 @@ class Depth(Spatial):
         return np.zeros(self.crop_shape, np.float32)
 
     def load(self, record, draws):
-        depth = self.plane(record, draws).astype(np.float32) * np.float32(self.scale)
-        depth = np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
-        return self.stacked(
-            [_nearest(depth, g.fractions, self.crop_shape[-2:]) for g in self.geometries(draws)]
-        )
+        plane = self.plane(record, draws)
+        parts = [_nearest(plane, g.fractions, self.crop_shape[-2:], 0) for g in self.geometries(draws)]
+        # After the crop: an image may have many million pixels.
+        depths = [part.astype(np.float32) * np.float32(self.scale) for part in parts]
+        return self.stacked([np.where(np.isfinite(x) & (x > 0), x, np.float32(0)) for x in depths])
 
     def mirror(self, value, flips):
         return jnp.where(flips[..., None, None], value[..., ::-1], value)
 
 
-def _plane(record, key, options):
+def read_plane(record: records.Record, key: str, options: decode.Options) -> np.ndarray:
+    """[H, W] of a record's encoded or plain array of one channel. Raises BadValue if it is none."""
     value = required(record.get(key), key)
     try:
         plane = decode.decode_array(value, options) if isinstance(value, bytes) else np.asarray(value)
@@ -262,11 +304,14 @@ def _plane(record, key, options):
     return plane
 
 
-def _nearest(plane, part, shape):
-    """[*shape]: the pixels of [H, W] that lie nearest to the centres of the crop's pixels."""
+def _nearest(plane, part, shape, outside):
+    """[*shape]: the pixels of [H, W] that lie nearest to the centres of the crop's pixels; `outside` for
+    those beyond its edges."""
     left, top, right, bottom = part
     rows, columns = (
-        np.clip(((start + (np.arange(n) + 0.5) / n * (stop - start)) * length).astype(int), 0, length - 1)
+        np.floor((start + (np.arange(n) + 0.5) / n * (stop - start)) * length).astype(int)
         for start, stop, n, length in zip((top, left), (bottom, right), shape, plane.shape, strict=True)
     )
-    return plane[rows[:, None], columns]
+    inside = [(x >= 0) & (x < n) for x, n in zip((rows, columns), plane.shape, strict=True)]
+    pixels = plane[np.clip(rows, 0, len(plane) - 1)[:, None], np.clip(columns, 0, plane.shape[1] - 1)]
+    return np.where(inside[0][:, None] & inside[1], pixels, np.asarray(outside))

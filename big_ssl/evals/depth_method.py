@@ -1,0 +1,134 @@
+"""The method of a Predictor that a trained depth head provides."""
+
+import collections
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from big_ssl.data import bands, preprocessing
+from big_ssl.evals.batched import sharded
+from big_ssl.evals.capabilities import prediction
+from big_ssl.evals.model_inputs import Images, opened_images
+from big_ssl.parallel import mesh as mesh_lib
+
+_LARGEST_ASPECT = 16
+# Images that go through the model at once, on each device: they are whole, and may be large.
+_IMAGES = 4
+
+
+class DepthMethod:
+    """`depth` of a Predictor; see there for the attributes."""
+
+    system: Any
+    variables: Any
+    channels: int
+    image_config: Mapping
+    _mesh: Any
+
+    def _require(self, method: str) -> None:
+        raise NotImplementedError
+
+    def _in_batches(self, function, inputs, size=None) -> Any:
+        raise NotImplementedError
+
+    def depth(self, images: Images, flip: bool = False, resize: bool = True) -> list[np.ndarray]:
+        """The depth of every pixel.
+
+        The whole image is read: it is resized as in evaluation, without the crop, and to a multiple of the
+        encoder's stride, so that no pixel is cut off; its depths are resized back bilinearly.
+
+        Args:
+          images: uint8[B, H, W, 3], or other Images, of any sizes.
+          flip: whether to average with the depth of the mirrored image, as DINOv2's evaluation does.
+          resize: False reads images at their own size, rounded to a multiple of the stride.
+
+        Returns:
+          For each image float32[H, W], in the unit of the depths of training, metres in most sets.
+
+        Raises:
+          FileNotFoundError: for a path to no file.
+          ValueError: for anything else but such images, and for a model without a depth head.
+        """
+        self._require("depth")
+        how: Any = prediction(self.system, "depth")
+        stride = max(self.system.encoders[how.call.encoder].pyramid_strides)
+        config = self.image_config if resize else None
+        sizes, batches = [], collections.defaultdict(list)
+        for i, image in enumerate(opened_images(images, self.channels)):
+            resized = whole_image(image, config, stride)
+            sizes.append(image.shape[:2])
+            batches[resized.shape].append((i, resized))
+        maps: dict[int, np.ndarray] = {}
+        for batch in batches.values():
+            numbers, pixels = zip(*batch, strict=True)
+            for number, depth in zip(numbers, self._depth_maps(np.stack(pixels), flip), strict=True):
+                maps[number] = resized_map(depth, sizes[number])
+        return [maps[i] for i in range(len(sizes))]
+
+    @property
+    def depth_batch(self) -> int:
+        """How many images `depth` computes at once."""
+        return _IMAGES * mesh_lib.batch_shards(self._mesh)
+
+    def _depth_maps(self, images, flip):
+        """uint8[B, H, W, C] of one size -> float32[B, h, w], as coarse as the head's."""
+        run = lambda batch: self._compiled_depth(self.variables, batch)  # noqa: E731
+        maps = self._in_batches(run, images, self.depth_batch)
+        if not flip:
+            return maps
+        mirrored = np.ascontiguousarray(images[:, :, ::-1])
+        return (maps + self._depth_maps(mirrored, False)[:, :, ::-1]) / 2
+
+    @functools.cached_property
+    def _compiled_depth(self):
+        how: Any = prediction(self.system, "depth")
+
+        def compute(variables, images):
+            outputs = self.system.encode(variables, how.call, images)
+            return self.system.head(variables, how.objective, {how.input: outputs})[how.feature]
+
+        return sharded(compute, self._mesh)
+
+
+def whole_image(image: np.ndarray, config: Mapping | None, stride: int) -> np.ndarray:
+    """The whole image, resized as for evaluation but for the crop.
+
+    Args:
+      image: uint8[H, W, C].
+      config: image_size and resize of a weights.format.ModelConfig; None keeps the size.
+      stride: both sides become a multiple of it, at least one.
+
+    Returns:
+      uint8[H', W', C].
+    """
+    sides: Sequence[float] = image.shape[:2]
+    filter_ = "bicubic"
+    if config is not None:
+        mode, side, filter_, _ = preprocessing.parse_resize(config["resize"], config["image_size"])
+        shortest = min(sides)
+        # A hair-thin image would take gigabytes with its aspect.
+        kept = [side * min(x / shortest, _LARGEST_ASPECT) for x in sides]
+        sides = (side, side) if mode == "stretch" else kept
+    height, width = (max(1, round(side / stride)) * stride for side in sides)
+    if (height, width) == image.shape[:2]:
+        return image
+    resized = bands.from_array(image).resize((width, height), preprocessing.FILTERS[filter_])
+    return np.asarray(resized)
+
+
+def resized_map(depth: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """float32[h, w] -> float32[*shape], bilinear, without antialiasing, as by PyTorch's interpolate."""
+    if depth.shape == tuple(shape):
+        return depth
+    rows, columns = (_interpolation(old, new) for old, new in zip(depth.shape, shape, strict=True))
+    return rows(columns(depth.T).T).astype(np.float32)
+
+
+def _interpolation(old, new):
+    """A function of [old, n] -> [new, n]: interpolates between the centres of neighbouring pixels."""
+    places = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    below = np.minimum(places.astype(int), max(old - 2, 0))
+    weight = np.float32(places - below)[:, None]
+    return lambda x: x[below] * (1 - weight) + x[np.minimum(below + 1, old - 1)] * weight
