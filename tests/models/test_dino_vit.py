@@ -120,7 +120,7 @@ def test_registers_are_read_and_returned_by_name():
     none = np.zeros((2, 6), bool)
     found = run(VARIABLES, PICTURES, none)
     assert found["patches"].shape == (2, 6, 8)
-    assert found.keys() == {"pooled", "cls", "registers", "patches", "layers"}
+    assert found.keys() == {"pooled", "cls", "registers", "patches", "pyramid", "layers"}
     assert found["registers"].shape == (2, 2, 8)
     swapped = VARIABLES["params"] | dict(registers=VARIABLES["params"]["registers"][::-1])
     same = run({"params": swapped}, PICTURES, none)  # they have no place
@@ -132,7 +132,7 @@ def test_registers_are_read_and_returned_by_name():
 def test_the_class_token_is_there_where_it_is_not_pooled():
     model = vit.ViT(**(TINY | dict(pooling="mean", depth=0)))
     found = jax.jit(model.apply, **UNOPTIMISED)(drawn(model), PICTURES)
-    assert found.keys() == {"pooled", "cls", "registers", "patches"}
+    assert found.keys() == {"pooled", "cls", "registers", "patches", "pyramid"}
     assert (found["cls"].shape, found["cls"].dtype) == ((2, 8), jnp.float32)
     np.testing.assert_allclose(found["pooled"], found["patches"].mean(1), rtol=1e-5, atol=1e-5)
     # Nothing between embedding and norm, and so nothing that the images say.
