@@ -37,7 +37,7 @@ from big_ssl import recipe
 _PIXELS = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # COCO 2017: images of training, and classes.
 _IMAGES, _CLASSES = 118_287, 80
-_FPN = dict(kind="fpn", channels=256, strides=(8, 16, 32, 64, 128))
+_FPN = dict(kind="fpn", channels=256, strides=(8, 16, 32, 64, 128), map_norm=True)
 
 
 def _swin(epochs, batch, size, short, long, **encoder) -> dict[str, Any]:
@@ -316,7 +316,7 @@ def demo() -> dict:
     # Objects are 20 to 77 pixels large, anchors 32, 64 and 128.
     _objective(config).update(
         classes=28,
-        neck=dict(kind="fpn", channels=64, strides=(8, 16, 32)),
+        neck=dict(kind="fpn", channels=64, strides=(8, 16, 32), map_norm=True),
         blocks=1,
         max_side=128,
         anchor_scale=4.0,
@@ -344,7 +344,9 @@ def tiny() -> dict:
     config["evals"]["composited"].update(data=_composited("test", 64, 8))
     config["streams"]["scenes"].update(batch_size=8)
     _use_scenes(config, _composited("train", 64, 32), size=64)
-    _objective(config).update(neck=dict(kind="fpn", channels=16, strides=(8, 16)), groups=4, max_side=64)
+    _objective(config).update(
+        neck=dict(kind="fpn", channels=16, strides=(8, 16), map_norm=True), groups=4, max_side=64
+    )
     config["encoders"]["image"].update(width=16, depths=(2, 2, 2), heads=(1, 1, 2))
     return config
 

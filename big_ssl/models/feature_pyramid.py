@@ -19,11 +19,14 @@ class FeaturePyramid(nn.Module):
     upsampling; a 3x3 convolution makes the outputs. Coarser strides, which the encoder has no map of, are 3x3
     convolutions of stride 2 of the output before them, with a ReLU between two of these.
 
-    channels: of all outputs. strides: of the outputs, each twice the one before.
+    channels: of all outputs. strides: of the outputs, each twice the one before. map_norm: whether each of the
+    encoder's maps first gets a layer norm: Swin's maps are sums of residual branches, and its code for dense
+    tasks, and GLIP's for CoSwin, normalise them.
     """
 
     channels: int = 256
     strides: Sequence[int] = (8, 16, 32, 64, 128)
+    map_norm: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -46,7 +49,13 @@ class FeaturePyramid(nn.Module):
             raise ValueError(
                 f"fpn: strides is {tuple(self.strides)}; the encoder's maps have the strides {tuple(strides)}"
             )
-        laterals = [self._conv(f"lateral{i}", 1)(by_stride[stride]) for i, stride in enumerate(present)]
+        chosen = [by_stride[stride] for stride in present]
+        if self.map_norm:
+            chosen = [
+                nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"map_norm{i}")(x)
+                for i, x in enumerate(chosen)
+            ]
+        laterals = [self._conv(f"lateral{i}", 1)(x) for i, x in enumerate(chosen)]
         for i in reversed(range(len(laterals) - 1)):
             laterals[i] = laterals[i] + upsample_nearest(laterals[i + 1], laterals[i].shape[1:3])
         outputs = [self._conv(f"output{i}", 3)(x) for i, x in enumerate(laterals)]

@@ -82,7 +82,10 @@ class UPerNetSegmentation(SegmentationHead):
         if self.neck is not None:
             maps = self.neck(tuple(maps), self.encoder_strides)
         if self.map_norm:
-            maps = [nn.LayerNorm(dtype=self.dtype, name=f"map_norm{i}")(x) for i, x in enumerate(maps)]
+            maps = [
+                nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"map_norm{i}")(x)
+                for i, x in enumerate(maps)
+            ]
         x = UPerNet(self.channels, bn_group=self.bn_group, dtype=self.dtype, name="upernet")(maps, train)
         return nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
 

@@ -52,3 +52,26 @@ def test_a_neck_is_chosen_by_its_kind():
         necks.build(dict(kind="bifpn"), "float32")
     with pytest.raises(ValueError, match=r"^neck: .*width"):
         necks.build(dict(kind="fpn", width=7), "float32")
+
+
+def test_map_norm_is_a_layer_norm_of_each_map():
+    """Torch's epsilon; the scale and bias of each are its own."""
+    module, variables = module_and_variables()
+    arrays = goldens.golden("feature_pyramid")[1]
+    maps = [arrays[f"odd_map{i}"] for i in range(3)]
+    module = module.clone(map_norm=True)
+    rng = np.random.default_rng(0)
+    norms = {
+        f"map_norm{i}": {name: rng.normal(size=x.shape[-1:]).astype(np.float32) for name in ("scale", "bias")}
+        for i, x in enumerate(maps)
+    }
+    params = variables["params"] | norms
+    outputs = module.apply({"params": params}, maps, (8, 16, 32))
+    normalised = [
+        (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * norm["scale"]
+        + norm["bias"]
+        for x, norm in zip(maps, norms.values(), strict=True)
+    ]
+    expected = module_and_variables()[0].apply(variables, normalised, (8, 16, 32))
+    for ours, theirs in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
