@@ -19,9 +19,9 @@ class FeaturePyramid(nn.Module):
     upsampling; a 3x3 convolution makes the outputs. Coarser strides, which the encoder has no map of, are 3x3
     convolutions of stride 2 of the output before them, with a ReLU between two of these.
 
-    channels: of all outputs. strides: of the outputs, each twice the one before. map_norm: whether each of the
-    encoder's maps first gets a layer norm: Swin's maps are sums of residual branches, and its code for dense
-    tasks, and GLIP's for CoSwin, normalise them.
+    channels: of all outputs. strides: of the outputs, each twice the one before. map_norm: whether each of
+    the encoder's maps first gets a layer norm: Swin's maps are sums of residual branches, and its code for
+    dense tasks, and GLIP's for CoSwin, normalise them.
     """
 
     channels: int = 256
