@@ -253,7 +253,15 @@ def _scenes(published):
 
 def _coco(split):
     keys = ("image/id", "objects/bbox", "objects/label", "objects/is_crowd", "objects/area")
-    return dict(kind="tfds", name="coco/2017", split=split, data_dir="", image_key="image", text_keys=keys)
+    return dict(
+        kind="tfds",
+        name="coco/2017",
+        split=split,
+        data_dir="",
+        image_key="image",
+        text_keys=keys,
+        orientation="stored",  # boxes are those of the images as they are stored
+    )
 
 
 def frozen(model: str) -> dict:

@@ -1,14 +1,12 @@
 """The method of a Predictor that a trained depth head provides."""
 
 import collections
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from big_ssl.data import bands, preprocessing
-from big_ssl.evals.batched import sharded
 from big_ssl.evals.capabilities import prediction
 from big_ssl.evals.model_inputs import Images, opened_images
 from big_ssl.parallel import mesh as mesh_lib
@@ -26,6 +24,7 @@ class DepthMethod:
     channels: int
     image_config: Mapping
     _mesh: Any
+    compiled_head: Any
 
     def _require(self, method: str) -> None:
         raise NotImplementedError
@@ -74,22 +73,12 @@ class DepthMethod:
 
     def _depth_maps(self, images, flip):
         """uint8[B, H, W, C] of one size -> float32[B, h, w], as coarse as the head's."""
-        run = lambda batch: self._compiled_depth(self.variables, batch)  # noqa: E731
+        run = lambda batch: self.compiled_head("depth")(self.variables, batch)  # noqa: E731
         maps = self._in_batches(run, images, self.depth_batch)
         if not flip:
             return maps
         mirrored = np.ascontiguousarray(images[:, :, ::-1])
         return (maps + self._depth_maps(mirrored, False)[:, :, ::-1]) / 2
-
-    @functools.cached_property
-    def _compiled_depth(self):
-        how: Any = prediction(self.system, "depth")
-
-        def compute(variables, images):
-            outputs = self.system.encode(variables, how.call, images)
-            return self.system.head(variables, how.objective, {how.input: outputs})[how.feature]
-
-        return sharded(compute, self._mesh)
 
 
 def whole_image(image: np.ndarray, config: Mapping | None, stride: int) -> np.ndarray:

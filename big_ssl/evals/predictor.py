@@ -87,6 +87,7 @@ class Predictor(LayerFeatures, DepthMethod, DetectMethod, SegmentMethod):
         self._scalars = sharded(self._compute_scalars, mesh)
         self._probe = functools.cache(self._compile_probe)
         self.compiled_detector = functools.cache(self._compile_detector)
+        self.compiled_head = functools.cache(self._compile_head)
 
     def for_evaluation(self, variables: Mapping | None = None, progress: Callable | None = None):
         """A Predictor with the same compiled functions and an empty cache.
@@ -281,6 +282,16 @@ class Predictor(LayerFeatures, DepthMethod, DetectMethod, SegmentMethod):
             return function(*self.system.bound_encoder(variables, self._call, images), *options)
 
         return sharded(probe, self._mesh)
+
+    def _compile_head(self, method):
+        """The head's result for a method that reads images alone: (variables, images) -> [B, ...]."""
+        how: Any = prediction(self.system, method)
+
+        def compute(variables, images):
+            outputs = self.system.encode(variables, how.call, images)
+            return self.system.head(variables, how.objective, {how.input: outputs})[how.feature]
+
+        return sharded(compute, self._mesh)
 
     def _require(self, method):
         if method not in self.methods:

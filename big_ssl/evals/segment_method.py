@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from big_ssl.data import bands, preprocessing
-from big_ssl.evals.batched import sharded
 from big_ssl.evals.capabilities import prediction
 from big_ssl.evals.model_inputs import Images, opened_images
 from big_ssl.parallel import mesh as mesh_lib
@@ -29,6 +28,7 @@ class SegmentMethod:
     channels: int
     image_config: Mapping
     _mesh: Any
+    compiled_head: Any
 
     def _require(self, method: str) -> None:
         raise NotImplementedError
@@ -128,7 +128,7 @@ class SegmentMethod:
         for shape in dict.fromkeys(x.shape for x in parts):
             indices = [i for i, x in enumerate(parts) if x.shape == shape]
             found = self._in_batches(
-                lambda batch: self._compiled_segment(self.variables, batch),
+                lambda batch: self.compiled_head("segment")(self.variables, batch),
                 np.stack([parts[i] for i in indices]),
                 _WINDOWS * mesh_lib.batch_shards(self._mesh),
             )
@@ -140,16 +140,6 @@ class SegmentMethod:
         """Of which the sides of a whole image are multiples: the encoder's coarsest stride."""
         how: Any = prediction(self.system, "segment")
         return max(self.system.encoders[how.call.encoder].pyramid_strides)
-
-    @functools.cached_property
-    def _compiled_segment(self):
-        how: Any = prediction(self.system, "segment")
-
-        def compute(variables, images):
-            outputs = self.system.encode(variables, how.call, images)
-            return self.system.head(variables, how.objective, {how.input: outputs})[how.feature]
-
-        return sharded(compute, self._mesh)
 
 
 def _mean_of_windows(logits, corners, sides, window):

@@ -248,3 +248,8 @@ def test_the_report_shows_images_depths_and_predictions_in_one_scale(made, predi
     scale = drawings.depth_range([*depths, *truths])
     np.testing.assert_array_equal(shown[1], drawings.depth_colours(truths[0], *scale))
     np.testing.assert_array_equal(shown[2], drawings.depth_colours(depths[0], *scale))
+
+
+def test_evaluations_share_what_is_compiled(predictor):
+    first, second = (predictor.for_evaluation().compiled_head("depth") for _ in range(2))
+    assert first is second
