@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 
 from big_ssl.models import bert, efficientnet, resnet, text_transformer, transformer, vit
 from big_ssl.models.layer_layouts import stack_layers, unstack_layers
@@ -60,6 +59,12 @@ def trained(tower, variables, **options):
     return dict(outputs=outputs, stats=new, grads=grads)
 
 
+def named_leaves(tree):
+    """[(path, array)] of all arrays, those of a pyramid included."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(tuple(getattr(key, "key", key) for key in path), leaf) for path, leaf in leaves]
+
+
 @pytest.mark.parametrize(
     ("tower", "stacks"),
     [
@@ -89,8 +94,8 @@ def test_scanned_and_recomputed_is_unrolled(tower, stacks, monkeypatch):
     assert jax.tree.structure(found) == jax.tree.structure(apart)
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(apart["grads"])) > 0.1
     # float32 sums in another order; an entry's error is relative to the largest of its array.
-    apart = flatten_dict(apart)
-    for path, a in flatten_dict(found).items():
+    apart = dict(named_leaves(apart))
+    for path, a in named_leaves(found):
         # A softmax does not see its keys' bias, whose gradient is rounding alone.
         largest = 1 if path[-2:] == ("key", "bias") else max(1e-2, np.abs(apart[path]).max())
         np.testing.assert_allclose(a, apart[path], rtol=1e-4, atol=1e-4 * largest)

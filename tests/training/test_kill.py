@@ -197,9 +197,15 @@ def test_a_closed_terminal_makes_a_run_save_and_stop(command, read, tmp_path):
     """Every write to it fails from then on. So many steps outlast a slow reader of this test."""
     steps = 100 * STEPS
     workdir, (ours, theirs) = tmp_path / "run", pty.openpty()
-    # A new session with the terminal as its controlling terminal.
-    take = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # noqa: E731
-    streams = dict(stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=take)
+
+    def take_terminal():
+        """As the controlling one of the new session. Tests may run under nohup, which the run would obey."""
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    streams = dict(
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=take_terminal
+    )
     process = subprocess.Popen(
         [sys.executable, *command.line(workdir, steps)],
         cwd=commands.ROOT,
