@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from big_ssl.models.position_embedding import linear_weights
+from big_ssl.models.interpolation import resize_align_corners, resize_bilinear
 
 # Reassembled maps of one patch grid have the strides 4, 8, 16 and 32 of a patch of 16 pixels.
 FACTORS = (4, 2, 1, 0.5)
@@ -89,7 +88,7 @@ class Fusion(nn.Module):
           [B, 2 h, 2 w, C].
         """
         if fused is not None:
-            x = jax.image.resize(x, fused.shape, "linear", antialias=False)
+            x = resize_bilinear(x, fused.shape[1:3])
             x = fused + self._residual("residual1", x)
         x = upsample(self._residual("residual2", x))
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="projection")(x)
@@ -112,5 +111,4 @@ class Fusion(nn.Module):
 
 def upsample(x):
     """[B, h, w, C] -> [B, 2h, 2w, C], bilinear; the outermost pixels stay the outermost (align_corners)."""
-    rows, columns = (linear_weights(side, 2 * side).astype(x.dtype) for side in x.shape[1:3])
-    return jnp.einsum("ia,jb,...abd->...ijd", rows, columns, x)
+    return resize_align_corners(x, [2 * side for side in x.shape[1:3]])

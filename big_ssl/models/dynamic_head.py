@@ -7,14 +7,13 @@ its two neighbours, and spatial attention is a deformable convolution with offse
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from big_ssl.losses.contrastive import l2_normalize
 from big_ssl.models.deformable_convolution import deformable_conv
-from big_ssl.models.position_embedding import linear_weights
+from big_ssl.models.interpolation import resize_align_corners
 
 # PyTorch's default initialisation, which the authors' code keeps for convolutions with offsets.
 _TORCH_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -23,16 +22,6 @@ _INIT = nn.initializers.normal(0.01)
 _PRIOR = 0.01
 _PRIOR_BIAS = nn.initializers.constant(-math.log((1 - _PRIOR) / _PRIOR))
 _TAPS = 9
-
-
-def resize_align_corners(x, shape: Sequence[int]):
-    """Bilinear interpolation in which the outermost pixels stay the outermost.
-
-    x: float[B, h, w, C]; shape: (H, W). Returns [B, H, W, C], in x's dtype.
-    """
-    sides = zip(x.shape[1:3], shape, strict=True)
-    rows, columns = (linear_weights(old, new).astype(x.dtype) for old, new in sides)
-    return jnp.einsum("Hh,Ww,bhwc->bHWc", rows, columns, x)
 
 
 class DyReLU(nn.Module):

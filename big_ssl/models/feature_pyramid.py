@@ -20,8 +20,7 @@ class FeaturePyramid(nn.Module):
     convolutions of stride 2 of the output before them, with a ReLU between two of these.
 
     channels: of all outputs. strides: of the outputs, each twice the one before. map_norm: whether each of
-    the encoder's maps first gets a layer norm: Swin's maps are sums of residual branches, and its code for
-    dense tasks, and GLIP's for CoSwin, normalise them.
+    the encoder's maps first gets a layer norm, see norm_maps.
     """
 
     channels: int = 256
@@ -51,10 +50,7 @@ class FeaturePyramid(nn.Module):
             )
         chosen = [by_stride[stride] for stride in present]
         if self.map_norm:
-            chosen = [
-                nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"map_norm{i}")(x)
-                for i, x in enumerate(chosen)
-            ]
+            chosen = norm_maps(chosen, self.dtype)
         laterals = [self._conv(f"lateral{i}", 1)(x) for i, x in enumerate(chosen)]
         for i in reversed(range(len(laterals) - 1)):
             laterals[i] = laterals[i] + upsample_nearest(laterals[i + 1], laterals[i].shape[1:3])
@@ -75,6 +71,15 @@ class FeaturePyramid(nn.Module):
             dtype=self.dtype,
             name=name,
         )
+
+
+def norm_maps(maps: Sequence, dtype) -> list:
+    """A layer norm on each map, "map_norm0", "map_norm1", ..., for the body of a compact module.
+
+    Swin's maps are sums of residual branches: its code for dense tasks, and GLIP's for CoSwin, normalise
+    them.
+    """
+    return [nn.LayerNorm(epsilon=1e-5, dtype=dtype, name=f"map_norm{i}")(x) for i, x in enumerate(maps)]
 
 
 def upsample_nearest(x, shape: Sequence[int]):

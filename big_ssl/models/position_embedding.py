@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_ssl.models.interpolation import resize_align_corners
+
 
 def _bicubic_antialias(grid, shape):
     return jax.image.resize(grid, shape, "cubic", antialias=True)
@@ -35,15 +37,7 @@ def _bicubic(grid, shape):
 
 
 def _bilinear_align_corners(grid, shape):
-    rows, columns = (linear_weights(old, new) for old, new in zip(grid.shape[:2], shape[:2], strict=True))
-    return jnp.einsum("ia,jb,abd->ijd", rows, columns, grid, precision="highest")
-
-
-def linear_weights(old, new):
-    """float32[new, old]: interpolates between neighbours; both ends stay at the ends."""
-    positions = np.linspace(0, old - 1, new)
-    weights = [np.interp(positions, np.arange(old), row) for row in np.eye(old)]
-    return np.stack(weights, axis=1).astype(np.float32)
+    return resize_align_corners(grid, shape[:2], precision="highest")
 
 
 def _dinov2(grid, shape):

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+
+from big_ssl.models.interpolation import resize_bilinear
 
 _EPSILON = 1e-6  # of layer norms, as in a ViT
 
@@ -69,7 +70,8 @@ class SimpleFeaturePyramid(nn.Module):
                 f"simple_feature_pyramid: strides are {tuple(self.strides)}; they must be powers of two apart"
             )
         start = round(math.log2(strides[0] / self.strides[0]))
-        x = _resized(maps[0], strides[0] / (self.strides[0] * 2**start))
+        scale = strides[0] / (self.strides[0] * 2**start)
+        x = resize_bilinear(maps[0], [max(1, round(side * scale)) for side in maps[0].shape[1:3]])
         return tuple(
             self._output(i, self._scaled(i, x.astype(self.dtype), start - round(doubling)))
             for i, doubling in enumerate(doublings)
@@ -103,11 +105,3 @@ class SimpleFeaturePyramid(nn.Module):
 
     def _norm(self, name):
         return nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name=name)
-
-
-def _resized(x, scale):
-    """x: [B, h, w, D] with sides scaled, as by PyTorch's bilinear interpolation."""
-    if scale == 1:
-        return x
-    sides = [max(1, round(side * scale)) for side in x.shape[1:3]]
-    return jax.image.resize(x, (len(x), *sides, x.shape[-1]), "bilinear", antialias=False)

@@ -6,19 +6,14 @@ import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from big_ssl.models.batch_norm import BatchNorm
+from big_ssl.models.interpolation import resize_bilinear
 
 # Kaiming's, as its published code begins.
 _INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def resized(x, sides: Sequence[int]):
-    """[B, h, w, D] -> [B, *sides, D], bilinear, without antialiasing, as by PyTorch's interpolate."""
-    return jax.image.resize(x, (len(x), *sides, x.shape[-1]), "linear", antialias=False)
 
 
 def adaptive_pool(x, side: int):
@@ -87,11 +82,11 @@ class UPerNet(nn.Module):
 
         *finer, coarsest = (x.astype(self.dtype) for x in maps)
         pooled = [block(f"pool{side}", 1, adaptive_pool(coarsest, side)) for side in self.pool_sides]
-        pooled = [coarsest, *(resized(x, coarsest.shape[1:3]) for x in pooled)]
+        pooled = [coarsest, *(resize_bilinear(x, coarsest.shape[1:3]) for x in pooled)]
         laterals = [block(f"lateral{i}", 1, x) for i, x in enumerate(finer)]
         laterals.append(block("bottleneck", 3, jnp.concatenate(pooled, -1)))
         for i in reversed(range(len(finer))):
-            laterals[i] = laterals[i] + resized(laterals[i + 1], laterals[i].shape[1:3])
+            laterals[i] = laterals[i] + resize_bilinear(laterals[i + 1], laterals[i].shape[1:3])
         outputs = [block(f"output{i}", 3, x) for i, x in enumerate(laterals[:-1])] + laterals[-1:]
-        outputs = [resized(x, outputs[0].shape[1:3]) for x in outputs]
+        outputs = [resize_bilinear(x, outputs[0].shape[1:3]) for x in outputs]
         return block("fusion", 3, jnp.concatenate(outputs, -1))

@@ -10,11 +10,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from big_ssl.losses import depth as losses
 from big_ssl.models.dpt import DPT, FACTORS, upsample
+from big_ssl.models.interpolation import resize_bilinear
 from big_ssl.objectives.base import (
     BatchField,
     Context,
@@ -24,6 +24,8 @@ from big_ssl.objectives.base import (
     StatelessObjective,
     Sum,
 )
+from big_ssl.objectives.encoder_maps import encoder_maps, map_outputs
+from big_ssl.objectives.options import choose
 
 # PyTorch's default of linear and convolutional layers, as in DINOv2's code.
 _INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -68,10 +70,10 @@ class LinearDepth(DepthHead):
     @nn.compact
     def __call__(self, inputs, train: bool = False):
         maps, tokens = features(inputs["image"], self.readout)
-        x = jnp.concatenate([resized(y, maps[0].shape[-3:-1]) for y in maps], -1)
+        x = jnp.concatenate([resize_bilinear(y, maps[0].shape[-3:-1]) for y in maps], -1)
         x = jnp.concatenate([x, *(_spread(token, x) for token in tokens)], -1)
         x = nn.Dense(max(self.bins, 1), kernel_init=_INIT, dtype=self.dtype, name="linear")(x)
-        x = resized(x.astype(jnp.float32), [self.upsample * side for side in x.shape[-3:-1]])
+        x = resize_bilinear(x.astype(jnp.float32), [self.upsample * side for side in x.shape[-3:-1]])
         return dict(depth=self.outputs_to_depth(x, train))
 
 
@@ -105,11 +107,6 @@ class DPTDepth(DepthHead):
 HEADS: dict[str, type[DepthHead]] = {"linear": LinearDepth, "dpt": DPTDepth}
 
 
-def resized(x, sides: Sequence[int]):
-    """[..., h, w, C] -> [..., *sides, C], bilinear, without antialiasing, as by PyTorch's interpolate."""
-    return jax.image.resize(x, (*x.shape[:-3], *sides, x.shape[-1]), "linear", antialias=False)
-
-
 def _spread(token, x):
     """[..., D] -> [..., h, w, D], the size of x."""
     return jnp.broadcast_to(token[..., None, None, :], (*x.shape[:-1], token.shape[-1]))
@@ -119,18 +116,15 @@ def features(outputs: Mapping[str, Any], readout: str) -> tuple[list, list]:
     """The maps and readouts that a head reads.
 
     Args:
-      outputs: of an encoder: pyramid; the readout; layers, if the call has any, whose patches have the grid
-        of the pyramid's only map.
+      outputs: of an encoder, as encoder_maps reads them, with the readout of each layer, or without layers
+        its own.
       readout: the name of the readout; "" for none.
 
     Returns:
       (float[B, h, w, D] of each map, float32[B, D] of each layer, or one), of n crops [B, n, ...].
     """
-    if "layers" not in outputs:
-        return list(outputs["pyramid"]), [outputs[readout]] if readout else []
-    layers, shape = outputs["layers"], outputs["pyramid"][0].shape
-    maps = [layer["patches"].reshape(shape) for layer in layers]
-    return maps, [layer[readout] for layer in layers] if readout else []
+    tokens = [owner[readout] for owner in outputs.get("layers", [outputs])] if readout else []
+    return encoder_maps(outputs), tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,10 +149,10 @@ class Depth(StatelessObjective):
     @property
     def inputs(self) -> Inputs:
         """See objectives.base.Objective."""
-        outputs = ["pyramid", "layers"] if self.layers else ["pyramid"]
+        outputs = map_outputs(self.layers)
         if self.head.readout and not self.layers:  # a layer has its own
-            outputs.append(self.head.readout)
-        image = EncoderCall("image", self.view, tuple(outputs), self.layers)
+            outputs += (self.head.readout,)
+        image = EncoderCall("image", self.view, outputs, self.layers)
         return dict(image=image, depth=BatchField(self.field))
 
     @property
@@ -169,7 +163,7 @@ class Depth(StatelessObjective):
     def loss(self, features, fields, state, step):
         """See objectives.base.Objective. fields: depth: float32[B, H, W], or [B, n, H, W], 0 for unknown."""
         truth = fields["depth"]
-        depth = resized(features["depth"][..., None], truth.shape[-2:])[..., 0]
+        depth = resize_bilinear(features["depth"][..., None], truth.shape[-2:])[..., 0]
         depth, truth = (x.reshape(-1, *x.shape[-2:]) for x in (depth, truth))
         size = self.pixel_group or len(truth)
         if len(truth) % size:
@@ -216,17 +210,10 @@ def build(
     Raises:
       ValueError: for an unknown head or option, and for a DPT that does not read four maps.
     """
-    kind = head.get("kind") if isinstance(head, Mapping) else head
-    if kind not in HEADS:
-        raise ValueError(f"depth.head.kind is {kind!r}; use {' or '.join(HEADS)}")
-    options = {key: value for key, value in head.items() if key != "kind"}
-    known = {f.name for f in dataclasses.fields(HEADS[kind])} - {"parent", "name", "dtype"}
-    for key in options:
-        if key not in known:
-            raise ValueError(f"depth.head.{key} is no option of {kind}; there are {', '.join(sorted(known))}")
-    module = HEADS[kind](**options, dtype=jnp.dtype(context.dtype))
+    module, options = choose("depth.head", head, HEADS, "dtype")
     encoder = context.encoders.get("image")
     count = len(layers) or len(encoder.pyramid_strides if encoder else ())
-    if kind == "dpt" and count not in (0, len(FACTORS)):
+    if module is DPTDepth and count not in (0, len(FACTORS)):
         raise ValueError(f"depth.layers: a dpt reads {len(FACTORS)} maps; there are {count}")
-    return Depth(module, view, tuple(layers), depth, gradient_weight, warmup_steps, pixel_group)
+    built = module(**options, dtype=jnp.dtype(context.dtype))
+    return Depth(built, view, tuple(layers), depth, gradient_weight, warmup_steps, pixel_group)

@@ -3,7 +3,7 @@ protocol (Oquab et al. 2023, arXiv 2304.07193, section 7.4), or by UPerNet on th
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from big_ssl.losses.segmentation import pixel_sums
 from big_ssl.models import necks
 from big_ssl.models.batch_norm import BatchNorm
-from big_ssl.models.upernet import UPerNet, resized
+from big_ssl.models.feature_pyramid import norm_maps
+from big_ssl.models.interpolation import resize_bilinear
+from big_ssl.models.upernet import UPerNet
 from big_ssl.objectives.base import (
     BatchField,
     Context,
@@ -23,6 +25,8 @@ from big_ssl.objectives.base import (
     StatelessObjective,
     Sum,
 )
+from big_ssl.objectives.encoder_maps import encoder_maps, map_outputs
+from big_ssl.objectives.options import choose
 
 # Of the classifiers, as in MMSegmentation.
 _INIT = nn.initializers.normal(0.01)
@@ -58,7 +62,7 @@ class LinearSegmentation(SegmentationHead):
     """A batch norm over the channels and a linear layer, on one map or several concatenated ones."""
 
     def features(self, maps, train):
-        x = jnp.concatenate([resized(x, maps[0].shape[1:3]) for x in maps], -1).astype(self.dtype)
+        x = jnp.concatenate([resize_bilinear(x, maps[0].shape[1:3]) for x in maps], -1).astype(self.dtype)
         # PyTorch's momentum of 0.1, and its epsilon.
         norm = BatchNorm(self.bn_group, 0.9, 1e-5, name="norm")
         return norm(x.transpose(3, 0, 1, 2), train).transpose(1, 2, 3, 0)
@@ -68,7 +72,7 @@ class UPerNetSegmentation(SegmentationHead):
     """UPerNet on the encoder's maps, or on what a neck makes of them.
 
     neck: see models.necks, None for none; encoder_strides: of the maps that it gets. map_norm: whether each
-    map first gets a layer norm, as the maps of Swin do in its code for dense tasks. channels: see
+    map first gets a layer norm, see feature_pyramid.norm_maps. channels: see
     models.upernet. dropout: of whole channels, before the classifier.
     """
 
@@ -82,23 +86,12 @@ class UPerNetSegmentation(SegmentationHead):
         if self.neck is not None:
             maps = self.neck(tuple(maps), self.encoder_strides)
         if self.map_norm:
-            maps = [
-                nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"map_norm{i}")(x)
-                for i, x in enumerate(maps)
-            ]
+            maps = norm_maps(maps, self.dtype)
         x = UPerNet(self.channels, bn_group=self.bn_group, dtype=self.dtype, name="upernet")(maps, train)
         return nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
 
 
 HEADS: dict[str, type[SegmentationHead]] = {"linear": LinearSegmentation, "upernet": UPerNetSegmentation}
-
-
-def encoder_maps(outputs: Mapping[str, Any]) -> list:
-    """float[..., h, w, D] of each layer that the call has, whose patches have the grid of the pyramid's only
-    map; without layers the maps of the pyramid."""
-    if "layers" not in outputs:
-        return list(outputs["pyramid"])
-    return [layer["patches"].reshape(outputs["pyramid"][0].shape) for layer in outputs["layers"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +109,8 @@ class Segmentation(StatelessObjective):
     @property
     def inputs(self) -> Inputs:
         """See objectives.base.Objective."""
-        outputs = ("pyramid", "layers") if self.layers else ("pyramid",)
-        return dict(image=EncoderCall("image", self.view, outputs, self.layers), mask=BatchField(self.field))
+        image = EncoderCall("image", self.view, map_outputs(self.layers), self.layers)
+        return dict(image=image, mask=BatchField(self.field))
 
     @property
     def provides(self):
@@ -129,7 +122,7 @@ class Segmentation(StatelessObjective):
         del step
         mask, logits = fields["mask"], features["logits"]
         mask, logits = mask.reshape(-1, *mask.shape[-2:]), logits.reshape(-1, *logits.shape[-3:])
-        loss, right, count = pixel_sums(resized(logits, mask.shape[1:]), mask, mask != self.ignore)
+        loss, right, count = pixel_sums(resize_bilinear(logits, mask.shape[1:]), mask, mask != self.ignore)
         return Sum(loss, count), dict(accuracy=Sum(right, count)), state
 
 
@@ -158,18 +151,10 @@ def build(
     Raises:
       ValueError: for an unknown head or option.
     """
-    kind = head.get("kind") if isinstance(head, Mapping) else head
-    if kind not in HEADS:
-        raise ValueError(f"segmentation.head.kind is {kind!r}; use {' or '.join(HEADS)}")
-    options = {key: value for key, value in head.items() if key != "kind"}
-    known = {f.name for f in dataclasses.fields(HEADS[kind])}
-    known -= {"parent", "name", "dtype", "classes", "encoder_strides"}
-    for key in options:
-        if key not in known:
-            available = ", ".join(sorted(known))
-            raise ValueError(f"segmentation.head.{key} is no option of {kind}; there are {available}")
+    set_here = ("dtype", "classes", "encoder_strides")
+    module, options = choose("segmentation.head", head, HEADS, *set_here)
     if options.get("neck"):
         options["neck"] = necks.build(options["neck"], context.dtype)
         options["encoder_strides"] = context.encoders["image"].pyramid_strides
-    module = HEADS[kind](classes, **options, dtype=jnp.dtype(context.dtype))
-    return Segmentation(module, view, tuple(layers), mask, ignore)
+    built = module(classes, **options, dtype=jnp.dtype(context.dtype))
+    return Segmentation(built, view, tuple(layers), mask, ignore)

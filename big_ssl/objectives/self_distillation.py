@@ -15,6 +15,7 @@ from big_ssl.losses.self_distillation import LazyLogits, target_metrics
 from big_ssl.models.projection_head import ProjectionHead
 from big_ssl.objectives.base import Context, EncoderCall, StatelessObjective, Sum
 from big_ssl.objectives.centering import CENTERINGS, EMACenter, Sinkhorn
+from big_ssl.objectives.options import check_known, choose, field_names
 
 STUDENT = "image"
 
@@ -91,22 +92,12 @@ def distribution_metrics(cross_entropy, entropy, mean_target, temperature, count
 
 def build_projection(name: str, options: Mapping, context: Context) -> ProjectionHead:
     """The head of objective `name` from its options in the config. Raises ValueError for an unknown one."""
-    fields = {f.name for f in dataclasses.fields(ProjectionHead)} - {"parent", "name", "dtype"}
-    for key in options:
-        if key not in fields:
-            raise ValueError(f"{name}.head.{key} is no option; there are {', '.join(sorted(fields))}")
+    check_known(f"{name}.head", options, field_names(ProjectionHead, "dtype"))
     return ProjectionHead(**options, dtype=jnp.dtype(context.dtype))
 
 
 def build_centering(name: str, options: Mapping) -> EMACenter | Sinkhorn:
     """The centering of objective `name`, of kind options["kind"]. Raises ValueError for an unknown kind or
     option."""
-    kind = options.get("kind")
-    if kind not in CENTERINGS:
-        raise ValueError(f"{name}.centering.kind is {kind!r}; use {' or '.join(CENTERINGS)}")
-    arguments = {key: value for key, value in options.items() if key != "kind"}
-    known = {f.name for f in dataclasses.fields(CENTERINGS[kind])}
-    for key in arguments:
-        if key not in known:
-            raise ValueError(f"{name}.centering.{key} is no option of {kind}; there are {', '.join(known)}")
-    return CENTERINGS[kind](**arguments)
+    centering, arguments = choose(f"{name}.centering", options, CENTERINGS)
+    return centering(**arguments)

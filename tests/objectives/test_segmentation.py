@@ -14,6 +14,7 @@ from big_ssl.losses.segmentation import pixel_sums
 from big_ssl.models.encoder import Encoder
 from big_ssl.objectives import segmentation
 from big_ssl.objectives.base import Context, EncoderCall
+from big_ssl.objectives.encoder_maps import encoder_maps
 from big_ssl.parallel import fsdp
 from big_ssl.parallel import mesh as mesh_lib
 from big_ssl.training import train_step
@@ -187,7 +188,7 @@ def test_layers_are_maps_of_the_pyramids_grid():
     made = segmentation.build(CLASSES, layers=(-2, -1), context=Context(None, "float32", None, {}))
     assert made.inputs["image"] == EncoderCall("image", "image", ("pyramid", "layers"), (-2, -1))
     layers = tuple(dict(patches=jnp.full((2, 6, 4), float(i))) for i in range(2))
-    maps = segmentation.encoder_maps(dict(pyramid=(jnp.zeros((2, 3, 2, 4)),), layers=layers))
+    maps = encoder_maps(dict(pyramid=(jnp.zeros((2, 3, 2, 4)),), layers=layers))
     assert [x.shape for x in maps] == [(2, 3, 2, 4)] * 2
     assert [float(x.mean()) for x in maps] == [0, 1]
 
