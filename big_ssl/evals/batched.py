@@ -45,6 +45,16 @@ def in_batches(function, mesh, inputs, size: int):
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 
+def by_shape(function, arrays: list[np.ndarray]) -> list:
+    """Applies a function to the arrays of each shape, stacked: [N, ...] -> [N, ...]; the results in their
+    order."""
+    results: dict[int, np.ndarray] = {}
+    for shape in dict.fromkeys(x.shape for x in arrays):
+        indices = [i for i, x in enumerate(arrays) if x.shape == shape]
+        results |= dict(zip(indices, function(np.stack([arrays[i] for i in indices])), strict=True))
+    return [results[i] for i in range(len(arrays))]
+
+
 def _on_host(outputs):
     return jax.tree.map(lambda x: np.asarray(x, np.float32), outputs)
 

@@ -1,20 +1,17 @@
 """The error of a trained depth head on images with their depths."""
 
-import contextlib
+import functools
 from collections.abc import Iterator
 
 import numpy as np
 
-from big_ssl.data import chunks, decode, sources
-from big_ssl.data.fields.spatial import read_plane
-from big_ssl.data.records import BadValue
+from big_ssl.data import decode, sources
+from big_ssl.data.fields.spatial import read_plane, scaled_depth
 from big_ssl.data.sources import SourceConfig
-from big_ssl.evals import drawings
-from big_ssl.evals.depth_method import resized_map
+from big_ssl.evals import drawings, pixel_maps
 from big_ssl.evals.depth_metrics import METRICS, best_constant_rmse, depth_metrics, valid_pixels
 from big_ssl.evals.evaluator import Evaluator
 from big_ssl.evals.report_sections import EvalSection
-from big_ssl.parallel import distributed
 
 # Images that the report shows.
 _SHOWN = 6
@@ -75,8 +72,7 @@ class Depth(Evaluator):
 
     def sections(self, predictor) -> list[EvalSection]:
         """Images, their depths and predictions, in one scale of colours."""
-        count = min(_SHOWN, len(self._source))
-        indices = [i * len(self._source) // count for i in range(count)]
+        indices = pixel_maps.evenly_spaced(_SHOWN, len(self._source))
         shown = list(self._predictions(predictor, indices))
         text = (
             "Each row has an image, its depth and the prediction, in one scale of colours for all maps. Grey "
@@ -86,27 +82,13 @@ class Depth(Evaluator):
         return [EvalSection(name, f"Depth: {self._name}", text, drawings.depth_figure(shown))]
 
     def _predictions(self, predictor, indices) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yields (image: uint8[H, W, C], truth: float32[h, w], 0 for unknown, prediction: float32[h, w]).
+        """Yields (image: uint8[H, W, C], truth: float32[h, w], 0 for unknown, prediction: float32[h, w])."""
+        predict = functools.partial(predictor.depth, **self._options)
+        read = (self._source, indices, predictor.depth_batch, self._truth, predict, predictor)
+        for image, truth, depth in pixel_maps.predictions(*read, f"{self._name}: depths"):
+            yield image, truth, pixel_maps.resize_map(depth, truth.shape)
 
-        Every host reads all images: they are of any sizes, so that no batch of them can be split.
-        """
-        size = predictor.depth_batch
-        batches = [indices[start : start + size] for start in range(0, len(indices), size)]
-        loaded = chunks.decoded(self._source, lambda record: record, np.asarray, batches, predictor.channels)
-        with contextlib.closing(loaded):
-            for batch in predictor.progress(batches, len(batches), f"{self._name}: depths"):
-                with distributed.raise_on_all_hosts(ValueError):
-                    images, records = zip(*next(loaded), strict=True)
-                    truths = [self._truth(*pair) for pair in zip(batch, records, strict=True)]
-                depths = predictor.depth(list(images), **self._options)
-                for image, truth, depth in zip(images, truths, depths, strict=True):
-                    yield image, truth, resized_map(depth, truth.shape)
-
-    def _truth(self, index, record):
+    def _truth(self, image, record):
+        del image
         options = sources.decode_options(self._source, decode.EVALUATION)
-        try:
-            depth = read_plane(record, self._key, options)
-        except BadValue as error:
-            raise ValueError(f"data: {sources.record_name(self._source, index)}: {error}") from error
-        depth = depth.astype(np.float32) * np.float32(self._scale)
-        return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
+        return scaled_depth(read_plane(record, self._key, options), self._scale)

@@ -1,14 +1,17 @@
 """The method of a Predictor that a trained depth head provides."""
 
-import collections
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from big_ssl.data import bands, preprocessing
+from big_ssl.evals.batched import by_shape
 from big_ssl.evals.capabilities import prediction
 from big_ssl.evals.model_inputs import Images, opened_images
+from big_ssl.evals.pixel_maps import resize_map
+from big_ssl.evals.predictor_part import PredictorPart
 from big_ssl.parallel import mesh as mesh_lib
 
 _LARGEST_ASPECT = 16
@@ -16,21 +19,8 @@ _LARGEST_ASPECT = 16
 _IMAGES = 4
 
 
-class DepthMethod:
+class DepthMethod(PredictorPart):
     """`depth` of a Predictor; see there for the attributes."""
-
-    system: Any
-    variables: Any
-    channels: int
-    image_config: Mapping
-    _mesh: Any
-    compiled_head: Any
-
-    def _require(self, method: str) -> None:
-        raise NotImplementedError
-
-    def _in_batches(self, function, inputs, size=None) -> Any:
-        raise NotImplementedError
 
     def depth(self, images: Images, flip: bool = False, resize: bool = True) -> list[np.ndarray]:
         """The depth of every pixel.
@@ -54,17 +44,12 @@ class DepthMethod:
         how: Any = prediction(self.system, "depth")
         stride = max(self.system.encoders[how.call.encoder].pyramid_strides)
         config = self.image_config if resize else None
-        sizes, batches = [], collections.defaultdict(list)
-        for i, image in enumerate(opened_images(images, self.channels)):
-            resized = whole_image(image, config, stride)
+        sizes, resized = [], []
+        for image in opened_images(images, self.channels):
             sizes.append(image.shape[:2])
-            batches[resized.shape].append((i, resized))
-        maps: dict[int, np.ndarray] = {}
-        for batch in batches.values():
-            numbers, pixels = zip(*batch, strict=True)
-            for number, depth in zip(numbers, self._depth_maps(np.stack(pixels), flip), strict=True):
-                maps[number] = resized_map(depth, sizes[number])
-        return [maps[i] for i in range(len(sizes))]
+            resized.append(whole_image(image, config, stride))
+        maps = by_shape(lambda batch: self._depth_maps(batch, flip), resized)
+        return [resize_map(depth, size) for depth, size in zip(maps, sizes, strict=True)]
 
     @property
     def depth_batch(self) -> int:
@@ -73,8 +58,8 @@ class DepthMethod:
 
     def _depth_maps(self, images, flip):
         """uint8[B, H, W, C] of one size -> float32[B, h, w], as coarse as the head's."""
-        run = lambda batch: self.compiled_head("depth")(self.variables, batch)  # noqa: E731
-        maps = self._in_batches(run, images, self.depth_batch)
+        compute = functools.partial(self.compiled_head("depth"), self.variables)
+        maps = self._in_batches(compute, images, self.depth_batch)
         if not flip:
             return maps
         mirrored = np.ascontiguousarray(images[:, :, ::-1])
@@ -105,19 +90,3 @@ def whole_image(image: np.ndarray, config: Mapping | None, stride: int) -> np.nd
         return image
     resized = bands.from_array(image).resize((width, height), preprocessing.FILTERS[filter_])
     return np.asarray(resized)
-
-
-def resized_map(depth: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """float32[h, w] -> float32[*shape], bilinear, without antialiasing, as by PyTorch's interpolate."""
-    if depth.shape == tuple(shape):
-        return depth
-    rows, columns = (_interpolation(old, new) for old, new in zip(depth.shape, shape, strict=True))
-    return rows(columns(depth.T).T).astype(np.float32)
-
-
-def _interpolation(old, new):
-    """A function of [old, n] -> [new, n]: interpolates between the centres of neighbouring pixels."""
-    places = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    below = np.minimum(places.astype(int), max(old - 2, 0))
-    weight = np.float32(places - below)[:, None]
-    return lambda x: x[below] * (1 - weight) + x[np.minimum(below + 1, old - 1)] * weight

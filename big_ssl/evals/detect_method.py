@@ -1,7 +1,7 @@
 """The method of a Predictor that a trained detection head provides: boxes, classified by it or by text."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,12 +15,10 @@ from big_ssl.evals.batched import sharded
 from big_ssl.evals.box_selection import Boxes, Rules, select
 from big_ssl.evals.capabilities import prediction
 from big_ssl.evals.model_inputs import Images, is_text_list, opened_images
+from big_ssl.evals.predictor_part import PredictorPart
 from big_ssl.losses.contrastive import l2_normalize
 from big_ssl.models.roi_align import roi_align
-from big_ssl.parallel import mesh as mesh_lib
 
-# Images that go through the model at once, on each device: their maps are large.
-_IMAGES = 4
 # Samples per pixel of a side of a cut-out box, against aliasing.
 _SAMPLES = 3
 
@@ -28,22 +26,16 @@ _SAMPLES = 3
 Detections = dict[str, np.ndarray]
 
 
-class DetectMethod:
-    """`detect` of a Predictor; see there for the attributes."""
+class DetectMethod(PredictorPart):
+    """`detect` of a Predictor; see there for the attributes.
 
-    system: Any
-    variables: Any
-    channels: int
-    image_config: Mapping
+    compiled_detector: (score_threshold, max_detections) -> see _compile_detector. detection_split: how hosts
+      share the decoding of a batch for detection, smaller than those of other methods.
+    """
+
     encode_text: Callable
     compiled_detector: Callable
-    _mesh: Any
-
-    def _require(self, method: str) -> None:
-        raise NotImplementedError
-
-    def _in_batches(self, function, inputs, size=None) -> Any:
-        raise NotImplementedError
+    detection_split: reading.HostSplit
 
     def detect(
         self,
@@ -106,11 +98,6 @@ class DetectMethod:
         return dict(zip(numbers, by_image(boxes), strict=True))
 
     @property
-    def detection_split(self) -> reading.HostSplit:
-        """How hosts share the decoding of a batch for detection, smaller than those of other methods."""
-        return reading.over_mesh(self._mesh, _IMAGES * mesh_lib.batch_shards(self._mesh))
-
-    @property
     def letterbox(self) -> Letterbox:
         """How `detect` resizes and pads images."""
         objective = self.system.terms[self.system.provider("detect")].objective
@@ -141,8 +128,7 @@ class DetectMethod:
         variables, texts = model
         how: Any = prediction(self.system, "detect")
         objective = self.system.terms[how.objective].objective
-        outputs = self.system.encode(variables, how.call, batch["images"])
-        predictions = self.system.head(variables, how.objective, {how.input: outputs})[how.feature]
+        predictions = self._head_result(variables, how, batch["images"])
         if texts is not None:
             logits = tuple(x.max(-1, keepdims=True) for x in predictions["logits"])
             predictions = predictions | dict(logits=logits)
@@ -170,14 +156,9 @@ class DetectMethod:
         how: Any = prediction(self.system, "encode_image")
         size = self.image_config["image_size"]
         crops = jax.vmap(lambda image, inside: roi_align(image, inside, size, _SAMPLES))(images, boxes)
-        outputs = self.system.encode(variables, how.call, crops.reshape(-1, *crops.shape[2:]))
-        embeddings = self.system.head(variables, how.objective, {how.input: outputs})[how.feature]
+        embeddings = self._head_result(variables, how, crops.reshape(-1, *crops.shape[2:]))
         scalars = self.system.head(variables, self.system.provider("zero_shot"), {})
-        logits = l2_normalize(embeddings) @ texts.T / scalars["temperature"]
-        if "logit_bias" in scalars:
-            probabilities = jax.nn.sigmoid(logits + scalars["logit_bias"])
-        else:
-            probabilities = jax.nn.softmax(logits)
+        probabilities = prompts.class_probabilities(l2_normalize(embeddings) @ texts.T, scalars)
         best, labels = probabilities.max(-1), probabilities.argmax(-1).astype(jnp.int32)
         return best.reshape(boxes.shape[:2]), labels.reshape(boxes.shape[:2])
 

@@ -146,6 +146,7 @@ class Detection(Evaluator):
     def _compared(self, predictor) -> tuple[dict[int, Truth], dict[int, Detections]]:
         """({image: Truth}, {image: detections}), the same on all hosts; of records of one image the first."""
         letterbox, texts = predictor.letterbox, predictor.class_texts(self._class_names(), self._templates)
+        square = letterbox.square
         compute = predictor.compiled_detector(*self._limits)
         one_class = _objective(predictor).class_agnostic and not self._by_text
         truths: dict[int, Truth] = {}
@@ -155,7 +156,7 @@ class Detection(Evaluator):
             self._read,
             _Reader(predictor),
             f"{self._name}: images",
-            lambda image: letterbox(image, letterbox.square).example(),
+            lambda image: letterbox(image, square).example(),
         )
         first = 0
         for batch, values in batches:

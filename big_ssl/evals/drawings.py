@@ -77,13 +77,17 @@ def draw_classes(
     Returns:
       uint8[H, W', 3], W' >= W.
     """
-    numbers, counts = np.unique(classes[classes != ignore], return_counts=True)
-    blended = _blended(image, classes, opacity, ignore)
-    largest = [int(number) for number in numbers[np.argsort(-counts, kind="stable")]]
+    blended, largest = _blended(image, classes, opacity, ignore), _largest(classes, ignore)
     rows = [(class_colour(number), _name(names, number)) for number in largest[:_LEGEND]]
     if len(largest) > _LEGEND:
         rows.append(((255, 255, 255), f"{len(largest) - _LEGEND} more"))
     return _beside(blended, _legend(rows, len(image), _text_size(image)))
+
+
+def _largest(classes, ignore) -> list[int]:
+    """The classes that occur, the most frequent first."""
+    numbers, counts = np.unique(classes[classes != ignore], return_counts=True)
+    return [int(number) for number in numbers[np.argsort(-counts, kind="stable")]]
 
 
 def _blended(image, classes, opacity, ignore):
@@ -112,9 +116,7 @@ def class_figure(
         for image, truth, predicted in rows
     ]
     figure = plots.tiles(tiles, ("image", "classes", "predicted"))
-    maps = np.concatenate([x.ravel() for _, *maps in rows for x in maps])
-    numbers, counts = np.unique(maps[maps != ignore], return_counts=True)
-    largest = [int(number) for number in numbers[np.argsort(-counts, kind="stable")]][:_LEGEND]
+    largest = _largest(np.concatenate([x.ravel() for _, *maps in rows for x in maps]), ignore)[:_LEGEND]
     handles = [
         Patch(color="#{:02x}{:02x}{:02x}".format(*class_colour(number)), label=_name(names, number))
         for number in largest

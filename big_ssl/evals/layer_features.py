@@ -2,7 +2,7 @@
 
 import contextlib
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from big_ssl.evals.model_inputs import Images
+from big_ssl.evals.predictor_part import PredictorPart
 from big_ssl.models import vit
 
 _NAMES = ("cls", "registers", "patches")
@@ -36,7 +37,7 @@ class Tokens(dict[str, np.ndarray]):
         return cls(zip(names, arrays, strict=True))
 
 
-class LayerFeatures:
+class LayerFeatures(PredictorPart):
     """The methods of a Predictor that read the layers of its image encoder.
 
     B images, D: the encoder's width; T: all tokens of a ViT, which are the class token and R registers, if it
@@ -44,16 +45,6 @@ class LayerFeatures:
     h = H // patch by w = W // patch patches, N = h * w; what is left over at its right and bottom is not
     read. Positions are resized to any grid as the model's own code does.
     """
-
-    encoder: Any
-
-    def _require(self, method: str) -> None:
-        """Raises ValueError if the model lacks the method."""
-        raise NotImplementedError
-
-    def _read(self, method: str, function: Callable, images, resize: bool, *options) -> Any:
-        """`apply`, of images as any method takes them. Raises ValueError if the model lacks the method."""
-        raise NotImplementedError
 
     def patch_features(self, images: Images, resize: bool = True) -> np.ndarray:
         """The finest features of images.

@@ -18,6 +18,10 @@ from big_ssl.evals.layer_features import LayerFeatures
 from big_ssl.evals.model_inputs import Images, checked_tokens, image_batch, is_text_list
 from big_ssl.evals.segment_method import SegmentMethod
 from big_ssl.losses.contrastive import l2_normalize
+from big_ssl.parallel import mesh as mesh_lib
+
+# Images that go through a detector at once, on each device: their maps are large.
+_DETECTED = 4
 
 _WITHOUT_TEXTS = "text encoder: it embeds images alone"
 _WITHOUT_LAYERS = "transformer layers: its image encoder is {}"
@@ -86,6 +90,7 @@ class Predictor(LayerFeatures, DepthMethod, DetectMethod, SegmentMethod):
         self._text_features = sharded(self._compute_text_features, mesh)
         self._scalars = sharded(self._compute_scalars, mesh)
         self._probe = functools.cache(self._compile_probe)
+        self.detection_split = reading.over_mesh(mesh, _DETECTED * mesh_lib.batch_shards(mesh))
         self.compiled_detector = functools.cache(self._compile_detector)
         self.compiled_head = functools.cache(self._compile_head)
 
@@ -180,8 +185,7 @@ class Predictor(LayerFeatures, DepthMethod, DetectMethod, SegmentMethod):
     ) -> np.ndarray:
         """The probability of each class name for each image.
 
-        Softmax over the names of the scaled cosines (CLIP, arXiv 2103.00020, figure 1); with a logit bias
-        a sigmoid for each name (SigLIP, arXiv 2303.15343, equation 1), so that rows need not sum to 1.
+        See prompts.class_probabilities; with a logit bias rows need not sum to 1.
 
         Args:
           images: uint8[B, H, W, 3], or other Images.
@@ -202,10 +206,8 @@ class Predictor(LayerFeatures, DepthMethod, DetectMethod, SegmentMethod):
         templates, images = prompt_templates.templates(templates), self._preprocessed(images, resize=True)
         classes = prompts.class_embeddings(self.encode_text, class_names, templates)
         scalars = self._scalars(self.variables, {})
-        logits = self.encode_image(images, resize=False) @ classes.T / scalars["temperature"]
-        if "logit_bias" in scalars:
-            return np.asarray(jax.nn.sigmoid(logits + scalars["logit_bias"]))
-        return np.asarray(jax.nn.softmax(logits))
+        cosines = self.encode_image(images, resize=False) @ classes.T
+        return np.asarray(prompts.class_probabilities(cosines, scalars))
 
     def apply(self, function: Callable, images, *options, size: int | None = None) -> Any:
         """Applies a function to the image encoder, for example to read its layers.
@@ -268,11 +270,8 @@ class Predictor(LayerFeatures, DepthMethod, DetectMethod, SegmentMethod):
 
     def _compute_text_features(self, variables, tokens):
         how: Any = prediction(self.system, "encode_text")
-        embedding = self._head_feature(variables, how, self.system.encode(variables, how.call, tokens))
+        embedding = self._head_result(variables, how, tokens)
         return dict(encode_text=embedding, normalized=l2_normalize(embedding))
-
-    def _head_feature(self, variables, how, outputs):
-        return self.system.head(variables, how.objective, {how.input: outputs})[how.feature]
 
     def _compute_scalars(self, variables, _):
         return self.system.head(variables, self.system.provider("zero_shot"), {})
@@ -284,14 +283,8 @@ class Predictor(LayerFeatures, DepthMethod, DetectMethod, SegmentMethod):
         return sharded(probe, self._mesh)
 
     def _compile_head(self, method):
-        """The head's result for a method that reads images alone: (variables, images) -> [B, ...]."""
         how: Any = prediction(self.system, method)
-
-        def compute(variables, images):
-            outputs = self.system.encode(variables, how.call, images)
-            return self.system.head(variables, how.objective, {how.input: outputs})[how.feature]
-
-        return sharded(compute, self._mesh)
+        return sharded(lambda variables, images: self._head_result(variables, how, images), self._mesh)
 
     def _require(self, method):
         if method not in self.methods:

@@ -1,8 +1,9 @@
 """Text embeddings of class names: the average over prompts."""
 
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from big_ssl.evals.reading import no_progress
@@ -52,3 +53,19 @@ def class_embeddings(
 
 def _unit(vectors):
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def class_probabilities(cosines, scalars: Mapping):
+    """The probability of each class name for each image: float32[N, C].
+
+    Softmax over the names of the scaled cosines (CLIP, arXiv 2103.00020, figure 1); with a logit bias a
+    sigmoid for each name (SigLIP, arXiv 2303.15343, equation 1), so that rows need not sum to 1.
+
+    Args:
+      cosines: float32[N, C], of images and class_embeddings.
+      scalars: the temperature, and the logit_bias of a model that has one.
+    """
+    logits = cosines / scalars["temperature"]
+    if "logit_bias" in scalars:
+        return jax.nn.sigmoid(logits + scalars["logit_bias"])
+    return jax.nn.softmax(logits)

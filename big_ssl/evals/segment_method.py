@@ -2,14 +2,17 @@
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from big_ssl.data import bands, preprocessing
+from big_ssl.evals.batched import by_shape
 from big_ssl.evals.capabilities import prediction
 from big_ssl.evals.model_inputs import Images, opened_images
+from big_ssl.evals.pixel_maps import resize_map
+from big_ssl.evals.predictor_part import PredictorPart
 from big_ssl.parallel import mesh as mesh_lib
 
 # The longer side is at most this times the shorter one: 2,048 and 512 pixels in ADE20K's protocol.
@@ -20,21 +23,8 @@ _SIDE_STEPS = 8
 _IMAGES, _WINDOWS = 8, 8
 
 
-class SegmentMethod:
+class SegmentMethod(PredictorPart):
     """`segment` of a Predictor; see there for the attributes."""
-
-    system: Any
-    variables: Any
-    channels: int
-    image_config: Mapping
-    _mesh: Any
-    compiled_head: Any
-
-    def _require(self, method: str) -> None:
-        raise NotImplementedError
-
-    def _in_batches(self, function, inputs, size=None) -> Any:
-        raise NotImplementedError
 
     def segment(
         self,
@@ -96,7 +86,7 @@ class SegmentMethod:
         for scale, mirrored in variants:
             read = [image[:, ::-1] if mirrored else image for image in images]
             for i, x in enumerate(self._logits(read, scale, window, stride)):
-                x = resize_logits(x, images[i].shape[:2])
+                x = resize_map(x, images[i].shape[:2])
                 x = x[:, ::-1] if mirrored else x
                 totals[i] = totals[i] + (x if len(variants) == 1 else _softmax(x))
         return totals if len(variants) == 1 else [np.log(x / len(variants)) for x in totals]
@@ -124,16 +114,9 @@ class SegmentMethod:
 
     def _in_static_shapes(self, parts):
         """The head's logits of images of several sizes, those of one size together."""
-        logits: dict[int, np.ndarray] = {}
-        for shape in dict.fromkeys(x.shape for x in parts):
-            indices = [i for i, x in enumerate(parts) if x.shape == shape]
-            found = self._in_batches(
-                lambda batch: self.compiled_head("segment")(self.variables, batch),
-                np.stack([parts[i] for i in indices]),
-                _WINDOWS * mesh_lib.batch_shards(self._mesh),
-            )
-            logits |= dict(zip(indices, found, strict=True))
-        return [logits[i] for i in range(len(parts))]
+        compute = functools.partial(self.compiled_head("segment"), self.variables)
+        size = _WINDOWS * mesh_lib.batch_shards(self._mesh)
+        return by_shape(lambda batch: self._in_batches(compute, batch, size), parts)
 
     @property
     def _multiple(self) -> int:
@@ -145,11 +128,11 @@ class SegmentMethod:
 def _mean_of_windows(logits, corners, sides, window):
     """float32[*sides, C] of the logits [h, w, C] of windows at these corners, or of the whole image."""
     if not window:
-        return resize_logits(logits[0], sides)
+        return resize_map(logits[0], sides)
     total = np.zeros((*sides, logits[0].shape[-1]), np.float32)
     counts = np.zeros((*sides, 1), np.float32)
     for (top, left), x in zip(corners, logits, strict=True):
-        total[top : top + window, left : left + window] += resize_logits(x, (window, window))
+        total[top : top + window, left : left + window] += resize_map(x, (window, window))
         counts[top : top + window, left : left + window] += 1
     return total / counts
 
@@ -178,23 +161,6 @@ def window_places(sides: Sequence[int], window: int, stride: int) -> list[tuple[
         [min(i * stride, side - window) for i in range(-(-(side - window) // stride) + 1)] for side in sides
     )
     return list(itertools.product(rows, columns))
-
-
-def resize_logits(x: np.ndarray, sides: Sequence[int]) -> np.ndarray:
-    """float32[h, w, C] -> float32[*sides, C], bilinear, without antialiasing, as by PyTorch's interpolate."""
-    for axis, side in enumerate(sides):
-        if x.shape[axis] != side:
-            weights = _interpolation(x.shape[axis], side)
-            x = np.moveaxis(np.tensordot(weights, x, (1, axis)), 0, axis)
-    return x
-
-
-@functools.lru_cache(64)
-def _interpolation(old, new):
-    """float32[new, old]: the weights of old values, at the centres of pixels."""
-    places = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    distances = np.abs(places[:, None] - np.arange(old))
-    return np.maximum(0, 1 - distances).astype(np.float32)
 
 
 def _softmax(x):

@@ -1,19 +1,18 @@
 """Intersection over union of a trained segmentation head on images with the classes of their pixels."""
 
-import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from big_ssl.data import chunks, decode, sources
-from big_ssl.data.fields.spatial import read_plane
+from big_ssl.data import decode, sources
+from big_ssl.data.fields.spatial import check_classes, from_zero, read_plane
 from big_ssl.data.records import BadValue
 from big_ssl.data.sources import SourceConfig
-from big_ssl.evals import drawings
+from big_ssl.evals import drawings, pixel_maps
 from big_ssl.evals.evaluator import Evaluator
 from big_ssl.evals.report_sections import EvalSection
 from big_ssl.evals.segmentation_metrics import confusion, segmentation_metrics
-from big_ssl.parallel import distributed
 
 # Images that are decoded at once, and images that the report shows.
 _BATCH, _SHOWN = 16, 6
@@ -83,8 +82,7 @@ class Segmentation(Evaluator):
 
     def sections(self, predictor) -> list[EvalSection]:
         """Images under their classes and under the predicted ones, with a legend."""
-        count = min(_SHOWN, len(self._source))
-        indices = [i * len(self._source) // count for i in range(count)]
+        indices = pixel_maps.evenly_spaced(_SHOWN, len(self._source))
         shown = list(self._predictions(predictor, indices))
         text = (
             "Each row has an image, the image under the classes of its pixels, and under the predicted "
@@ -94,34 +92,18 @@ class Segmentation(Evaluator):
         return [EvalSection(f"segmentation_{self._name}", f"Segmentation: {self._name}", text, figure)]
 
     def _predictions(self, predictor, indices) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yields (image: uint8[H, W, C], truth: int32[H, W], prediction: int32[H, W]).
+        """Yields (image: uint8[H, W, C], truth: int32[H, W], prediction: int32[H, W])."""
+        predict = functools.partial(predictor.segment, **self._options)
+        description = f"{self._name}: classes of pixels"
+        return pixel_maps.predictions(
+            self._source, indices, _BATCH, self._truth, predict, predictor, description
+        )
 
-        Every host reads all images: they are of any sizes, so that no batch of them can be split.
-        """
-        batches = [indices[start : start + _BATCH] for start in range(0, len(indices), _BATCH)]
-        loaded = chunks.decoded(self._source, lambda record: record, np.asarray, batches, predictor.channels)
-        with contextlib.closing(loaded):
-            for batch in predictor.progress(batches, len(batches), f"{self._name}: classes of pixels"):
-                with distributed.raise_on_all_hosts(ValueError):
-                    images, records = zip(*next(loaded), strict=True)
-                    truths = [self._truth(*x) for x in zip(batch, images, records, strict=True)]
-                predicted = predictor.segment(list(images), **self._options)
-                yield from zip(images, truths, predicted, strict=True)
-
-    def _truth(self, index, image, record):
+    def _truth(self, image, record):
         """int32[H, W], self._ignore for no class."""
-        options = sources.decode_options(self._source, decode.EVALUATION)
-        try:
-            plane = read_plane(record, self._key, options)
-            if plane.shape != image.shape[:2]:
-                raise BadValue(f"{self._key!r} has the shape {plane.shape}, its image {image.shape[:2]}")
-            # In int32: 0 - 1 is no uint8.
-            plane, first = plane.astype(np.int32), int(self._reduce)
-            none = (plane == self._ignore) | (self._reduce & (plane == 0))
-            truth = np.where(none, self._ignore, plane - first)
-            wrong = truth[~none & ((truth < 0) | (truth >= len(self._classes)))]
-            if wrong.size:
-                raise BadValue(f"{self._key!r} has a pixel of class {wrong[0] + first}")
-        except BadValue as error:
-            raise ValueError(f"data: {sources.record_name(self._source, index)}: {error}") from error
-        return truth
+        plane = read_plane(record, self._key, sources.decode_options(self._source, decode.EVALUATION))
+        if plane.shape != image.shape[:2]:
+            raise BadValue(f"{self._key!r} has the shape {plane.shape}, its image {image.shape[:2]}")
+        first = int(self._reduce)
+        check_classes(plane, self._key, len(self._classes), self._ignore, first)
+        return from_zero(plane, self._ignore, first)

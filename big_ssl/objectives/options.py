@@ -34,7 +34,7 @@ def choose(path: str, options: Any, table: Mapping[str, type], *set_here: str) -
     Raises:
       ValueError: for an unknown kind or option.
     """
-    kind = options.get("kind") if isinstance(options, Mapping) else options
+    kind: Any = options.get("kind") if isinstance(options, Mapping) else options
     if kind not in table or not isinstance(options, Mapping):
         raise ValueError(f"{path}.kind is {kind!r}; use {' or '.join(table)}")
     arguments = {key: value for key, value in options.items() if key != "kind"}

@@ -11,8 +11,9 @@ from PIL import Image
 from big_ssl.data import sources
 from big_ssl.data.preprocessing import Pixels
 from big_ssl.evals import depth_method, drawings, suite
-from big_ssl.evals.depth_method import resized_map, whole_image
+from big_ssl.evals.depth_method import whole_image
 from big_ssl.evals.depth_metrics import METRICS
+from big_ssl.evals.pixel_maps import resize_map
 from big_ssl.evals.predictor import Predictor
 from big_ssl.models.encoder import Encoder
 from big_ssl.objectives.depth import Depth, LinearDepth
@@ -118,8 +119,8 @@ def test_maps_are_resized_as_by_jax_and_pytorch():
     depth = RNG.random((5, 7)).astype(np.float32)
     for shape in ((5, 7), (10, 21), (3, 9), (1, 1)):
         expected = jax.image.resize(depth, shape, "linear", antialias=False)
-        np.testing.assert_allclose(resized_map(depth, shape), expected, atol=1e-5)
-    np.testing.assert_array_equal(resized_map(depth[:1, :1], (3, 2)), np.full((3, 2), depth[0, 0]))
+        np.testing.assert_allclose(resize_map(depth, shape), expected, atol=1e-5)
+    np.testing.assert_array_equal(resize_map(depth[:1, :1], (3, 2)), np.full((3, 2), depth[0, 0]))
 
 
 class Maps:

@@ -11,9 +11,10 @@ from big_ssl.data import sources
 from big_ssl.data.preprocessing import Pixels
 from big_ssl.evals import segmentation as evaluator_module
 from big_ssl.evals import suite
+from big_ssl.evals.pixel_maps import resize_map
 from big_ssl.evals.plots import figure_png, png
 from big_ssl.evals.predictor import Predictor
-from big_ssl.evals.segment_method import resize_logits, resized_sides, window_places
+from big_ssl.evals.segment_method import resized_sides, window_places
 from big_ssl.evals.segmentation_metrics import confusion, segmentation_metrics
 from big_ssl.models.encoder import Encoder
 from big_ssl.objectives.segmentation import LinearSegmentation, Segmentation
@@ -101,7 +102,7 @@ def test_logits_of_windows_are_averaged(predictor):
     expected = np.concatenate([pixels, np.full((8, 20, 1), -9)], -1)
     assert (overlapping.shape, overlapping.dtype) == ((16, 40, 4), np.float32)
     # Between the windows' edges, where neighbours are unknown, pixels are interpolated as of the whole.
-    np.testing.assert_allclose(overlapping[:, :7], resize_logits(expected, (16, 40))[:, :7], atol=1e-3)
+    np.testing.assert_allclose(overlapping[:, :7], resize_map(expected, (16, 40))[:, :7], atol=1e-3)
 
 
 def test_scales_and_flips_average_probabilities(predictor):
@@ -141,7 +142,7 @@ def test_logits_are_resized_as_by_jax_and_pytorch():
     x = np.random.default_rng(0).normal(size=(5, 7, 2)).astype(np.float32)
     for sides in ((5, 7), (10, 21), (3, 9), (1, 1)):
         expected = jax.image.resize(jnp.asarray(x), (*sides, 2), "linear", antialias=False)
-        np.testing.assert_allclose(resize_logits(x, sides), expected, atol=1e-5)
+        np.testing.assert_allclose(resize_map(x, sides), expected, atol=1e-5)
 
 
 def test_arguments_that_do_not_fit_are_named(predictor):

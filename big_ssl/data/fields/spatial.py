@@ -239,19 +239,11 @@ class Mask(Spatial):
 
     def load(self, record, draws):
         mask, first = self.plane(record, draws), int(self.reduce_zero_label)
-        known = (mask == self.ignore) | (mask >= 0) & (mask < self.num_classes + first)
-        if not known.all():
-            raise BadValue(f"{self.key!r} has a pixel of class {mask[~known].min()}")
+        check_classes(mask, self.key, self.num_classes, self.ignore, first)
         parts = [
             _nearest(mask, g.fractions, self.crop_shape[-2:], self.ignore) for g in self.geometries(draws)
         ]
-        return self.stacked([self._classes(part, first) for part in parts])
-
-    def _classes(self, part, first):
-        """The batch's numbers, of a record's that begin with `first`; in int32, since 0 - 1 is no uint8."""
-        part = part.astype(np.int32)
-        none = (part == self.ignore) | (part < first)
-        return np.where(none, self.ignore, part - first).astype(self._dtype)
+        return self.stacked([from_zero(part, self.ignore, first).astype(self._dtype) for part in parts])
 
     def mirror(self, value, flips):
         return jnp.where(flips[..., None, None], value[..., ::-1], value)
@@ -282,11 +274,30 @@ class Depth(Spatial):
         plane = self.plane(record, draws)
         parts = [_nearest(plane, g.fractions, self.crop_shape[-2:], 0) for g in self.geometries(draws)]
         # After the crop: an image may have many million pixels.
-        depths = [part.astype(np.float32) * np.float32(self.scale) for part in parts]
-        return self.stacked([np.where(np.isfinite(x) & (x > 0), x, np.float32(0)) for x in depths])
+        return self.stacked([scaled_depth(part, self.scale) for part in parts])
 
     def mirror(self, value, flips):
         return jnp.where(flips[..., None, None], value[..., ::-1], value)
+
+
+def check_classes(mask: np.ndarray, key: str, num_classes: int, ignore: int, first: int) -> None:
+    """Raises BadValue unless all pixels are `ignore`, or numbers of classes that begin with `first`, 0 or 1;
+    before 1, 0 is no class. key: of the record, which messages name."""
+    known = (mask == ignore) | (mask >= 0) & (mask < num_classes + first)
+    if not known.all():
+        raise BadValue(f"{key!r} has a pixel of class {mask[~known].min()}")
+
+
+def from_zero(mask: np.ndarray, ignore: int, first: int) -> np.ndarray:
+    """int32[H, W]: checked numbers of classes that begin with `first`, as numbers that begin with 0."""
+    mask = mask.astype(np.int32)  # 0 - 1 is no uint8
+    return np.where((mask == ignore) | (mask < first), ignore, mask - first)
+
+
+def scaled_depth(depth: np.ndarray, scale: float) -> np.ndarray:
+    """float32[H, W]: a record's depth in units of the batch, 0 for what is not finite or not above 0."""
+    depth = depth.astype(np.float32) * np.float32(scale)
+    return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 
 
 def read_plane(record: records.Record, key: str, options: decode.Options) -> np.ndarray:
