@@ -89,13 +89,13 @@ def read_schedule(lines):
 
 def schedules():
     """{instruction: (words, bytes)} of what was compiled since the last call."""
-    found = {}
+    times = {}
     for path in sorted(pathlib.Path(_DUMP).glob("*-final_bundles.txt")):
         name = re.match(r"\d+-(.*)-\d+-final_bundles\.txt", path.name)
         if name and "schedule-analysis" not in path.name:
-            found[name[1]] = read_schedule(path.read_text(errors="replace").splitlines())
+            times[name[1]] = read_schedule(path.read_text(errors="replace").splitlines())
         path.unlink()
-    return found
+    return times
 
 
 def measure(generation, implementation, size, stride=1):
@@ -122,12 +122,12 @@ def measure(generation, implementation, size, stride=1):
 
 def _scheduled(program, chip, cores):
     """Seconds. Equal instructions are dumped once: they have equal estimates."""
-    found, seconds = schedules(), 0.0
+    times, seconds = schedules(), 0.0
     estimates = list(hlo._estimates(program))
-    by_estimate = {cycles: found[name] for _, name, cycles in estimates if name in found}
+    by_estimate = {cycles: times[name] for _, name, cycles in estimates if name in times}
     for computation, name, cycles in estimates:
         estimate = (0 if cycles == hlo._NO_ESTIMATE else cycles, 0)
-        words, copied = found.get(name) or by_estimate.get(cycles, estimate)
+        words, copied = times.get(name) or by_estimate.get(cycles, estimate)
         time = max(words / chip.clock, copied * cores / (_EFFICIENCY * chip.hbm_bandwidth))
         seconds += program.runs.get(computation, 0) * time
     return seconds

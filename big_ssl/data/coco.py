@@ -159,17 +159,17 @@ def _read(annotations, images):
 
 def _images(images):
     """The entries, with what is needed of them."""
-    kept: dict = {}
+    entries: dict = {}
     for image in images:
         _check_keys("image", image, ("id", "file_name", "width", "height"))
         if not all(isinstance(image[side], int) and image[side] > 0 for side in ("width", "height")):
             raise ValueError(f"image {image['id']} is {image['width']} x {image['height']} pixels")
-        if (same := kept.get(image["id"])) is not None:
+        if (same := entries.get(image["id"])) is not None:
             raise ValueError(f"{same['file_name']} and {image['file_name']} both have the id {image['id']}")
-        kept[image["id"]] = {key: image[key] for key in ("id", "file_name", "width", "height")}
-    if not kept:
+        entries[image["id"]] = {key: image[key] for key in ("id", "file_name", "width", "height")}
+    if not entries:
         raise ValueError("it has no images")
-    return list(kept.values())
+    return list(entries.values())
 
 
 def _categories(categories):

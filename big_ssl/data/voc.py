@@ -83,12 +83,12 @@ def _objects(content: bytes) -> dict:
     try:
         root = xml.etree.ElementTree.fromstring(content)
         sides = np.array([float(root.findtext(f"size/{side}", "0")) for side in ("height", "width")])
-        found = root.findall("object")
-        names = [element.findtext("name", "").strip() for element in found]
-        difficult = [element.findtext("difficult", "0").strip() == "1" for element in found]
+        objects = root.findall("object")
+        names = [element.findtext("name", "").strip() for element in objects]
+        difficult = [element.findtext("difficult", "0").strip() == "1" for element in objects]
         corners = [
             [float(element.findtext(f"bndbox/{side}", "nan")) for side in ("ymin", "xmin", "ymax", "xmax")]
-            for element in found
+            for element in objects
         ]
     except (xml.etree.ElementTree.ParseError, ValueError) as error:
         raise BadValue(f"its XML file can't be read: {error}") from None  # the log names the root cause

@@ -91,10 +91,10 @@ def results(detections: Mapping[int, Mapping], category_ids: Sequence[int]) -> l
     detections: as in Precisions. category_ids: of each label. Boxes are (left, top, width, height).
     """
     rows = []
-    for image_id, found in detections.items():
-        boxes = np.asarray(found["boxes"], np.float64).reshape(-1, 4)
+    for image_id, objects in detections.items():
+        boxes = np.asarray(objects["boxes"], np.float64).reshape(-1, 4)
         boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
-        for box, score, label in zip(boxes.tolist(), found["scores"], found["labels"], strict=True):
+        for box, score, label in zip(boxes.tolist(), objects["scores"], objects["labels"], strict=True):
             category = category_ids[int(label)]
             rows.append(dict(image_id=image_id, category_id=category, bbox=box, score=float(score)))
     return rows

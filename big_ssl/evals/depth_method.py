@@ -83,8 +83,8 @@ def whole_image(image: np.ndarray, config: Mapping | None, stride: int) -> np.nd
         mode, side, filter_, _ = preprocessing.parse_resize(config["resize"], config["image_size"])
         shortest = min(sides)
         # A hair-thin image would take gigabytes with its aspect.
-        kept = [side * min(x / shortest, _LARGEST_ASPECT) for x in sides]
-        sides = (side, side) if mode == "stretch" else kept
+        scaled = [side * min(x / shortest, _LARGEST_ASPECT) for x in sides]
+        sides = (side, side) if mode == "stretch" else scaled
     height, width = (max(1, round(side / stride)) * stride for side in sides)
     if (height, width) == image.shape[:2]:
         return image

@@ -166,8 +166,10 @@ class DetectMethod(PredictorPart):
 def by_image(boxes: Boxes) -> list[Detections]:
     """What `detect` returns of each image of Boxes on the host: used rows, by falling score."""
     results = []
-    for found, scores, labels in zip(*boxes, strict=True):
+    for corners, scores, labels in zip(*boxes, strict=True):
         order = np.argsort(-scores, kind="stable")
         order = order[scores[order] > 0]
-        results.append(dict(boxes=found[order], scores=scores[order], labels=labels[order].astype(np.int32)))
+        results.append(
+            dict(boxes=corners[order], scores=scores[order], labels=labels[order].astype(np.int32))
+        )
     return results

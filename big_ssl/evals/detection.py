@@ -122,12 +122,12 @@ class Detection(Evaluator):
         indices = sorted({int(i) for i in np.linspace(0, len(self._source) - 1, _SHOWN)})
         loaded = [self._load(i, predictor.channels) for i in indices]
         images, limits = [image for image, _ in loaded], self._limits
-        found = predictor.detect(images, self._class_names(), *limits, templates=self._templates)
+        predicted = predictor.detect(images, self._class_names(), *limits, templates=self._templates)
         one_class = _objective(predictor).class_agnostic and not self._by_text
         names = ["object"] if one_class else self._names
         columns = [
             (_drawn(image, truth._asdict(), self._names), _drawn(image, _best(detections), names))
-            for (image, truth), detections in zip(loaded, found, strict=True)
+            for (image, truth), detections in zip(loaded, predicted, strict=True)
         ]
         rows = [[plots.Tile(image) for image in row] for row in zip(*columns, strict=True)]
         dataset = self._name.replace("_", " ")
@@ -230,6 +230,6 @@ def _best(detections):
     return {key: value[shown] for key, value in detections.items()}
 
 
-def _drawn(image, found, names):
+def _drawn(image, objects, names):
     image = bands.visible(image)
-    return drawings.draw_boxes(image, found["boxes"], found["labels"], names, found.get("scores"))
+    return drawings.draw_boxes(image, objects["boxes"], objects["labels"], names, objects.get("scores"))

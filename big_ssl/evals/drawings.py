@@ -47,8 +47,8 @@ def draw_boxes(
     Returns:
       uint8[H, W, 3].
     """
-    picture = Image.fromarray(image)
-    draw, size = ImageDraw.Draw(picture), _text_size(image)
+    drawing = Image.fromarray(image)
+    draw, size = ImageDraw.Draw(drawing), _text_size(image)
     width = max(1, size // 7)
     # The best score is drawn last, on top.
     order = np.arange(len(boxes)) if scores is None else np.argsort(scores, kind="stable")
@@ -58,8 +58,8 @@ def draw_boxes(
         corners = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
         draw.rectangle(corners, outline=colour, width=width)
         score = "" if scores is None else f" {float(scores[i]):.2f}"
-        _label(draw, (left, top), _name(names, int(labels[i])) + score, colour, size, picture.size)
-    return np.asarray(picture)
+        _label(draw, (left, top), _name(names, int(labels[i])) + score, colour, size, drawing.size)
+    return np.asarray(drawing)
 
 
 def draw_classes(
@@ -187,15 +187,15 @@ def _colour_bar(nearest, farthest, height, size):
     if nearest <= 0:
         column[0] = column[min(1, height - 1)]
     gap = size // 2
-    picture = Image.new("RGB", (bar_width + 5 * size, height), "white")
-    picture.paste(Image.fromarray(np.repeat(column, bar_width, 1)), (gap, 0))
-    draw = ImageDraw.Draw(picture)
+    drawing = Image.new("RGB", (bar_width + 5 * size, height), "white")
+    drawing.paste(Image.fromarray(np.repeat(column, bar_width, 1)), (gap, 0))
+    draw = ImageDraw.Draw(drawing)
     for i in range(steps):
         fraction = i / (steps - 1)
         text = f"{nearest + fraction * (farthest - nearest):.3g}"
         top = fraction * (height - size - 2)
         draw.text((bar_width + 2 * gap, top), text, fill=plots.INK, font=ImageFont.load_default(size))
-    return np.asarray(picture)
+    return np.asarray(drawing)
 
 
 def _legend(rows, height, size):
@@ -203,13 +203,13 @@ def _legend(rows, height, size):
     font, line = ImageFont.load_default(size), size + size // 2
     fitting = rows[: max(1, height // line)]
     widest = max((font.getlength(text) for _, text in fitting), default=0)
-    picture = Image.new("RGB", (int(widest) + 3 * size, height), "white")
-    draw = ImageDraw.Draw(picture)
+    drawing = Image.new("RGB", (int(widest) + 3 * size, height), "white")
+    draw = ImageDraw.Draw(drawing)
     for i, (colour, text) in enumerate(fitting):
         top = i * line + size // 4
         draw.rectangle((size // 2, top, size // 2 + size, top + size), fill=colour, outline=plots.RULE)
         draw.text((2 * size, top), text, fill=plots.INK, font=font)
-    return np.asarray(picture)
+    return np.asarray(drawing)
 
 
 def _label(draw, corner, text, colour, size, sides):

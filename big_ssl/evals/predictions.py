@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
 
 
 def detections(image: np.ndarray, result: dict[str, np.ndarray], names: Sequence[str]) -> Prediction:
-    """The boxes that Predictor.detect found in one image.
+    """The boxes of one image, by Predictor.detect.
 
     Args:
       image: uint8[H, W, 3].
@@ -37,12 +37,12 @@ def detections(image: np.ndarray, result: dict[str, np.ndarray], names: Sequence
     canvas = _canvas(image)
     scale = np.tile(np.divide(canvas.shape[1::-1], image.shape[1::-1]), 2)
     drawing = drawings.draw_boxes(canvas, boxes * scale, labels, names, scores)
-    found = [
+    objects = [
         dict(box=[float(x) for x in box], score=float(score), label=int(label))
         | (dict(name=names[label]) if 0 <= label < len(names) else {})
         for box, score, label in zip(boxes, scores, labels, strict=True)
     ]
-    return Prediction(drawing, dict(objects=found), f"{len(found):,} boxes")
+    return Prediction(drawing, dict(objects=objects), f"{len(objects):,} boxes")
 
 
 def class_map(image: np.ndarray, result: np.ndarray, names: Sequence[str]) -> Prediction:
