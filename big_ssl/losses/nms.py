@@ -36,9 +36,9 @@ def nms(boxes, scores, labels, iou_threshold: float, limit: int):
         overlaps = (box_lib.box_iou(boxes[best], boxes) > threshold) & (labels == labels[best])
         return jnp.where(overlaps.at[best].set(True), 0, left), (best, left[best])
 
-    _, (kept, scores) = lax.scan(keep_best, scores, length=limit)
+    _, (rows, scores) = lax.scan(keep_best, scores, length=limit)
     used = scores > 0
-    return jnp.where(used[:, None], boxes[kept], 0), scores, jnp.where(used, labels[kept], -1)
+    return jnp.where(used[:, None], boxes[rows], 0), scores, jnp.where(used, labels[rows], -1)
 
 
 def _rounded_down(threshold):
